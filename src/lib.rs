@@ -1,1 +1,16 @@
-
+pub mod storage;
+pub mod bus;
+pub mod memory;
+pub mod layout;
+pub mod config;
+pub mod events;
+pub mod vm;
+pub mod disk;
+pub mod vcpu;
+pub mod devices;
+pub mod boot;
+pub mod folder;
+pub mod machine;
+pub mod control;
+pub mod vmm;
+pub mod cli;

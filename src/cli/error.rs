@@ -1,0 +1,62 @@
+//! Exit codes: 0 done, 1 failed and rolled back, 2 usage (clap's), 3 refused, nothing was tried.
+
+use std::process::ExitCode;
+
+use crate::config::ConfigError;
+use crate::control::RequestError;
+use crate::control::client::ClientError;
+use crate::folder::FolderError;
+use crate::machine::MachineError;
+use crate::memory::MemoryError;
+use crate::vm::VmError;
+use crate::vmm::VmmError;
+
+const FAILED: u8 = 1;
+const REFUSED: u8 = 3;
+
+/// Marks an error of the command line's own as "nothing was tried".
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Refused(pub String);
+
+/// Another process of this command failed, and has said why.
+#[derive(Debug, thiserror::Error)]
+#[error("the background process failed")]
+pub struct Told {
+    pub code: u8,
+}
+
+/// For `return Err(...)`: a sentence that refuses.
+pub fn refused(text: impl Into<String>) -> anyhow::Error {
+    Refused(text.into()).into()
+}
+
+pub fn exit_code(error: &anyhow::Error) -> ExitCode {
+    if let Some(Told { code }) = error.downcast_ref() {
+        return ExitCode::from(*code);
+    }
+    ExitCode::from(if error.chain().any(is_refusal) { REFUSED } else { FAILED })
+}
+
+fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
+    if error.is::<Refused>() || error.is::<ConfigError>() || error.is::<MemoryError>() {
+        return true;
+    }
+    if let Some(error) = error.downcast_ref::<FolderError>() {
+        return !matches!(error, FolderError::Storage(_));
+    }
+    if let Some(error) = error.downcast_ref::<ClientError>() {
+        return matches!(error, ClientError::NotRunning | ClientError::Request(RequestError::Refused(_)));
+    }
+    match error.downcast_ref::<VmmError>() {
+        // What a VM is made of is looked at before anything is done with it.
+        Some(VmmError::Machine(error)) => match error {
+            MachineError::Vm(error) => !matches!(error, VmError::Kvm { .. }),
+            MachineError::Memory(_) | MachineError::Boot(_) => true,
+            _ => false,
+        },
+        Some(VmmError::Folder(error)) => !matches!(error, FolderError::Storage(_)),
+        Some(VmmError::Disk { .. } | VmmError::Qcow2NeedsOverlay(_) | VmmError::NoOverlays(_)) => true,
+        _ => false,
+    }
+}

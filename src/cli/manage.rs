@@ -1,0 +1,200 @@
+//! Commands on VMs that exist.
+
+use std::io::{BufRead, IsTerminal, Read, Write};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+
+use super::args::{RmArgs, StopArgs};
+use super::error::refused;
+use super::output::{self, Listed};
+use super::terminal::{RawTerminal, note, print, read_keys};
+use crate::control::client::{self, ClientError};
+use crate::control::{State, StopBody, VmInfo};
+use crate::folder::{FolderError, Home, VmFolder, VmName};
+use crate::storage::Storage;
+
+const KEYS: &str = "Ctrl-A x leaves the console, the VM runs on; Ctrl-A h shows this help, Ctrl-A twice sends one to the guest";
+/// How often a VM that was told to stop is looked at.
+const POLL: Duration = Duration::from_millis(50);
+
+fn home() -> Result<Home, FolderError> {
+    Home::from_env(Storage::os())
+}
+
+/// A VM that exists; whether it runs is for the request to find out.
+fn existing(name: &VmName) -> anyhow::Result<VmFolder> {
+    let folder = home()?.folder(name);
+    folder.must_exist()?;
+    Ok(folder)
+}
+
+/// The VM as its process tells it, or as its folder does when none runs.
+fn info(folder: &VmFolder) -> anyhow::Result<VmInfo> {
+    match client::get(&folder.socket()) {
+        Ok(info) => Ok(info),
+        Err(ClientError::NotRunning) => {
+            let definition = folder.load()?;
+            Ok(VmInfo {
+                name: folder.name().clone(),
+                state: State::Stopped,
+                pid: None,
+                created: definition.created,
+                folder: folder.path().to_owned(),
+                config: definition.config,
+            })
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+pub fn pause(name: &VmName, json: bool) -> anyhow::Result<()> {
+    output::done(&client::post(&existing(name)?.socket(), "/vm/pause", &())?, json);
+    Ok(())
+}
+
+pub fn resume(name: &VmName, json: bool) -> anyhow::Result<()> {
+    output::done(&client::post(&existing(name)?.socket(), "/vm/resume", &())?, json);
+    Ok(())
+}
+
+pub fn show(name: &VmName, json: bool) -> anyhow::Result<()> {
+    let info = info(&existing(name)?)?;
+    if json {
+        println!("{:#}", serde_json::json!(info));
+    } else {
+        output::show(&info);
+    }
+    Ok(())
+}
+
+pub fn list(json: bool) -> anyhow::Result<()> {
+    let listed = |folder: VmFolder| match info(&folder) {
+        Ok(info) => Listed::Known(Box::new(info)),
+        Err(e) => Listed::Broken { name: folder.name().to_string(), error: format!("{e:#}") },
+    };
+    let vms: Vec<Listed> = home()?.all()?.into_iter().map(listed).collect();
+    if json {
+        println!("{:#}", output::list_json(&vms));
+    } else if vms.is_empty() {
+        println!("there are no VMs yet: `piton run demo` makes one");
+    } else {
+        output::list(&vms);
+    }
+    Ok(())
+}
+
+pub fn stop(args: StopArgs, json: bool) -> anyhow::Result<()> {
+    let folder = existing(&args.name)?;
+    let socket = folder.socket();
+    let paused = client::get(&socket)?.state == State::Paused;
+    // A paused guest cannot shut down, so with --force there is nothing to wait for.
+    if !(paused && args.force) {
+        client::post(&socket, "/vm/stop", &StopBody { force: false })?;
+        if has_ended(&folder, Duration::from_secs(args.timeout)) {
+            output::done(&info(&folder)?, json);
+            return Ok(());
+        }
+    }
+    if !args.force {
+        return Err(anyhow!(
+            "the guest of `{name}` has not shut down within {} s: it may need longer, or end it with `piton stop --force {name}`",
+            args.timeout,
+            name = args.name
+        ));
+    }
+    match client::post(&socket, "/vm/stop", &StopBody { force: true }) {
+        Ok(_) | Err(ClientError::NotRunning) => {}
+        Err(e) => return Err(e.into()),
+    }
+    if !has_ended(&folder, Duration::from_secs(args.timeout.max(5))) {
+        return Err(anyhow!("the VM `{}` does not end: see {}", args.name, folder.vmm_log().display()));
+    }
+    output::done(&info(&folder)?, json);
+    Ok(())
+}
+
+/// Waits until the VM's process has given up its lock.
+fn has_ended(folder: &VmFolder, patience: Duration) -> bool {
+    let deadline = Instant::now() + patience;
+    loop {
+        if folder.lock().is_ok() {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+pub fn remove(args: RmArgs, json: bool) -> anyhow::Result<()> {
+    let folder = home()?.folder(&args.name);
+    let lock = folder.lock().map_err(|e| match e {
+        FolderError::Busy(name) => refused(format!("the VM `{name}` runs: stop it with `piton stop {name}` first")),
+        e => e.into(),
+    })?;
+    if !args.yes && !confirm(&format!("Remove the VM `{}` with all in {}?", args.name, folder.path().display()))? {
+        return Err(refused("nothing was removed"));
+    }
+    folder.remove(lock)?;
+    if json {
+        println!("{}", serde_json::json!({ "removed": args.name }));
+    } else {
+        println!("the VM `{}` is removed", args.name);
+    }
+    Ok(())
+}
+
+/// Asks on the terminal; without one there is nobody to ask.
+fn confirm(question: &str) -> anyhow::Result<bool> {
+    if !std::io::stdin().is_terminal() {
+        return Err(refused("there is no terminal to ask on: say --yes to go ahead without being asked"));
+    }
+    eprint!("{question} [y/N] ");
+    std::io::stderr().flush()?;
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer)?;
+    Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
+}
+
+pub fn print_started(folder: &VmFolder, json: bool) -> anyhow::Result<()> {
+    match info(folder) {
+        Ok(info) if json => println!("{}", serde_json::json!(info)),
+        _ => {
+            let name = folder.name();
+            println!("the VM `{name}` runs; `piton console {name}` shows its console");
+        }
+    }
+    Ok(())
+}
+
+pub fn console(name: &VmName) -> anyhow::Result<()> {
+    let mut output = client::console(&existing(name)?.socket())?;
+    let mut input = output.try_clone().context("the console cannot be used")?;
+    note(&format!("piton: console of `{name}`. {KEYS}."));
+    let terminal = RawTerminal::enter().context("the terminal cannot be used")?;
+    let typing = std::thread::spawn(move || {
+        let left = read_keys(&format!("piton: {KEYS}."), |bytes| input.write_all(bytes));
+        // Ends the reading below too.
+        if left {
+            let _ = input.shutdown(std::net::Shutdown::Both);
+        }
+        left
+    });
+    let mut buffer = [0; 4096];
+    let mut ended = Ok(());
+    while let Ok(count @ 1..) = output.read(&mut buffer) {
+        ended = print(&buffer[..count]);
+        if ended.is_err() {
+            break;
+        }
+    }
+    drop(terminal);
+    if typing.is_finished() && typing.join().unwrap_or(false) {
+        note(&format!("piton: left the console of `{name}`, which runs on"));
+    } else {
+        note(&format!("piton: the VM `{name}` has ended"));
+    }
+    ended.context("the console's output cannot be shown")
+}

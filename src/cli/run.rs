@@ -1,0 +1,236 @@
+//! Commands that boot a VM: in this process with its console on the terminal, or in a background
+//! process that outlives this one.
+
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::Sender;
+
+use anyhow::{Context, anyhow};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use super::args::{RunArgs, StartArgs};
+use super::error::{Told, refused};
+use super::terminal::{RawTerminal, note, print, read_keys};
+use super::{manage, output};
+use crate::config::{DiskArg, DiskConfig, DiskFormat, VmConfig};
+use crate::disk;
+use crate::folder::{Definition, Home, VmFolder, VmLock};
+use crate::storage::Storage;
+use crate::vmm::{Message, Outcome, Vmm};
+
+const KEYS: &str = "Ctrl-A x ends the VM, Ctrl-A h shows this help, Ctrl-A twice sends one to the guest";
+/// Size of the disk that a VM of the bundled guest gets for itself, in bytes.
+const OWN_DISK: u64 = 64 << 20;
+/// What a background process prints when its VM runs.
+const READY: &str = "ready";
+
+pub fn run(args: RunArgs, json: bool) -> anyhow::Result<()> {
+    let home = Home::from_env(Storage::os())?;
+    let folder = home.folder(&args.name);
+    if args.detach && !args.background {
+        detach()?;
+        return manage::print_started(&folder, json);
+    }
+    let mut config = VmConfig {
+        cpus: args.cpus,
+        memory: args.memory_bytes()?,
+        kernel: args.kernel.as_deref().map(absolute).transpose()?,
+        initrd: args.initrd.as_deref().map(absolute).transpose()?,
+        cmdline: args.cmdline.clone(),
+        disks: Vec::new(),
+    };
+    for (index, disk) in args.parsed_disks()?.into_iter().enumerate() {
+        config.disks.push(look_at_disk(index, disk)?);
+    }
+    config.validate()?;
+    let lock = folder.create()?;
+    // From here on a failure must leave nothing behind.
+    let booted = make_own_disk(&folder, &mut config)
+        .and_then(|()| boot_new(&folder, config, lock))
+        .inspect_err(|_| abandon(&folder));
+    serve(booted?, &folder, args.background)
+}
+
+pub fn start(args: StartArgs, json: bool) -> anyhow::Result<()> {
+    let folder = Home::from_env(Storage::os())?.folder(&args.name);
+    let lock = folder.lock()?;
+    if !args.attach && !args.background {
+        // The background process takes it; should another be quicker, that one is told.
+        drop(lock);
+        detach()?;
+        return manage::print_started(&folder, json);
+    }
+    let mut vmm = Vmm::boot(folder.clone(), folder.load()?, lock)?;
+    vmm.start()?;
+    serve(vmm, &folder, args.background)
+}
+
+fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("the path {} cannot be made absolute", path.display()))
+}
+
+/// Finds out what kind of image a disk is, once and for all.
+fn look_at_disk(index: usize, arg: DiskArg) -> anyhow::Result<DiskConfig> {
+    let path = absolute(&arg.path)?;
+    let format = disk::probe(&Storage::os(), &path).map_err(|e| refused(e.to_string()))?;
+    Ok(DiskConfig {
+        id: arg.id.unwrap_or_else(|| format!("disk{index}")),
+        path,
+        format,
+        readonly: arg.readonly,
+        passthrough: arg.passthrough,
+        overlay: arg.overlay,
+    })
+}
+
+/// The bundled guest without a disk gets one, so that there is something to try.
+fn make_own_disk(folder: &VmFolder, config: &mut VmConfig) -> anyhow::Result<()> {
+    if config.kernel.is_some() || !config.disks.is_empty() {
+        return Ok(());
+    }
+    let storage = folder.storage();
+    let disks = folder.disks();
+    if !storage.exists(&disks)? {
+        storage.create_dir(&disks)?;
+    }
+    let path = disks.join("root.raw");
+    storage.remove_file_if_exists(&path)?;
+    let file = storage.create_new(&path)?;
+    file.set_len(OWN_DISK)?;
+    file.sync_data()?;
+    storage.sync_dir(&disks)?;
+    config.disks.push(DiskConfig {
+        id: "root".into(),
+        path: path.strip_prefix(folder.path()).unwrap_or(&path).to_owned(),
+        format: DiskFormat::Raw,
+        readonly: false,
+        passthrough: false,
+        overlay: false,
+    });
+    Ok(())
+}
+
+/// Saves the definition when the machine is known to be possible and before the guest runs.
+fn boot_new(folder: &VmFolder, config: VmConfig, lock: VmLock) -> anyhow::Result<Vmm> {
+    let mut vmm = Vmm::boot(folder.clone(), Definition::new(config), lock)?;
+    vmm.save_definition()?;
+    vmm.start()?;
+    Ok(vmm)
+}
+
+/// Removes what a failed `run` made. The lock went with the failure, so it is taken again, and a
+/// VM that somebody else makes meanwhile is left alone.
+fn abandon(folder: &VmFolder) {
+    if let Ok(lock) = folder.lock_leftover()
+        && let Err(e) = folder.remove(lock)
+    {
+        output::complain(&format!("{} could not be removed: {e}", folder.path().display()));
+    }
+}
+
+/// Runs the VM to its end, with its console on this terminal unless in the background.
+fn serve(vmm: Vmm, folder: &VmFolder, background: bool) -> anyhow::Result<()> {
+    let name = folder.name();
+    end_on_signals(vmm.sender())?;
+    let outcome = if background {
+        println!("{READY}");
+        log_output(folder)?;
+        vmm.run()
+    } else {
+        note(&format!("piton: the VM `{name}` boots. {KEYS}."));
+        let terminal = RawTerminal::enter().context("the terminal cannot be used")?;
+        let output = vmm.console().attach();
+        let shown = std::thread::spawn(move || {
+            for chunk in output {
+                // Whoever closed our standard output misses the rest; the log has it.
+                if print(&chunk).is_err() {
+                    return;
+                }
+            }
+        });
+        let (sender, console) = (vmm.sender(), vmm.console());
+        std::thread::spawn(move || {
+            let left = read_keys(&format!("piton: {KEYS}."), |bytes| {
+                console.input(bytes);
+                Ok(())
+            });
+            if left {
+                // The VM may have ended by itself.
+                let _ = sender.send(Message::End("Ctrl-A x"));
+            }
+        });
+        let outcome = vmm.run();
+        // All output was handed out when the console closed.
+        let _ = shown.join();
+        drop(terminal);
+        outcome
+    };
+    match outcome {
+        Outcome::PoweredOff => {
+            note(&format!("piton: the VM `{name}` has shut down"));
+            Ok(())
+        }
+        Outcome::Ended(by) => {
+            note(&format!("piton: the VM `{name}` was ended by {by}"));
+            Ok(())
+        }
+        Outcome::Crashed(why) => Err(anyhow!("{why}; its console is in {}", folder.console_log().display())),
+    }
+}
+
+fn end_on_signals(sender: Sender<Message>) -> anyhow::Result<()> {
+    let mut signals = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM])
+        .context("signals cannot be received")?;
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        for signal in signals.forever() {
+            let name = match signal {
+                SIGHUP => "a hang-up of its terminal",
+                SIGINT => "an interrupt signal",
+                _ => "a termination signal",
+            };
+            // After the VMM's end there is nothing left to end.
+            let _ = sender.send(Message::End(name));
+        }
+    })?;
+    Ok(())
+}
+
+/// Runs this very command again in a background process, and waits until its VM runs or it
+/// failed.
+fn detach() -> anyhow::Result<()> {
+    let program = std::env::current_exe().context("piton cannot find itself")?;
+    let mut command = Command::new(program);
+    command.args(std::env::args_os().skip(1)).arg("--background");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // SAFETY: setsid is async-signal-safe and the closure touches nothing else.
+    unsafe {
+        command.pre_exec(|| nix::unistd::setsid().map(|_| ()).map_err(Into::into));
+    }
+    let mut child = command.spawn().context("the background process cannot be started")?;
+    let mut line = String::new();
+    if let Some(stdout) = child.stdout.take() {
+        BufReader::new(stdout).read_line(&mut line).context("the background process cannot be heard")?;
+    }
+    let mut told = String::new();
+    if let Some(mut stderr) = child.stderr.take() {
+        // It ends when the process does, or points its output elsewhere because it is ready.
+        stderr.read_to_string(&mut told).context("the background process cannot be heard")?;
+    }
+    eprint!("{told}");
+    if line.trim_end() == READY {
+        return Ok(());
+    }
+    let status = child.wait().context("the background process is lost")?;
+    Err(Told { code: status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1) }.into())
+}
+
+/// Points standard output and error of a background process to a log in the VM's folder.
+fn log_output(folder: &VmFolder) -> anyhow::Result<()> {
+    let path = folder.vmm_log();
+    let log = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
+    let log = log.with_context(|| format!("{} cannot be opened", path.display()))?;
+    nix::unistd::dup2_stderr(&log).and_then(|()| nix::unistd::dup2_stdout(&log)).context("output cannot be redirected")
+}

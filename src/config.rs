@@ -1,0 +1,264 @@
+//! What a VM is made of: the hardware definition that vm.json and every manifest hold.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::layout::{MAX_CPUS, VIRTIO_GSIS};
+
+/// Smallest guest memory, in bytes: a kernel's load address and its page tables need this much.
+pub const MIN_MEMORY: u64 = 8 << 20;
+/// Most disks of a VM: one virtio slot is the random number generator's, one the agent's.
+pub const MAX_DISKS: usize = VIRTIO_GSIS.len() - 2;
+
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum ConfigError {
+    #[error("memory of {0} bytes is too small: at least {min}M is needed", min = MIN_MEMORY >> 20)]
+    MemoryTooSmall(u64),
+    #[error("memory of {0} bytes is not a whole number of MiB: give it as 512M or 2G")]
+    MemoryNotWhole(u64),
+    #[error("`{0}` is no memory size: give it as 512M or 2G")]
+    MemorySyntax(String),
+    #[error("{0} CPUs were asked for: a VM has 1 to {MAX_CPUS}")]
+    Cpus(u32),
+    #[error("{0} disks were asked for: a VM has at most {MAX_DISKS}")]
+    TooManyDisks(usize),
+    #[error("two disks have the id `{0}`: give one of them another with ,id=NAME")]
+    DiskIdTaken(String),
+    #[error("`{0}` is no disk id: use 1 to 20 letters, digits, `-`, `_` or `.`, not starting with `.` or `-`")]
+    DiskId(String),
+    #[error("the disk `{0}` names no file: give it as PATH[,id=NAME][,readonly][,passthrough][,overlay]")]
+    DiskPath(String),
+    #[error("`{0}` is no option of a disk: there are id=NAME, readonly, passthrough and overlay")]
+    DiskOption(String),
+    #[error("the disk `{0}` cannot be both {1} and {2}: leave one of them out")]
+    DiskConflict(String, &'static str, &'static str),
+}
+
+/// The virtual hardware of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmConfig {
+    /// Number of vCPUs.
+    pub cpus: u32,
+    /// Guest memory in bytes.
+    pub memory: u64,
+    /// Kernel image; none means the bundled guest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<PathBuf>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line.
+    #[serde(default)]
+    pub cmdline: String,
+    /// In the order the guest sees them.
+    #[serde(default)]
+    pub disks: Vec<DiskConfig>,
+}
+
+/// How the bytes of a base image are laid out. Recorded when the disk is added and never
+/// guessed again: a guest could write another format's magic into a raw disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskFormat {
+    Raw,
+    Qcow2,
+}
+
+impl std::fmt::Display for DiskFormat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        })
+    }
+}
+
+/// One disk of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskConfig {
+    /// Unique in the VM; the guest reads it as the disk's serial.
+    pub id: String,
+    /// The base image, absolute.
+    pub path: PathBuf,
+    pub format: DiskFormat,
+    /// The guest cannot write it.
+    #[serde(default)]
+    pub readonly: bool,
+    /// Checkpoints leave it alone.
+    #[serde(default)]
+    pub passthrough: bool,
+    /// The base is never written; an overlay takes the writes from the start.
+    #[serde(default)]
+    pub overlay: bool,
+}
+
+impl VmConfig {
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        check_memory(self.memory)?;
+        if !(1..=MAX_CPUS).contains(&self.cpus) {
+            return Err(ConfigError::Cpus(self.cpus));
+        }
+        if self.disks.len() > MAX_DISKS {
+            return Err(ConfigError::TooManyDisks(self.disks.len()));
+        }
+        for (i, disk) in self.disks.iter().enumerate() {
+            disk.validate()?;
+            if self.disks[..i].iter().any(|other| other.id == disk.id) {
+                return Err(ConfigError::DiskIdTaken(disk.id.clone()));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl DiskConfig {
+    fn validate(&self) -> Result<(), ConfigError> {
+        let ok = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        let named = (1..=20).contains(&self.id.len()) && self.id.chars().all(ok);
+        if !named || self.id.starts_with(['.', '-']) {
+            return Err(ConfigError::DiskId(self.id.clone()));
+        }
+        let conflicts = [
+            (self.readonly, "readonly", self.overlay, "overlay"),
+            (self.passthrough, "passthrough", self.overlay, "overlay"),
+        ];
+        for (a, a_name, b, b_name) in conflicts {
+            if a && b {
+                return Err(ConfigError::DiskConflict(self.id.clone(), a_name, b_name));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_memory(bytes: u64) -> Result<u64, ConfigError> {
+    if bytes < MIN_MEMORY {
+        Err(ConfigError::MemoryTooSmall(bytes))
+    } else if bytes % (1 << 20) != 0 {
+        Err(ConfigError::MemoryNotWhole(bytes))
+    } else {
+        Ok(bytes)
+    }
+}
+
+/// Parses a size as `512M`, `2G`, `1T`, `1024K`; a bare number is MiB, as with QEMU's `-m`.
+pub fn parse_memory(text: &str) -> Result<u64, ConfigError> {
+    let wrong = || ConfigError::MemorySyntax(text.to_owned());
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(split);
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    let shift = match unit.to_ascii_lowercase().as_str() {
+        "k" | "kib" => 10,
+        "" | "m" | "mib" => 20,
+        "g" | "gib" => 30,
+        "t" | "tib" => 40,
+        _ => return Err(wrong()),
+    };
+    let bytes = number.checked_shl(shift).filter(|b| b >> shift == number).ok_or_else(wrong)?;
+    check_memory(bytes)
+}
+
+/// A disk as the user named it, before its file was looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskArg {
+    pub id: Option<String>,
+    pub path: PathBuf,
+    pub readonly: bool,
+    pub passthrough: bool,
+    pub overlay: bool,
+}
+
+impl std::str::FromStr for DiskArg {
+    type Err = ConfigError;
+
+    /// `PATH[,id=NAME][,readonly][,passthrough][,overlay]`.
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let mut parts = text.split(',');
+        let path = parts.next().unwrap_or_default();
+        if path.is_empty() {
+            return Err(ConfigError::DiskPath(text.to_owned()));
+        }
+        let mut disk = Self {
+            id: None,
+            path: path.into(),
+            readonly: false,
+            passthrough: false,
+            overlay: false,
+        };
+        for option in parts {
+            match option {
+                "readonly" | "ro" => disk.readonly = true,
+                "passthrough" => disk.passthrough = true,
+                "overlay" => disk.overlay = true,
+                _ => match option.strip_prefix("id=") {
+                    Some(id) => disk.id = Some(id.to_owned()),
+                    None => return Err(ConfigError::DiskOption(option.to_owned())),
+                },
+            }
+        }
+        Ok(disk)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_sizes() {
+        assert_eq!(parse_memory("512M"), Ok(512 << 20));
+        assert_eq!(parse_memory("2G"), Ok(2 << 30));
+        assert_eq!(parse_memory("512"), Ok(512 << 20));
+        assert_eq!(parse_memory("16384K"), Ok(16 << 20));
+        assert_eq!(parse_memory("0"), Err(ConfigError::MemoryTooSmall(0)));
+        assert_eq!(parse_memory("1K"), Err(ConfigError::MemoryTooSmall(1024)));
+        assert_eq!(parse_memory("16385K"), Err(ConfigError::MemoryNotWhole(16385 << 10)));
+        for wrong in ["", "M", "1X", "-1", "99999999999999G", "20000000T"] {
+            assert!(matches!(parse_memory(wrong), Err(ConfigError::MemorySyntax(_))), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn disk_arguments() {
+        let disk: DiskArg = "a/b.img,id=root,readonly".parse().unwrap();
+        assert_eq!(disk.path, PathBuf::from("a/b.img"));
+        assert_eq!(disk.id.as_deref(), Some("root"));
+        assert!(disk.readonly && !disk.overlay && !disk.passthrough);
+        assert_eq!(",overlay".parse::<DiskArg>(), Err(ConfigError::DiskPath(",overlay".into())));
+        assert_eq!("a,b".parse::<DiskArg>(), Err(ConfigError::DiskOption("b".into())));
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        let disk = |id: &str| DiskConfig {
+            id: id.into(),
+            path: "/x".into(),
+            format: DiskFormat::Raw,
+            readonly: false,
+            passthrough: false,
+            overlay: false,
+        };
+        let config = VmConfig {
+            cpus: 1,
+            memory: 64 << 20,
+            kernel: None,
+            initrd: None,
+            cmdline: String::new(),
+            disks: vec![disk("a"), disk("b")],
+        };
+        assert_eq!(config.validate(), Ok(()));
+        for cpus in [0, 255, u32::MAX] {
+            assert_eq!(VmConfig { cpus, ..config.clone() }.validate(), Err(ConfigError::Cpus(cpus)));
+        }
+        let twice = VmConfig { disks: vec![disk("a"), disk("a")], ..config.clone() };
+        assert_eq!(twice.validate(), Err(ConfigError::DiskIdTaken("a".into())));
+        for id in ["", "a/b", ".a", "-a", "123456789012345678901", "ä"] {
+            let config = VmConfig { disks: vec![disk(id)], ..config.clone() };
+            assert_eq!(config.validate(), Err(ConfigError::DiskId(id.into())));
+        }
+        let many = VmConfig { disks: (0..15).map(|i| disk(&i.to_string())).collect(), ..config };
+        assert_eq!(many.validate(), Err(ConfigError::TooManyDisks(15)));
+    }
+}

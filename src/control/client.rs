@@ -1,0 +1,96 @@
+//! The asking side of the control socket.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, UPGRADE};
+use hyper::{Method, StatusCode};
+use hyper_util::rt::TokioIo;
+
+use super::{CONSOLE_PROTOCOL, ErrorBody, RequestError, VmInfo};
+
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens: the VM does not run.
+    #[error("the VM does not run: start it with `piton start`")]
+    NotRunning,
+    #[error("the running VM could not be asked: {0}")]
+    Broken(String),
+    #[error(transparent)]
+    Request(#[from] RequestError),
+}
+
+fn broken<E: ToString>(error: E) -> ClientError {
+    ClientError::Broken(error.to_string())
+}
+
+fn connect(socket: &Path) -> Result<UnixStream, ClientError> {
+    UnixStream::connect(socket).map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NotRunning,
+        _ => broken(e),
+    })
+}
+
+/// Sends one request and waits for its answer.
+pub fn ask(socket: &Path, method: Method, path: &str, body: Option<Vec<u8>>) -> Result<VmInfo, ClientError> {
+    let stream = connect(socket)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(broken)?;
+    let (status, bytes) = runtime.block_on(async {
+        stream.set_nonblocking(true).map_err(broken)?;
+        let stream = tokio::net::UnixStream::from_std(stream).map_err(broken)?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        tokio::spawn(connection);
+        let request = hyper::Request::builder()
+            .method(method)
+            .uri(path)
+            .header(HOST, "localhost")
+            .header(CONTENT_TYPE, "application/json")
+            .body(Full::<Bytes>::from(body.unwrap_or_default()))
+            .map_err(broken)?;
+        let response = sender.send_request(request).await.map_err(broken)?;
+        let status = response.status();
+        let bytes = response.into_body().collect().await.map_err(broken)?.to_bytes();
+        Ok::<_, ClientError>((status, bytes))
+    })?;
+    if status.is_success() {
+        return serde_json::from_slice(&bytes).map_err(broken);
+    }
+    let text = serde_json::from_slice(&bytes).map_or_else(|_| status.to_string(), |body: ErrorBody| body.error);
+    Err(ClientError::Request(match status {
+        StatusCode::INTERNAL_SERVER_ERROR => RequestError::Failed(text),
+        _ => RequestError::Refused(text),
+    }))
+}
+
+pub fn get(socket: &Path) -> Result<VmInfo, ClientError> {
+    ask(socket, Method::GET, "/vm", None)
+}
+
+pub fn post(socket: &Path, path: &str, body: &impl serde::Serialize) -> Result<VmInfo, ClientError> {
+    ask(socket, Method::POST, path, Some(serde_json::to_vec(body).map_err(broken)?))
+}
+
+/// Attaches to the console: what is read is its output, what is written is typed into it.
+pub fn console(socket: &Path) -> Result<UnixStream, ClientError> {
+    let mut stream = connect(socket)?;
+    // An upgrade is plain text both ways, so a byte stream does; a runtime would only be in the
+    // way of what comes after.
+    let request = format!(
+        "GET /vm/console HTTP/1.1\r\n{HOST}: localhost\r\n{CONNECTION}: upgrade\r\n{UPGRADE}: {CONSOLE_PROTOCOL}\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).map_err(broken)?;
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).map_err(broken)?;
+        head.push(byte[0]);
+    }
+    if head.starts_with(b"HTTP/1.1 101 ") {
+        return Ok(stream);
+    }
+    Err(broken(String::from_utf8_lossy(&head).lines().next().unwrap_or_default()))
+}

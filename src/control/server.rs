@@ -1,0 +1,210 @@
+//! HTTP/1.1 on the control socket, in a thread of its own.
+//!
+//! | request | body | answer |
+//! | --- | --- | --- |
+//! | `GET /vm` | | the VM ([`VmInfo`](super::VmInfo)) |
+//! | `POST /vm/pause`, `POST /vm/resume` | | the VM |
+//! | `POST /vm/stop` | `{"force": bool}` or none | the VM; it may still be shutting down |
+//! | `GET /vm/console` with `Upgrade: piton-console` | | 101, then the console's bytes both ways |
+//!
+//! Errors are `{"error": "one sentence"}`: 400 for a malformed request, 404, 405, 409 where nothing was tried,
+//! 500 where it was tried and undone.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::header::{CONNECTION, UPGRADE};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Answer, CONSOLE_PROTOCOL, ErrorBody, Request, RequestError, StopBody};
+use crate::devices::console::Console;
+
+/// Hands a request to the owner of the machine, who answers through the sender.
+pub type Dispatch = Arc<dyn Fn(Request, oneshot::Sender<Answer>) + Send + Sync>;
+
+#[derive(Debug, thiserror::Error)]
+#[error("the control socket {} cannot be set up: {error}", path.display())]
+pub struct ServerError {
+    path: PathBuf,
+    error: io::Error,
+}
+
+#[derive(Clone)]
+struct Context {
+    dispatch: Dispatch,
+    console: Arc<Console>,
+    /// Consoles that are attached now.
+    relays: Arc<AtomicUsize>,
+}
+
+/// How long attached consoles have to take the last output when the VM ends.
+const LAST_OUTPUT: Duration = Duration::from_secs(2);
+
+/// The serving thread; dropping it closes the socket and removes its file.
+pub struct Server {
+    path: PathBuf,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Server {
+    /// Listens on `path`, in place of the socket that a killed process may have left there. The
+    /// caller holds the VM's lock, so that process is gone.
+    pub fn start(path: &Path, dispatch: Dispatch, console: Arc<Console>) -> Result<Self, ServerError> {
+        let failed = |error| ServerError { path: path.to_owned(), error };
+        match std::fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(e)),
+            _ => {}
+        }
+        let listener = std::os::unix::net::UnixListener::bind(path).map_err(failed)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build().map_err(failed)?;
+        let (stop, stopped) = oneshot::channel();
+        let relays = Arc::new(AtomicUsize::new(0));
+        let context = Context { dispatch, console, relays: relays.clone() };
+        let thread = std::thread::Builder::new()
+            .name("control".into())
+            .spawn(move || {
+                runtime.block_on(async {
+                    tokio::select! {
+                        result = serve(listener, context) => {
+                            if let Err(e) = result {
+                                log::error!("the control socket: {e}");
+                            }
+                        }
+                        _ = stopped => {}
+                    }
+                    let deadline = Instant::now() + LAST_OUTPUT;
+                    while relays.load(Ordering::SeqCst) > 0 && Instant::now() < deadline {
+                        tokio::time::sleep(Duration::from_millis(2)).await;
+                    }
+                });
+                // Console readers may sit in blocking calls.
+                runtime.shutdown_background();
+            })
+            .map_err(failed)?;
+        Ok(Self { path: path.to_owned(), stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Removed first: who finds no socket knows that the VM is stopping.
+        let _ = std::fs::remove_file(&self.path);
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+async fn serve(listener: std::os::unix::net::UnixListener, context: Context) -> io::Result<()> {
+    let listener = UnixListener::from_std(listener)?;
+    let app = Router::new()
+        .route("/vm", get(|context| ask(context, Request::Show)))
+        .route("/vm/pause", post(|context| ask(context, Request::Pause)))
+        .route("/vm/resume", post(|context| ask(context, Request::Resume)))
+        .route("/vm/stop", post(stop))
+        .route("/vm/console", get(console))
+        .fallback(async || error(StatusCode::NOT_FOUND, "there is nothing at this path; GET /vm shows the VM"))
+        .method_not_allowed_fallback(async || error(StatusCode::METHOD_NOT_ALLOWED, "this path takes another method"))
+        .with_state(context);
+    axum::serve(listener, app).await
+}
+
+fn error(status: StatusCode, text: impl Into<String>) -> Response {
+    (status, Json(ErrorBody { error: text.into() })).into_response()
+}
+
+async fn ask(State(context): State<Context>, request: Request) -> Response {
+    let (reply, answer) = oneshot::channel();
+    (context.dispatch)(request, reply);
+    match answer.await {
+        Ok(Ok(info)) => Json(info).into_response(),
+        Ok(Err(e @ RequestError::Refused(_))) => error(StatusCode::CONFLICT, e.to_string()),
+        Ok(Err(e @ RequestError::Failed(_))) => error(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()),
+        Err(_) => error(StatusCode::CONFLICT, "the VM is ending"),
+    }
+}
+
+async fn stop(context: State<Context>, body: Bytes) -> Response {
+    let body = if body.is_empty() { Ok(StopBody::default()) } else { serde_json::from_slice(&body) };
+    match body {
+        Ok(StopBody { force }) => ask(context, Request::Stop { force }).await,
+        Err(e) => error(StatusCode::BAD_REQUEST, format!("the body is not as documented: {e}")),
+    }
+}
+
+async fn console(State(context): State<Context>, headers: HeaderMap, request: axum::extract::Request) -> Response {
+    if headers.get(UPGRADE).is_none_or(|value| value != CONSOLE_PROTOCOL) {
+        return error(
+            StatusCode::UPGRADE_REQUIRED,
+            format!("the console is a byte stream: ask with `Connection: upgrade` and `Upgrade: {CONSOLE_PROTOCOL}`"),
+        );
+    }
+    context.relays.fetch_add(1, Ordering::SeqCst);
+    tokio::spawn(async move {
+        match hyper::upgrade::on(request).await {
+            Ok(stream) => relay(TokioIo::new(stream), context.console).await,
+            Err(e) => log::debug!("a console connection broke off: {e}"),
+        }
+        context.relays.fetch_sub(1, Ordering::SeqCst);
+    });
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    response.headers_mut().insert(CONNECTION, axum::http::HeaderValue::from_static("upgrade"));
+    response.headers_mut().insert(UPGRADE, axum::http::HeaderValue::from_static(CONSOLE_PROTOCOL));
+    response
+}
+
+async fn relay(stream: TokioIo<hyper::upgrade::Upgraded>, console: Arc<Console>) {
+    let (mut from_user, mut to_user) = tokio::io::split(stream);
+    let reader = console.attach();
+    let (chunks, mut output) = mpsc::channel::<Arc<[u8]>>(1);
+    // The console's side blocks, so it gets a thread of its own.
+    tokio::task::spawn_blocking(move || {
+        while let Ok(chunk) = reader.recv() {
+            if chunks.blocking_send(chunk).is_err() {
+                return;
+            }
+        }
+    });
+    let print = async {
+        while let Some(chunk) = output.recv().await {
+            if to_user.write_all(&chunk).await.is_err() {
+                return;
+            }
+        }
+        let _ = to_user.shutdown().await;
+    };
+    let type_in = async {
+        let mut buffer = [0; 1024];
+        while let Ok(count @ 1..) = from_user.read(&mut buffer).await {
+            let (console, bytes) = (console.clone(), buffer[..count].to_vec());
+            if tokio::task::spawn_blocking(move || console.input(&bytes)).await.is_err() {
+                return;
+            }
+        }
+        // A user who only closed the sending side goes on reading.
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = print => {}
+        () = type_in => {}
+    }
+}

@@ -1,0 +1,224 @@
+//! Block device (virtio 1.2, section 5.2) in front of a [`Disk`].
+//!
+//! The cache is write-back: a driver that accepts FLUSH decides when data must survive a power
+//! cut; for one that does not, every write is flushed before it is answered.
+
+use std::io::{Read, Write};
+
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
+    VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR,
+    VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
+};
+use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+
+use super::request::{Input, Output, Parsed, Request, SECTOR, next_segment};
+use super::{Chain, Device, Violation};
+use crate::disk::{Disk, DiskError};
+use crate::memory::GuestMemory;
+
+const QUEUE_SIZE: u16 = 256;
+/// Header and status take two descriptors of a request.
+const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
+/// Physical blocks of 4096 bytes: 2^3 logical ones.
+const PHYSICAL_BLOCK_EXP: u8 = 3;
+/// Most sectors and ranges of one discard or write-zeroes request.
+const MAX_DISCARD_SECTORS: u32 = 1 << 22;
+const MAX_SEGMENTS: u32 = 64;
+/// Discards are best aligned to the block of an overlay.
+const DISCARD_ALIGNMENT_SECTORS: u32 = 8;
+/// Data pass through a buffer of at most this many bytes.
+const BUFFER: usize = 256 << 10;
+/// `unmap` of a write-zeroes range; the only flag that exists.
+const FLAG_UNMAP: u32 = 1;
+
+/// How a request ended, as its status byte says it.
+enum Outcome {
+    Done { written: u32 },
+    Failed,
+    Unsupported,
+}
+
+pub struct Block {
+    id: String,
+    disk: Box<dyn Disk>,
+    buffer: Vec<u8>,
+    flush_each_write: bool,
+}
+
+impl Block {
+    pub fn new(id: String, disk: Box<dyn Disk>) -> Self {
+        Self { id, disk, buffer: Vec::new(), flush_each_write: false }
+    }
+
+    fn log_failure(&self, what: &str, error: &DiskError) -> Outcome {
+        log::warn!("disk {}: a guest's {what} failed: {error}", self.id);
+        Outcome::Failed
+    }
+
+    /// Whether `len` bytes at `offset` are whole sectors inside the disk.
+    fn fits(&self, offset: u64, len: u64) -> bool {
+        len.is_multiple_of(SECTOR) && offset.checked_add(len).is_some_and(|end| end <= self.disk.len())
+    }
+
+    fn read(&mut self, mut offset: u64, data: &mut Output<'_>) -> Result<Outcome, Violation> {
+        let len = data.available_bytes();
+        if !self.fits(offset, len as u64) {
+            return Ok(Outcome::Failed);
+        }
+        let mut left = len;
+        while left > 0 {
+            let step = left.min(BUFFER);
+            if self.buffer.len() < step {
+                self.buffer.resize(step, 0);
+            }
+            if let Err(e) = self.disk.read_at(&mut self.buffer[..step], offset) {
+                return Ok(self.log_failure("read", &e));
+            }
+            data.write_all(&self.buffer[..step]).map_err(|e| Violation(format!("a read's data: {e}")))?;
+            offset += step as u64;
+            left -= step;
+        }
+        Ok(Outcome::Done { written: len as u32 })
+    }
+
+    fn write(&mut self, mut offset: u64, data: &mut Input<'_>) -> Result<Outcome, Violation> {
+        let mut left = data.available_bytes();
+        if self.disk.is_read_only() || !self.fits(offset, left as u64) {
+            return Ok(Outcome::Failed);
+        }
+        while left > 0 {
+            let step = left.min(BUFFER);
+            if self.buffer.len() < step {
+                self.buffer.resize(step, 0);
+            }
+            data.read_exact(&mut self.buffer[..step])
+                .map_err(|e| Violation(format!("a write's data: {e}")))?;
+            if let Err(e) = self.disk.write_at(&self.buffer[..step], offset) {
+                return Ok(self.log_failure("write", &e));
+            }
+            offset += step as u64;
+            left -= step;
+        }
+        Ok(self.settle())
+    }
+
+    /// Ends a change of the disk: durable at once if the driver never flushes.
+    fn settle(&self) -> Outcome {
+        if self.flush_each_write { self.flush() } else { Outcome::Done { written: 0 } }
+    }
+
+    fn flush(&self) -> Outcome {
+        match self.disk.flush() {
+            Ok(()) => Outcome::Done { written: 0 },
+            Err(e) => self.log_failure("flush", &e),
+        }
+    }
+
+    fn give_id(&self, data: &mut Output<'_>) -> Result<Outcome, Violation> {
+        let mut id = [0; VIRTIO_BLK_ID_BYTES as usize];
+        for (byte, value) in id.iter_mut().zip(self.id.bytes()) {
+            *byte = value;
+        }
+        if data.available_bytes() < id.len() {
+            return Ok(Outcome::Failed);
+        }
+        data.write_all(&id).map_err(|e| Violation(format!("a disk's id: {e}")))?;
+        Ok(Outcome::Done { written: id.len() as u32 })
+    }
+
+    fn clear(&self, segments: &mut Input<'_>, zero: bool) -> Outcome {
+        if self.disk.is_read_only() {
+            return Outcome::Failed;
+        }
+        let allowed = if zero { FLAG_UNMAP } else { 0 };
+        let mut count = 0;
+        while let Some(segment) = next_segment(segments) {
+            let sectors = segment.sectors.to_native();
+            let offset = segment.sector.to_native().saturating_mul(SECTOR);
+            let len = u64::from(sectors) * SECTOR;
+            if segment.flags.to_native() & !allowed != 0 {
+                return Outcome::Unsupported;
+            }
+            count += 1;
+            if count > MAX_SEGMENTS || sectors > MAX_DISCARD_SECTORS || !self.fits(offset, len) {
+                return Outcome::Failed;
+            }
+            let done =
+                if zero { self.disk.write_zeroes(offset, len) } else { self.disk.discard(offset, len) };
+            if let Err(e) = done {
+                return self.log_failure(if zero { "write-zeroes" } else { "discard" }, &e);
+            }
+        }
+        if count == 0 { Outcome::Failed } else { self.settle() }
+    }
+}
+
+impl Device for Block {
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_BLOCK
+    }
+
+    fn features(&self) -> u64 {
+        let common = 1 << VIRTIO_BLK_F_SEG_MAX
+            | 1 << VIRTIO_BLK_F_BLK_SIZE
+            | 1 << VIRTIO_BLK_F_TOPOLOGY
+            | 1 << VIRTIO_BLK_F_FLUSH;
+        common
+            | if self.disk.is_read_only() {
+                1 << VIRTIO_BLK_F_RO
+            } else {
+                1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES
+            }
+    }
+
+    fn queue_sizes(&self) -> &'static [u16] {
+        &[QUEUE_SIZE]
+    }
+
+    /// `struct virtio_blk_config` up to the write-zeroes fields.
+    fn config(&self) -> Vec<u8> {
+        let mut config = vec![0; 60];
+        let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, &(self.disk.len() / SECTOR).to_le_bytes());
+        put(12, &SEG_MAX.to_le_bytes());
+        put(20, &(SECTOR as u32).to_le_bytes());
+        put(24, &[PHYSICAL_BLOCK_EXP]);
+        put(26, &1u16.to_le_bytes());
+        put(28, &(1u32 << PHYSICAL_BLOCK_EXP).to_le_bytes());
+        put(36, &MAX_DISCARD_SECTORS.to_le_bytes());
+        put(40, &MAX_SEGMENTS.to_le_bytes());
+        put(44, &DISCARD_ALIGNMENT_SECTORS.to_le_bytes());
+        put(48, &MAX_DISCARD_SECTORS.to_le_bytes());
+        put(52, &MAX_SEGMENTS.to_le_bytes());
+        put(56, &[1]);
+        config
+    }
+
+    fn activate(&mut self, features: u64) {
+        self.flush_each_write = features >> VIRTIO_BLK_F_FLUSH & 1 == 0;
+    }
+
+    fn serve(&mut self, _: usize, memory: &GuestMemory, chain: Chain<'_>) -> Result<u32, Violation> {
+        let mut parsed = Parsed::new(memory, chain)?;
+        let outcome = match &mut parsed.request {
+            Request::Read { offset, data } => self.read(*offset, data)?,
+            Request::Write { offset, data } => self.write(*offset, data)?,
+            Request::Flush => self.flush(),
+            Request::Id { data } => self.give_id(data)?,
+            Request::Discard { segments } => self.clear(segments, false),
+            Request::WriteZeroes { segments } => self.clear(segments, true),
+            Request::Unknown(kind) => {
+                log::debug!("disk {}: request type {kind} is not supported", self.id);
+                Outcome::Unsupported
+            }
+        };
+        let (status, written) = match outcome {
+            Outcome::Done { written } => (VIRTIO_BLK_S_OK, written),
+            Outcome::Failed => (VIRTIO_BLK_S_IOERR, parsed.writable),
+            Outcome::Unsupported => (VIRTIO_BLK_S_UNSUPP, parsed.writable),
+        };
+        parsed.finish(status as u8)?;
+        Ok(written.saturating_add(1))
+    }
+}

@@ -1,0 +1,233 @@
+//! The MMIO transport's registers (virtio 1.2, section 4.2.2), version 2.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_queue::{Queue, QueueT};
+
+use super::queue::{STATUS_DRIVER_OK, STATUS_FEATURES_OK, STATUS_NEEDS_RESET};
+use super::{Backend, Device, Violation};
+use crate::bus::BusDevice;
+use crate::memory::GuestMemory;
+
+const MAGIC: u32 = u32::from_le_bytes(*b"virt");
+const VERSION: u32 = 2;
+const VENDOR: u32 = u32::from_le_bytes(*b"pitn");
+
+const MAGIC_VALUE: u64 = 0x000;
+const DEVICE_VERSION: u64 = 0x004;
+const DEVICE_ID: u64 = 0x008;
+const VENDOR_ID: u64 = 0x00c;
+const DEVICE_FEATURES: u64 = 0x010;
+const DEVICE_FEATURES_SEL: u64 = 0x014;
+const DRIVER_FEATURES: u64 = 0x020;
+const DRIVER_FEATURES_SEL: u64 = 0x024;
+const QUEUE_SEL: u64 = 0x030;
+const QUEUE_NUM_MAX: u64 = 0x034;
+const QUEUE_NUM: u64 = 0x038;
+const QUEUE_READY: u64 = 0x044;
+/// The doorbell; KVM turns its writes into eventfd signals.
+pub const QUEUE_NOTIFY: u64 = 0x050;
+const INTERRUPT_STATUS: u64 = 0x060;
+const INTERRUPT_ACK: u64 = 0x064;
+const STATUS: u64 = 0x070;
+const QUEUE_DESC_LOW: u64 = 0x080;
+const QUEUE_DESC_HIGH: u64 = 0x084;
+const QUEUE_DRIVER_LOW: u64 = 0x090;
+const QUEUE_DRIVER_HIGH: u64 = 0x094;
+const QUEUE_DEVICE_LOW: u64 = 0x0a0;
+const QUEUE_DEVICE_HIGH: u64 = 0x0a4;
+/// Shared memory length and base: all ones where there is none.
+const SHM_FIRST: u64 = 0x0b0;
+const SHM_LAST: u64 = 0x0bc;
+const CONFIG_GENERATION: u64 = 0x0fc;
+const CONFIG: u64 = 0x100;
+
+/// What the driver chose so far.
+#[derive(Default)]
+struct Choices {
+    device_features_sel: u32,
+    driver_features_sel: u32,
+    features: u64,
+    queue_sel: u32,
+}
+
+pub struct Transport<D> {
+    backend: Arc<Backend<D>>,
+    memory: GuestMemory,
+    device_type: u32,
+    offered: u64,
+    config: Vec<u8>,
+    choices: Mutex<Choices>,
+}
+
+impl<D: Device> Transport<D> {
+    pub fn new(backend: Arc<Backend<D>>, memory: GuestMemory) -> Self {
+        let (device_type, features, config) = {
+            let active = backend.lock();
+            (active.device.device_type(), active.device.features(), active.device.config())
+        };
+        let offered = features
+            | 1 << VIRTIO_F_VERSION_1
+            | 1 << VIRTIO_RING_F_EVENT_IDX
+            | 1 << VIRTIO_RING_F_INDIRECT_DESC;
+        Self { backend, memory, device_type, offered, config, choices: Mutex::default() }
+    }
+
+    fn status(&self) -> u32 {
+        self.backend.registers.status.load(Ordering::SeqCst)
+    }
+
+    fn read_register(&self, offset: u64) -> u32 {
+        let choices = self.choices.lock().unwrap_or_else(PoisonError::into_inner);
+        match offset {
+            MAGIC_VALUE => MAGIC,
+            DEVICE_VERSION => VERSION,
+            DEVICE_ID => self.device_type,
+            VENDOR_ID => VENDOR,
+            DEVICE_FEATURES => half(self.offered, choices.device_features_sel),
+            QUEUE_NUM_MAX => self.with_queue(&choices, |queue| queue.max_size().into()).unwrap_or(0),
+            QUEUE_READY => self.with_queue(&choices, |queue| queue.ready().into()).unwrap_or(0),
+            INTERRUPT_STATUS => self.backend.registers.interrupt_status.load(Ordering::SeqCst),
+            STATUS => self.status(),
+            SHM_FIRST..=SHM_LAST => u32::MAX,
+            // The configuration never changes while the machine runs.
+            CONFIG_GENERATION => 0,
+            _ => 0,
+        }
+    }
+
+    fn write_register(&self, offset: u64, value: u32) {
+        let mut choices = self.choices.lock().unwrap_or_else(PoisonError::into_inner);
+        match offset {
+            DEVICE_FEATURES_SEL => choices.device_features_sel = value,
+            DRIVER_FEATURES_SEL => choices.driver_features_sel = value,
+            DRIVER_FEATURES if self.status() & STATUS_FEATURES_OK == 0 => {
+                let shift = match choices.driver_features_sel {
+                    0 => 0,
+                    1 => 32,
+                    _ => return,
+                };
+                choices.features &= !(u64::from(u32::MAX) << shift);
+                choices.features |= u64::from(value) << shift;
+            }
+            QUEUE_SEL => choices.queue_sel = value,
+            QUEUE_NUM => self.configure(&choices, |queue| {
+                // A size that is no power of two or too large is not taken; the queue then
+                // fails its check when the driver declares itself ready.
+                queue.set_size(u16::try_from(value).unwrap_or(0));
+            }),
+            QUEUE_READY => {
+                self.with_queue(&choices, |queue| queue.set_ready(value == 1));
+            }
+            QUEUE_DESC_LOW => self.configure(&choices, |q| q.set_desc_table_address(Some(value), None)),
+            QUEUE_DESC_HIGH => self.configure(&choices, |q| q.set_desc_table_address(None, Some(value))),
+            QUEUE_DRIVER_LOW => self.configure(&choices, |q| q.set_avail_ring_address(Some(value), None)),
+            QUEUE_DRIVER_HIGH => self.configure(&choices, |q| q.set_avail_ring_address(None, Some(value))),
+            QUEUE_DEVICE_LOW => self.configure(&choices, |q| q.set_used_ring_address(Some(value), None)),
+            QUEUE_DEVICE_HIGH => self.configure(&choices, |q| q.set_used_ring_address(None, Some(value))),
+            QUEUE_NOTIFY => self.backend.ring(),
+            INTERRUPT_ACK => {
+                self.backend.registers.interrupt_status.fetch_and(!value, Ordering::SeqCst);
+            }
+            STATUS => self.write_status(&mut choices, value),
+            _ => {}
+        }
+    }
+
+    fn with_queue<T>(&self, choices: &Choices, f: impl FnOnce(&mut Queue) -> T) -> Option<T> {
+        let index = usize::try_from(choices.queue_sel).ok()?;
+        self.backend.lock().queues.get_mut(index).map(f)
+    }
+
+    /// Queue set-up: allowed until the queue is ready.
+    fn configure(&self, choices: &Choices, f: impl FnOnce(&mut Queue)) {
+        self.with_queue(choices, |queue| {
+            if !queue.ready() {
+                f(queue);
+            }
+        });
+    }
+
+    fn write_status(&self, choices: &mut Choices, value: u32) {
+        if value == 0 {
+            return self.reset(choices);
+        }
+        let before = self.status();
+        // A driver may only add bits, and only the device says that it needs a reset.
+        let mut added = value & !before & !STATUS_NEEDS_RESET & 0xff;
+        let acceptable = choices.features & !self.offered == 0 && choices.features >> VIRTIO_F_VERSION_1 & 1 == 1;
+        if added & STATUS_FEATURES_OK != 0 && !acceptable {
+            added &= !STATUS_FEATURES_OK;
+        }
+        if (before | added) & STATUS_FEATURES_OK == 0 {
+            added &= !STATUS_DRIVER_OK;
+        }
+        if added & STATUS_DRIVER_OK != 0
+            && let Err(violation) = self.activate(choices)
+        {
+            self.backend.registers.status.fetch_or(added, Ordering::SeqCst);
+            return self.backend.break_down(self.device_type, &violation);
+        }
+        self.backend.registers.status.fetch_or(added, Ordering::SeqCst);
+        if added & STATUS_DRIVER_OK != 0 {
+            self.backend.ring();
+        }
+    }
+
+    fn activate(&self, choices: &Choices) -> Result<(), Violation> {
+        let mut active = self.backend.lock();
+        let event_idx = choices.features >> VIRTIO_RING_F_EVENT_IDX & 1 == 1;
+        for (index, queue) in active.queues.iter_mut().enumerate() {
+            if queue.ready() && !queue.is_valid(&self.memory) {
+                return Err(Violation(format!("queue {index} does not lie in guest memory or has a wrong size")));
+            }
+            queue.set_event_idx(event_idx);
+        }
+        active.device.activate(choices.features);
+        Ok(())
+    }
+
+    fn reset(&self, choices: &mut Choices) {
+        // Under the lock no request is in flight, and none begins once the status is 0.
+        let mut active = self.backend.lock();
+        self.backend.registers.status.store(0, Ordering::SeqCst);
+        self.backend.registers.interrupt_status.store(0, Ordering::SeqCst);
+        active.queues.iter_mut().for_each(QueueT::reset);
+        *choices = Choices::default();
+    }
+}
+
+fn half(value: u64, select: u32) -> u32 {
+    match select {
+        0 => value as u32,
+        1 => (value >> 32) as u32,
+        _ => 0,
+    }
+}
+
+impl<D: Device> BusDevice for Transport<D> {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        if offset >= CONFIG {
+            let start = usize::try_from(offset - CONFIG).unwrap_or(usize::MAX);
+            for (byte, value) in data.iter_mut().zip(self.config.iter().skip(start)) {
+                *byte = *value;
+            }
+        } else if data.len() == 4 && offset.is_multiple_of(4) {
+            data.copy_from_slice(&self.read_register(offset).to_le_bytes());
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        // None of the devices has configuration that the driver may write.
+        if offset < CONFIG
+            && offset.is_multiple_of(4)
+            && let Ok(bytes) = data.try_into()
+        {
+            self.write_register(offset, u32::from_le_bytes(bytes));
+        }
+    }
+}

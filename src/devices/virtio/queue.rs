@@ -1,0 +1,218 @@
+//! Serving a device's queues: one request at a time, so that whoever needs the device to stand
+//! still (a pause, a reset) waits for one request at the most.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{Device, Violation};
+use crate::memory::GuestMemory;
+
+/// Device status bits (virtio 1.2, section 2.1).
+pub const STATUS_FEATURES_OK: u32 = 8;
+pub const STATUS_DRIVER_OK: u32 = 4;
+pub const STATUS_NEEDS_RESET: u32 = 64;
+
+/// Interrupt status bits (virtio 1.2, section 4.2.2).
+const INTERRUPT_USED_RING: u32 = 1;
+const INTERRUPT_CONFIG: u32 = 2;
+
+/// Registers that vCPU threads read without waiting for a request to end.
+#[derive(Default)]
+pub struct Registers {
+    pub status: AtomicU32,
+    pub interrupt_status: AtomicU32,
+}
+
+/// A device with its queues, shared by the transport's registers and the thread that serves it.
+pub struct Backend<D> {
+    pub registers: Registers,
+    memory: GuestMemory,
+    irq: EventFd,
+    /// Signalled when a queue has work; KVM does it for the guest's notifications.
+    pub doorbell: EventFd,
+    active: Mutex<Active<D>>,
+}
+
+pub struct Active<D> {
+    pub device: D,
+    pub queues: Vec<Queue>,
+    paused: bool,
+    ending: bool,
+}
+
+impl<D: Device> Backend<D> {
+    pub fn new(device: D, memory: GuestMemory, irq: EventFd) -> std::io::Result<Self> {
+        let queues = device
+            .queue_sizes()
+            .iter()
+            .map(|&size| Queue::new(size).map_err(|e| std::io::Error::other(e.to_string())))
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            registers: Registers::default(),
+            memory,
+            irq,
+            doorbell: EventFd::new(libc::EFD_NONBLOCK)?,
+            active: Mutex::new(Active { device, queues, paused: true, ending: false }),
+        })
+    }
+
+    /// Waits for the request in flight, if any.
+    pub fn lock(&self) -> MutexGuard<'_, Active<D>> {
+        self.active.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// After this no request is in flight and none begins.
+    pub fn pause(&self) {
+        self.lock().paused = true;
+    }
+
+    /// Goes on, with whatever came in while paused.
+    pub fn resume(&self) {
+        self.lock().paused = false;
+        self.ring();
+    }
+
+    pub fn ring(&self) {
+        if let Err(e) = self.doorbell.write(1) {
+            log::error!("a virtio doorbell cannot be rung: {e}");
+        }
+    }
+
+    fn interrupt(&self, reason: u32) {
+        self.registers.interrupt_status.fetch_or(reason, Ordering::SeqCst);
+        if let Err(e) = self.irq.write(1) {
+            log::error!("a virtio interrupt cannot be raised: {e}");
+        }
+    }
+
+    /// Makes the driver reset the device.
+    pub fn break_down(&self, device_type: u32, violation: &Violation) {
+        log::warn!("virtio device of type {device_type} needs a reset: {violation}");
+        let before = self.registers.status.fetch_or(STATUS_NEEDS_RESET, Ordering::SeqCst);
+        if before & STATUS_DRIVER_OK != 0 {
+            self.interrupt(INTERRUPT_CONFIG);
+        }
+    }
+
+    fn running(&self) -> bool {
+        let status = self.registers.status.load(Ordering::SeqCst);
+        status & STATUS_DRIVER_OK != 0 && status & STATUS_NEEDS_RESET == 0
+    }
+
+    /// Serves requests until there are none or the device must stand still. Returns false when
+    /// the machine is going away.
+    pub fn serve(&self) -> bool {
+        loop {
+            let mut active = self.lock();
+            if active.ending {
+                return false;
+            }
+            if active.paused || !self.running() {
+                return true;
+            }
+            match active.serve_one(&self.memory) {
+                Ok(Served::Nothing) => return true,
+                Ok(Served::Quietly) => {}
+                Ok(Served::Notify) => self.interrupt(INTERRUPT_USED_RING),
+                Err(violation) => self.break_down(active.device.device_type(), &violation),
+            }
+        }
+    }
+}
+
+enum Served {
+    Nothing,
+    Quietly,
+    Notify,
+}
+
+impl<D: Device> Active<D> {
+    fn serve_one(&mut self, memory: &GuestMemory) -> Result<Served, Violation> {
+        for index in 0..self.queues.len() {
+            let queue = &mut self.queues[index];
+            if !queue.ready() {
+                continue;
+            }
+            let broken = Violation::from_error("the available ring is broken");
+            let chain = queue.iter(memory).map_err(broken)?.next();
+            let chain = match chain {
+                Some(chain) => chain,
+                // Asks for a notification, unless a request came in just now.
+                None if queue.enable_notification(memory).map_err(Violation::from_error("the rings are broken"))? => {
+                    match queue.iter(memory).map_err(Violation::from_error("the available ring is broken"))?.next() {
+                        Some(chain) => chain,
+                        None => continue,
+                    }
+                }
+                None => continue,
+            };
+            let head = chain.head_index();
+            let written = self.device.serve(index, memory, chain)?;
+            let queue = &mut self.queues[index];
+            queue.add_used(memory, head, written).map_err(Violation::from_error("the used ring is broken"))?;
+            let notify = queue
+                .needs_notification(memory)
+                .map_err(Violation::from_error("the available ring is broken"))?;
+            return Ok(if notify { Served::Notify } else { Served::Quietly });
+        }
+        Ok(Served::Nothing)
+    }
+}
+
+/// A thread that serves one device, for devices that wait for the host's disks.
+pub struct Worker {
+    stop: Box<dyn Fn() + Send + Sync>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    pub fn spawn<D: Device>(name: String, backend: Arc<Backend<D>>) -> std::io::Result<Self> {
+        // The worker waits in read(2), so it needs a doorbell that blocks: the same eventfd,
+        // polled first.
+        let served = backend.clone();
+        let thread = std::thread::Builder::new().name(name).spawn(move || {
+            while wait_readable(&served.doorbell) {
+                // Emptied before serving, so that a ring during it is not lost.
+                let _ = served.doorbell.read();
+                if !served.serve() {
+                    return;
+                }
+            }
+        })?;
+        let stop = Box::new(move || {
+            backend.lock().ending = true;
+            backend.ring();
+        });
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        (self.stop)();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn wait_readable(event: &EventFd) -> bool {
+    use std::os::fd::AsRawFd;
+    let mut poll = libc::pollfd { fd: event.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    loop {
+        // SAFETY: `poll` is one valid pollfd that lives across the call.
+        let ready = unsafe { libc::poll(&raw mut poll, 1, -1) };
+        if ready >= 0 {
+            return true;
+        }
+        let error = std::io::Error::last_os_error();
+        if error.kind() != std::io::ErrorKind::Interrupted {
+            log::error!("waiting for a virtio doorbell: {error}");
+            return false;
+        }
+    }
+}

@@ -1,0 +1,82 @@
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use super::delta_format::{FormatError, LayerId};
+use super::{MAX_LAYERS, SECTOR};
+use crate::storage::StorageError;
+
+#[derive(Debug, Error)]
+pub enum DiskError {
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    #[error("disk image {} does not exist", .0.display())]
+    Missing(PathBuf),
+    #[error("{} is a folder, not a disk image", .0.display())]
+    IsFolder(PathBuf),
+    #[error("{} is neither a file nor a block device", .0.display())]
+    NotAnImage(PathBuf),
+    #[error("disk image {} is empty", .0.display())]
+    Empty(PathBuf),
+    #[error("the size of disk image {} is {len} bytes, which is no multiple of {SECTOR}", path.display())]
+    BadLength { path: PathBuf, len: u64 },
+    #[error("disk image {} may not be written: add ,readonly to open it for reading only", .0.display())]
+    ReadOnlyFile(PathBuf),
+    #[error("{} is a piton delta layer, not a base image", .0.display())]
+    IsDelta(PathBuf),
+    #[error("qcow2 image {}: {reason}", path.display())]
+    Qcow2 { path: PathBuf, reason: String },
+    #[error("{len} bytes at offset {offset} reach beyond the end of the disk ({size} bytes)")]
+    OutOfRange { offset: u64, len: u64, size: u64 },
+    #[error("the disk is read-only")]
+    ReadOnly,
+    #[error("delta layer {}: {source}", path.display())]
+    Format { path: PathBuf, source: FormatError },
+    #[error("delta layer {} is {found} bytes long, but its disk needs {expected}", path.display())]
+    Truncated {
+        path: PathBuf,
+        found: u64,
+        expected: u64,
+    },
+    #[error("delta layer {} is damaged: {what} at offset {offset}", path.display())]
+    Corrupt {
+        path: PathBuf,
+        offset: u64,
+        what: &'static str,
+    },
+    #[error("{} holds layer {found}, but layer {expected} is expected there", path.display())]
+    WrongLayer {
+        path: PathBuf,
+        found: LayerId,
+        expected: LayerId,
+    },
+    #[error("{} was made over {found}, but {expected} lies below it", path.display())]
+    WrongParent {
+        path: PathBuf,
+        found: String,
+        expected: String,
+    },
+    #[error("{} is of a disk of {size} bytes, but {} of one of {below_size}", path.display(), below.display())]
+    WrongSize {
+        path: PathBuf,
+        size: u64,
+        below: PathBuf,
+        below_size: u64,
+    },
+    #[error("layer {id} is not among the frozen ones below {}", top.display())]
+    NoSuchLayer { id: LayerId, top: PathBuf },
+    #[error("layer {0} is missing")]
+    NoParent(LayerId),
+    #[error("a chain of {0} layers is longer than {MAX_LAYERS}: delete checkpoints first")]
+    TooLong(usize),
+    #[error(
+        "{}: an earlier flush failed, so what was written since the one before may be lost; \
+         reopen the disk",
+        .0.display()
+    )]
+    FlushFailed(PathBuf),
+    #[error("no unused id for a layer: {0}")]
+    Random(std::io::Error),
+}
+
+pub type Result<T> = std::result::Result<T, DiskError>;

@@ -1,0 +1,176 @@
+//! A chain of layers that is only read: a base, and deltas over it.
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::block_map::{BlockMap, Layer};
+use super::delta::{FrozenDelta, LayerSpec};
+use super::delta_format::{BLOCK, LayerId, Parent};
+use super::{Backing, Base, DiskError, MAX_LAYERS, Result, check_range};
+use crate::storage::{Lock, Storage};
+
+/// A chain that nobody writes: what a checkpoint's disk was.
+pub struct FrozenChain {
+    pub(super) base: Arc<Base>,
+    pub(super) deltas: Vec<Arc<FrozenDelta>>,
+    /// Layer 0 is the base, layer n is `deltas[n - 1]`. Inside a [`super::chain::Chain`] the
+    /// last layer is its top.
+    pub(super) map: BlockMap,
+}
+
+impl FrozenChain {
+    /// `deltas` from the base upwards. Every one has to be the layer that is
+    /// named and to have been made over the one before it.
+    pub fn open(storage: &Storage, base: Base, deltas: &[LayerSpec]) -> Result<Self> {
+        let mut chain = Self {
+            map: BlockMap::new(base.len().div_ceil(BLOCK), 0),
+            base: Arc::new(base),
+            deltas: Vec::with_capacity(deltas.len()),
+        };
+        for spec in deltas {
+            chain.add(FrozenDelta::open(storage, spec)?)?;
+        }
+        Ok(chain)
+    }
+
+    pub fn base(&self) -> &Base {
+        &self.base
+    }
+
+    pub fn deltas(&self) -> &[Arc<FrozenDelta>] {
+        &self.deltas
+    }
+
+    /// What a layer on top of this has for a parent.
+    pub fn parent(&self) -> Parent {
+        self.deltas
+            .last()
+            .map_or(Parent::Base, |delta| Parent::Delta(delta.id()))
+    }
+
+    fn add(&mut self, delta: Arc<FrozenDelta>) -> Result<()> {
+        self.check(delta.path(), delta.parent(), delta.size())?;
+        let layer = self.top_layer();
+        for run in delta.runs()? {
+            self.map.set(run, layer);
+        }
+        // The map knows its blocks from here on; this lets go of its own.
+        delta.sync()?;
+        self.deltas.push(delta);
+        Ok(())
+    }
+
+    /// Whether a delta may lie on this chain.
+    pub(super) fn check(&self, path: &Path, parent: Parent, size: u64) -> Result<()> {
+        // The base, those here, the new one.
+        let layers = self.deltas.len() + 2;
+        if layers > MAX_LAYERS {
+            return Err(DiskError::TooLong(layers));
+        }
+        if parent != self.parent() {
+            return Err(DiskError::WrongParent {
+                path: path.to_owned(),
+                found: parent.to_string(),
+                expected: format!("{} ({})", self.parent(), self.top_path().display()),
+            });
+        }
+        if size != self.len() {
+            return Err(DiskError::WrongSize {
+                path: path.to_owned(),
+                size,
+                below: self.top_path().to_owned(),
+                below_size: self.len(),
+            });
+        }
+        Ok(())
+    }
+
+    fn top_path(&self) -> &Path {
+        match self.deltas.last() {
+            Some(delta) => delta.path(),
+            None => self.base.path(),
+        }
+    }
+
+    /// The index of a layer on top of this; `check` keeps it within a [`Layer`].
+    pub(super) fn top_layer(&self) -> Layer {
+        (self.deltas.len() + 1) as Layer
+    }
+
+    /// Calls `read` for each stretch that lies in one layer.
+    pub(super) fn read_with(
+        &self,
+        buf: &mut [u8],
+        offset: u64,
+        mut top: impl FnMut(&mut [u8], u64) -> Result<()>,
+    ) -> Result<()> {
+        check_range(offset, buf.len() as u64, self.len())?;
+        let (mut rest, mut at) = (buf, offset);
+        while !rest.is_empty() {
+            let end = at + rest.len() as u64;
+            let (layer, run) = self.map.run(at / BLOCK..end.div_ceil(BLOCK));
+            let run_end = ((at / BLOCK + run) * BLOCK).min(end);
+            let (part, after) = rest.split_at_mut((run_end - at) as usize);
+            match (layer, self.deltas.get(usize::from(layer).wrapping_sub(1))) {
+                (0, _) => self.base.read_at(part, at)?,
+                (_, Some(delta)) => delta.read_data(part, at)?,
+                (_, None) => top(part, at)?,
+            }
+            (rest, at) = (after, run_end);
+        }
+        Ok(())
+    }
+
+    pub(super) fn next_data_with(
+        &self,
+        offset: u64,
+        top: impl Fn(u64) -> Result<Option<Range<u64>>>,
+    ) -> Result<Option<Range<u64>>> {
+        let (mut at, size) = (offset, self.len());
+        while at < size {
+            let (layer, run) = self.map.run(at / BLOCK..size.div_ceil(BLOCK));
+            let run_end = ((at / BLOCK + run) * BLOCK).min(size);
+            let found = match (layer, self.deltas.get(usize::from(layer).wrapping_sub(1))) {
+                (0, _) => self.base.next_data(at)?,
+                (_, Some(delta)) => delta.next_data(at)?,
+                (_, None) => top(at)?,
+            };
+            if let Some(data) = found.filter(|data| data.start < run_end) {
+                return Ok(Some(data.start.max(at)..data.end.min(run_end)));
+            }
+            at = run_end;
+        }
+        Ok(None)
+    }
+
+    pub(super) fn position(&self, id: LayerId, top: &Path) -> Result<usize> {
+        let found = self.deltas.iter().position(|delta| delta.id() == id);
+        found.ok_or_else(|| DiskError::NoSuchLayer {
+            id,
+            top: top.to_owned(),
+        })
+    }
+
+    /// Our own lock on the layer below delta `at`.
+    pub(super) fn lock_below(&self, at: usize, lock: Lock) -> Result<()> {
+        match (at.checked_sub(1), &*self.base) {
+            (Some(below), _) => self.deltas[below].lock(lock),
+            (None, Base::Raw(image)) => image.lock(lock),
+            (None, Base::Qcow2(_)) => Ok(()),
+        }
+    }
+}
+
+impl Backing for FrozenChain {
+    fn len(&self) -> u64 {
+        self.base.len()
+    }
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        // No layer above the last delta is in this map.
+        self.read_with(buf, offset, |_, _| Err(DiskError::ReadOnly))
+    }
+    fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
+        self.next_data_with(offset, |_| Err(DiskError::ReadOnly))
+    }
+}

@@ -1,0 +1,369 @@
+//! Two neighbouring layers become one.
+//!
+//! *Commit*: the blocks of the upper layer are copied down over those of the
+//! lower. *Pull*: the blocks that only the lower layer has are copied up. While
+//! it goes on, everything that is read through the upper layer stays the same:
+//! what a commit overwrites the upper layer hides, and what a pull copies
+//! is what was read there before. So it may stop anywhere, and be begun again.
+//! Nothing may read the lower layer by itself: it has one child, the upper one.
+//!
+//! Order at the end:
+//! 1. copied data, fdatasync, bits, fdatasync;
+//! 2. commit: every child of the upper layer gets the lower one for its parent
+//!    (children not yet relinked read the same through the upper layer);
+//!    pull: the upper layer gets the lower one's parent;
+//! 3. the caller records which layers there are now, durably;
+//! 4. the caller removes the file that is left over.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::delta::{Delta, FrozenDelta, LayerSpec, inspect, relink};
+use super::delta_format::{BLOCK, Parent};
+use super::raw::RawDisk;
+use super::sums;
+use super::{Backing, Disk, DiskError, ImageFormat, Result};
+use crate::storage::{Lock, Storage};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// The upper layer down into the lower one; the lower file stays.
+    Commit,
+    /// The lower layer up into the upper one; the upper file stays.
+    Pull,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    pub done: u64,
+    pub total: u64,
+}
+
+impl Progress {
+    pub fn is_done(&self) -> bool {
+        self.done >= self.total
+    }
+}
+
+/// Which way, and which blocks have to move.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    pub direction: Direction,
+    pub runs: Vec<Range<u64>>,
+}
+
+impl Plan {
+    /// Of the runs of blocks that each layer holds, sorted and apart.
+    pub fn new(lower: &[Range<u64>], upper: &[Range<u64>], direction: Option<Direction>) -> Self {
+        let up = subtract(lower, upper);
+        let direction = direction.unwrap_or(if count(upper) < count(&up) {
+            Direction::Commit
+        } else {
+            // Of two equals the one that relinks one layer only.
+            Direction::Pull
+        });
+        let runs = match direction {
+            Direction::Commit => upper.to_vec(),
+            Direction::Pull => up,
+        };
+        Self { direction, runs }
+    }
+
+    pub fn bytes(&self) -> u64 {
+        count(&self.runs) * BLOCK
+    }
+}
+
+fn count(runs: &[Range<u64>]) -> u64 {
+    runs.iter().map(|run| run.end - run.start).sum()
+}
+
+/// What of `from` is not in `without`.
+fn subtract(from: &[Range<u64>], without: &[Range<u64>]) -> Vec<Range<u64>> {
+    let mut rest = Vec::new();
+    let mut holes = without.iter().peekable();
+    for run in from {
+        let mut at = run.start;
+        while at < run.end {
+            while holes.next_if(|hole| hole.end <= at).is_some() {}
+            match holes.peek().filter(|hole| hole.start < run.end) {
+                None => {
+                    rest.push(at..run.end);
+                    break;
+                }
+                Some(hole) => {
+                    if at < hole.start {
+                        rest.push(at..hole.start);
+                    }
+                    at = hole.end;
+                }
+            }
+        }
+    }
+    rest
+}
+
+enum Lower {
+    Base(RawDisk),
+    Delta(Delta),
+}
+
+/// A merge under way. Dropping it leaves a state that reads the same.
+pub struct Merge {
+    lower: Lower,
+    /// What a pull copies to.
+    upper: Option<Delta>,
+    upper_spec: LayerSpec,
+    /// What is copied from; checks what it reads if it has checksums.
+    source: Arc<FrozenDelta>,
+    /// What lies below the lower layer; for a pull, the new parent.
+    below: Parent,
+    plan: Plan,
+    size: u64,
+    /// Where in the plan the next step begins: run, and blocks of it.
+    at: (usize, u64),
+    done: u64,
+}
+
+/// Blocks that are copied at once.
+const CHUNK: u64 = 256;
+
+impl Merge {
+    /// Two deltas, the upper made over the lower. Takes the lower one for
+    /// itself: fails if anybody else reads it.
+    pub fn open(
+        storage: &Storage,
+        lower: &LayerSpec,
+        upper: &LayerSpec,
+        direction: Option<Direction>,
+    ) -> Result<Self> {
+        check_parent(storage, upper, Parent::Delta(lower.id), &lower.path)?;
+        let lower = Delta::open(storage, lower)?;
+        let frozen = FrozenDelta::open(storage, upper)?;
+        check_size(upper, frozen.size(), lower.path(), lower.size())?;
+        let plan = Plan::new(&lower.runs()?, &frozen.runs()?, direction);
+        // The checksums of the file that changes go before its first change.
+        let changed = match plan.direction {
+            Direction::Commit => lower.path(),
+            Direction::Pull => &upper.path,
+        };
+        if storage.remove_file_if_exists(&sums::path_of(changed))? {
+            storage.sync_parent(changed)?;
+        }
+        let (source, opened) = match plan.direction {
+            Direction::Commit => (frozen, None),
+            // Whoever reads this layer goes on reading the same, so its
+            // lock is shared; the lower one's keeps a second merge away.
+            Direction::Pull => (
+                lower.as_frozen(),
+                Some(Delta::open_locked(storage, upper, Lock::Shared)?),
+            ),
+        };
+        Ok(Self {
+            below: lower.parent(),
+            size: lower.size(),
+            lower: Lower::Delta(lower),
+            upper: opened,
+            source,
+            upper_spec: upper.clone(),
+            plan,
+            at: (0, 0),
+            done: 0,
+        })
+    }
+
+    /// A delta down into the base itself; never the other way.
+    pub fn open_on_base(
+        storage: &Storage,
+        base: &Path,
+        format: ImageFormat,
+        upper: &LayerSpec,
+    ) -> Result<Self> {
+        if format != ImageFormat::Raw {
+            return Err(DiskError::Qcow2 {
+                path: base.to_owned(),
+                reason: "qcow2 images are only read: nothing can be merged into one".into(),
+            });
+        }
+        check_parent(storage, upper, Parent::Base, base)?;
+        let lower = RawDisk::open(storage, base)?;
+        let frozen = FrozenDelta::open(storage, upper)?;
+        let plan = Plan::new(&[], &frozen.runs()?, Some(Direction::Commit));
+        check_size(upper, frozen.size(), base, lower.len())?;
+        Ok(Self {
+            below: Parent::Base,
+            size: lower.len(),
+            lower: Lower::Base(lower),
+            upper: None,
+            source: frozen,
+            upper_spec: upper.clone(),
+            plan,
+            at: (0, 0),
+            done: 0,
+        })
+    }
+
+    pub fn direction(&self) -> Direction {
+        self.plan.direction
+    }
+
+    pub fn upper(&self) -> &LayerSpec {
+        &self.upper_spec
+    }
+
+    /// Copies from this handle of the layer that it copies from.
+    pub(super) fn read_through(&mut self, source: Arc<FrozenDelta>) {
+        debug_assert_eq!(source.id(), self.source.id());
+        self.source = source;
+    }
+
+    /// Checks what is copied; `crc` as recorded for the layer that it is
+    /// copied from: of a commit the upper one, of a pull the lower.
+    pub fn attach_sums(&self, storage: &Storage, crc: u32) -> Result<()> {
+        self.source.attach_sums(storage, crc)
+    }
+
+    pub fn progress(&self) -> Progress {
+        Progress {
+            done: self.done,
+            total: self.plan.bytes(),
+        }
+    }
+
+    /// Moves about `max_bytes`, at least one block.
+    pub fn step(&mut self, max_bytes: u64) -> Result<Progress> {
+        let mut left = (max_bytes / BLOCK).max(1);
+        let mut buf = Vec::new();
+        while left > 0
+            && let Some(run) = self.plan.runs.get(self.at.0)
+        {
+            let start = run.start + self.at.1;
+            let blocks = start..run.end.min(start + left.min(CHUNK));
+            let moved = blocks.end - blocks.start;
+            let run_done = blocks.end == run.end;
+            self.copy(blocks, &mut buf)?;
+            self.at = if run_done {
+                (self.at.0 + 1, 0)
+            } else {
+                (self.at.0, self.at.1 + moved)
+            };
+            self.done += moved * BLOCK;
+            left -= moved;
+        }
+        Ok(self.progress())
+    }
+
+    fn copy(&self, blocks: Range<u64>, buf: &mut Vec<u8>) -> Result<()> {
+        let start = blocks.start * BLOCK;
+        // What lies past the end of the disk in its last block is nobody's.
+        let len = (blocks.end * BLOCK).min(self.size) - start;
+        buf.resize(len as usize, 0);
+        self.source.read_data(buf, start)?;
+        match (&self.upper, &self.lower) {
+            (Some(upper), _) => put(upper, blocks, buf),
+            (None, Lower::Delta(lower)) => put(lower, blocks, buf),
+            (None, Lower::Base(base)) if is_zero(buf) => base.write_zeroes(start, len),
+            (None, Lower::Base(base)) => base.write_at(buf, start),
+        }
+    }
+
+    /// Moves what is left, makes it durable and relinks; see the order above.
+    /// Returns the file that is left over. May be called again after an error
+    /// of a relink; after any other the merge has to be begun anew.
+    pub fn finish(&mut self, storage: &Storage, children: &[LayerSpec]) -> Result<PathBuf> {
+        while !self.step(u64::MAX)?.is_done() {}
+        match (&self.lower, &self.upper) {
+            (Lower::Base(base), _) => {
+                base.flush()?;
+                for child in children {
+                    relink(storage, child, Parent::Base)?;
+                }
+                base.lock(Lock::Shared)?;
+                Ok(self.upper_spec.path.clone())
+            }
+            (Lower::Delta(lower), None) => {
+                lower.sync()?;
+                for child in children {
+                    relink(storage, child, Parent::Delta(lower.id()))?;
+                }
+                lower.lock(Lock::Shared)?;
+                Ok(self.upper_spec.path.clone())
+            }
+            (Lower::Delta(lower), Some(upper)) => {
+                upper.sync()?;
+                // A commit that failed at its end may have relinked some.
+                for child in children {
+                    relink(storage, child, Parent::Delta(self.upper_spec.id))?;
+                }
+                relink(storage, &self.upper_spec, self.below)?;
+                lower.lock(Lock::Shared)?;
+                Ok(lower.path().to_owned())
+            }
+        }
+    }
+
+    /// Lets others read the lower layer again, before the handles go.
+    pub fn release(&self) -> Result<()> {
+        match &self.lower {
+            Lower::Base(base) => base.lock(Lock::Shared),
+            Lower::Delta(lower) => lower.lock(Lock::Shared),
+        }
+    }
+}
+
+/// Brings a merge of two deltas that was cut short to its end. To be called with
+/// what it was begun with, wherever it was cut; returns the file that is left over.
+pub fn resume(
+    storage: &Storage,
+    lower: &LayerSpec,
+    upper: &LayerSpec,
+    direction: Direction,
+    children: &[LayerSpec],
+) -> Result<PathBuf> {
+    let below = inspect(storage, &lower.path)?.parent;
+    // A pull relinks as its last act.
+    if direction == Direction::Pull && inspect(storage, &upper.path)?.parent == below {
+        return Ok(lower.path.clone());
+    }
+    Merge::open(storage, lower, upper, Some(direction))?.finish(storage, children)
+}
+
+fn put(into: &Delta, blocks: Range<u64>, buf: &[u8]) -> Result<()> {
+    if is_zero(buf) {
+        into.clear_data(blocks.clone())?;
+    } else {
+        into.write_data(buf, blocks.start * BLOCK)?;
+    }
+    into.mark(blocks);
+    Ok(())
+}
+
+fn is_zero(buf: &[u8]) -> bool {
+    // Every byte equals the one before it, and the first is 0.
+    matches!(buf, [0, rest @ ..] if *rest == buf[..rest.len()])
+}
+
+fn check_parent(storage: &Storage, upper: &LayerSpec, parent: Parent, below: &Path) -> Result<()> {
+    let found = inspect(storage, &upper.path)?.parent;
+    if found == parent {
+        return Ok(());
+    }
+    Err(DiskError::WrongParent {
+        path: upper.path.clone(),
+        found: found.to_string(),
+        expected: format!("{parent} ({})", below.display()),
+    })
+}
+
+fn check_size(upper: &LayerSpec, size: u64, below: &Path, below_size: u64) -> Result<()> {
+    if size == below_size {
+        return Ok(());
+    }
+    Err(DiskError::WrongSize {
+        path: upper.path.clone(),
+        size,
+        below: below.to_owned(),
+        below_size,
+    })
+}

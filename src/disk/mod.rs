@@ -1,0 +1,231 @@
+//! The host side of disks: images, and chains of them.
+//!
+//! What is frozen is a [`Backing`] and can only be read; what a guest writes
+//! to is a [`Disk`]. A layer below another is held as a `Backing`, so a write
+//! to it does not compile.
+
+mod bitmap;
+mod block_map;
+pub mod chain;
+pub mod delta;
+pub mod delta_format;
+mod error;
+pub mod frozen;
+pub mod merge;
+pub mod qcow2;
+pub mod raw;
+pub mod sums;
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+pub use crate::config::DiskFormat as ImageFormat;
+use crate::storage::{Access, FileKind, Metadata, Storage};
+
+pub use error::{DiskError, Result};
+
+pub const SECTOR: u64 = 512;
+/// Of one chain, the base among them.
+pub const MAX_LAYERS: usize = 255;
+
+/// Something that can be read and that nobody changes.
+pub trait Backing: Send + Sync {
+    /// Bytes; a multiple of [`SECTOR`], never 0.
+    fn len(&self) -> u64;
+
+    /// A disk is never empty; here for the lint, and true to it.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()>;
+
+    /// The first range at or after `offset` that may hold anything but zeros;
+    /// what lies between reads as zeros.
+    fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>>;
+}
+
+/// What a guest sees. All methods take `&self`: one worker uses a disk, and
+/// a checkpoint switches its top from another thread.
+pub trait Disk: Backing {
+    fn is_read_only(&self) -> bool;
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<()>;
+    /// The range reads as zeros afterwards.
+    fn write_zeroes(&self, offset: u64, len: u64) -> Result<()>;
+    /// The contents of the range are of no use any more. What a later read
+    /// returns is either what was there or zeros.
+    fn discard(&self, offset: u64, len: u64) -> Result<()>;
+    /// When it returns, all that was written before survives a power cut.
+    fn flush(&self) -> Result<()>;
+}
+
+impl<T: Backing + ?Sized> Backing for Arc<T> {
+    fn len(&self) -> u64 {
+        (**self).len()
+    }
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        (**self).read_at(buf, offset)
+    }
+    fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
+        (**self).next_data(offset)
+    }
+}
+
+/// Any [`Backing`] as a disk that refuses every change.
+pub struct ReadOnly<B>(pub B);
+
+impl<B: Backing> Backing for ReadOnly<B> {
+    fn len(&self) -> u64 {
+        self.0.len()
+    }
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.0.read_at(buf, offset)
+    }
+    fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
+        self.0.next_data(offset)
+    }
+}
+
+impl<B: Backing> Disk for ReadOnly<B> {
+    fn is_read_only(&self) -> bool {
+        true
+    }
+    fn write_at(&self, _: &[u8], _: u64) -> Result<()> {
+        Err(DiskError::ReadOnly)
+    }
+    fn write_zeroes(&self, _: u64, _: u64) -> Result<()> {
+        Err(DiskError::ReadOnly)
+    }
+    fn discard(&self, _: u64, _: u64) -> Result<()> {
+        Err(DiskError::ReadOnly)
+    }
+    fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// The format of an image by its first bytes, never by its name.
+///
+/// Only for the first time that an image is seen; record the answer and pass
+/// that from then on. A guest can write the header of a qcow2 image with any
+/// backing file into its raw disk; if the disk were probed again, it would
+/// then be shown that file.
+pub fn probe(storage: &Storage, path: &Path) -> Result<ImageFormat> {
+    inspect(storage, path)?;
+    let file = storage.open(path, Access::ReadOnly)?;
+    let mut magic = [0; 8];
+    let got = file.read_up_to(&mut magic, 0)?;
+    if magic[..got].starts_with(&qcow2::MAGIC) {
+        Ok(ImageFormat::Qcow2)
+    } else if got == magic.len() && magic == delta_format::MAGIC {
+        Err(DiskError::IsDelta(path.to_owned()))
+    } else {
+        Ok(ImageFormat::Raw)
+    }
+}
+
+/// The image below every delta of a chain; cannot be written through this.
+pub enum Base {
+    Raw(raw::RawImage),
+    Qcow2(qcow2::Qcow2Image),
+}
+
+impl Base {
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Raw(image) => image.path(),
+            Self::Qcow2(image) => image.path(),
+        }
+    }
+
+    pub fn format(&self) -> ImageFormat {
+        match self {
+            Self::Raw(_) => ImageFormat::Raw,
+            Self::Qcow2(_) => ImageFormat::Qcow2,
+        }
+    }
+
+    fn as_backing(&self) -> &dyn Backing {
+        match self {
+            Self::Raw(image) => image,
+            Self::Qcow2(image) => image,
+        }
+    }
+}
+
+impl Backing for Base {
+    fn len(&self) -> u64 {
+        self.as_backing().len()
+    }
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.as_backing().read_at(buf, offset)
+    }
+    fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
+        self.as_backing().next_data(offset)
+    }
+}
+
+/// An image to read only: the base of a chain, or a read-only disk. Held with
+/// a shared lock, so that many may read it and none write.
+pub fn open_base(storage: &Storage, path: &Path, format: ImageFormat) -> Result<Base> {
+    Ok(match format {
+        ImageFormat::Raw => Base::Raw(raw::RawImage::open(storage, path)?),
+        ImageFormat::Qcow2 => Base::Qcow2(qcow2::Qcow2Image::open(storage, path)?),
+    })
+}
+
+/// An image as the guest's disk itself, with no layer above.
+pub fn open_disk(
+    storage: &Storage,
+    path: &Path,
+    format: ImageFormat,
+    read_only: bool,
+) -> Result<Box<dyn Disk>> {
+    match (format, read_only) {
+        (_, true) => Ok(Box::new(ReadOnly(open_base(storage, path, format)?))),
+        (ImageFormat::Raw, false) => Ok(Box::new(raw::RawDisk::open(storage, path)?)),
+        (ImageFormat::Qcow2, false) => Err(DiskError::Qcow2 {
+            path: path.to_owned(),
+            reason: "qcow2 images are only read: put an overlay on it, or add ,readonly".into(),
+        }),
+    }
+}
+
+/// Whether `path` can be an image at all, before it is opened: opening a FIFO
+/// would wait for its other end.
+fn inspect(storage: &Storage, path: &Path) -> Result<Metadata> {
+    let meta = match storage.metadata(path) {
+        Ok(meta) => meta,
+        Err(e) if e.is_not_found() => return Err(DiskError::Missing(path.to_owned())),
+        Err(e) => return Err(e.into()),
+    };
+    match meta.kind {
+        FileKind::File | FileKind::BlockDevice => Ok(meta),
+        FileKind::Dir => Err(DiskError::IsFolder(path.to_owned())),
+        FileKind::Other => Err(DiskError::NotAnImage(path.to_owned())),
+    }
+}
+
+fn check_len(path: &Path, len: u64) -> Result<()> {
+    if len == 0 {
+        Err(DiskError::Empty(path.to_owned()))
+    } else if !len.is_multiple_of(SECTOR) {
+        Err(DiskError::BadLength {
+            path: path.to_owned(),
+            len,
+        })
+    } else {
+        Ok(())
+    }
+}
+
+fn check_range(offset: u64, len: u64, size: u64) -> Result<()> {
+    match offset.checked_add(len) {
+        Some(end) if end <= size => Ok(()),
+        _ => Err(DiskError::OutOfRange { offset, len, size }),
+    }
+}
+
+#[cfg(test)]
+mod tests;

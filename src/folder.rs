@@ -1,0 +1,420 @@
+//! A VM's folder: its name, its definition (vm.json), its lock and where everything else in it
+//! lies.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use crate::config::{ConfigError, VmConfig};
+use crate::storage::{Access, File, Lock, Storage, StorageError};
+
+/// Version of vm.json that this piton writes; it reads this and older ones.
+const FORMAT: u32 = 1;
+const DEFINITION: &str = "vm.json";
+const LOCK: &str = "lock";
+/// Longest name of a VM.
+const NAME_MAX: usize = 64;
+/// Longest path of a Unix socket, without its final NUL (unix(7)).
+const SOCKET_PATH_MAX: usize = 107;
+
+#[derive(Debug, thiserror::Error)]
+pub enum FolderError {
+    #[error("`{0}` is no VM name: use 1 to {NAME_MAX} letters, digits, `-`, `_` or `.`, starting with a letter or digit")]
+    Name(String),
+    #[error("there is no place for VMs: set PITON_HOME, XDG_DATA_HOME or HOME")]
+    NoHome,
+    #[error("a VM `{name}` exists: start it with `piton start {name}`, or remove it with `piton rm {name}`")]
+    Taken { name: VmName },
+    #[error("there is no VM `{name}` in {}: `piton list` shows those that are", home.display())]
+    Missing { name: VmName, home: PathBuf },
+    #[error("the VM `{0}` is in use: it runs, or another command works on it")]
+    Busy(VmName),
+    #[error("{} belongs to another user (uid {owner}): set PITON_HOME to a folder of your own", path.display())]
+    OtherUser { path: PathBuf, owner: u32 },
+    #[error("the path of the control socket, {}, has {len} bytes and at most {SOCKET_PATH_MAX} can be used: \
+             set PITON_HOME to a shorter path", path.display())]
+    SocketPath { path: PathBuf, len: usize },
+    #[error("{} was written by a newer piton (format {found}, this one knows up to {FORMAT}): use that one", path.display())]
+    Newer { path: PathBuf, found: u64 },
+    #[error("{} is damaged: {error}", path.display())]
+    Damaged { path: PathBuf, error: String },
+    #[error("{} holds an impossible definition: {error}", path.display())]
+    Impossible { path: PathBuf, error: ConfigError },
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
+/// A name that is also a safe file name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct VmName(String);
+
+impl FromStr for VmName {
+    type Err = FolderError;
+
+    fn from_str(text: &str) -> Result<Self, FolderError> {
+        let ok = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        let good = (1..=NAME_MAX).contains(&text.len())
+            && text.chars().all(ok)
+            && text.starts_with(|c: char| c.is_ascii_alphanumeric());
+        if good {
+            return Ok(Self(text.to_owned()));
+        }
+        // A long name would bury the sentence.
+        let shown: String = text.chars().take(NAME_MAX).collect();
+        Err(FolderError::Name(if shown.len() < text.len() { shown + "..." } else { shown }))
+    }
+}
+
+impl TryFrom<String> for VmName {
+    type Error = FolderError;
+    fn try_from(text: String) -> Result<Self, FolderError> {
+        text.parse()
+    }
+}
+
+impl From<VmName> for String {
+    fn from(name: VmName) -> Self {
+        name.0
+    }
+}
+
+impl std::fmt::Display for VmName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The definition of a VM, as vm.json holds it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Definition {
+    pub format: u32,
+    pub created: DateTime<Utc>,
+    pub config: VmConfig,
+}
+
+impl Definition {
+    pub fn new(config: VmConfig) -> Self {
+        Self { format: FORMAT, created: Utc::now(), config }
+    }
+}
+
+/// The folder that holds all VMs of a user.
+#[derive(Debug, Clone)]
+pub struct Home {
+    root: PathBuf,
+    storage: Storage,
+}
+
+impl Home {
+    /// `$PITON_HOME`, else `$XDG_DATA_HOME/piton`, else `~/.local/share/piton`.
+    pub fn from_env(storage: Storage) -> Result<Self, FolderError> {
+        let var = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let root = var("PITON_HOME")
+            .or_else(|| var("XDG_DATA_HOME").map(|data| data.join("piton")))
+            .or_else(|| var("HOME").map(|home| home.join(".local/share/piton")))
+            .ok_or(FolderError::NoHome)?;
+        let root = std::path::absolute(&root).unwrap_or(root);
+        Ok(Self { root, storage })
+    }
+
+    pub fn folder(&self, name: &VmName) -> VmFolder {
+        VmFolder {
+            name: name.clone(),
+            path: self.root.join(&name.0),
+            home: self.root.clone(),
+            storage: self.storage.clone(),
+        }
+    }
+
+    /// All folders here whose name is a VM's, by name.
+    pub fn all(&self) -> Result<Vec<VmFolder>, FolderError> {
+        let names = match self.storage.list_dir(&self.root) {
+            Ok(names) => names,
+            Err(e) if e.is_not_found() => return Ok(Vec::new()),
+            Err(e) => return Err(e.into()),
+        };
+        let vms = names.iter().filter_map(|name| name.to_str()?.parse().ok());
+        Ok(vms.map(|name| self.folder(&name)).filter(|folder| folder.exists().unwrap_or(true)).collect())
+    }
+}
+
+/// Paths of a VM, whether it exists or not.
+#[derive(Debug, Clone)]
+pub struct VmFolder {
+    name: VmName,
+    path: PathBuf,
+    home: PathBuf,
+    storage: Storage,
+}
+
+/// The right to change a VM; given back when dropped, or when the process dies.
+#[derive(Debug)]
+pub struct VmLock {
+    _file: File,
+}
+
+impl VmFolder {
+    pub fn name(&self) -> &VmName {
+        &self.name
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn storage(&self) -> &Storage {
+        &self.storage
+    }
+
+    pub fn definition_path(&self) -> PathBuf {
+        self.path.join(DEFINITION)
+    }
+
+    pub fn console_log(&self) -> PathBuf {
+        self.path.join("console.log")
+    }
+
+    /// What a detached VMM has to say.
+    pub fn vmm_log(&self) -> PathBuf {
+        self.path.join("piton.log")
+    }
+
+    pub fn disks(&self) -> PathBuf {
+        self.path.join("disks")
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.path.join("control.sock")
+    }
+
+    fn exists(&self) -> Result<bool, FolderError> {
+        Ok(self.storage.exists(&self.definition_path())?)
+    }
+
+    /// Refuses a folder that another user could change under us, and a path too long to listen on.
+    fn check(&self) -> Result<(), FolderError> {
+        let socket = self.socket();
+        let len = socket.as_os_str().len();
+        if len > SOCKET_PATH_MAX {
+            return Err(FolderError::SocketPath { path: socket, len });
+        }
+        // SAFETY: geteuid has no preconditions.
+        let user = unsafe { libc::geteuid() };
+        match std::fs::symlink_metadata(&self.path) {
+            Ok(metadata) if metadata.uid() != user => {
+                Err(FolderError::OtherUser { path: self.path.clone(), owner: metadata.uid() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes the folder and locks it; refused where a VM is already.
+    pub fn create(&self) -> Result<VmLock, FolderError> {
+        self.check()?;
+        self.create_parents(&self.home)?;
+        if self.exists()? {
+            return Err(FolderError::Taken { name: self.name.clone() });
+        }
+        match self.storage.create_dir(&self.path) {
+            // A folder without a definition is what an interrupted creation left.
+            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(e.into()),
+            _ => {}
+        }
+        self.lock_leftover()
+    }
+
+    fn create_parents(&self, dir: &Path) -> Result<(), FolderError> {
+        if self.storage.exists(dir)? {
+            return Ok(());
+        }
+        if let Some(parent) = dir.parent() {
+            self.create_parents(parent)?;
+        }
+        match self.storage.create_dir(dir) {
+            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => Err(e.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Locks an existing VM.
+    pub fn lock(&self) -> Result<VmLock, FolderError> {
+        self.must_exist()?;
+        self.check()?;
+        self.take_lock()
+    }
+
+    /// Locks a folder that holds no VM: what a failed creation leaves.
+    pub fn lock_leftover(&self) -> Result<VmLock, FolderError> {
+        let lock = self.take_lock()?;
+        if self.exists()? {
+            return Err(FolderError::Taken { name: self.name.clone() });
+        }
+        Ok(lock)
+    }
+
+    pub fn must_exist(&self) -> Result<(), FolderError> {
+        if self.exists()? {
+            return Ok(());
+        }
+        Err(FolderError::Missing { name: self.name.clone(), home: self.home.clone() })
+    }
+
+    fn take_lock(&self) -> Result<VmLock, FolderError> {
+        let path = self.path.join(LOCK);
+        let file = match self.storage.create_new(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
+                self.storage.open(&path, Access::ReadWrite)?
+            }
+            other => other?,
+        };
+        match file.lock(Lock::Exclusive) {
+            Ok(()) => Ok(VmLock { _file: file }),
+            Err(StorageError::InUse { .. }) => Err(FolderError::Busy(self.name.clone())),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    pub fn load(&self) -> Result<Definition, FolderError> {
+        self.must_exist()?;
+        let path = self.definition_path();
+        let bytes = self.storage.read(&path)?;
+        let damaged = |error: String| FolderError::Damaged { path: path.clone(), error };
+        // The version is looked at first: a newer format may have anything beside it.
+        let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
+        let format = value.get("format").and_then(serde_json::Value::as_u64);
+        let found = format.ok_or_else(|| damaged("it names no format version".into()))?;
+        if found > FORMAT.into() {
+            return Err(FolderError::Newer { path, found });
+        }
+        let definition: Definition = serde_json::from_value(value).map_err(|e| damaged(e.to_string()))?;
+        match definition.config.validate() {
+            Ok(()) => Ok(definition),
+            Err(error) => Err(FolderError::Impossible { path, error }),
+        }
+    }
+
+    /// Replaces vm.json in one step.
+    pub fn save(&self, _: &VmLock, definition: &Definition) -> Result<(), FolderError> {
+        let path = self.definition_path();
+        let mut bytes = serde_json::to_vec_pretty(definition)
+            .map_err(|e| FolderError::Damaged { path: path.clone(), error: e.to_string() })?;
+        bytes.push(b'\n');
+        Ok(self.storage.replace(&path, &bytes)?)
+    }
+
+    /// Removes the VM with all that is in its folder. The definition goes first: what is left
+    /// after a crash is no VM any more.
+    pub fn remove(&self, _lock: VmLock) -> Result<(), FolderError> {
+        self.storage.remove_file_if_exists(&self.definition_path())?;
+        self.storage.sync_dir(&self.path)?;
+        remove_tree(&self.storage, &self.path)?;
+        self.storage.sync_dir(&self.home)?;
+        Ok(())
+    }
+}
+
+/// Removes a folder with everything in it; symbolic links are removed, not followed.
+fn remove_tree(storage: &Storage, dir: &Path) -> Result<(), StorageError> {
+    for name in storage.list_dir(dir)? {
+        let path = dir.join(name);
+        match storage.remove_file(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::IsADirectory => remove_tree(storage, &path)?,
+            other => other?,
+        }
+    }
+    storage.remove_dir(dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::VmConfig;
+
+    fn home() -> (tempfile::TempDir, Home) {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home { root: dir.path().join("a/b"), storage: Storage::os() };
+        (dir, home)
+    }
+
+    fn config() -> VmConfig {
+        VmConfig {
+            cpus: 1,
+            memory: 64 << 20,
+            kernel: None,
+            initrd: None,
+            cmdline: String::new(),
+            disks: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn names() {
+        for good in ["demo", "a", "web-1.2_3", &"x".repeat(64)] {
+            assert!(good.parse::<VmName>().is_ok(), "{good}");
+        }
+        let long = "x".repeat(300);
+        for bad in ["", ".", "..", "a/b", "/", "-a", ".hidden", "a b", "a@b", "ä", &long] {
+            let error = bad.parse::<VmName>().unwrap_err().to_string();
+            assert!(error.len() < 250, "{error}");
+        }
+    }
+
+    #[test]
+    fn a_vm_is_made_found_and_removed() {
+        let (_dir, home) = home();
+        let name: VmName = "demo".parse().unwrap();
+        let folder = home.folder(&name);
+        assert!(matches!(folder.load(), Err(FolderError::Missing { .. })));
+        assert!(matches!(folder.lock(), Err(FolderError::Missing { .. })));
+        let lock = folder.create().unwrap();
+        let definition = Definition::new(config());
+        folder.save(&lock, &definition).unwrap();
+        assert_eq!(folder.load().unwrap(), definition);
+        assert!(matches!(folder.create(), Err(FolderError::Taken { .. })));
+        assert!(matches!(folder.lock(), Err(FolderError::Busy(_))));
+        assert_eq!(home.all().unwrap().len(), 1);
+        drop(lock);
+        let lock = folder.lock().unwrap();
+        folder.remove(lock).unwrap();
+        assert!(!folder.path().exists());
+        assert!(home.all().unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_an_interrupted_creation_left_is_taken_over() {
+        let (_dir, home) = home();
+        let folder = home.folder(&"demo".parse().unwrap());
+        drop(folder.create().unwrap());
+        assert!(home.all().unwrap().is_empty());
+        folder.create().unwrap();
+    }
+
+    #[test]
+    fn a_wrong_definition_is_named() {
+        let (_dir, home) = home();
+        let folder = home.folder(&"demo".parse().unwrap());
+        let _lock = folder.create().unwrap();
+        let write = |text: &str| {
+            std::fs::write(folder.definition_path(), text).unwrap();
+            folder.load().unwrap_err().to_string()
+        };
+        assert!(write("garbage").contains("damaged"));
+        assert!(write("{}").contains("no format version"));
+        assert!(write(r#"{"format": 2, "new": true}"#).contains("newer piton"));
+        let text = serde_json::to_string(&Definition::new(VmConfig { cpus: 0, ..config() })).unwrap();
+        assert!(write(&text).contains("impossible definition"));
+    }
+
+    #[test]
+    fn a_socket_path_that_is_too_long_is_refused() {
+        let (dir, _) = home();
+        let home = Home { root: dir.path().join("x".repeat(100)), storage: Storage::os() };
+        let folder = home.folder(&"demo".parse().unwrap());
+        assert!(matches!(folder.create(), Err(FolderError::SocketPath { .. })));
+        assert!(!home.root.exists());
+    }
+}

@@ -1,0 +1,172 @@
+//! Building a machine from its definition. `assemble` makes what every machine has; a boot then
+//! puts a kernel into it.
+
+use std::sync::Arc;
+
+use kvm_ioctls::VcpuFd;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::event_loop::{EventLoop, OnEvent};
+use super::{Machine, MachineDisk, MachineError};
+use crate::boot::{self, Kernel, Payload};
+use crate::bus::Bus;
+use crate::config::VmConfig;
+use crate::devices::console::Console;
+use crate::devices::i8042::I8042;
+use crate::devices::power::Power;
+use crate::devices::serial::Serial;
+use crate::devices::virtio::block::Block;
+use crate::devices::virtio::mmio::{QUEUE_NOTIFY, Transport};
+use crate::devices::virtio::rng::Rng;
+use crate::devices::virtio::{Backend, Device, Worker};
+use crate::events::EventSink;
+use crate::layout::{
+    COM1_GSI, COM1_PORT, COM1_PORTS, GED_GSI, I8042_PORT, I8042_PORTS, POWER_PORT, POWER_PORTS, VIRTIO_GSIS,
+    VIRTIO_MMIO_SIZE, VIRTIO_MMIO_START,
+};
+use crate::memory::{self, GuestMemory};
+use crate::vcpu::{Vcpu, Wiring};
+use crate::vm::{Vm, VmError, open_kvm};
+
+/// What a machine is made of beside its definition.
+pub struct Parts {
+    pub disks: Vec<MachineDisk>,
+    pub console: Arc<Console>,
+    pub events: EventSink,
+    /// The guest to boot when the definition names no kernel.
+    pub bundled: &'static [u8],
+}
+
+/// A machine whose vCPUs have no state yet.
+struct Assembled {
+    vm: Vm,
+    vcpus: Vec<VcpuFd>,
+    wiring: Wiring,
+    virtio: Vec<(u64, u32)>,
+    blocks: Vec<Arc<Backend<Block>>>,
+    rng: Arc<Backend<Rng>>,
+    workers: Vec<Worker>,
+    power: Arc<Power>,
+    event_loop: EventLoop,
+}
+
+/// A machine about to run its kernel's first instruction.
+pub fn boot(config: &VmConfig, parts: Parts) -> Result<Machine, MachineError> {
+    let kernel = config.kernel.as_deref().map_or(Kernel::Bundled(parts.bundled), Kernel::File);
+    let kvm = open_kvm()?;
+    let memory = memory::allocate(config.memory)?;
+    let assembled = assemble(Vm::new(kvm, memory, config.cpus)?, config, parts)?;
+    let payload = Payload {
+        kernel,
+        initrd: config.initrd.as_deref(),
+        cmdline: &config.cmdline,
+        cpus: config.cpus,
+        virtio: &assembled.virtio,
+    };
+    let memory = assembled.vm.memory();
+    let entry = boot::load(memory, &payload)?;
+    let supported = assembled.vm.supported_cpuid()?;
+    for (index, fd) in (0..).zip(&assembled.vcpus) {
+        let cpuid = boot::cpuid::for_vcpu(&supported, index, config.cpus)
+            .map_err(VmError::kvm("take this many CPU features"))?;
+        boot::set_up_vcpu(fd, memory, index, &cpuid, entry)?;
+    }
+    assembled.start_threads()
+}
+
+impl Assembled {
+    fn start_threads(self) -> Result<Machine, MachineError> {
+        let vcpus = (0..)
+            .zip(self.vcpus)
+            .map(|(index, fd)| Vcpu::spawn(index, fd, self.wiring.clone()))
+            .collect::<Result<_, _>>()?;
+        Ok(Machine {
+            vcpus,
+            _event_loop: self.event_loop,
+            _workers: self.workers,
+            blocks: self.blocks,
+            rng: self.rng,
+            power: self.power,
+            _vm: self.vm,
+        })
+    }
+}
+
+fn event() -> Result<EventFd, MachineError> {
+    EventFd::new(libc::EFD_NONBLOCK).map_err(MachineError::setup("an event"))
+}
+
+fn assemble(vm: Vm, config: &VmConfig, parts: Parts) -> Result<Assembled, MachineError> {
+    let vcpus = (0..config.cpus).map(|index| vm.create_vcpu(index)).collect::<Result<Vec<_>, _>>()?;
+    let mut ports = Bus::default();
+    let mut subscribers = Vec::new();
+
+    let serial_irq = interrupt(&vm, COM1_GSI)?;
+    let serial = Arc::new(Serial::new(serial_irq, parts.console.clone()));
+    ports.insert(COM1_PORT, COM1_PORTS, serial.clone())?;
+    let input = event()?;
+    parts.console.on_input(Some(input.try_clone().map_err(MachineError::setup("the console"))?));
+    subscribers.push(OnEvent::new(input, move || serial.feed()));
+
+    ports.insert(I8042_PORT, I8042_PORTS, Arc::new(I8042::new(parts.events.clone())))?;
+    let power = Arc::new(Power::new(parts.events.clone(), interrupt(&vm, GED_GSI)?));
+    ports.insert(POWER_PORT, POWER_PORTS, power.clone())?;
+
+    let mut slots = VirtioSlots { vm: &vm, mmio: Bus::default(), used: Vec::new() };
+    let mut blocks = Vec::new();
+    let mut workers = Vec::new();
+    for MachineDisk { id, disk } in parts.disks {
+        let name = format!("disk {id}");
+        let backend = slots.plug(Block::new(id, disk))?;
+        workers.push(Worker::spawn(name, backend.clone()).map_err(MachineError::setup("a disk's thread"))?);
+        blocks.push(backend);
+    }
+    let rng = slots.plug(Rng)?;
+    let served = rng.clone();
+    let doorbell = rng.doorbell.try_clone().map_err(MachineError::setup("an event"))?;
+    subscribers.push(OnEvent::new(doorbell, move || {
+        served.serve();
+    }));
+
+    let VirtioSlots { mmio, used: virtio, .. } = slots;
+    let event_loop = EventLoop::start(subscribers).map_err(MachineError::setup("the device loop"))?;
+    let wiring = Wiring { ports: Arc::new(ports), mmio: Arc::new(mmio), events: parts.events };
+    Ok(Assembled { vm, vcpus, wiring, virtio, blocks, rng, workers, power, event_loop })
+}
+
+fn interrupt(vm: &Vm, gsi: u32) -> Result<EventFd, MachineError> {
+    let irq = event()?;
+    vm.connect_irq(&irq, gsi)?;
+    Ok(irq)
+}
+
+/// Hands out addresses and interrupts to virtio devices, in order.
+struct VirtioSlots<'a> {
+    vm: &'a Vm,
+    mmio: Bus,
+    used: Vec<(u64, u32)>,
+}
+
+impl VirtioSlots<'_> {
+    fn plug<D: Device>(&mut self, device: D) -> Result<Arc<Backend<D>>, MachineError> {
+        let memory: &GuestMemory = self.vm.memory();
+        let slot = self.used.len();
+        let (Some(&gsi), address) =
+            (VIRTIO_GSIS.get(slot), VIRTIO_MMIO_START + slot as u64 * VIRTIO_MMIO_SIZE)
+        else {
+            let full = std::io::Error::other("all slots are taken");
+            return Err(MachineError::Setup { what: "a virtio device", error: full });
+        };
+        let queues = device.queue_sizes().len() as u32;
+        let backend = Backend::new(device, memory.clone(), interrupt(self.vm, gsi)?)
+            .map_err(MachineError::setup("a virtio device"))?;
+        let backend = Arc::new(backend);
+        for queue in 0..queues {
+            self.vm.connect_doorbell(&backend.doorbell, address + QUEUE_NOTIFY, queue)?;
+        }
+        let transport = Transport::new(backend.clone(), memory.clone());
+        self.mmio.insert(address, VIRTIO_MMIO_SIZE, Arc::new(transport))?;
+        self.used.push((address, gsi));
+        Ok(backend)
+    }
+}

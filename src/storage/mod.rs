@@ -1,0 +1,420 @@
+//! The one door to the file system for everything that must survive.
+//!
+//! [`Backend`] and [`BackendFile`] are the primitive operations and nothing
+//! else: whatever stands behind them (the operating system, or in tests a
+//! recorder that rebuilds crash states) sees every change of a file or folder.
+//! [`Storage`] and [`File`] put names to errors and add what is made of the
+//! primitives.
+
+mod os;
+
+use std::ffi::OsString;
+use std::fmt;
+use std::io;
+use std::ops::Range;
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use thiserror::Error;
+
+#[derive(Debug, Error)]
+pub enum StorageError {
+    #[error("cannot {op} {}: {source}", path.display())]
+    Path {
+        op: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    #[error("cannot {op} {len} bytes at offset {offset} of {}: {source}", path.display())]
+    Range {
+        op: &'static str,
+        path: PathBuf,
+        offset: u64,
+        len: u64,
+        source: io::Error,
+    },
+    #[error("cannot rename {} to {}: {source}", from.display(), to.display())]
+    Rename {
+        from: PathBuf,
+        to: PathBuf,
+        source: io::Error,
+    },
+    #[error("{} is in use by another VM or process", path.display())]
+    InUse { path: PathBuf },
+}
+
+impl StorageError {
+    /// The kind of the underlying error, for callers that treat a missing file apart.
+    pub fn kind(&self) -> io::ErrorKind {
+        match self {
+            Self::Path { source, .. }
+            | Self::Range { source, .. }
+            | Self::Rename { source, .. } => source.kind(),
+            Self::InUse { .. } => io::ErrorKind::WouldBlock,
+        }
+    }
+
+    pub fn is_not_found(&self) -> bool {
+        self.kind() == io::ErrorKind::NotFound
+    }
+}
+
+pub type Result<T> = std::result::Result<T, StorageError>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    ReadOnly,
+    ReadWrite,
+}
+
+/// A lock on an open file. It belongs to the open file, not to the process, so
+/// two handles of one process exclude each other, and it dies with the handle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lock {
+    None,
+    /// Needs a handle that can read.
+    Shared,
+    /// Needs a handle that can write: the kernel refuses it on any other.
+    Exclusive,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileKind {
+    File,
+    Dir,
+    BlockDevice,
+    Other,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Metadata {
+    pub kind: FileKind,
+    /// Bytes; of a block device, its capacity.
+    pub len: u64,
+    /// Bytes that the file occupies (holes do not).
+    pub allocated: u64,
+    pub modified: SystemTime,
+    pub dev: u64,
+    pub ino: u64,
+}
+
+/// Primitive operations on names.
+pub trait Backend: fmt::Debug + Send + Sync {
+    fn open(&self, path: &Path, access: Access) -> io::Result<Box<dyn BackendFile>>;
+    /// A new empty file, mode 0600, open for reading and writing; an existing one is an error.
+    fn create_new(&self, path: &Path) -> io::Result<Box<dyn BackendFile>>;
+    /// A new folder, mode 0700; an existing one is an error.
+    fn create_dir(&self, path: &Path) -> io::Result<()>;
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
+    fn remove_file(&self, path: &Path) -> io::Result<()>;
+    fn remove_dir(&self, path: &Path) -> io::Result<()>;
+    /// Makes the names in a folder survive a power cut.
+    fn sync_dir(&self, path: &Path) -> io::Result<()>;
+    fn list_dir(&self, path: &Path) -> io::Result<Vec<OsString>>;
+    fn metadata(&self, path: &Path) -> io::Result<Metadata>;
+}
+
+/// Primitive operations on an open file.
+pub trait BackendFile: fmt::Debug + Send + Sync {
+    /// As many bytes as there are before the end of the file.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// All of `buf`, or an error after which any part of it may be there.
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
+    fn metadata(&self) -> io::Result<Metadata>;
+    fn set_len(&self, len: u64) -> io::Result<()>;
+    /// The range reads as zeros afterwards and, where possible, occupies
+    /// nothing. The length of the file does not change.
+    fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()>;
+    /// The first range at or after `offset` that may hold anything but zeros.
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>>;
+    /// fdatasync: contents, and of the metadata what is needed to read them.
+    fn sync_data(&self) -> io::Result<()>;
+    /// fsync: also the times and the mode.
+    fn sync_all(&self) -> io::Result<()>;
+    /// Never waits. `false`: another handle holds a lock against it.
+    fn try_lock(&self, lock: Lock) -> io::Result<bool>;
+    /// To map the file; `None` if there is nothing behind it to map.
+    fn as_fd(&self) -> Option<BorrowedFd<'_>>;
+}
+
+/// Handle of the file system; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Storage {
+    backend: Arc<dyn Backend>,
+}
+
+impl Storage {
+    /// The real one.
+    pub fn os() -> Self {
+        Self::new(Arc::new(os::Os))
+    }
+
+    pub fn new(backend: Arc<dyn Backend>) -> Self {
+        Self { backend }
+    }
+
+    pub fn open(&self, path: &Path, access: Access) -> Result<File> {
+        let op = match access {
+            Access::ReadOnly => "open",
+            Access::ReadWrite => "open for writing",
+        };
+        let inner = self.backend.open(path, access).map_err(at(op, path))?;
+        Ok(File {
+            inner,
+            path: path.to_owned(),
+            access,
+        })
+    }
+
+    pub fn create_new(&self, path: &Path) -> Result<File> {
+        let inner = self.backend.create_new(path).map_err(at("create", path))?;
+        Ok(File {
+            inner,
+            path: path.to_owned(),
+            access: Access::ReadWrite,
+        })
+    }
+
+    pub fn create_dir(&self, path: &Path) -> Result<()> {
+        self.backend
+            .create_dir(path)
+            .map_err(at("create folder", path))
+    }
+
+    /// Replaces what `to` names. Durable after [`Storage::sync_dir`] of both folders.
+    pub fn rename(&self, from: &Path, to: &Path) -> Result<()> {
+        self.backend
+            .rename(from, to)
+            .map_err(|source| StorageError::Rename {
+                from: from.to_owned(),
+                to: to.to_owned(),
+                source,
+            })
+    }
+
+    pub fn link(&self, from: &Path, to: &Path) -> Result<()> {
+        self.backend.link(from, to).map_err(at("link", to))
+    }
+
+    pub fn remove_file(&self, path: &Path) -> Result<()> {
+        self.backend.remove_file(path).map_err(at("remove", path))
+    }
+
+    /// [`Storage::remove_file`] where the file may already be gone.
+    pub fn remove_file_if_exists(&self, path: &Path) -> Result<bool> {
+        match self.remove_file(path) {
+            Ok(()) => Ok(true),
+            Err(e) if e.is_not_found() => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    pub fn remove_dir(&self, path: &Path) -> Result<()> {
+        self.backend
+            .remove_dir(path)
+            .map_err(at("remove folder", path))
+    }
+
+    pub fn sync_dir(&self, path: &Path) -> Result<()> {
+        self.backend.sync_dir(path).map_err(at("sync folder", path))
+    }
+
+    /// Makes the name of `path` itself durable.
+    pub fn sync_parent(&self, path: &Path) -> Result<()> {
+        self.sync_dir(parent_of(path))
+    }
+
+    /// Names in a folder, sorted.
+    pub fn list_dir(&self, path: &Path) -> Result<Vec<OsString>> {
+        let mut names = self
+            .backend
+            .list_dir(path)
+            .map_err(at("list folder", path))?;
+        names.sort();
+        Ok(names)
+    }
+
+    /// Follows symbolic links.
+    pub fn metadata(&self, path: &Path) -> Result<Metadata> {
+        self.backend.metadata(path).map_err(at("inspect", path))
+    }
+
+    pub fn exists(&self, path: &Path) -> Result<bool> {
+        match self.metadata(path) {
+            Ok(_) => Ok(true),
+            Err(e) if e.is_not_found() => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    pub fn read(&self, path: &Path) -> Result<Vec<u8>> {
+        let file = self.open(path, Access::ReadOnly)?;
+        let len = usize::try_from(file.len()?).unwrap_or(usize::MAX);
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(len).map_err(|_| {
+            at("read", path)(io::Error::new(
+                io::ErrorKind::OutOfMemory,
+                "the file is too large",
+            ))
+        })?;
+        bytes.resize(len, 0);
+        file.read_at(&mut bytes, 0)?;
+        Ok(bytes)
+    }
+
+    /// Puts `bytes` in place of the file `path`, whole or not at all: a
+    /// temporary file beside it, fdatasync, rename, fsync of the folder.
+    pub fn replace(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        static COUNTER: AtomicU64 = AtomicU64::new(0);
+        let mut name = OsString::from(".");
+        name.push(path.file_name().unwrap_or_default());
+        name.push(format!(
+            ".{}-{}.tmp",
+            std::process::id(),
+            COUNTER.fetch_add(1, Ordering::Relaxed)
+        ));
+        let temp = path.with_file_name(name);
+        // A process of the same id may have died here before.
+        self.remove_file_if_exists(&temp)?;
+        let file = self.create_new(&temp)?;
+        let written = file
+            .write_at(bytes, 0)
+            .and_then(|()| file.sync_data())
+            .and_then(|()| self.rename(&temp, path));
+        if let Err(e) = written {
+            // The first error is the one to report.
+            let _ = self.remove_file(&temp);
+            return Err(e);
+        }
+        self.sync_parent(path)
+    }
+}
+
+/// An open file that knows its path, so that every error names it.
+#[derive(Debug)]
+pub struct File {
+    inner: Box<dyn BackendFile>,
+    path: PathBuf,
+    access: Access,
+}
+
+impl File {
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn access(&self) -> Access {
+        self.access
+    }
+
+    /// All of `buf`; the end of the file within it is an error.
+    pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let len = buf.len();
+        let got = self
+            .inner
+            .read_at(buf, offset)
+            .map_err(|e| self.range("read", offset, len as u64, e))?;
+        if got < len {
+            let end = io::Error::new(io::ErrorKind::UnexpectedEof, "the file ends before");
+            return Err(self.range("read", offset, len as u64, end));
+        }
+        Ok(())
+    }
+
+    /// Up to the end of the file; returns how much that was.
+    pub fn read_up_to(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+        let len = buf.len() as u64;
+        self.inner
+            .read_at(buf, offset)
+            .map_err(|e| self.range("read", offset, len, e))
+    }
+
+    pub fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
+        self.inner
+            .write_at(buf, offset)
+            .map_err(|e| self.range("write", offset, buf.len() as u64, e))
+    }
+
+    pub fn metadata(&self) -> Result<Metadata> {
+        self.inner.metadata().map_err(at("inspect", &self.path))
+    }
+
+    pub fn len(&self) -> Result<u64> {
+        Ok(self.metadata()?.len)
+    }
+
+    pub fn is_empty(&self) -> Result<bool> {
+        Ok(self.len()? == 0)
+    }
+
+    pub fn set_len(&self, len: u64) -> Result<()> {
+        self.inner
+            .set_len(len)
+            .map_err(|e| self.range("set the length to", 0, len, e))
+    }
+
+    pub fn punch_hole(&self, offset: u64, len: u64) -> Result<()> {
+        self.inner
+            .punch_hole(offset, len)
+            .map_err(|e| self.range("clear", offset, len, e))
+    }
+
+    pub fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
+        self.inner
+            .next_data(offset)
+            .map_err(|e| self.range("look for data in", offset, 0, e))
+    }
+
+    pub fn sync_data(&self) -> Result<()> {
+        self.inner.sync_data().map_err(at("sync", &self.path))
+    }
+
+    pub fn sync_all(&self) -> Result<()> {
+        self.inner.sync_all().map_err(at("sync", &self.path))
+    }
+
+    /// Takes, changes or releases the lock; a conflict is [`StorageError::InUse`].
+    pub fn lock(&self, lock: Lock) -> Result<()> {
+        match self.inner.try_lock(lock) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(StorageError::InUse {
+                path: self.path.clone(),
+            }),
+            Err(e) => Err(at("lock", &self.path)(e)),
+        }
+    }
+
+    pub fn as_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.inner.as_fd()
+    }
+
+    fn range(&self, op: &'static str, offset: u64, len: u64, source: io::Error) -> StorageError {
+        StorageError::Range {
+            op,
+            path: self.path.clone(),
+            offset,
+            len,
+            source,
+        }
+    }
+}
+
+fn at(op: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StorageError {
+    let path = path.to_owned();
+    move |source| StorageError::Path { op, path, source }
+}
+
+/// The folder of a path; of a bare name, the current one.
+fn parent_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,250 @@
+//! The operating system behind [`Backend`].
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::mem::MaybeUninit;
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use super::{Access, Backend, BackendFile, FileKind, Lock, Metadata};
+
+#[derive(Debug)]
+pub(super) struct Os;
+
+#[derive(Debug)]
+struct OsFile {
+    file: fs::File,
+}
+
+impl Backend for Os {
+    fn open(&self, path: &Path, access: Access) -> io::Result<Box<dyn BackendFile>> {
+        let file = fs::OpenOptions::new()
+            .read(true)
+            .write(access == Access::ReadWrite)
+            .open(path)?;
+        Ok(Box::new(OsFile { file }))
+    }
+
+    fn create_new(&self, path: &Path) -> io::Result<Box<dyn BackendFile>> {
+        let file = fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)?;
+        Ok(Box::new(OsFile { file }))
+    }
+
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        fs::DirBuilder::new().mode(0o700).create(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::hard_link(from, to)
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        fs::remove_dir(path)
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        fs::File::open(path)?.sync_all()
+    }
+
+    fn list_dir(&self, path: &Path) -> io::Result<Vec<OsString>> {
+        fs::read_dir(path)?
+            .map(|entry| entry.map(|e| e.file_name()))
+            .collect()
+    }
+
+    fn metadata(&self, path: &Path) -> io::Result<Metadata> {
+        let meta = fs::metadata(path)?;
+        if meta.file_type().is_block_device() {
+            // Its capacity can only be asked of an open device.
+            return convert(&meta, device_len(&fs::File::open(path)?)?);
+        }
+        let len = meta.len();
+        convert(&meta, len)
+    }
+}
+
+impl BackendFile for OsFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut done = 0;
+        while done < buf.len() {
+            match self.file.read_at(&mut buf[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(done)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_all_at(buf, offset)
+    }
+
+    fn metadata(&self) -> io::Result<Metadata> {
+        let meta = self.file.metadata()?;
+        let len = if meta.file_type().is_block_device() {
+            device_len(&self.file)?
+        } else {
+            meta.len()
+        };
+        convert(&meta, len)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+
+    fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()> {
+        if len == 0 {
+            return Ok(());
+        }
+        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        let (start, count) = (off_t(offset)?, off_t(len)?);
+        // SAFETY: the descriptor is open for as long as `self.file` lives; no memory is passed.
+        let rc = unsafe { libc::fallocate(self.file.as_raw_fd(), mode, start, count) };
+        if rc == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV) => self.write_zeros(offset, len),
+            Some(libc::EINTR) => self.punch_hole(offset, len),
+            _ => Err(error),
+        }
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        let len = BackendFile::metadata(self)?.len;
+        if offset >= len {
+            return Ok(None);
+        }
+        let start = match self.seek(offset, libc::SEEK_DATA) {
+            Ok(start) => start,
+            Err(e) if e.raw_os_error() == Some(libc::ENXIO) => return Ok(None),
+            // No support for holes: all of it is data.
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => return Ok(Some(offset..len)),
+            Err(e) => return Err(e),
+        };
+        let end = match self.seek(start, libc::SEEK_HOLE) {
+            Ok(end) => end.min(len),
+            Err(e) if e.raw_os_error() == Some(libc::ENXIO) => len,
+            Err(e) => return Err(e),
+        };
+        Ok((start < end).then_some(start..end))
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        self.file.sync_all()
+    }
+
+    fn try_lock(&self, lock: Lock) -> io::Result<bool> {
+        let kind = match lock {
+            Lock::None => libc::F_UNLCK,
+            Lock::Shared => libc::F_RDLCK,
+            Lock::Exclusive => libc::F_WRLCK,
+        };
+        // SAFETY: flock is plain integers, for which zero is a valid value; zero
+        // start and length mean the whole file, and F_OFD_* demands l_pid = 0.
+        let mut request: libc::flock = unsafe { MaybeUninit::zeroed().assume_init() };
+        request.l_type = kind as libc::c_short;
+        request.l_whence = libc::SEEK_SET as libc::c_short;
+        // SAFETY: the descriptor is open; the kernel only reads `request`, which outlives the call.
+        let rc = unsafe { libc::fcntl(self.file.as_raw_fd(), libc::F_OFD_SETLK, &request) };
+        if rc == 0 {
+            return Ok(true);
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            Some(libc::EAGAIN | libc::EACCES) => Ok(false),
+            _ => Err(error),
+        }
+    }
+
+    fn as_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.file.as_fd())
+    }
+}
+
+impl OsFile {
+    /// Moves the file position, which nothing else uses.
+    fn seek(&self, offset: u64, whence: libc::c_int) -> io::Result<u64> {
+        // SAFETY: the descriptor is open for as long as `self.file` lives; no memory is passed.
+        let rc = unsafe { libc::lseek(self.file.as_raw_fd(), off_t(offset)?, whence) };
+        u64::try_from(rc).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Within the file only: a hole past its end must not make it longer.
+    fn write_zeros(&self, offset: u64, len: u64) -> io::Result<()> {
+        const STEP: usize = 64 * 1024;
+        let zeros = [0u8; STEP];
+        let end = offset
+            .saturating_add(len)
+            .min(BackendFile::metadata(self)?.len);
+        let mut at = offset;
+        while at < end {
+            let count = (end - at).min(STEP as u64);
+            self.write_at(&zeros[..count as usize], at)?;
+            at += count;
+        }
+        Ok(())
+    }
+}
+
+fn off_t(value: u64) -> io::Result<libc::off_t> {
+    libc::off_t::try_from(value)
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "offset out of range"))
+}
+
+/// `BLKGETSIZE64`: `_IOR(0x12, 114, size_t)`.
+const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
+
+fn device_len(file: &fs::File) -> io::Result<u64> {
+    let mut len = 0u64;
+    // SAFETY: the request writes one u64, for which `len` is valid and outlives the call.
+    let rc = unsafe { libc::ioctl(file.as_raw_fd(), BLKGETSIZE64, &mut len) };
+    if rc < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(len)
+}
+
+fn convert(meta: &fs::Metadata, len: u64) -> io::Result<Metadata> {
+    let kind = meta.file_type();
+    Ok(Metadata {
+        kind: if kind.is_file() {
+            FileKind::File
+        } else if kind.is_dir() {
+            FileKind::Dir
+        } else if kind.is_block_device() {
+            FileKind::BlockDevice
+        } else {
+            FileKind::Other
+        },
+        len,
+        allocated: meta.blocks().saturating_mul(512),
+        modified: meta.modified()?,
+        dev: meta.dev(),
+        ino: meta.ino(),
+    })
+}

@@ -1,0 +1,232 @@
+//! One thread a vCPU: it runs the guest, serves its port and MMIO accesses, and stands still
+//! when told to.
+//!
+//! A vCPU is born paused. [`Vcpu`] is the owner's handle: it asks, the thread obeys between two
+//! entries into the guest. A paused vCPU has completed every access that it began: KVM delivers
+//! the result of a port or MMIO read only on the next KVM_RUN, so before it parks it enters once
+//! more with `immediate_exit` set, which completes the access and runs no guest code.
+
+mod kick;
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+
+use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+use crate::bus::Bus;
+use crate::events::{EventSink, MachineEvent};
+use kick::Kick;
+
+#[derive(Debug, thiserror::Error)]
+pub enum VcpuError {
+    #[error("the thread of vCPU {index} could not be started: {error}")]
+    Spawn { index: u32, error: std::io::Error },
+    #[error("the thread of vCPU {0} has ended")]
+    Gone(u32),
+}
+
+/// The buses and the sink that all vCPUs of a machine share.
+#[derive(Clone)]
+pub struct Wiring {
+    pub ports: Arc<Bus>,
+    pub mmio: Arc<Bus>,
+    pub events: EventSink,
+}
+
+enum Command {
+    Resume,
+    /// Answered once the vCPU stands still with no access half done.
+    Pause(Sender<()>),
+    Stop,
+}
+
+/// Handle of a vCPU's thread. Dropping it stops the thread and waits for its end.
+pub struct Vcpu {
+    index: u32,
+    commands: Sender<Command>,
+    kick: Arc<Kick>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Vcpu {
+    /// Starts the thread, paused.
+    pub fn spawn(index: u32, fd: VcpuFd, wiring: Wiring) -> Result<Self, VcpuError> {
+        let (commands, inbox) = channel();
+        let mut runner = Runner { index, fd, wiring, inbox };
+        let kick = Arc::new(Kick::new(&mut runner.fd));
+        let thread_kick = kick.clone();
+        let thread = std::thread::Builder::new()
+            .name(format!("vcpu{index}"))
+            .spawn(move || {
+                thread_kick.enter_thread();
+                runner.run(&thread_kick);
+                thread_kick.leave_thread();
+            })
+            .map_err(|error| VcpuError::Spawn { index, error })?;
+        Ok(Self { index, commands, kick, thread: Some(thread) })
+    }
+
+    fn send(&self, command: Command) -> Result<(), VcpuError> {
+        self.commands.send(command).map_err(|_| VcpuError::Gone(self.index))?;
+        self.kick.kick();
+        Ok(())
+    }
+
+    pub fn resume(&self) -> Result<(), VcpuError> {
+        self.send(Command::Resume)
+    }
+
+    /// Asks the vCPU to stand still; [`Pausing::wait`] for it. Two steps, so that all vCPUs of a
+    /// machine stop at once and not one after another.
+    pub fn pause(&self) -> Result<Pausing, VcpuError> {
+        let (done, answer) = channel();
+        self.send(Command::Pause(done))?;
+        Ok(Pausing { index: self.index, answer })
+    }
+}
+
+impl Drop for Vcpu {
+    fn drop(&mut self) {
+        // A thread that is gone already needs no stop.
+        let _ = self.send(Command::Stop);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A pause that was asked for and may not have happened yet.
+pub struct Pausing {
+    index: u32,
+    answer: Receiver<()>,
+}
+
+impl Pausing {
+    pub fn wait(self) -> Result<(), VcpuError> {
+        self.answer.recv().map_err(|_| VcpuError::Gone(self.index))
+    }
+}
+
+/// How an entry into the guest came back.
+enum Entered {
+    Served,
+    Interrupted,
+    Ended(MachineEvent),
+}
+
+enum Next {
+    Enter,
+    Park,
+    End,
+}
+
+/// What lives on the vCPU's thread.
+struct Runner {
+    index: u32,
+    fd: VcpuFd,
+    wiring: Wiring,
+    inbox: Receiver<Command>,
+}
+
+impl Runner {
+    fn run(&mut self, kick: &Kick) {
+        let mut next = Next::Park;
+        loop {
+            next = match next {
+                Next::Enter if kick.take() => self.check_inbox(),
+                Next::Enter => match self.enter() {
+                    Entered::Served | Entered::Interrupted => Next::Enter,
+                    Entered::Ended(event) => {
+                        (self.wiring.events)(event);
+                        Next::Park
+                    }
+                },
+                Next::Park => match self.inbox.recv() {
+                    Ok(command) => self.obey(command, Next::Park),
+                    Err(_) => Next::End,
+                },
+                Next::End => return,
+            }
+        }
+    }
+
+    fn check_inbox(&mut self) -> Next {
+        let mut next = Next::Enter;
+        while let Ok(command) = self.inbox.try_recv() {
+            next = self.obey(command, next);
+        }
+        next
+    }
+
+    fn obey(&mut self, command: Command, now: Next) -> Next {
+        match command {
+            Command::Stop => Next::End,
+            // Once ended, nothing revives the thread.
+            _ if matches!(now, Next::End) => Next::End,
+            Command::Resume => Next::Enter,
+            Command::Pause(done) => {
+                self.complete_access();
+                // Whoever asked may have given up waiting.
+                let _ = done.send(());
+                Next::Park
+            }
+        }
+    }
+
+    /// Enters until KVM has nothing left to complete: one instruction may take several accesses.
+    fn complete_access(&mut self) {
+        loop {
+            self.fd.set_kvm_immediate_exit(1);
+            let entered = self.enter();
+            self.fd.set_kvm_immediate_exit(0);
+            if !matches!(entered, Entered::Served) {
+                return;
+            }
+        }
+    }
+
+    fn enter(&mut self) -> Entered {
+        let index = self.index;
+        let crash = |text: String| Entered::Ended(MachineEvent::Crash(text));
+        match self.fd.run() {
+            // String I/O arrives as one exit with many bytes, all for the same port.
+            Ok(VcpuExit::IoIn(port, data)) => {
+                data.chunks_mut(1).for_each(|byte| self.wiring.ports.read(port.into(), byte));
+                Entered::Served
+            }
+            Ok(VcpuExit::IoOut(port, data)) => {
+                data.chunks(1).for_each(|byte| self.wiring.ports.write(port.into(), byte));
+                Entered::Served
+            }
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                self.wiring.mmio.read(address, data);
+                Entered::Served
+            }
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                self.wiring.mmio.write(address, data);
+                Entered::Served
+            }
+            Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => Entered::Interrupted,
+            Ok(VcpuExit::Shutdown) => {
+                crash(format!("the guest crashed: vCPU {index} had a triple fault (an exception with no handler)"))
+            }
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => Entered::Ended(MachineEvent::PowerOff),
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => Entered::Ended(MachineEvent::Reset),
+            Ok(VcpuExit::InternalError) => {
+                crash(format!("KVM could not go on with vCPU {index}: it met an instruction that it cannot emulate"))
+            }
+            Ok(VcpuExit::FailEntry(reason, _)) => {
+                crash(format!("the processor refused to run vCPU {index} (hardware reason {reason:#x})"))
+            }
+            Ok(exit) => crash(format!("vCPU {index} stopped for a reason that piton does not know: {exit:?}")),
+            Err(e) if [libc::EINTR, libc::EAGAIN].contains(&e.errno()) => {
+                // Cleared before the inbox is looked at; see kick.rs.
+                self.fd.set_kvm_immediate_exit(0);
+                Entered::Interrupted
+            }
+            Err(e) => crash(format!("KVM could not run vCPU {index}: {e}")),
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! The KVM virtual machine: opening KVM, memory slots, interrupt chips, irqfd and ioeventfd.
+//!
+//! Source: the kernel's Documentation/virt/kvm/api.rst.
+
+use kvm_bindings::{
+    KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, CpuId, kvm_pit_config,
+    kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::layout::{KVM_IDENTITY_MAP_START, KVM_TSS_START};
+use crate::memory::GuestMemory;
+
+#[derive(Debug, thiserror::Error)]
+pub enum VmError {
+    #[error(
+        "there is no /dev/kvm: enable virtualisation in the firmware, or nested virtualisation in a \
+         cloud VM, and load kvm_intel or kvm_amd"
+    )]
+    NoKvm,
+    #[error("no permission to open /dev/kvm: add your user to its group (usually `kvm`) and log in again")]
+    KvmPermission,
+    #[error("/dev/kvm cannot be opened: {0}")]
+    KvmOpen(kvm_ioctls::Error),
+    #[error("/dev/kvm does not answer as KVM does (API version {0}, {KVM_API_VERSION} is needed)")]
+    KvmVersion(i32),
+    #[error("this KVM is too old for piton: it lacks {0}; use a kernel of 5.10 or later")]
+    KvmTooOld(String),
+    #[error("this KVM allows at most {max} vCPUs, {asked} were asked for")]
+    TooManyCpus { asked: u32, max: usize },
+    #[error("KVM refused to {what}: {error}")]
+    Kvm { what: &'static str, error: kvm_ioctls::Error },
+}
+
+impl VmError {
+    /// For `map_err`: names the call that KVM refused.
+    pub fn kvm(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Self {
+        move |error| Self::Kvm { what, error }
+    }
+}
+
+/// What piton cannot do without.
+const REQUIRED: [(Cap, &str); 11] = [
+    (Cap::Irqchip, "in-kernel interrupt controllers"),
+    (Cap::Pit2, "the in-kernel timer (PIT2)"),
+    (Cap::UserMemory, "user memory slots"),
+    (Cap::Ioeventfd, "ioeventfd"),
+    (Cap::Irqfd, "irqfd"),
+    (Cap::ImmediateExit, "immediate_exit"),
+    (Cap::MpState, "MP state"),
+    (Cap::VcpuEvents, "vCPU events"),
+    (Cap::Debugregs, "debug registers"),
+    (Cap::Xsave, "XSAVE"),
+    (Cap::AdjustClock, "the VM clock"),
+];
+
+/// Opens /dev/kvm and checks that it can do what piton needs.
+pub fn open_kvm() -> Result<Kvm, VmError> {
+    let kvm = Kvm::new().map_err(|e| match e.errno() {
+        libc::ENOENT | libc::ENXIO | libc::ENODEV => VmError::NoKvm,
+        libc::EACCES | libc::EPERM => VmError::KvmPermission,
+        _ => VmError::KvmOpen(e),
+    })?;
+    let version = kvm.get_api_version();
+    if version != KVM_API_VERSION as i32 {
+        return Err(VmError::KvmVersion(version));
+    }
+    let lacking: Vec<&str> =
+        REQUIRED.iter().filter(|(cap, _)| !kvm.check_extension(*cap)).map(|(_, name)| *name).collect();
+    if lacking.is_empty() { Ok(kvm) } else { Err(VmError::KvmTooOld(lacking.join(", "))) }
+}
+
+/// A virtual machine with its memory and interrupt chips, without vCPUs.
+pub struct Vm {
+    kvm: Kvm,
+    fd: VmFd,
+    memory: GuestMemory,
+}
+
+impl Vm {
+    pub fn new(kvm: Kvm, memory: GuestMemory, cpus: u32) -> Result<Self, VmError> {
+        let max = kvm.get_max_vcpus();
+        if cpus as usize > max {
+            return Err(VmError::TooManyCpus { asked: cpus, max });
+        }
+        let fd = kvm.create_vm().map_err(VmError::kvm("create a VM"))?;
+        let vm = Self { kvm, fd, memory };
+        // Slots come before the irqchip: the other way round costs 5 ms more (the kernel waits
+        // for a grace period of its I/O bus for each slot).
+        vm.set_memory_slots()?;
+        vm.fd
+            .set_identity_map_address(KVM_IDENTITY_MAP_START)
+            .map_err(VmError::kvm("place the identity map"))?;
+        vm.fd.set_tss_address(KVM_TSS_START as usize).map_err(VmError::kvm("place the TSS"))?;
+        vm.fd.create_irq_chip().map_err(VmError::kvm("create the interrupt controllers"))?;
+        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        vm.fd.create_pit2(pit).map_err(VmError::kvm("create the timer"))?;
+        Ok(vm)
+    }
+
+    fn set_memory_slots(&self) -> Result<(), VmError> {
+        for (slot, region) in self.memory.iter().enumerate() {
+            let region = kvm_userspace_memory_region {
+                slot: slot as u32,
+                guest_phys_addr: region.start_addr().raw_value(),
+                memory_size: region.len(),
+                userspace_addr: region.as_ptr() as u64,
+                flags: 0,
+            };
+            // SAFETY: the region is mapped for as long as `self.memory` lives, which this VM
+            // owns a reference to, and regions of one GuestMemory do not overlap.
+            unsafe { self.fd.set_user_memory_region(region) }.map_err(VmError::kvm("map guest memory"))?;
+        }
+        Ok(())
+    }
+
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// The CPU features that KVM can give to guests on this host.
+    pub fn supported_cpuid(&self) -> Result<CpuId, VmError> {
+        self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(VmError::kvm("tell its CPU features"))
+    }
+
+    pub fn create_vcpu(&self, index: u32) -> Result<VcpuFd, VmError> {
+        self.fd.create_vcpu(u64::from(index)).map_err(VmError::kvm("create a vCPU"))
+    }
+
+    /// A write to `event` raises `gsi` as an edge.
+    pub fn connect_irq(&self, event: &EventFd, gsi: u32) -> Result<(), VmError> {
+        self.fd.register_irqfd(event, gsi).map_err(VmError::kvm("connect an interrupt"))
+    }
+
+    /// A 32-bit write of `value` at `address` signals `event` without leaving the kernel.
+    pub fn connect_doorbell(&self, event: &EventFd, address: u64, value: u32) -> Result<(), VmError> {
+        self.fd
+            .register_ioevent(event, &IoEventAddress::Mmio(address), value)
+            .map_err(VmError::kvm("connect a queue's doorbell"))
+    }
+}
+
