@@ -25,7 +25,9 @@ pub enum ConfigError {
     TooManyDisks(usize),
     #[error("two disks have the id `{0}`: give one of them another with ,id=NAME")]
     DiskIdTaken(String),
-    #[error("`{0}` is no disk id: use 1 to 20 letters, digits, `-`, `_` or `.`, not starting with `.` or `-`")]
+    #[error(
+        "`{0}` is no disk id: use 1 to 20 letters, digits, `-`, `_` or `.`, not starting with `.` or `-`"
+    )]
     DiskId(String),
     #[error("the disk `{0}` names no file: give it as PATH[,id=NAME][,readonly][,passthrough][,overlay]")]
     DiskPath(String),
@@ -180,13 +182,8 @@ impl std::str::FromStr for DiskArg {
         if path.is_empty() {
             return Err(ConfigError::DiskPath(text.to_owned()));
         }
-        let mut disk = Self {
-            id: None,
-            path: path.into(),
-            readonly: false,
-            passthrough: false,
-            overlay: false,
-        };
+        let mut disk =
+            Self { id: None, path: path.into(), readonly: false, passthrough: false, overlay: false };
         for option in parts {
             match option {
                 "readonly" | "ro" => disk.readonly = true,

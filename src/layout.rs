@@ -31,7 +31,9 @@ pub const LOW_RAM_END: u64 = 0x9_fc00;
 /// RSDP first, then the other ACPI tables: the area that firmware-less kernels scan.
 pub const ACPI_START: u64 = 0xe_0000;
 /// End of the area for ACPI tables.
-pub const ACPI_END: u64 = 0x10_0000;
+pub const ACPI_END: u64 = RESET_VECTOR;
+/// Where a real-mode jump to FFFF:0000 lands: "reboot through the BIOS".
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// First byte of high memory.
 pub const HIGH_RAM_START: u64 = 0x10_0000;
 

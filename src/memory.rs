@@ -44,10 +44,7 @@ mod tests {
     fn ram_leaves_the_hole_free() {
         assert_eq!(ranges(1 << 30), [(GuestAddress(0), 1 << 30)]);
         assert_eq!(ranges(MMIO_HOLE_START), [(GuestAddress(0), MMIO_HOLE_START)]);
-        assert_eq!(
-            ranges(6 << 30),
-            [(GuestAddress(0), MMIO_HOLE_START), (GuestAddress(1 << 32), 3 << 30)]
-        );
+        assert_eq!(ranges(6 << 30), [(GuestAddress(0), MMIO_HOLE_START), (GuestAddress(1 << 32), 3 << 30)]);
     }
 
     #[test]

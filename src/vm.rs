@@ -3,7 +3,7 @@
 //! Source: the kernel's Documentation/virt/kvm/api.rst.
 
 use kvm_bindings::{
-    KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, CpuId, kvm_pit_config,
+    CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config,
     kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
@@ -141,4 +141,3 @@ impl Vm {
             .map_err(VmError::kvm("connect a queue's doorbell"))
     }
 }
-

@@ -15,9 +15,9 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::{BootError, write_error};
 use crate::layout::{
-    ACPI_END, ACPI_START, COM1_GSI, COM1_PORT, COM1_PORTS, GED_GSI, IOAPIC_START, LAPIC_START, POWER_EVENTS,
-    POWER_EVENT_BUTTON, POWER_PORT, POWER_RESET, POWER_RESET_VALUE, POWER_SLEEP_CONTROL, POWER_SLEEP_STATUS,
-    POWER_SLEEP_TYPE_S5, VIRTIO_MMIO_SIZE,
+    ACPI_END, ACPI_START, COM1_GSI, COM1_PORT, COM1_PORTS, GED_GSI, IOAPIC_START, LAPIC_START,
+    POWER_EVENT_BUTTON, POWER_EVENTS, POWER_PORT, POWER_RESET, POWER_RESET_VALUE, POWER_SLEEP_CONTROL,
+    POWER_SLEEP_STATUS, POWER_SLEEP_TYPE_S5, VIRTIO_MMIO_SIZE,
 };
 use crate::memory::GuestMemory;
 
@@ -59,7 +59,8 @@ fn bytes_of(table: &dyn Aml) -> Vec<u8> {
 }
 
 fn fadt(dsdt: u64) -> Vec<u8> {
-    let register = |offset| GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, POWER_PORT + offset);
+    let register =
+        |offset| GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, POWER_PORT + offset);
     let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, 1)
         .dsdt_64(dsdt)
         .flag(Flags::HwReducedAcpi)
@@ -155,11 +156,7 @@ fn append_virtio(body: &mut Vec<u8>, index: usize, address: u64, gsi: u32) {
 
 /// The button, and the generic event device whose `_EVT` tells who has news.
 fn append_power_button(body: &mut Vec<u8>) {
-    append_device(
-        body,
-        "PWRB",
-        vec![&aml::Name::new(Path::new("_HID"), &aml::EISAName::new("PNP0C0C"))],
-    );
+    append_device(body, "PWRB", vec![&aml::Name::new(Path::new("_HID"), &aml::EISAName::new("PNP0C0C"))]);
     let events = usize::try_from(POWER_PORT + POWER_EVENTS).unwrap_or_default();
     append_device(
         body,

@@ -8,9 +8,7 @@ use linux_loader::elf::{ELFCLASS64, Elf64_Ehdr, Elf64_Phdr, PT_LOAD};
 use linux_loader::loader::bootparam::setup_header;
 use linux_loader::loader::elf::PvhBootCapability;
 use linux_loader::loader::{BzImage, Elf, KernelLoader};
-use vm_memory::{
-    ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, ReadVolatile,
-};
+use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, ReadVolatile};
 
 use super::{BootError, Entry, Kernel};
 use crate::layout::{HIGH_RAM_START, PAGE_SIZE};
@@ -50,13 +48,8 @@ fn open(what: &'static str, path: &Path) -> Result<(File, u64), BootError> {
 
 pub fn load(memory: &GuestMemory, kernel: Kernel) -> Result<Loaded, BootError> {
     match kernel {
-        Kernel::Bundled(bytes) => {
-            load_image(memory, &mut Cursor::new(bytes), bytes.len() as u64).map_err(|is| BootError::Unfit {
-                what: KERNEL,
-                path: "(bundled guest)".into(),
-                is,
-            })
-        }
+        Kernel::Bundled(bytes) => load_image(memory, &mut Cursor::new(bytes), bytes.len() as u64)
+            .map_err(|is| BootError::Unfit { what: KERNEL, path: "(bundled guest)".into(), is }),
         Kernel::File(path) => {
             let (mut file, len) = open(KERNEL, path)?;
             load_image(memory, &mut file, len).map_err(|is| BootError::Unfit {

@@ -9,6 +9,9 @@ mod registers;
 
 use std::path::{Path, PathBuf};
 
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::layout::{POWER_PORT, POWER_RESET, POWER_RESET_VALUE, RESET_VECTOR};
 use crate::memory::GuestMemory;
 
 pub use registers::set_up_vcpu;
@@ -71,6 +74,7 @@ pub fn load(memory: &GuestMemory, payload: &Payload) -> Result<Entry, BootError>
         .transpose()?;
     params::write_cmdline(memory, payload.cmdline)?;
     acpi::write_tables(memory, payload.cpus, payload.virtio)?;
+    write_reset_stub(memory)?;
     match kernel.entry {
         Entry::Pvh(_) => params::write_pvh(memory, initrd)?,
         Entry::Linux64(_) => {
@@ -79,6 +83,21 @@ pub fn load(memory: &GuestMemory, payload: &Payload) -> Result<Entry, BootError>
         }
     }
     Ok(kernel.entry)
+}
+
+/// All the firmware there is. Linux on a hardware-reduced platform without UEFI reboots by a jump
+/// to the BIOS's reset vector; what it finds there does what the ACPI reset register is for.
+fn write_reset_stub(memory: &GuestMemory) -> Result<(), BootError> {
+    let [low, high] = ((POWER_PORT + POWER_RESET) as u16).to_le_bytes();
+    #[rustfmt::skip]
+    let code = [
+        0xba, low, high,          // mov dx, port
+        0xb0, POWER_RESET_VALUE,  // mov al, value
+        0xee,                     // out dx, al
+        0xf4,                     // hlt
+        0xeb, 0xfd,               // jmp to the hlt
+    ];
+    memory.write_slice(&code, GuestAddress(RESET_VECTOR)).map_err(write_error("the reset vector"))
 }
 
 /// For `map_err`: names what did not get into guest memory.

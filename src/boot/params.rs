@@ -9,8 +9,8 @@ use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryReg
 
 use super::{BootError, write_error};
 use crate::layout::{
-    ACPI_END, ACPI_START, CMDLINE_MAX, CMDLINE_START, HIGH_RAM_START, LOW_RAM_END, PVH_INFO_START,
-    PVH_MEMMAP_START, PVH_MODLIST_START, ZERO_PAGE_START,
+    ACPI_START, CMDLINE_MAX, CMDLINE_START, HIGH_RAM_START, LOW_RAM_END, PVH_INFO_START, PVH_MEMMAP_START,
+    PVH_MODLIST_START, ZERO_PAGE_START,
 };
 use crate::memory::GuestMemory;
 
@@ -39,7 +39,7 @@ pub fn write_cmdline(memory: &GuestMemory, cmdline: &str) -> Result<(), BootErro
 
 /// Address, length and E820 type of every part of the address space that the guest must know.
 fn memory_map(memory: &GuestMemory) -> Vec<(u64, u64, u32)> {
-    let mut map = vec![(0, LOW_RAM_END, E820_RAM), (ACPI_START, ACPI_END - ACPI_START, E820_RESERVED)];
+    let mut map = vec![(0, LOW_RAM_END, E820_RAM), (ACPI_START, HIGH_RAM_START - ACPI_START, E820_RESERVED)];
     for region in memory.iter() {
         let start = region.start_addr().raw_value().max(HIGH_RAM_START);
         let end = region.start_addr().raw_value() + region.len();

@@ -99,10 +99,8 @@ pub fn set_up_vcpu(
 /// A KVM that cannot virtualise an MSR refuses it; the guest then sees it as it is.
 fn set_msr(fd: &VcpuFd, index: u32, data: u64) -> Result<(), BootError> {
     let entry = kvm_msr_entry { index, data, ..Default::default() };
-    let msrs = Msrs::from_entries(&[entry]).map_err(|e| BootError::Kvm {
-        what: "take an MSR",
-        error: format!("{e:?}"),
-    })?;
+    let msrs = Msrs::from_entries(&[entry])
+        .map_err(|e| BootError::Kvm { what: "take an MSR", error: format!("{e:?}") })?;
     if !matches!(fd.set_msrs(&msrs), Ok(1)) {
         log::info!("KVM does not let MSR {index:#x} be set; left as it is");
     }

@@ -8,7 +8,12 @@ use crate::config::{DiskArg, parse_memory};
 use crate::folder::VmName;
 
 #[derive(Debug, Parser)]
-#[command(name = "piton", version, about = "A minimal hypervisor whose VMs can go back", max_term_width = 100)]
+#[command(
+    name = "piton",
+    version,
+    about = "A minimal hypervisor whose VMs can go back",
+    max_term_width = 100
+)]
 pub struct Cli {
     /// Print the result as JSON
     #[arg(long, global = true)]

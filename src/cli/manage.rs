@@ -131,10 +131,14 @@ fn has_ended(folder: &VmFolder, patience: Duration) -> bool {
 pub fn remove(args: RmArgs, json: bool) -> anyhow::Result<()> {
     let folder = home()?.folder(&args.name);
     let lock = folder.lock().map_err(|e| match e {
-        FolderError::Busy(name) => refused(format!("the VM `{name}` runs: stop it with `piton stop {name}` first")),
+        FolderError::Busy(name) => {
+            refused(format!("the VM `{name}` runs: stop it with `piton stop {name}` first"))
+        }
         e => e.into(),
     })?;
-    if !args.yes && !confirm(&format!("Remove the VM `{}` with all in {}?", args.name, folder.path().display()))? {
+    if !args.yes
+        && !confirm(&format!("Remove the VM `{}` with all in {}?", args.name, folder.path().display()))?
+    {
         return Err(refused("nothing was removed"));
     }
     folder.remove(lock)?;

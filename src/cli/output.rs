@@ -40,11 +40,16 @@ pub fn size(bytes: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB"];
     let unit = (bytes.max(1).ilog2() / 10).min(4) as usize;
     let value = bytes as f64 / (1u64 << (10 * unit)) as f64;
-    if value.fract() < 0.05 { format!("{value:.0} {}", units[unit]) } else { format!("{value:.1} {}", units[unit]) }
+    if value.fract() < 0.05 {
+        format!("{value:.0} {}", units[unit])
+    } else {
+        format!("{value:.1} {}", units[unit])
+    }
 }
 
 fn disk(disk: &DiskConfig) -> String {
-    let options = [(disk.readonly, ", readonly"), (disk.passthrough, ", passthrough"), (disk.overlay, ", overlay")];
+    let options =
+        [(disk.readonly, ", readonly"), (disk.passthrough, ", passthrough"), (disk.overlay, ", overlay")];
     let options: String = options.iter().filter(|(on, _)| *on).map(|(_, text)| *text).collect();
     format!("{}: {} ({}{options})", disk.id, disk.path.display(), disk.format)
 }

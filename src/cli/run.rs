@@ -232,5 +232,7 @@ fn log_output(folder: &VmFolder) -> anyhow::Result<()> {
     let path = folder.vmm_log();
     let log = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
     let log = log.with_context(|| format!("{} cannot be opened", path.display()))?;
-    nix::unistd::dup2_stderr(&log).and_then(|()| nix::unistd::dup2_stdout(&log)).context("output cannot be redirected")
+    nix::unistd::dup2_stderr(&log)
+        .and_then(|()| nix::unistd::dup2_stdout(&log))
+        .context("output cannot be redirected")
 }

@@ -99,8 +99,11 @@ pub fn read_keys(help: &str, mut to_guest: impl FnMut(&[u8]) -> io::Result<()>) 
             Err(_) => return false,
         };
         // Only people have an escape key: a pipe's bytes are all the guest's.
-        let typed =
-            if is_terminal { keys.take(&buffer[..count]) } else { vec![Typed::ForGuest(buffer[..count].to_vec())] };
+        let typed = if is_terminal {
+            keys.take(&buffer[..count])
+        } else {
+            vec![Typed::ForGuest(buffer[..count].to_vec())]
+        };
         for typed in typed {
             match typed {
                 Typed::Leave => return true,

@@ -59,7 +59,8 @@ pub fn ask(socket: &Path, method: Method, path: &str, body: Option<Vec<u8>>) -> 
     if status.is_success() {
         return serde_json::from_slice(&bytes).map_err(broken);
     }
-    let text = serde_json::from_slice(&bytes).map_or_else(|_| status.to_string(), |body: ErrorBody| body.error);
+    let text =
+        serde_json::from_slice(&bytes).map_or_else(|_| status.to_string(), |body: ErrorBody| body.error);
     Err(ClientError::Request(match status {
         StatusCode::INTERNAL_SERVER_ERROR => RequestError::Failed(text),
         _ => RequestError::Refused(text),

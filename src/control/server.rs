@@ -72,8 +72,11 @@ impl Server {
         let listener = std::os::unix::net::UnixListener::bind(path).map_err(failed)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build().map_err(failed)?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .enable_time()
+            .build()
+            .map_err(failed)?;
         let (stop, stopped) = oneshot::channel();
         let relays = Arc::new(AtomicUsize::new(0));
         let context = Context { dispatch, console, relays: relays.clone() };
@@ -121,8 +124,12 @@ async fn serve(listener: std::os::unix::net::UnixListener, context: Context) -> 
         .route("/vm/resume", post(|context| ask(context, Request::Resume)))
         .route("/vm/stop", post(stop))
         .route("/vm/console", get(console))
-        .fallback(async || error(StatusCode::NOT_FOUND, "there is nothing at this path; GET /vm shows the VM"))
-        .method_not_allowed_fallback(async || error(StatusCode::METHOD_NOT_ALLOWED, "this path takes another method"))
+        .fallback(async || {
+            error(StatusCode::NOT_FOUND, "there is nothing at this path; GET /vm shows the VM")
+        })
+        .method_not_allowed_fallback(async || {
+            error(StatusCode::METHOD_NOT_ALLOWED, "this path takes another method")
+        })
         .with_state(context);
     axum::serve(listener, app).await
 }
@@ -150,11 +157,17 @@ async fn stop(context: State<Context>, body: Bytes) -> Response {
     }
 }
 
-async fn console(State(context): State<Context>, headers: HeaderMap, request: axum::extract::Request) -> Response {
+async fn console(
+    State(context): State<Context>,
+    headers: HeaderMap,
+    request: axum::extract::Request,
+) -> Response {
     if headers.get(UPGRADE).is_none_or(|value| value != CONSOLE_PROTOCOL) {
         return error(
             StatusCode::UPGRADE_REQUIRED,
-            format!("the console is a byte stream: ask with `Connection: upgrade` and `Upgrade: {CONSOLE_PROTOCOL}`"),
+            format!(
+                "the console is a byte stream: ask with `Connection: upgrade` and `Upgrade: {CONSOLE_PROTOCOL}`"
+            ),
         );
     }
     context.relays.fetch_add(1, Ordering::SeqCst);

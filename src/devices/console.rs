@@ -157,7 +157,9 @@ impl Console {
             }
             let mut bytes = std::mem::take(&mut state.pending);
             if std::mem::take(&mut state.lost) > 0 {
-                bytes.extend_from_slice(b"\r\n[piton: the guest printed faster than could be written; some output is lost]\r\n");
+                bytes.extend_from_slice(
+                    b"\r\n[piton: the guest printed faster than could be written; some output is lost]\r\n",
+                );
             }
             state.writing = true;
             let keep_from = bytes.len().saturating_sub(BACKLOG);

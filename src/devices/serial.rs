@@ -55,7 +55,9 @@ impl Serial {
     fn feed_locked(&self, uart: &mut Uart<Interrupt, NoEvents, ConsoleWriter>) {
         let input = self.console.take_input(uart.fifo_capacity());
         // In loopback mode, or with a full FIFO, input is lost as on a real line.
-        if !input.is_empty() && let Err(e) = uart.enqueue_raw_bytes(&input) {
+        if !input.is_empty()
+            && let Err(e) = uart.enqueue_raw_bytes(&input)
+        {
             log::debug!("console input was lost: {e:?}");
         }
     }

@@ -26,10 +26,7 @@ impl Bitmap {
     pub fn new(geometry: &Geometry) -> Self {
         let mut pages = Vec::new();
         pages.resize_with(geometry.pages, || None);
-        Self {
-            blocks: geometry.blocks,
-            pages,
-        }
+        Self { blocks: geometry.blocks, pages }
     }
 
     pub fn load(&mut self, page: usize, content: Page) {
@@ -112,10 +109,7 @@ impl Bitmap {
 }
 
 fn split(block: u64) -> (usize, usize) {
-    (
-        (block / PAGE_BLOCKS) as usize,
-        (block % PAGE_BLOCKS) as usize,
-    )
+    ((block / PAGE_BLOCKS) as usize, (block % PAGE_BLOCKS) as usize)
 }
 
 /// Whether any of the bits was clear.

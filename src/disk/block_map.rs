@@ -34,10 +34,7 @@ struct Mixed {
 
 impl BlockMap {
     pub fn new(blocks: u64, layer: Layer) -> Self {
-        Self {
-            blocks,
-            leaves: vec![Leaf::Uniform(layer); blocks.div_ceil(LEAF) as usize],
-        }
+        Self { blocks, leaves: vec![Leaf::Uniform(layer); blocks.div_ceil(LEAF) as usize] }
     }
 
     pub fn get(&self, block: u64) -> Layer {
@@ -229,10 +226,7 @@ mod tests {
         let mut map = BlockMap::new(4096, 0);
         for round in 0..3u64 {
             for layer in 0..=255u8 {
-                map.set(
-                    u64::from(layer) + round..u64::from(layer) + round + 1,
-                    layer,
-                );
+                map.set(u64::from(layer) + round..u64::from(layer) + round + 1, layer);
             }
         }
         assert_eq!((map.get(2), map.get(257)), (0, 255));
@@ -245,10 +239,7 @@ mod tests {
         assert!(map.memory() < 128 << 10);
         for block in (0..blocks).step_by(512) {
             for layer in 1..16 {
-                map.set(
-                    block + u64::from(layer)..block + u64::from(layer) + 1,
-                    layer,
-                );
+                map.set(block + u64::from(layer)..block + u64::from(layer) + 1, layer);
             }
         }
         assert!(map.memory() < 9 << 20, "{}", map.memory());

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::block_map::Layer;
-use super::delta::{Delta, FrozenDelta, LayerSpec};
+use super::delta::{Delta, FrozenDelta};
 use super::delta_format::{BLOCK, LayerId, Parent};
 use super::frozen::FrozenChain;
+use super::layer::LayerSpec;
 use super::merge::{Direction, Merge};
 use super::{Backing, Base, Disk, DiskError, MAX_LAYERS, Result, check_range};
 use crate::storage::{Lock, Storage};
@@ -32,12 +33,7 @@ pub struct PreparedOverlay {
 }
 
 impl Chain {
-    pub fn open(
-        storage: &Storage,
-        base: Base,
-        deltas: &[LayerSpec],
-        top: &LayerSpec,
-    ) -> Result<Self> {
+    pub fn open(storage: &Storage, base: Base, deltas: &[LayerSpec], top: &LayerSpec) -> Result<Self> {
         let below = FrozenChain::open(storage, base, deltas)?;
         Self::new(below, Delta::open(storage, top)?)
     }
@@ -48,10 +44,7 @@ impl Chain {
         for run in top.runs()? {
             below.map.set(run, layer);
         }
-        Ok(Self {
-            size: below.len(),
-            inner: RwLock::new(Inner { below, top }),
-        })
+        Ok(Self { size: below.len(), inner: RwLock::new(Inner { below, top }) })
     }
 
     /// The writable layer, and the frozen ones from the base upwards.
@@ -102,12 +95,7 @@ impl Chain {
             let at = inner.below.position(upper, inner.top.path())?;
             let deltas = &inner.below.deltas;
             let lower = at.checked_sub(1).map(|below| Arc::clone(&deltas[below]));
-            (
-                at,
-                Arc::clone(&deltas[at]),
-                lower,
-                Arc::clone(&inner.below.base),
-            )
+            (at, Arc::clone(&deltas[at]), lower, Arc::clone(&inner.below.base))
         };
         // The merge reads what is allocated from the files. Not under the
         // lock: a sync takes long.
@@ -146,12 +134,7 @@ impl Chain {
     /// Ends a merge whose steps are done: makes it durable, relinks what lies
     /// on the upper layer (in this chain, and `others`), and lets go of the
     /// file that is not needed any more, whose path is returned.
-    pub fn finish_merge(
-        &self,
-        storage: &Storage,
-        mut merge: Merge,
-        others: &[LayerSpec],
-    ) -> Result<PathBuf> {
+    pub fn finish_merge(&self, storage: &Storage, mut merge: Merge, others: &[LayerSpec]) -> Result<PathBuf> {
         let mut children = others.to_vec();
         {
             let inner = self.read();
@@ -211,15 +194,11 @@ impl Chain {
 
 impl Inner {
     fn top_spec(&self) -> LayerSpec {
-        LayerSpec {
-            path: self.top.path().to_owned(),
-            id: self.top.id(),
-        }
+        LayerSpec { path: self.top.path().to_owned(), id: self.top.id() }
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.below
-            .read_with(buf, offset, |part, at| self.top.read_data(part, at))
+        self.below.read_with(buf, offset, |part, at| self.top.read_data(part, at))
     }
 
     /// `blocks` are in the top now.
@@ -284,11 +263,7 @@ impl Inner {
     }
 
     fn whole_blocks(&self, offset: u64, end: u64) -> Range<u64> {
-        let last = if end == self.below.len() {
-            end.div_ceil(BLOCK)
-        } else {
-            end / BLOCK
-        };
+        let last = if end == self.below.len() { end.div_ceil(BLOCK) } else { end / BLOCK };
         offset.div_ceil(BLOCK)..last
     }
 }
@@ -302,9 +277,7 @@ impl Backing for Chain {
     }
     fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
         let inner = self.read();
-        inner
-            .below
-            .next_data_with(offset, |at| inner.top.next_data(at))
+        inner.below.next_data_with(offset, |at| inner.top.next_data(at))
     }
 }
 
@@ -356,10 +329,7 @@ impl Disk for Chain {
 
 impl PreparedOverlay {
     pub fn spec(&self) -> LayerSpec {
-        LayerSpec {
-            path: self.delta.path().to_owned(),
-            id: self.delta.id(),
-        }
+        LayerSpec { path: self.delta.path().to_owned(), id: self.delta.id() }
     }
 
     /// Removes the file of an overlay that was not used.

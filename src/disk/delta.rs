@@ -1,42 +1,19 @@
-//! A delta layer as a file.
-//!
-//! [`Delta`] is the writable top of a chain, [`FrozenDelta`] one that something
-//! lies on. Both are the same open file; freezing changes the type, and with
-//! it what can be called, and touches no file.
-//!
-//! A bit is set in the file only after the data that it stands for is durable.
-//! So whatever a crash leaves, every block reads as it was at the last flush or
-//! as something that was written to it since, which is what a disk promises.
+//! A delta layer: [`Delta`] is the writable top of a chain, [`FrozenDelta`] one that
+//! something lies on. Both are the same open file; freezing changes the type,
+//! and with it what can be called, and touches no file.
 
 use std::ops::Range;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use super::bitmap::{Bitmap, Page};
-use super::delta_format::{
-    BLOCK, FormatError, Geometry, Header, LayerId, PAGE, Parent, Slot, decode_page, encode_page,
-    header_offset,
-};
+use super::bitmap::Bitmap;
+use super::delta_file::{Core, format_error};
+use super::delta_format::{BLOCK, Geometry, Header, LayerId, Parent, header_offset};
+use super::layer::LayerSpec;
 use super::sums::{self, Seal, Sums};
-use super::{DiskError, MAX_LAYERS, Result};
-use crate::storage::{Access, File, Lock, Storage};
-
-/// What the header of a layer says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LayerInfo {
-    pub path: PathBuf,
-    pub id: LayerId,
-    pub parent: Parent,
-    pub size: u64,
-}
-
-/// Where a layer is and which one has to be there.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LayerSpec {
-    pub path: PathBuf,
-    pub id: LayerId,
-}
+use super::{DiskError, Result};
+use crate::storage::{Access, Lock, Storage};
 
 /// The writable top of a chain, under an exclusive lock.
 #[derive(Debug)]
@@ -53,40 +30,13 @@ pub struct FrozenDelta {
     sums: RwLock<Option<Sums>>,
 }
 
-#[derive(Debug)]
-struct Core {
-    file: File,
-    geometry: Geometry,
-    id: LayerId,
-    parent: Parent,
-    /// Data was written and not synced. Apart from `state`, because data is
-    /// written without its lock.
-    unsynced: AtomicBool,
-    state: Mutex<State>,
-}
-
-#[derive(Debug)]
-struct State {
-    /// `None` once frozen and durable: the map of the chain knows it all, and
-    /// the file can be asked again.
-    bitmap: Option<Bitmap>,
-    /// After a failed fdatasync the kernel forgets what it could not write, so
-    /// a later one that succeeds means nothing.
-    failed: bool,
-}
-
 impl Delta {
     /// A new empty layer, durable when this returns.
     pub fn create(storage: &Storage, path: &Path, size: u64, parent: Parent) -> Result<Self> {
         let geometry = Geometry::new(size).map_err(|source| format_error(path, source))?;
         let id = random_id()?;
         let file = storage.create_new(path)?;
-        let header = Header {
-            generation: 1,
-            size,
-            id,
-            parent,
-        };
+        let header = Header { generation: 1, size, id, parent };
         let written = file
             .lock(Lock::Exclusive)
             .and_then(|()| file.set_len(geometry.file_len))
@@ -99,9 +49,7 @@ impl Delta {
             return Err(e.into());
         }
         let bitmap = Bitmap::new(&geometry);
-        Ok(Self {
-            core: Core::new(file, geometry, &header, Some(bitmap)),
-        })
+        Ok(Self { core: Core::new(file, geometry, &header, Some(bitmap)) })
     }
 
     pub fn open(storage: &Storage, spec: &LayerSpec) -> Result<Self> {
@@ -111,25 +59,17 @@ impl Delta {
     pub(super) fn open_locked(storage: &Storage, spec: &LayerSpec, lock: Lock) -> Result<Self> {
         let file = storage.open(&spec.path, Access::ReadWrite)?;
         file.lock(lock)?;
-        Ok(Self {
-            core: Core::open(file, spec)?,
-        })
+        Ok(Self { core: Core::open(file, spec)? })
     }
 
     /// Cannot fail and touches no file: it runs while the guest is paused.
     pub fn freeze(self) -> Arc<FrozenDelta> {
-        Arc::new(FrozenDelta {
-            core: self.core,
-            sums: RwLock::new(None),
-        })
+        Arc::new(FrozenDelta { core: self.core, sums: RwLock::new(None) })
     }
 
     /// The same open file to read from, while this lives on.
     pub(super) fn as_frozen(&self) -> Arc<FrozenDelta> {
-        Arc::new(FrozenDelta {
-            core: Arc::clone(&self.core),
-            sums: RwLock::new(None),
-        })
+        Arc::new(FrozenDelta { core: Arc::clone(&self.core), sums: RwLock::new(None) })
     }
 
     pub fn id(&self) -> LayerId {
@@ -207,10 +147,7 @@ impl FrozenDelta {
     pub fn open(storage: &Storage, spec: &LayerSpec) -> Result<Arc<Self>> {
         let file = storage.open(&spec.path, Access::ReadOnly)?;
         file.lock(Lock::Shared)?;
-        Ok(Arc::new(Self {
-            core: Core::open(file, spec)?,
-            sums: RwLock::new(None),
-        }))
+        Ok(Arc::new(Self { core: Core::open(file, spec)?, sums: RwLock::new(None) }))
     }
 
     pub fn id(&self) -> LayerId {
@@ -231,10 +168,7 @@ impl FrozenDelta {
     }
 
     pub fn spec(&self) -> LayerSpec {
-        LayerSpec {
-            path: self.path().to_owned(),
-            id: self.id(),
-        }
+        LayerSpec { path: self.path().to_owned(), id: self.id() }
     }
 
     pub fn allocated_bytes(&self) -> Result<u64> {
@@ -332,243 +266,6 @@ impl FrozenDelta {
 
     pub(super) fn lock(&self, lock: Lock) -> Result<()> {
         Ok(self.core.file.lock(lock)?)
-    }
-}
-
-/// Reads a header and nothing else; takes no lock.
-pub fn inspect(storage: &Storage, path: &Path) -> Result<LayerInfo> {
-    let file = storage.open(path, Access::ReadOnly)?;
-    let (header, _) = read_header(&file)?;
-    Ok(LayerInfo {
-        path: path.to_owned(),
-        id: header.id,
-        parent: header.parent,
-        size: header.size,
-    })
-}
-
-/// The layers from the base up to `top`, found by their parents.
-pub fn ancestry(layers: &[LayerInfo], top: LayerId) -> Result<Vec<LayerSpec>> {
-    let mut chain = Vec::new();
-    let mut next = Parent::Delta(top);
-    while let Parent::Delta(id) = next {
-        let found = layers.iter().find(|layer| layer.id == id);
-        let layer = found.ok_or(DiskError::NoParent(id))?;
-        chain.push(LayerSpec {
-            path: layer.path.clone(),
-            id,
-        });
-        // Also ends a ring.
-        if chain.len() >= MAX_LAYERS {
-            return Err(DiskError::TooLong(chain.len() + 1));
-        }
-        next = layer.parent;
-    }
-    chain.reverse();
-    Ok(chain)
-}
-
-/// Gives a layer another parent. Only right where both read the same through
-/// it, as after a merge. Written to the older slot: after a crash the layer
-/// has the one parent or the other.
-///
-/// Takes no lock: whoever has the layer open has its layers open as well, and
-/// the header is not read again. Two at a time are for the caller to prevent.
-pub fn relink(storage: &Storage, layer: &LayerSpec, parent: Parent) -> Result<()> {
-    let file = storage.open(&layer.path, Access::ReadWrite)?;
-    let (mut header, slot) = read_header(&file)?;
-    check_id(&layer.path, header.id, layer.id)?;
-    if header.parent == parent {
-        // Perhaps from a relink whose sync did not come to its end.
-        return Ok(file.sync_data()?);
-    }
-    let geometry = Geometry::new(header.size).map_err(|e| format_error(&layer.path, e))?;
-    header.parent = parent;
-    header.generation += 1;
-    file.write_at(
-        &header.encode(geometry.data_offset),
-        header_offset(1 - slot),
-    )?;
-    Ok(file.sync_data()?)
-}
-
-impl Core {
-    fn new(file: File, geometry: Geometry, header: &Header, bitmap: Option<Bitmap>) -> Arc<Self> {
-        Arc::new(Self {
-            file,
-            geometry,
-            id: header.id,
-            parent: header.parent,
-            unsynced: AtomicBool::new(false),
-            state: Mutex::new(State {
-                bitmap,
-                failed: false,
-            }),
-        })
-    }
-
-    fn open(file: File, spec: &LayerSpec) -> Result<Arc<Self>> {
-        let (header, _) = read_header(&file)?;
-        check_id(&spec.path, header.id, spec.id)?;
-        let geometry = Geometry::new(header.size).map_err(|e| format_error(&spec.path, e))?;
-        let found = file.len()?;
-        if found < geometry.file_len {
-            return Err(DiskError::Truncated {
-                path: spec.path.clone(),
-                found,
-                expected: geometry.file_len,
-            });
-        }
-        let bitmap = read_bitmap(&file, header.id, &geometry)?;
-        Ok(Self::new(file, geometry, &header, Some(bitmap)))
-    }
-
-    /// The lock protects plain data that no panic leaves half changed.
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn with_bitmap<T>(&self, ask: impl FnOnce(&Bitmap) -> T) -> Result<T> {
-        if let Some(bitmap) = &self.state().bitmap {
-            return Ok(ask(bitmap));
-        }
-        Ok(ask(&read_bitmap(&self.file, self.id, &self.geometry)?))
-    }
-
-    fn read_data(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        Ok(self.file.read_at(buf, self.geometry.data_offset + offset)?)
-    }
-
-    fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
-        let start = self.geometry.data_offset;
-        let found = self.file.next_data(start + offset)?;
-        Ok(found.map(|data| data.start - start..data.end - start))
-    }
-
-    /// Data, fdatasync, changed bitmap pages, fdatasync; each only if needed.
-    fn sync(&self) -> Result<()> {
-        let mut state = self.state();
-        if state.failed {
-            return Err(DiskError::FlushFailed(self.file.path().to_owned()));
-        }
-        if self.unsynced.swap(false, Ordering::AcqRel) {
-            self.fdatasync(&mut state)?;
-        }
-        let State { bitmap, .. } = &mut *state;
-        let Some(bitmap) = bitmap.as_mut().filter(|b| b.is_dirty()) else {
-            return Ok(());
-        };
-        for (at, page) in bitmap.dirty() {
-            let bytes = encode_page(self.id, at, page.generation + 1, &page.words);
-            let offset = self.geometry.page_offset(at, 1 - page.slot);
-            self.file.write_at(&bytes, offset)?;
-        }
-        self.fdatasync(&mut state)?;
-        // Only now: until then the other slot is all that is sure to be there.
-        if let Some(bitmap) = &mut state.bitmap {
-            for (_, page) in bitmap.dirty() {
-                page.generation += 1;
-                page.slot = 1 - page.slot;
-                page.dirty = false;
-            }
-        }
-        Ok(())
-    }
-
-    fn fdatasync(&self, state: &mut State) -> Result<()> {
-        self.file.sync_data().map_err(|e| {
-            state.failed = true;
-            e.into()
-        })
-    }
-}
-
-fn read_header(file: &File) -> Result<(Header, usize)> {
-    let mut slots = [[0; PAGE]; 2];
-    for (at, slot) in slots.iter_mut().enumerate() {
-        // A file too short for a header is one without the magic.
-        file.read_up_to(slot, header_offset(at))?;
-    }
-    Header::newest([&slots[0], &slots[1]]).map_err(|e| format_error(file.path(), e))
-}
-
-fn read_bitmap(file: &File, id: LayerId, geometry: &Geometry) -> Result<Bitmap> {
-    let mut bitmap = Bitmap::new(geometry);
-    let end = geometry.page_offset(geometry.pages, 0);
-    let mut at = geometry.page_offset(0, 0);
-    let mut pair = [[0; PAGE]; 2];
-    // Most of the pages of a large disk are holes.
-    while let Some(data) = file.next_data(at)?.filter(|data| data.start < end) {
-        let first = (data.start.max(at) - geometry.page_offset(0, 0)) / (2 * PAGE as u64);
-        let page = first as usize;
-        let offset = geometry.page_offset(page, 0);
-        file.read_at(pair.as_flattened_mut(), offset)?;
-        let slots = [0, 1].map(|slot| decode_page(&pair[slot], id, page, geometry));
-        if let Some(content) = newest(slots).map_err(|what| DiskError::Corrupt {
-            path: file.path().to_owned(),
-            offset,
-            what,
-        })? {
-            bitmap.load(page, content);
-        }
-        at = offset + 2 * PAGE as u64;
-    }
-    Ok(bitmap)
-}
-
-/// What a page says. A crash spoils at most the slot that was being written,
-/// so two damaged ones are something else.
-fn newest(slots: [Slot; 2]) -> std::result::Result<Option<Page>, &'static str> {
-    let page = |generation, words, slot| Page {
-        words,
-        generation,
-        slot,
-        dirty: false,
-    };
-    match slots {
-        [Slot::Empty, Slot::Empty] => Ok(None),
-        // The first write of the page was torn.
-        [Slot::Damaged, Slot::Empty] => Ok(None),
-        [
-            Slot::Valid { generation, words },
-            Slot::Empty | Slot::Damaged,
-        ] => Ok(Some(page(generation, words, 0))),
-        [Slot::Damaged, Slot::Valid { generation, words }] => Ok(Some(page(generation, words, 1))),
-        [
-            Slot::Valid {
-                generation: a,
-                words: one,
-            },
-            Slot::Valid {
-                generation: b,
-                words: two,
-            },
-        ] => match a.abs_diff(b) {
-            1 if a > b => Ok(Some(page(a, one, 0))),
-            1 => Ok(Some(page(b, two, 1))),
-            _ => Err("two copies of a bitmap page that do not follow each other"),
-        },
-        [Slot::Damaged, Slot::Damaged] => Err("both copies of a bitmap page"),
-        // The first slot is written first.
-        [Slot::Empty, _] => Err("a bitmap page whose first copy is gone"),
-    }
-}
-
-fn check_id(path: &Path, found: LayerId, expected: LayerId) -> Result<()> {
-    if found == expected {
-        return Ok(());
-    }
-    Err(DiskError::WrongLayer {
-        path: path.to_owned(),
-        found,
-        expected,
-    })
-}
-
-fn format_error(path: &Path, source: FormatError) -> DiskError {
-    DiskError::Format {
-        path: path.to_owned(),
-        source,
     }
 }
 

@@ -6,10 +6,10 @@
 //! completed flush left.
 
 use std::fmt;
-use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+pub use super::layer_id::LayerId;
 
 pub const MAGIC: [u8; 8] = *b"PITONdlt";
 pub const VERSION: u32 = 1;
@@ -51,63 +51,6 @@ pub enum FormatError {
     DataOffset { found: u64, expected: u64 },
 }
 
-/// Name of a layer that outlives renames of its file.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct LayerId([u8; 16]);
-
-#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[error("a layer id is 32 hexadecimal digits")]
-pub struct BadLayerId;
-
-impl LayerId {
-    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
-        Self(bytes)
-    }
-
-    pub const fn as_bytes(&self) -> &[u8; 16] {
-        &self.0
-    }
-}
-
-impl fmt::Display for LayerId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
-    }
-}
-
-impl fmt::Debug for LayerId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl FromStr for LayerId {
-    type Err = BadLayerId;
-
-    fn from_str(text: &str) -> Result<Self, BadLayerId> {
-        if text.len() != 32 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Err(BadLayerId);
-        }
-        u128::from_str_radix(text, 16)
-            .map(|n| Self(n.to_be_bytes()))
-            .map_err(|_| BadLayerId)
-    }
-}
-
-impl TryFrom<String> for LayerId {
-    type Error = BadLayerId;
-    fn try_from(text: String) -> Result<Self, BadLayerId> {
-        text.parse()
-    }
-}
-
-impl From<LayerId> for String {
-    fn from(id: LayerId) -> String {
-        id.to_string()
-    }
-}
-
 /// What lies below a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parent {
@@ -143,13 +86,7 @@ impl Geometry {
         let blocks = size.div_ceil(BLOCK);
         let pages = blocks.div_ceil(PAGE_BLOCKS);
         let data_offset = (BITMAP_OFFSET + 2 * pages * PAGE as u64).next_multiple_of(DATA_ALIGN);
-        Ok(Self {
-            size,
-            blocks,
-            pages: pages as usize,
-            data_offset,
-            file_len: data_offset + blocks * BLOCK,
-        })
+        Ok(Self { size, blocks, pages: pages as usize, data_offset, file_len: data_offset + blocks * BLOCK })
     }
 
     pub fn page_offset(&self, page: usize, slot: usize) -> u64 {
@@ -178,7 +115,7 @@ impl Header {
     pub fn encode(&self, data_offset: u64) -> [u8; PAGE] {
         let (kind, parent) = match self.parent {
             Parent::Base => (1u32, [0; 16]),
-            Parent::Delta(id) => (2, id.0),
+            Parent::Delta(id) => (2, *id.as_bytes()),
         };
         let mut page = [0; PAGE];
         put(&mut page, 0, &MAGIC);
@@ -187,7 +124,7 @@ impl Header {
         put(&mut page, 24, &self.size.to_le_bytes());
         put(&mut page, 32, &(BLOCK as u32).to_le_bytes());
         put(&mut page, 36, &kind.to_le_bytes());
-        put(&mut page, 40, &self.id.0);
+        put(&mut page, 40, self.id.as_bytes());
         put(&mut page, 56, &parent);
         put(&mut page, 72, &data_offset.to_le_bytes());
         let crc = crc32fast::hash(&page[..HEADER_CRC]);
@@ -218,7 +155,7 @@ impl Header {
         }
         let parent = match get_u32(page, 36) {
             1 => Parent::Base,
-            2 => Parent::Delta(LayerId(get(page, 56))),
+            2 => Parent::Delta(LayerId::from_bytes(get(page, 56))),
             kind => return Err(FormatError::ParentKind(kind)),
         };
         let size = get_u64(page, 24);
@@ -227,12 +164,7 @@ impl Header {
         if found != expected {
             return Err(FormatError::DataOffset { found, expected });
         }
-        Ok(Self {
-            generation: get_u64(page, 16),
-            size,
-            id: LayerId(get(page, 40)),
-            parent,
-        })
+        Ok(Self { generation: get_u64(page, 16), size, id: LayerId::from_bytes(get(page, 40)), parent })
     }
 
     /// The newer of the two slots that is whole, and which it is.
@@ -261,17 +193,12 @@ pub enum Slot {
     Damaged,
 }
 
-pub fn encode_page(
-    id: LayerId,
-    page: usize,
-    generation: u64,
-    words: &[u64; PAGE_WORDS],
-) -> [u8; PAGE] {
+pub fn encode_page(id: LayerId, page: usize, generation: u64, words: &[u64; PAGE_WORDS]) -> [u8; PAGE] {
     let mut bytes = [0; PAGE];
     put(&mut bytes, 4, &PAGE_MAGIC);
     put(&mut bytes, 8, &generation.to_le_bytes());
     put(&mut bytes, 16, &(page as u64).to_le_bytes());
-    bytes[24..32].copy_from_slice(&id.0[..8]);
+    bytes[24..32].copy_from_slice(&id.as_bytes()[..8]);
     for (at, word) in bytes[PAGE_HEADER..].chunks_exact_mut(8).zip(words) {
         at.copy_from_slice(&word.to_le_bytes());
     }
@@ -287,7 +214,7 @@ pub fn decode_page(bytes: &[u8; PAGE], id: LayerId, page: usize, geometry: &Geom
     let ours = crc32fast::hash(&bytes[4..]) == get_u32(bytes, 0)
         && bytes[4..8] == PAGE_MAGIC
         && get_u64(bytes, 16) == page as u64
-        && bytes[24..32] == id.0[..8];
+        && bytes[24..32] == id.as_bytes()[..8];
     if !ours {
         return Slot::Damaged;
     }
@@ -303,10 +230,7 @@ pub fn decode_page(bytes: &[u8; PAGE], id: LayerId, page: usize, geometry: &Geom
     if words.iter().enumerate().any(|(at, word)| beyond(at, *word)) {
         return Slot::Damaged;
     }
-    Slot::Valid {
-        generation: get_u64(bytes, 8),
-        words,
-    }
+    Slot::Valid { generation: get_u64(bytes, 8), words }
 }
 
 fn put<const N: usize>(page: &mut [u8; PAGE], at: usize, bytes: &[u8; N]) {
@@ -337,7 +261,7 @@ mod tests {
     fn parent() -> impl Strategy<Value = Parent> {
         prop_oneof![
             Just(Parent::Base),
-            any::<[u8; 16]>().prop_map(|id| Parent::Delta(LayerId(id)))
+            any::<[u8; 16]>().prop_map(|id| Parent::Delta(LayerId::from_bytes(id)))
         ]
     }
 
@@ -346,7 +270,7 @@ mod tests {
         fn a_header_survives_its_bytes(
             generation: u64, sectors in 1..MAX_SIZE / 512, id: [u8; 16], parent in parent()
         ) {
-            let header = Header { generation, size: sectors * 512, id: LayerId(id), parent };
+            let header = Header { generation, size: sectors * 512, id: LayerId::from_bytes(id), parent };
             let geometry = Geometry::new(header.size).unwrap();
             let page = header.encode(geometry.data_offset);
             prop_assert_eq!(Header::decode(&page), Ok(header));
@@ -354,7 +278,7 @@ mod tests {
 
         #[test]
         fn one_changed_bit_is_noticed(at in 0..PAGE, bit in 0..8u8) {
-            let header = Header { generation: 3, size: 1 << 30, id: LayerId([7; 16]), parent: Parent::Base };
+            let header = Header { generation: 3, size: 1 << 30, id: LayerId::from_bytes([7; 16]), parent: Parent::Base };
             let geometry = Geometry::new(header.size).unwrap();
             let mut page = header.encode(geometry.data_offset);
             page[at] ^= 1 << bit;
@@ -376,7 +300,7 @@ mod tests {
                 put(&mut page, HEADER_CRC, &crc.to_le_bytes());
             }
             let _ = Header::decode(&page);
-            let _ = decode_page(&page, LayerId([0; 16]), 0, &Geometry::new(512).unwrap());
+            let _ = decode_page(&page, LayerId::from_bytes([0; 16]), 0, &Geometry::new(512).unwrap());
         }
 
         #[test]
@@ -391,14 +315,11 @@ mod tests {
     #[test]
     fn a_bitmap_page_is_bound_to_its_place() {
         let geometry = Geometry::new(200 << 20).unwrap();
-        let (id, other) = (LayerId([1; 16]), LayerId([2; 16]));
+        let (id, other) = (LayerId::from_bytes([1; 16]), LayerId::from_bytes([2; 16]));
         let mut words = [0; PAGE_WORDS];
         words[5] = 1 << 63;
         let page = encode_page(id, 0, 4, &words);
-        let valid = Slot::Valid {
-            generation: 4,
-            words: Box::new(words),
-        };
+        let valid = Slot::Valid { generation: 4, words: Box::new(words) };
         assert_eq!(decode_page(&page, id, 0, &geometry), valid);
         assert_eq!(decode_page(&page, id, 1, &geometry), Slot::Damaged);
         assert_eq!(decode_page(&page, other, 0, &geometry), Slot::Damaged);
@@ -410,17 +331,10 @@ mod tests {
 
     #[test]
     fn the_newer_whole_header_wins() {
-        let header = |generation, parent| Header {
-            generation,
-            size: 4096,
-            id: LayerId([1; 16]),
-            parent,
-        };
+        let header =
+            |generation, parent| Header { generation, size: 4096, id: LayerId::from_bytes([1; 16]), parent };
         let at = Geometry::new(4096).unwrap().data_offset;
-        let (old, new) = (
-            header(1, Parent::Base),
-            header(2, Parent::Delta(LayerId([2; 16]))),
-        );
+        let (old, new) = (header(1, Parent::Base), header(2, Parent::Delta(LayerId::from_bytes([2; 16]))));
         let (a, b) = (old.encode(at), new.encode(at));
         assert_eq!(Header::newest([&a, &b]), Ok((new, 1)));
         assert_eq!(Header::newest([&b, &a]), Ok((new, 0)));
@@ -428,27 +342,7 @@ mod tests {
         torn[512..].fill(0);
         assert_eq!(Header::newest([&a, &torn]), Ok((old, 0)));
         assert_eq!(Header::newest([&torn, &a]), Ok((old, 1)));
-        assert_eq!(
-            Header::newest([&torn, &[0; PAGE]]),
-            Err(FormatError::Checksum)
-        );
-        assert_eq!(
-            Header::newest([&[0; PAGE], &[0; PAGE]]),
-            Err(FormatError::Magic)
-        );
-    }
-
-    #[test]
-    fn an_id_is_text_and_back() {
-        let id = LayerId([0x0f; 16]);
-        assert_eq!(id.to_string().parse(), Ok(id));
-        for bad in [
-            "",
-            "0f",
-            "+f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f",
-            "zf0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f",
-        ] {
-            assert_eq!(bad.parse::<LayerId>(), Err(BadLayerId));
-        }
+        assert_eq!(Header::newest([&torn, &[0; PAGE]]), Err(FormatError::Checksum));
+        assert_eq!(Header::newest([&[0; PAGE], &[0; PAGE]]), Err(FormatError::Magic));
     }
 }

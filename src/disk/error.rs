@@ -33,36 +33,15 @@ pub enum DiskError {
     #[error("delta layer {}: {source}", path.display())]
     Format { path: PathBuf, source: FormatError },
     #[error("delta layer {} is {found} bytes long, but its disk needs {expected}", path.display())]
-    Truncated {
-        path: PathBuf,
-        found: u64,
-        expected: u64,
-    },
+    Truncated { path: PathBuf, found: u64, expected: u64 },
     #[error("delta layer {} is damaged: {what} at offset {offset}", path.display())]
-    Corrupt {
-        path: PathBuf,
-        offset: u64,
-        what: &'static str,
-    },
+    Corrupt { path: PathBuf, offset: u64, what: &'static str },
     #[error("{} holds layer {found}, but layer {expected} is expected there", path.display())]
-    WrongLayer {
-        path: PathBuf,
-        found: LayerId,
-        expected: LayerId,
-    },
+    WrongLayer { path: PathBuf, found: LayerId, expected: LayerId },
     #[error("{} was made over {found}, but {expected} lies below it", path.display())]
-    WrongParent {
-        path: PathBuf,
-        found: String,
-        expected: String,
-    },
+    WrongParent { path: PathBuf, found: String, expected: String },
     #[error("{} is of a disk of {size} bytes, but {} of one of {below_size}", path.display(), below.display())]
-    WrongSize {
-        path: PathBuf,
-        size: u64,
-        below: PathBuf,
-        below_size: u64,
-    },
+    WrongSize { path: PathBuf, size: u64, below: PathBuf, below_size: u64 },
     #[error("layer {id} is not among the frozen ones below {}", top.display())]
     NoSuchLayer { id: LayerId, top: PathBuf },
     #[error("layer {0} is missing")]

@@ -5,8 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::block_map::{BlockMap, Layer};
-use super::delta::{FrozenDelta, LayerSpec};
+use super::delta::FrozenDelta;
 use super::delta_format::{BLOCK, LayerId, Parent};
+use super::layer::LayerSpec;
 use super::{Backing, Base, DiskError, MAX_LAYERS, Result, check_range};
 use crate::storage::{Lock, Storage};
 
@@ -44,9 +45,7 @@ impl FrozenChain {
 
     /// What a layer on top of this has for a parent.
     pub fn parent(&self) -> Parent {
-        self.deltas
-            .last()
-            .map_or(Parent::Base, |delta| Parent::Delta(delta.id()))
+        self.deltas.last().map_or(Parent::Base, |delta| Parent::Delta(delta.id()))
     }
 
     fn add(&mut self, delta: Arc<FrozenDelta>) -> Result<()> {
@@ -146,10 +145,7 @@ impl FrozenChain {
 
     pub(super) fn position(&self, id: LayerId, top: &Path) -> Result<usize> {
         let found = self.deltas.iter().position(|delta| delta.id() == id);
-        found.ok_or_else(|| DiskError::NoSuchLayer {
-            id,
-            top: top.to_owned(),
-        })
+        found.ok_or_else(|| DiskError::NoSuchLayer { id, top: top.to_owned() })
     }
 
     /// Our own lock on the layer below delta `at`.

@@ -19,8 +19,9 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::delta::{Delta, FrozenDelta, LayerSpec, inspect, relink};
+use super::delta::{Delta, FrozenDelta};
 use super::delta_format::{BLOCK, Parent};
+use super::layer::{LayerSpec, inspect, relink};
 use super::raw::RawDisk;
 use super::sums;
 use super::{Backing, Disk, DiskError, ImageFormat, Result};
@@ -155,10 +156,7 @@ impl Merge {
             Direction::Commit => (frozen, None),
             // Whoever reads this layer goes on reading the same, so its
             // lock is shared; the lower one's keeps a second merge away.
-            Direction::Pull => (
-                lower.as_frozen(),
-                Some(Delta::open_locked(storage, upper, Lock::Shared)?),
-            ),
+            Direction::Pull => (lower.as_frozen(), Some(Delta::open_locked(storage, upper, Lock::Shared)?)),
         };
         Ok(Self {
             below: lower.parent(),
@@ -225,10 +223,7 @@ impl Merge {
     }
 
     pub fn progress(&self) -> Progress {
-        Progress {
-            done: self.done,
-            total: self.plan.bytes(),
-        }
+        Progress { done: self.done, total: self.plan.bytes() }
     }
 
     /// Moves about `max_bytes`, at least one block.
@@ -243,11 +238,7 @@ impl Merge {
             let moved = blocks.end - blocks.start;
             let run_done = blocks.end == run.end;
             self.copy(blocks, &mut buf)?;
-            self.at = if run_done {
-                (self.at.0 + 1, 0)
-            } else {
-                (self.at.0, self.at.1 + moved)
-            };
+            self.at = if run_done { (self.at.0 + 1, 0) } else { (self.at.0, self.at.1 + moved) };
             self.done += moved * BLOCK;
             left -= moved;
         }
@@ -360,10 +351,5 @@ fn check_size(upper: &LayerSpec, size: u64, below: &Path, below_size: u64) -> Re
     if size == below_size {
         return Ok(());
     }
-    Err(DiskError::WrongSize {
-        path: upper.path.clone(),
-        size,
-        below: below.to_owned(),
-        below_size,
-    })
+    Err(DiskError::WrongSize { path: upper.path.clone(), size, below: below.to_owned(), below_size })
 }

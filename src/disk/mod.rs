@@ -8,9 +8,12 @@ mod bitmap;
 mod block_map;
 pub mod chain;
 pub mod delta;
+mod delta_file;
 pub mod delta_format;
 mod error;
 pub mod frozen;
+pub mod layer;
+mod layer_id;
 pub mod merge;
 pub mod qcow2;
 pub mod raw;
@@ -211,10 +214,7 @@ fn check_len(path: &Path, len: u64) -> Result<()> {
     if len == 0 {
         Err(DiskError::Empty(path.to_owned()))
     } else if !len.is_multiple_of(SECTOR) {
-        Err(DiskError::BadLength {
-            path: path.to_owned(),
-            len,
-        })
+        Err(DiskError::BadLength { path: path.to_owned(), len })
     } else {
         Ok(())
     }

@@ -37,11 +37,7 @@ impl Qcow2Image {
         let access = open_layer(storage, path, 0)?;
         let len = access.size();
         check_len(path, len)?;
-        Ok(Self {
-            access,
-            path: path.to_owned(),
-            len,
-        })
+        Ok(Self { access, path: path.to_owned(), len })
     }
 
     pub fn path(&self) -> &Path {
@@ -87,10 +83,7 @@ fn open_backing(
     let opened = match format {
         Some("qcow2") => open_layer(storage, &path, depth),
         Some("raw" | "file") => open_raw(storage, &path),
-        Some(other) => Err(error(
-            &path,
-            format!("its format {other:?} is not supported"),
-        )),
+        Some(other) => Err(error(&path, format!("its format {other:?} is not supported"))),
         // Nothing recorded which it is; a chain that the user brought is not
         // written by a guest while it is a backing file.
         None => match super::probe(storage, &path)? {
@@ -103,9 +96,7 @@ fn open_backing(
 
 fn open_raw(storage: &Storage, path: &Path) -> Result<FormatAccess<Source>> {
     let source = Source::open(storage, path)?;
-    let raw = Raw::builder(source)
-        .open(DenyImplicitOpenGate::default())
-        .map_err(|e| error(path, e))?;
+    let raw = Raw::builder(source).open(DenyImplicitOpenGate::default()).map_err(|e| error(path, e))?;
     Ok(FormatAccess::new(raw))
 }
 
@@ -139,10 +130,7 @@ fn check_header(file: &File) -> Result<()> {
 }
 
 fn error(path: &Path, reason: impl fmt::Display) -> DiskError {
-    DiskError::Qcow2 {
-        path: path.to_owned(),
-        reason: reason.to_string(),
-    }
+    DiskError::Qcow2 { path: path.to_owned(), reason: reason.to_string() }
 }
 
 impl Backing for Qcow2Image {
@@ -188,19 +176,12 @@ impl Source {
         let file = storage.open(path, Access::ReadOnly)?;
         file.lock(Lock::Shared)?;
         let len = file.len()?;
-        Ok(Self {
-            file,
-            len,
-            helper: CommonStorageHelper::default(),
-        })
+        Ok(Self { file, len, helper: CommonStorageHelper::default() })
     }
 }
 
 fn read_only<T>() -> io::Result<T> {
-    Err(io::Error::new(
-        io::ErrorKind::ReadOnlyFilesystem,
-        "qcow2 images are only read",
-    ))
+    Err(io::Error::new(io::ErrorKind::ReadOnlyFilesystem, "qcow2 images are only read"))
 }
 
 impl imago::Storage for Source {
@@ -212,10 +193,7 @@ impl imago::Storage for Source {
     unsafe fn pure_readv(&self, bufv: IoVectorMut<'_>, offset: u64) -> io::Result<()> {
         let mut at = offset;
         for mut part in bufv.into_inner() {
-            let got = self
-                .file
-                .read_up_to(&mut part, at)
-                .map_err(io::Error::other)?;
+            let got = self.file.read_up_to(&mut part, at).map_err(io::Error::other)?;
             part[got..].fill(0);
             at = at.saturating_add(part.len() as u64);
         }
@@ -315,10 +293,7 @@ mod tests {
 
         fs::remove_file(dir.path().join("raw")).unwrap();
         let error = Qcow2Image::open(&storage, &top).err().unwrap().to_string();
-        assert!(
-            error.contains("top.img") && error.contains("/raw does not exist"),
-            "{error}"
-        );
+        assert!(error.contains("top.img") && error.contains("/raw does not exist"), "{error}");
     }
 
     #[test]

@@ -64,11 +64,7 @@ impl RawImage {
 impl RawDisk {
     pub fn open(storage: &Storage, path: &Path) -> Result<Self> {
         let (file, len) = open(storage, path, Access::ReadWrite)?;
-        Ok(Self {
-            file,
-            len,
-            failed: AtomicBool::new(false),
-        })
+        Ok(Self { file, len, failed: AtomicBool::new(false) })
     }
 
     pub fn path(&self) -> &Path {
@@ -95,9 +91,7 @@ fn read_at(file: &File, size: u64, buf: &mut [u8], offset: u64) -> Result<()> {
 
 fn next_data(file: &File, size: u64, offset: u64) -> Result<Option<Range<u64>>> {
     let found = file.next_data(offset)?;
-    Ok(found
-        .map(|r| r.start..r.end.min(size))
-        .filter(|r| r.start < r.end))
+    Ok(found.map(|r| r.start..r.end.min(size)).filter(|r| r.start < r.end))
 }
 
 impl Backing for RawImage {
@@ -177,10 +171,7 @@ mod tests {
         assert!(text(Path::new("/dev/null")).contains("neither a file nor a block device"));
         assert!(text(&image(&dir, "empty", 0)).contains("is empty"));
         assert!(text(&image(&dir, "odd", 1000)).contains("no multiple of 512"));
-        assert!(matches!(
-            probe(&storage, &dir.path().join("none")),
-            Err(DiskError::Missing(_))
-        ));
+        assert!(matches!(probe(&storage, &dir.path().join("none")), Err(DiskError::Missing(_))));
     }
 
     #[test]
@@ -211,18 +202,12 @@ mod tests {
         let mut buf = [1; 1024];
         disk.read_at(&mut buf, 7680).unwrap();
         assert_eq!((buf[511], buf[512]), (0, 5));
-        assert!(matches!(
-            disk.write_at(&[0; 1024], 8192),
-            Err(DiskError::OutOfRange { .. })
-        ));
+        assert!(matches!(disk.write_at(&[0; 1024], 8192), Err(DiskError::OutOfRange { .. })));
         assert!(disk.read_at(&mut buf, u64::MAX - 5).is_err());
         assert!(disk.next_data(8191).unwrap().is_some());
         drop(disk);
         let disk = open_disk(&storage, &path, ImageFormat::Raw, true).unwrap();
         assert!(disk.is_read_only());
-        assert!(matches!(
-            disk.write_at(&[0; 512], 0),
-            Err(DiskError::ReadOnly)
-        ));
+        assert!(matches!(disk.write_at(&[0; 512], 0), Err(DiskError::ReadOnly)));
     }
 }

@@ -79,11 +79,7 @@ pub(super) fn seal(
     bytes[40..48].copy_from_slice(&count.to_le_bytes());
     let path = path_of(layer);
     storage.replace(&path, &bytes)?;
-    Ok(Seal {
-        crc: crc32fast::hash(&bytes),
-        path,
-        bytes: covered,
-    })
+    Ok(Seal { crc: crc32fast::hash(&bytes), path, bytes: covered })
 }
 
 impl Sums {
@@ -99,11 +95,8 @@ impl Sums {
     ) -> Result<Self> {
         let path = path_of(layer);
         let bytes = storage.read(&path)?;
-        let corrupt = |offset: usize, what| DiskError::Corrupt {
-            path: path.clone(),
-            offset: offset as u64,
-            what,
-        };
+        let corrupt =
+            |offset: usize, what| DiskError::Corrupt { path: path.clone(), offset: offset as u64, what };
         if bytes.len() < HEADER || bytes[..8] != MAGIC {
             return Err(corrupt(0, "no header of a checksum file"));
         }
@@ -119,11 +112,7 @@ impl Sums {
         let word = |at: &[u8]| at.iter().rev().fold(0, |n, b| n << 8 | u32::from(*b));
         let entries: Vec<Entry> = bytes[HEADER..]
             .chunks_exact(ENTRY)
-            .map(|at| Entry {
-                chunk: word(&at[..4]),
-                mask: word(&at[4..8]),
-                crc: word(&at[8..]),
-            })
+            .map(|at| Entry { chunk: word(&at[..4]), mask: word(&at[4..8]), crc: word(&at[8..]) })
             .collect();
         let mut recorded = entries.iter().map(|e| (e.chunk, e.mask));
         if !masks(runs).eq(recorded.by_ref()) {
@@ -142,9 +131,7 @@ impl Sums {
     /// the offset in the disk that the layer is of; see the caller.
     pub fn check(&self, range: Range<u64>, size: u64, read: Read<'_>) -> Result<Option<u64>> {
         let bytes = CHUNK * BLOCK;
-        let first = self
-            .entries
-            .partition_point(|e| (u64::from(e.chunk) + 1) * bytes <= range.start);
+        let first = self.entries.partition_point(|e| (u64::from(e.chunk) + 1) * bytes <= range.start);
         for (index, entry) in self.entries.iter().enumerate().skip(first) {
             if u64::from(entry.chunk) * bytes >= range.end {
                 break;
@@ -163,9 +150,7 @@ impl Sums {
 
     /// Forgets what was checked, for a check of everything again.
     pub fn forget(&self) {
-        self.checked
-            .iter()
-            .for_each(|word| word.store(0, Ordering::Relaxed));
+        self.checked.iter().for_each(|word| word.store(0, Ordering::Relaxed));
     }
 }
 
@@ -224,10 +209,7 @@ mod tests {
     fn masks_cut_runs_at_chunks() {
         let runs = [0..1, 2..3, 30..66, 200..201];
         let found: Vec<_> = masks(&runs).collect();
-        assert_eq!(
-            found,
-            [(0, 0b101 | 3 << 30), (1, u32::MAX), (2, 0b11), (6, 1 << 8)]
-        );
+        assert_eq!(found, [(0, 0b101 | 3 << 30), (1, u32::MAX), (2, 0b11), (6, 1 << 8)]);
         assert_eq!(masks(&[]).count(), 0);
     }
 }

@@ -23,25 +23,11 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub enum StorageError {
     #[error("cannot {op} {}: {source}", path.display())]
-    Path {
-        op: &'static str,
-        path: PathBuf,
-        source: io::Error,
-    },
+    Path { op: &'static str, path: PathBuf, source: io::Error },
     #[error("cannot {op} {len} bytes at offset {offset} of {}: {source}", path.display())]
-    Range {
-        op: &'static str,
-        path: PathBuf,
-        offset: u64,
-        len: u64,
-        source: io::Error,
-    },
+    Range { op: &'static str, path: PathBuf, offset: u64, len: u64, source: io::Error },
     #[error("cannot rename {} to {}: {source}", from.display(), to.display())]
-    Rename {
-        from: PathBuf,
-        to: PathBuf,
-        source: io::Error,
-    },
+    Rename { from: PathBuf, to: PathBuf, source: io::Error },
     #[error("{} is in use by another VM or process", path.display())]
     InUse { path: PathBuf },
 }
@@ -50,9 +36,9 @@ impl StorageError {
     /// The kind of the underlying error, for callers that treat a missing file apart.
     pub fn kind(&self) -> io::ErrorKind {
         match self {
-            Self::Path { source, .. }
-            | Self::Range { source, .. }
-            | Self::Rename { source, .. } => source.kind(),
+            Self::Path { source, .. } | Self::Range { source, .. } | Self::Rename { source, .. } => {
+                source.kind()
+            }
             Self::InUse { .. } => io::ErrorKind::WouldBlock,
         }
     }
@@ -163,37 +149,25 @@ impl Storage {
             Access::ReadWrite => "open for writing",
         };
         let inner = self.backend.open(path, access).map_err(at(op, path))?;
-        Ok(File {
-            inner,
-            path: path.to_owned(),
-            access,
-        })
+        Ok(File { inner, path: path.to_owned(), access })
     }
 
     pub fn create_new(&self, path: &Path) -> Result<File> {
         let inner = self.backend.create_new(path).map_err(at("create", path))?;
-        Ok(File {
-            inner,
-            path: path.to_owned(),
-            access: Access::ReadWrite,
-        })
+        Ok(File { inner, path: path.to_owned(), access: Access::ReadWrite })
     }
 
     pub fn create_dir(&self, path: &Path) -> Result<()> {
-        self.backend
-            .create_dir(path)
-            .map_err(at("create folder", path))
+        self.backend.create_dir(path).map_err(at("create folder", path))
     }
 
     /// Replaces what `to` names. Durable after [`Storage::sync_dir`] of both folders.
     pub fn rename(&self, from: &Path, to: &Path) -> Result<()> {
-        self.backend
-            .rename(from, to)
-            .map_err(|source| StorageError::Rename {
-                from: from.to_owned(),
-                to: to.to_owned(),
-                source,
-            })
+        self.backend.rename(from, to).map_err(|source| StorageError::Rename {
+            from: from.to_owned(),
+            to: to.to_owned(),
+            source,
+        })
     }
 
     pub fn link(&self, from: &Path, to: &Path) -> Result<()> {
@@ -214,9 +188,7 @@ impl Storage {
     }
 
     pub fn remove_dir(&self, path: &Path) -> Result<()> {
-        self.backend
-            .remove_dir(path)
-            .map_err(at("remove folder", path))
+        self.backend.remove_dir(path).map_err(at("remove folder", path))
     }
 
     pub fn sync_dir(&self, path: &Path) -> Result<()> {
@@ -230,10 +202,7 @@ impl Storage {
 
     /// Names in a folder, sorted.
     pub fn list_dir(&self, path: &Path) -> Result<Vec<OsString>> {
-        let mut names = self
-            .backend
-            .list_dir(path)
-            .map_err(at("list folder", path))?;
+        let mut names = self.backend.list_dir(path).map_err(at("list folder", path))?;
         names.sort();
         Ok(names)
     }
@@ -256,10 +225,7 @@ impl Storage {
         let len = usize::try_from(file.len()?).unwrap_or(usize::MAX);
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(len).map_err(|_| {
-            at("read", path)(io::Error::new(
-                io::ErrorKind::OutOfMemory,
-                "the file is too large",
-            ))
+            at("read", path)(io::Error::new(io::ErrorKind::OutOfMemory, "the file is too large"))
         })?;
         bytes.resize(len, 0);
         file.read_at(&mut bytes, 0)?;
@@ -272,19 +238,13 @@ impl Storage {
         static COUNTER: AtomicU64 = AtomicU64::new(0);
         let mut name = OsString::from(".");
         name.push(path.file_name().unwrap_or_default());
-        name.push(format!(
-            ".{}-{}.tmp",
-            std::process::id(),
-            COUNTER.fetch_add(1, Ordering::Relaxed)
-        ));
+        name.push(format!(".{}-{}.tmp", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)));
         let temp = path.with_file_name(name);
         // A process of the same id may have died here before.
         self.remove_file_if_exists(&temp)?;
         let file = self.create_new(&temp)?;
-        let written = file
-            .write_at(bytes, 0)
-            .and_then(|()| file.sync_data())
-            .and_then(|()| self.rename(&temp, path));
+        let written =
+            file.write_at(bytes, 0).and_then(|()| file.sync_data()).and_then(|()| self.rename(&temp, path));
         if let Err(e) = written {
             // The first error is the one to report.
             let _ = self.remove_file(&temp);
@@ -314,10 +274,7 @@ impl File {
     /// All of `buf`; the end of the file within it is an error.
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         let len = buf.len();
-        let got = self
-            .inner
-            .read_at(buf, offset)
-            .map_err(|e| self.range("read", offset, len as u64, e))?;
+        let got = self.inner.read_at(buf, offset).map_err(|e| self.range("read", offset, len as u64, e))?;
         if got < len {
             let end = io::Error::new(io::ErrorKind::UnexpectedEof, "the file ends before");
             return Err(self.range("read", offset, len as u64, end));
@@ -328,15 +285,11 @@ impl File {
     /// Up to the end of the file; returns how much that was.
     pub fn read_up_to(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
         let len = buf.len() as u64;
-        self.inner
-            .read_at(buf, offset)
-            .map_err(|e| self.range("read", offset, len, e))
+        self.inner.read_at(buf, offset).map_err(|e| self.range("read", offset, len, e))
     }
 
     pub fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
-        self.inner
-            .write_at(buf, offset)
-            .map_err(|e| self.range("write", offset, buf.len() as u64, e))
+        self.inner.write_at(buf, offset).map_err(|e| self.range("write", offset, buf.len() as u64, e))
     }
 
     pub fn metadata(&self) -> Result<Metadata> {
@@ -352,21 +305,15 @@ impl File {
     }
 
     pub fn set_len(&self, len: u64) -> Result<()> {
-        self.inner
-            .set_len(len)
-            .map_err(|e| self.range("set the length to", 0, len, e))
+        self.inner.set_len(len).map_err(|e| self.range("set the length to", 0, len, e))
     }
 
     pub fn punch_hole(&self, offset: u64, len: u64) -> Result<()> {
-        self.inner
-            .punch_hole(offset, len)
-            .map_err(|e| self.range("clear", offset, len, e))
+        self.inner.punch_hole(offset, len).map_err(|e| self.range("clear", offset, len, e))
     }
 
     pub fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
-        self.inner
-            .next_data(offset)
-            .map_err(|e| self.range("look for data in", offset, 0, e))
+        self.inner.next_data(offset).map_err(|e| self.range("look for data in", offset, 0, e))
     }
 
     pub fn sync_data(&self) -> Result<()> {
@@ -381,9 +328,7 @@ impl File {
     pub fn lock(&self, lock: Lock) -> Result<()> {
         match self.inner.try_lock(lock) {
             Ok(true) => Ok(()),
-            Ok(false) => Err(StorageError::InUse {
-                path: self.path.clone(),
-            }),
+            Ok(false) => Err(StorageError::InUse { path: self.path.clone() }),
             Err(e) => Err(at("lock", &self.path)(e)),
         }
     }
@@ -393,13 +338,7 @@ impl File {
     }
 
     fn range(&self, op: &'static str, offset: u64, len: u64, source: io::Error) -> StorageError {
-        StorageError::Range {
-            op,
-            path: self.path.clone(),
-            offset,
-            len,
-            source,
-        }
+        StorageError::Range { op, path: self.path.clone(), offset, len, source }
     }
 }
 

@@ -21,20 +21,12 @@ struct OsFile {
 
 impl Backend for Os {
     fn open(&self, path: &Path, access: Access) -> io::Result<Box<dyn BackendFile>> {
-        let file = fs::OpenOptions::new()
-            .read(true)
-            .write(access == Access::ReadWrite)
-            .open(path)?;
+        let file = fs::OpenOptions::new().read(true).write(access == Access::ReadWrite).open(path)?;
         Ok(Box::new(OsFile { file }))
     }
 
     fn create_new(&self, path: &Path) -> io::Result<Box<dyn BackendFile>> {
-        let file = fs::OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)?;
+        let file = fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
         Ok(Box::new(OsFile { file }))
     }
 
@@ -63,9 +55,7 @@ impl Backend for Os {
     }
 
     fn list_dir(&self, path: &Path) -> io::Result<Vec<OsString>> {
-        fs::read_dir(path)?
-            .map(|entry| entry.map(|e| e.file_name()))
-            .collect()
+        fs::read_dir(path)?.map(|entry| entry.map(|e| e.file_name())).collect()
     }
 
     fn metadata(&self, path: &Path) -> io::Result<Metadata> {
@@ -99,11 +89,7 @@ impl BackendFile for OsFile {
 
     fn metadata(&self) -> io::Result<Metadata> {
         let meta = self.file.metadata()?;
-        let len = if meta.file_type().is_block_device() {
-            device_len(&self.file)?
-        } else {
-            meta.len()
-        };
+        let len = if meta.file_type().is_block_device() { device_len(&self.file)? } else { meta.len() };
         convert(&meta, len)
     }
 
@@ -198,9 +184,7 @@ impl OsFile {
     fn write_zeros(&self, offset: u64, len: u64) -> io::Result<()> {
         const STEP: usize = 64 * 1024;
         let zeros = [0u8; STEP];
-        let end = offset
-            .saturating_add(len)
-            .min(BackendFile::metadata(self)?.len);
+        let end = offset.saturating_add(len).min(BackendFile::metadata(self)?.len);
         let mut at = offset;
         while at < end {
             let count = (end - at).min(STEP as u64);

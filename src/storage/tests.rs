@@ -13,23 +13,14 @@ fn a_new_file_is_private_and_refuses_to_replace() {
     let storage = Storage::os();
     let path = dir.path().join("a");
     storage.create_new(&path).unwrap();
-    assert_eq!(
-        fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-        0o600
-    );
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     let error = storage.create_new(&path).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
-    assert!(
-        error.to_string().contains(path.to_str().unwrap()),
-        "{error}"
-    );
+    assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
 
     let sub = dir.path().join("d");
     storage.create_dir(&sub).unwrap();
-    assert_eq!(
-        fs::metadata(&sub).unwrap().permissions().mode() & 0o777,
-        0o700
-    );
+    assert_eq!(fs::metadata(&sub).unwrap().permissions().mode() & 0o777, 0o700);
     assert!(storage.create_dir(&sub).is_err());
 }
 
@@ -44,10 +35,7 @@ fn a_read_past_the_end_names_file_and_offset() {
     file.read_at(&mut buf, 3).unwrap();
     assert_eq!(&buf, b"hello");
     let text = file.read_at(&mut buf, 4).unwrap_err().to_string();
-    assert!(
-        text.contains("offset 4") && text.contains(path.to_str().unwrap()),
-        "{text}"
-    );
+    assert!(text.contains("offset 4") && text.contains(path.to_str().unwrap()), "{text}");
     assert_eq!(file.read_up_to(&mut buf, 4).unwrap(), 4);
     assert_eq!(file.len().unwrap(), 8);
 }
@@ -61,11 +49,7 @@ fn replace_leaves_nothing_beside_the_file() {
     storage.replace(&path, b"two!").unwrap();
     assert_eq!(storage.read(&path).unwrap(), b"two!");
     assert_eq!(storage.list_dir(dir.path()).unwrap(), ["vm.json"]);
-    assert!(
-        storage
-            .replace(&dir.path().join("no/vm.json"), b"x")
-            .is_err()
-    );
+    assert!(storage.replace(&dir.path().join("no/vm.json"), b"x").is_err());
     // A folder in the way: the rename fails and the temporary file goes.
     let taken = dir.path().join("taken");
     storage.create_dir(&taken).unwrap();
@@ -82,20 +66,11 @@ fn locks_belong_to_the_open_file() {
     let second = storage.open(&path, Access::ReadWrite).unwrap();
     let reader = storage.open(&path, Access::ReadOnly).unwrap();
     first.lock(Lock::Exclusive).unwrap();
-    assert!(matches!(
-        second.lock(Lock::Exclusive),
-        Err(StorageError::InUse { .. })
-    ));
-    assert!(matches!(
-        reader.lock(Lock::Shared),
-        Err(StorageError::InUse { .. })
-    ));
+    assert!(matches!(second.lock(Lock::Exclusive), Err(StorageError::InUse { .. })));
+    assert!(matches!(reader.lock(Lock::Shared), Err(StorageError::InUse { .. })));
     first.lock(Lock::Shared).unwrap();
     reader.lock(Lock::Shared).unwrap();
-    assert!(matches!(
-        first.lock(Lock::Exclusive),
-        Err(StorageError::InUse { .. })
-    ));
+    assert!(matches!(first.lock(Lock::Exclusive), Err(StorageError::InUse { .. })));
     drop(reader);
     first.lock(Lock::Exclusive).unwrap();
     drop(first);
@@ -103,10 +78,7 @@ fn locks_belong_to_the_open_file() {
     // The kernel refuses an exclusive lock on a handle that cannot write.
     let reader = storage.open(&path, Access::ReadOnly).unwrap();
     second.lock(Lock::None).unwrap();
-    assert!(matches!(
-        reader.lock(Lock::Exclusive),
-        Err(StorageError::Path { .. })
-    ));
+    assert!(matches!(reader.lock(Lock::Exclusive), Err(StorageError::Path { .. })));
 }
 
 #[test]
@@ -137,21 +109,10 @@ fn metadata_tells_kinds_apart() {
     assert_eq!(file.metadata().unwrap(), storage.metadata(&path).unwrap());
     assert_eq!(storage.metadata(&path).unwrap().kind, FileKind::File);
     assert_eq!(storage.metadata(dir.path()).unwrap().kind, FileKind::Dir);
-    assert_eq!(
-        storage.metadata(Path::new("/dev/null")).unwrap().kind,
-        FileKind::Other
-    );
+    assert_eq!(storage.metadata(Path::new("/dev/null")).unwrap().kind, FileKind::Other);
     assert!(!storage.exists(&dir.path().join("b")).unwrap());
     assert!(storage.exists(&path).unwrap());
-    assert!(
-        !storage
-            .remove_file_if_exists(&dir.path().join("b"))
-            .unwrap()
-    );
+    assert!(!storage.remove_file_if_exists(&dir.path().join("b")).unwrap());
     storage.link(&path, &dir.path().join("b")).unwrap();
-    assert!(
-        storage
-            .remove_file_if_exists(&dir.path().join("b"))
-            .unwrap()
-    );
+    assert!(storage.remove_file_if_exists(&dir.path().join("b")).unwrap());
 }

@@ -209,18 +209,20 @@ impl Runner {
                 Entered::Served
             }
             Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => Entered::Interrupted,
-            Ok(VcpuExit::Shutdown) => {
-                crash(format!("the guest crashed: vCPU {index} had a triple fault (an exception with no handler)"))
-            }
+            Ok(VcpuExit::Shutdown) => crash(format!(
+                "the guest crashed: vCPU {index} had a triple fault (an exception with no handler)"
+            )),
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => Entered::Ended(MachineEvent::PowerOff),
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => Entered::Ended(MachineEvent::Reset),
-            Ok(VcpuExit::InternalError) => {
-                crash(format!("KVM could not go on with vCPU {index}: it met an instruction that it cannot emulate"))
-            }
+            Ok(VcpuExit::InternalError) => crash(format!(
+                "KVM could not go on with vCPU {index}: it met an instruction that it cannot emulate"
+            )),
             Ok(VcpuExit::FailEntry(reason, _)) => {
                 crash(format!("the processor refused to run vCPU {index} (hardware reason {reason:#x})"))
             }
-            Ok(exit) => crash(format!("vCPU {index} stopped for a reason that piton does not know: {exit:?}")),
+            Ok(exit) => {
+                crash(format!("vCPU {index} stopped for a reason that piton does not know: {exit:?}"))
+            }
             Err(e) if [libc::EINTR, libc::EAGAIN].contains(&e.errno()) => {
                 // Cleared before the inbox is looked at; see kick.rs.
                 self.fd.set_kvm_immediate_exit(0);

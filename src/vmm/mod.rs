@@ -26,7 +26,9 @@ pub enum VmmError {
     Disk { id: String, error: DiskError },
     #[error("disk `{0}` is a qcow2 image, which is only read: add ,overlay to write beside it, or ,readonly")]
     Qcow2NeedsOverlay(String),
-    #[error("disk `{0}` asks for an overlay, and this version of piton has none yet: leave ,overlay away for a raw image")]
+    #[error(
+        "disk `{0}` asks for an overlay, and this version of piton has none yet: leave ,overlay away for a raw image"
+    )]
     NoOverlays(String),
     #[error("the console log {} cannot be opened: {error}", path.display())]
     Console { path: std::path::PathBuf, error: std::io::Error },
@@ -139,6 +141,7 @@ impl Vmm {
                     MachineEvent::PowerOff => break Outcome::PoweredOff,
                     MachineEvent::Crash(text) => break Outcome::Crashed(text),
                     MachineEvent::Reset => {
+                        log::info!("the guest asked for a reset");
                         if let Err(e) = self.reboot() {
                             break Outcome::Crashed(format!("the guest could not be rebooted: {e}"));
                         }

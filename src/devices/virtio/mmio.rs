@@ -158,7 +158,8 @@ impl<D: Device> Transport<D> {
         let before = self.status();
         // A driver may only add bits, and only the device says that it needs a reset.
         let mut added = value & !before & !STATUS_NEEDS_RESET & 0xff;
-        let acceptable = choices.features & !self.offered == 0 && choices.features >> VIRTIO_F_VERSION_1 & 1 == 1;
+        let acceptable =
+            choices.features & !self.offered == 0 && choices.features >> VIRTIO_F_VERSION_1 & 1 == 1;
         if added & STATUS_FEATURES_OK != 0 && !acceptable {
             added &= !STATUS_FEATURES_OK;
         }
@@ -182,7 +183,9 @@ impl<D: Device> Transport<D> {
         let event_idx = choices.features >> VIRTIO_RING_F_EVENT_IDX & 1 == 1;
         for (index, queue) in active.queues.iter_mut().enumerate() {
             if queue.ready() && !queue.is_valid(&self.memory) {
-                return Err(Violation(format!("queue {index} does not lie in guest memory or has a wrong size")));
+                return Err(Violation(format!(
+                    "queue {index} does not lie in guest memory or has a wrong size"
+                )));
             }
             queue.set_event_idx(event_idx);
         }

@@ -142,8 +142,15 @@ impl<D: Device> Active<D> {
             let chain = match chain {
                 Some(chain) => chain,
                 // Asks for a notification, unless a request came in just now.
-                None if queue.enable_notification(memory).map_err(Violation::from_error("the rings are broken"))? => {
-                    match queue.iter(memory).map_err(Violation::from_error("the available ring is broken"))?.next() {
+                None if queue
+                    .enable_notification(memory)
+                    .map_err(Violation::from_error("the rings are broken"))? =>
+                {
+                    match queue
+                        .iter(memory)
+                        .map_err(Violation::from_error("the available ring is broken"))?
+                        .next()
+                    {
                         Some(chain) => chain,
                         None => continue,
                     }
@@ -153,7 +160,9 @@ impl<D: Device> Active<D> {
             let head = chain.head_index();
             let written = self.device.serve(index, memory, chain)?;
             let queue = &mut self.queues[index];
-            queue.add_used(memory, head, written).map_err(Violation::from_error("the used ring is broken"))?;
+            queue
+                .add_used(memory, head, written)
+                .map_err(Violation::from_error("the used ring is broken"))?;
             let notify = queue
                 .needs_notification(memory)
                 .map_err(Violation::from_error("the available ring is broken"))?;

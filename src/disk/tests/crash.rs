@@ -32,6 +32,8 @@ struct World {
     durable_names: BTreeMap<PathBuf, usize>,
     /// Changes left until the power goes.
     fuse: Option<u64>,
+    /// Writes and syncs so far.
+    counts: (u64, u64),
 }
 
 #[derive(Clone, Debug, Default)]
@@ -59,6 +61,10 @@ impl World {
 }
 
 impl CrashDisk {
+    pub fn counts(&self) -> (u64, u64) {
+        self.0.lock().unwrap().counts
+    }
+
     pub fn set_fuse(&self, changes: u64) {
         self.0.lock().unwrap().fuse = Some(changes);
     }
@@ -177,6 +183,7 @@ impl BackendFile for Handle {
         Ok(len)
     }
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.0.0.lock().unwrap().counts.0 += 1;
         self.change(|node| {
             node.put(offset, buf);
             node.live_len = node.live_len.max(offset + buf.len() as u64);
@@ -199,9 +206,7 @@ impl BackendFile for Handle {
         self.change(|node| {
             let range = offset / SECTOR..(offset + len) / SECTOR;
             let written: Vec<u64> = node.live.range(range).map(|(at, _)| *at).collect();
-            written
-                .into_iter()
-                .for_each(|at| node.put(at * SECTOR, &[0; 512]));
+            written.into_iter().for_each(|at| node.put(at * SECTOR, &[0; 512]));
         })
     }
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
@@ -213,6 +218,7 @@ impl BackendFile for Handle {
         Ok(Some((first * SECTOR).max(offset)..(first + 1) * SECTOR))
     }
     fn sync_data(&self) -> io::Result<()> {
+        self.0.0.lock().unwrap().counts.1 += 1;
         self.change(|node| {
             node.durable.extend(node.pending.drain(..));
             node.durable_len = node.live_len;

@@ -5,9 +5,10 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use crate::disk::chain::Chain;
-use crate::disk::delta::{Delta, FrozenDelta, LayerSpec, inspect};
+use crate::disk::delta::{Delta, FrozenDelta};
 use crate::disk::delta_format::{BLOCK, Parent};
 use crate::disk::frozen::FrozenChain;
+use crate::disk::layer::{LayerSpec, inspect};
 use crate::disk::merge::{Direction, Plan};
 use crate::disk::{Backing, Disk, DiskError, ImageFormat, open_base, probe, sums};
 use crate::storage::{Storage, StorageError};
@@ -23,10 +24,7 @@ impl Folder {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("base"), vec![9; SIZE as usize]).unwrap();
-        Self {
-            dir,
-            storage: Storage::os(),
-        }
+        Self { dir, storage: Storage::os() }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -44,9 +42,7 @@ impl Folder {
     }
 
     fn push(&self, chain: &Chain, name: &str) -> std::sync::Arc<FrozenDelta> {
-        let fresh = chain
-            .prepare_overlay(&self.storage, &self.path(name))
-            .unwrap();
+        let fresh = chain.prepare_overlay(&self.storage, &self.path(name)).unwrap();
         chain.push_overlay(fresh)
     }
 }
@@ -71,36 +67,15 @@ fn a_wrong_layer_or_parent_names_both() {
         text(Chain::open(&folder.storage, folder.base(), deltas, top))
     };
     let error = open(&[], &b);
-    assert!(
-        error.contains("/b") && error.contains("/base") && error.contains(&a.id.to_string()),
-        "{error}"
-    );
-    let swapped = LayerSpec {
-        path: a.path.clone(),
-        id: b.id,
-    };
+    assert!(error.contains("/b") && error.contains("/base") && error.contains(&a.id.to_string()), "{error}");
+    let swapped = LayerSpec { path: a.path.clone(), id: b.id };
     let error = open(&[swapped], &b);
-    assert!(
-        error.contains("/a") && error.contains(&b.id.to_string()),
-        "{error}"
-    );
-    fs::File::create(folder.path("base"))
-        .unwrap()
-        .set_len(SIZE * 2)
-        .unwrap();
+    assert!(error.contains("/a") && error.contains(&b.id.to_string()), "{error}");
+    fs::File::create(folder.path("base")).unwrap().set_len(SIZE * 2).unwrap();
     let error = open(std::slice::from_ref(&a), &b);
-    assert!(
-        error.contains("/a") && error.contains("/base") && error.contains("2097152"),
-        "{error}"
-    );
-    assert!(matches!(
-        probe(&folder.storage, &a.path),
-        Err(DiskError::IsDelta(_))
-    ));
-    assert_eq!(
-        inspect(&folder.storage, &b.path).unwrap().parent,
-        Parent::Delta(a.id)
-    );
+    assert!(error.contains("/a") && error.contains("/base") && error.contains("2097152"), "{error}");
+    assert!(matches!(probe(&folder.storage, &a.path), Err(DiskError::IsDelta(_))));
+    assert_eq!(inspect(&folder.storage, &b.path).unwrap().parent, Parent::Delta(a.id));
 }
 
 #[test]
@@ -144,20 +119,12 @@ fn a_live_merge_needs_the_lower_layer_for_itself() {
     // A clone that reads the lower layer by itself.
     let clone = FrozenChain::open(&folder.storage, folder.base(), &[a.spec()]).unwrap();
     let refused = chain.begin_merge(&folder.storage, b.id(), None);
-    assert!(matches!(
-        refused,
-        Err(DiskError::Storage(StorageError::InUse { .. }))
-    ));
+    assert!(matches!(refused, Err(DiskError::Storage(StorageError::InUse { .. }))));
     drop(clone);
 
-    let merge = chain
-        .begin_merge(&folder.storage, b.id(), Some(Direction::Commit))
-        .unwrap();
+    let merge = chain.begin_merge(&folder.storage, b.id(), Some(Direction::Commit)).unwrap();
     let second = chain.begin_merge(&folder.storage, b.id(), None);
-    assert!(matches!(
-        second,
-        Err(DiskError::Storage(StorageError::InUse { .. }))
-    ));
+    assert!(matches!(second, Err(DiskError::Storage(StorageError::InUse { .. }))));
     let gone = chain.finish_merge(&folder.storage, merge, &[]).unwrap();
     assert_eq!(gone, folder.path("b"));
     fs::remove_file(gone).unwrap();
@@ -193,21 +160,15 @@ fn rotten_data_is_named_and_not_returned() {
     let a = folder.push(&chain, "b");
     a.sync().unwrap();
     let seal = a.seal(&folder.storage).unwrap();
-    assert_eq!(
-        (seal.bytes, &seal.path),
-        (3 * BLOCK, &sums::path_of(a.path()))
-    );
+    assert_eq!((seal.bytes, &seal.path), (3 * BLOCK, &sums::path_of(a.path())));
     let spec = a.spec();
     a.attach_sums(&folder.storage, seal.crc).unwrap();
     a.verify(|_| {}).unwrap();
     assert!(a.attach_sums(&folder.storage, seal.crc ^ 1).is_err());
 
     let open = || {
-        let frozen =
-            FrozenChain::open(&folder.storage, folder.base(), std::slice::from_ref(&spec)).unwrap();
-        frozen.deltas()[0]
-            .attach_sums(&folder.storage, seal.crc)
-            .unwrap();
+        let frozen = FrozenChain::open(&folder.storage, folder.base(), std::slice::from_ref(&spec)).unwrap();
+        frozen.deltas()[0].attach_sums(&folder.storage, seal.crc).unwrap();
         frozen
     };
     let mut buf = [0; 512];
@@ -217,10 +178,7 @@ fn rotten_data_is_named_and_not_returned() {
     file.write_all_at(&[2], at).unwrap();
     let frozen = open();
     let error = text(frozen.read_at(&mut buf, 300 << 10));
-    assert!(
-        error.contains("/a is damaged") && error.contains(&(at >> 17 << 17).to_string()),
-        "{error}"
-    );
+    assert!(error.contains("/a is damaged") && error.contains(&(at >> 17 << 17).to_string()), "{error}");
     // Only what is touched.
     frozen.read_at(&mut buf, 0).unwrap();
     frozen.read_at(&mut buf, 200 << 10).unwrap();
@@ -232,15 +190,9 @@ fn a_plan_moves_the_fewer_bytes() {
     let plan = |lower, upper| Plan::new(lower, upper, None);
     let (small, large) = (std::slice::from_ref(&(3..5)), &[0..4, 8..20][..]);
     let commit = plan(large, small);
-    assert_eq!(
-        (commit.direction, commit.bytes()),
-        (Direction::Commit, 2 * BLOCK)
-    );
+    assert_eq!((commit.direction, commit.bytes()), (Direction::Commit, 2 * BLOCK));
     let pull = plan(small, large);
-    assert_eq!(
-        (pull.direction, pull.runs.as_slice()),
-        (Direction::Pull, std::slice::from_ref(&(4..5)))
-    );
+    assert_eq!((pull.direction, pull.runs.as_slice()), (Direction::Pull, std::slice::from_ref(&(4..5))));
     let forced = Plan::new(large, small, Some(Direction::Pull));
     assert_eq!(forced.runs, [0..3, 8..20]);
     assert_eq!(plan(&[], large).bytes(), 0);
@@ -251,21 +203,14 @@ fn thirty_two_layers_read_as_one() {
     let folder = Folder::new();
     let chain = folder.chain();
     for layer in 1..=32u8 {
-        chain
-            .write_at(&[layer; 4096], u64::from(layer) * BLOCK)
-            .unwrap();
-        chain
-            .write_at(&[layer; 512], 100 * BLOCK + u64::from(layer) * 512)
-            .unwrap();
+        chain.write_at(&[layer; 4096], u64::from(layer) * BLOCK).unwrap();
+        chain.write_at(&[layer; 512], 100 * BLOCK + u64::from(layer) * 512).unwrap();
         folder.push(&chain, &format!("layer{layer}"));
     }
     chain.flush().unwrap();
     let mut before = vec![0; SIZE as usize];
     chain.read_at(&mut before, 0).unwrap();
-    assert_eq!(
-        (before[4096], before[32 * 4096], before[100 * 4096 + 512]),
-        (1, 32, 1)
-    );
+    assert_eq!((before[4096], before[32 * 4096], before[100 * 4096 + 512]), (1, 32, 1));
     let (top, frozen) = chain.layers();
     drop(chain);
     let chain = Chain::open(&folder.storage, folder.base(), &frozen, &top).unwrap();

@@ -6,9 +6,10 @@ use proptest::prelude::*;
 
 use super::crash::CrashDisk;
 use crate::disk::chain::Chain;
-use crate::disk::delta::{Delta, LayerInfo, LayerSpec, ancestry, inspect};
+use crate::disk::delta::Delta;
 use crate::disk::delta_format::{BLOCK, LayerId, Parent};
 use crate::disk::frozen::FrozenChain;
+use crate::disk::layer::{LayerInfo, LayerSpec, ancestry, inspect};
 use crate::disk::merge::{Direction, resume};
 use crate::disk::{Backing, Disk, ImageFormat, Result, SECTOR, open_base};
 use crate::storage::Storage;
@@ -35,15 +36,8 @@ enum Op {
     Discard(u64, u64),
     DiscardAll,
     Flush,
-    Checkpoint {
-        publish: bool,
-    },
-    Merge {
-        upper: usize,
-        direction: Option<Direction>,
-        steps: u64,
-        finish: bool,
-    },
+    Checkpoint { publish: bool },
+    Merge { upper: usize, direction: Option<Direction>, steps: u64, finish: bool },
     Reopen,
     Crash(u64),
     Fuse(u64, u64),
@@ -57,11 +51,7 @@ fn range() -> impl Strategy<Value = (u64, u64)> {
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    let direction = prop_oneof![
-        Just(None),
-        Just(Some(Direction::Commit)),
-        Just(Some(Direction::Pull))
-    ];
+    let direction = prop_oneof![Just(None), Just(Some(Direction::Commit)), Just(Some(Direction::Pull))];
     prop_oneof![
         12 => range().prop_map(|(at, len)| Op::Write(at, len)),
         3 => range().prop_map(|(at, len)| Op::Zero(at, len)),
@@ -146,8 +136,7 @@ impl World {
         base.set_len(SIZE).unwrap();
         let mut allowed = vec![vec![0]; SEEN as usize];
         for at in (0..SEEN).filter(|at| at % 7 < 4) {
-            base.write_at(&fill(1000 + at as u32, 1), real(at) * SECTOR)
-                .unwrap();
+            base.write_at(&fill(1000 + at as u32, 1), real(at) * SECTOR).unwrap();
             allowed[at as usize] = vec![1000 + at as u32];
         }
         base.sync_data().unwrap();
@@ -173,13 +162,9 @@ impl World {
 
     fn layers(&self) -> Vec<LayerInfo> {
         let names = self.storage.list_dir(Path::new("/vm")).unwrap();
-        let deltas = names
-            .iter()
-            .filter(|n| n.as_encoded_bytes().ends_with(b".delta"));
+        let deltas = names.iter().filter(|n| n.as_encoded_bytes().ends_with(b".delta"));
         // A layer whose creation was cut short may be no layer at all.
-        deltas
-            .filter_map(|n| inspect(&self.storage, Path::new(n)).ok())
-            .collect()
+        deltas.filter_map(|n| inspect(&self.storage, Path::new(n)).ok()).collect()
     }
 
     fn open(&mut self) {
@@ -196,20 +181,14 @@ impl World {
     fn check(&mut self) {
         let now = stamps(self.chain());
         for (at, (stamp, allowed)) in now.iter().zip(&mut self.allowed).enumerate() {
-            assert!(
-                allowed.contains(stamp),
-                "sector {at}: {stamp} not of {allowed:?}"
-            );
+            assert!(allowed.contains(stamp), "sector {at}: {stamp} not of {allowed:?}");
         }
         let layers = self.layers();
         for (id, expected) in &self.nodes {
             let specs = ancestry(&layers, *id).unwrap();
             let base = open_base(&self.storage, base_path(), ImageFormat::Raw).unwrap();
             let chain = FrozenChain::open(&self.storage, base, &specs).unwrap();
-            assert!(
-                stamps(&chain) == *expected,
-                "checkpoint {id} reads otherwise"
-            );
+            assert!(stamps(&chain) == *expected, "checkpoint {id} reads otherwise");
         }
     }
 
@@ -218,13 +197,9 @@ impl World {
         self.power.crash(seed);
         if let Some(intent) = self.intent.take() {
             let gone = match &intent.lower {
-                Some(lower) => resume(
-                    &self.storage,
-                    lower,
-                    &intent.upper,
-                    intent.direction,
-                    &intent.children,
-                ),
+                Some(lower) => {
+                    resume(&self.storage, lower, &intent.upper, intent.direction, &intent.children)
+                }
                 None => {
                     let merge = crate::disk::merge::Merge::open_on_base(
                         &self.storage,
@@ -299,12 +274,7 @@ impl World {
                 }
                 Ok(())
             }
-            Op::Merge {
-                upper,
-                direction,
-                steps,
-                finish,
-            } => self.merge(upper, direction, steps, finish),
+            Op::Merge { upper, direction, steps, finish } => self.merge(upper, direction, steps, finish),
             Op::Reopen => {
                 self.chain().flush()?;
                 self.settle();
@@ -340,13 +310,7 @@ impl World {
         }
     }
 
-    fn merge(
-        &mut self,
-        upper: usize,
-        direction: Option<Direction>,
-        steps: u64,
-        finish: bool,
-    ) -> Result<()> {
+    fn merge(&mut self, upper: usize, direction: Option<Direction>, steps: u64, finish: bool) -> Result<()> {
         let (top, frozen) = self.chain().layers();
         if frozen.is_empty() {
             return Ok(());
@@ -358,9 +322,7 @@ impl World {
         if let Some(lower) = &lower {
             self.nodes.retain(|n| n.0 != lower.id);
         }
-        let mut merge = self
-            .chain()
-            .begin_merge(&self.storage, upper.id, direction)?;
+        let mut merge = self.chain().begin_merge(&self.storage, upper.id, direction)?;
         for _ in 0..steps {
             merge.step(2 * BLOCK)?;
         }
@@ -368,12 +330,7 @@ impl World {
             return self.chain().cancel_merge(merge);
         }
         let child = frozen.get(at + 1).unwrap_or(&top).clone();
-        let intent = Intent {
-            lower,
-            upper,
-            direction: merge.direction(),
-            children: vec![child],
-        };
+        let intent = Intent { lower, upper, direction: merge.direction(), children: vec![child] };
         self.intent = Some(intent.clone());
         let gone = self.chain().finish_merge(&self.storage, merge, &[])?;
         self.intent = None;
@@ -397,10 +354,7 @@ impl World {
 /// Each case is long; PROPTEST_CASES asks for more of them.
 fn config() -> ProptestConfig {
     let usual = ProptestConfig::default();
-    ProptestConfig {
-        cases: (usual.cases / 8).max(1),
-        ..usual
-    }
+    ProptestConfig { cases: (usual.cases / 8).max(1), ..usual }
 }
 
 proptest! {
@@ -444,4 +398,35 @@ fn reads_see_the_last_write() {
         }
         assert!(stamps(world.chain()) == expected);
     }
+}
+
+#[test]
+fn a_write_is_one_write_and_a_flush_no_more_than_it_must() {
+    let world = World::new(1);
+    let chain = world.chain();
+    let cost = |work: &dyn Fn()| {
+        let before = world.power.counts();
+        work();
+        let after = world.power.counts();
+        (after.0 - before.0, after.1 - before.1)
+    };
+    let write = |at: u64, len: u64| chain.write_at(&fill(1, len / 512), at).unwrap();
+    let flush = || chain.flush().unwrap();
+    assert_eq!(cost(&|| write(0, 1 << 20)), (1, 0));
+    assert_eq!(cost(&|| write(512, 4096)), (1, 0));
+    assert_eq!(cost(&|| write((4 << 20) + 512, 512)), (1, 0));
+    // Both ends are completed from the base.
+    assert_eq!(cost(&|| write((8 << 20) + 512, 1 << 20)), (3, 0));
+    assert_eq!(cost(&flush), (1, 2));
+    assert_eq!(cost(&flush), (0, 0));
+    assert_eq!(cost(&|| write(0, 4096)), (1, 0));
+    assert_eq!(cost(&flush), (0, 1));
+    let path = Path::new("/vm/next.delta");
+    let fresh = chain.prepare_overlay(&world.storage, path).unwrap();
+    write(0, 4096);
+    let switched = std::cell::Cell::new(Some(fresh));
+    assert_eq!(cost(&|| drop(chain.push_overlay(switched.take().unwrap()))), (0, 0));
+    write(0, 4096);
+    // The frozen layer's data; the top's data and bits.
+    assert_eq!(cost(&flush), (1, 3));
 }

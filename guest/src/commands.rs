@@ -1,0 +1,284 @@
+//! The command line: each command ends with one line `ok ...` or `err ...`.
+
+use crate::cpu::{self, tsc};
+use crate::guest::Guest;
+use crate::smp::{self, MODE_COUNT, MODE_GAPS};
+use crate::{cmd_disk, cmd_memory, disk, memory, power, say, serial, time};
+use core::fmt;
+use core::sync::atomic::Ordering::SeqCst;
+
+pub enum Fail {
+    Usage(&'static str),
+    Text(&'static str),
+    Disk(disk::Error),
+    DiskAt(disk::Error, u64),
+}
+
+pub type Outcome = Result<(), Fail>;
+
+impl From<disk::Error> for Fail {
+    fn from(e: disk::Error) -> Self {
+        Self::Disk(e)
+    }
+}
+
+impl fmt::Display for Fail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Usage(text) => write!(f, "usage: {text}"),
+            Self::Text(text) => f.write_str(text),
+            Self::Disk(e) => write!(f, "{e}"),
+            Self::DiskAt(e, at) => write!(f, "offset={at} {e}"),
+        }
+    }
+}
+
+pub struct Args<'a> {
+    words: core::str::SplitAsciiWhitespace<'a>,
+    usage: &'static str,
+}
+
+impl<'a> Args<'a> {
+    pub fn new(text: &'a str, usage: &'static str) -> Self {
+        Self { words: text.split_ascii_whitespace(), usage }
+    }
+
+    pub fn word(&mut self) -> Option<&'a str> {
+        self.words.next()
+    }
+
+    pub fn usage(&self) -> Fail {
+        Fail::Usage(self.usage)
+    }
+
+    pub fn number(&mut self) -> Result<u64, Fail> {
+        self.word().and_then(number).ok_or(self.usage())
+    }
+
+    pub fn number_or(&mut self, default: u64) -> Result<u64, Fail> {
+        self.word().map_or(Some(default), number).ok_or(self.usage())
+    }
+}
+
+/// Decimal or 0x hexadecimal, with K, M or G for powers of 1024.
+pub fn number(text: &str) -> Option<u64> {
+    if let Some(hex) = text.strip_prefix("0x") {
+        return u64::from_str_radix(hex, 16).ok();
+    }
+    let (digits, unit) = match text.as_bytes().last()? {
+        b'K' | b'k' => (&text[..text.len() - 1], 1 << 10),
+        b'M' | b'm' => (&text[..text.len() - 1], 1 << 20),
+        b'G' | b'g' => (&text[..text.len() - 1], 1 << 30),
+        _ => (text, 1),
+    };
+    digits.parse::<u64>().ok()?.checked_mul(unit)
+}
+
+const HELP: &str = "\
+info | echo TEXT | time | smp | poweroff | reboot | crash | hang
+fill MIB [SEED]        fill memory with pseudo-random data
+sum | read             checksum of / time to read what is filled
+dirty MIB MB_PER_S     rewrite the last MIB of memory at that rate (max: unpaced; 0: stop)
+dirty check            stop, and see whether every page is as it was last written
+gaps start|off         spin on every vCPU and watch the TSC for gaps
+gaps                   gap_us: longest since start or the last gaps, then starts over; busy_us: the
+                       same for the boot vCPU's own work, which a pause may fall into, too
+blk [N] write|verify OFFSET LEN SEED     blk [N] read OFFSET LEN
+blk [N] flush|id       blk [N] discard|zero OFFSET LEN
+blk [N] bench rand-write|rand-read|seq-write|seq-read OFFSET LEN BS COUNT [FLUSH_EVERY] [qd=N]
+journal on|off|status|check|tick MS      memory and disks must tell the same step
+tick on|off            evt tick N each second
+numbers may be 0x hex or end in K, M, G; disk numbers start at 0";
+
+pub fn run(g: &mut Guest, line: &str) {
+    let line = line.trim();
+    let (name, rest) = line.split_once(' ').unwrap_or((line, ""));
+    let rest = rest.trim();
+    let outcome = match name {
+        "" => return,
+        "help" => {
+            HELP.lines().for_each(|l| say!("evt {l}"));
+            say!("ok help");
+            Ok(())
+        }
+        "info" => info(g),
+        "echo" => {
+            say!("ok {rest}");
+            Ok(())
+        }
+        "time" => {
+            say!("ok tsc={} tsc_khz={}", tsc(), time::tsc_khz());
+            Ok(())
+        }
+        "fill" => cmd_memory::fill(g, rest),
+        "sum" => cmd_memory::sum(g),
+        "read" => cmd_memory::read(g),
+        "dirty" => cmd_memory::dirty(g, rest),
+        "gaps" => gaps(rest),
+        "blk" => cmd_disk::blk(g, rest),
+        "journal" => journal(g, rest),
+        "smp" => show_smp(),
+        "tick" => tick(g, rest),
+        "poweroff" => {
+            say!("evt poweroff");
+            power::off(&g.acpi);
+            Err(Fail::Text("poweroff had no effect"))
+        }
+        "reboot" => {
+            say!("evt reboot");
+            power::reset(&g.acpi);
+            Err(Fail::Text("reboot had no effect"))
+        }
+        "crash" => {
+            say!("evt crash");
+            cpu::triple_fault()
+        }
+        "hang" => {
+            say!("evt hang");
+            loop {
+                core::hint::spin_loop();
+            }
+        }
+        _ => Err(Fail::Text("unknown command, try help")),
+    };
+    if let Err(fail) = outcome {
+        say!("err {fail}");
+    }
+}
+
+fn info(g: &mut Guest) -> Outcome {
+    for (n, d) in g.disks.iter().enumerate().filter_map(|(n, d)| Some((n, d.as_ref()?))) {
+        say!(
+            "evt disk={n} mib={} bytes={} ro={} flush={}",
+            d.bytes() / memory::MIB,
+            d.bytes(),
+            u8::from(d.read_only),
+            u8::from(d.has_flush())
+        );
+    }
+    let signature = g.signature();
+    say!(
+        "ok vcpus={} memory={} usable={} disks={} tsc_mhz={} vmm={} cmdline=\"{}\"",
+        smp::running(),
+        g.info.ram_bytes().div_ceil(memory::MIB),
+        memory::mibs(),
+        g.disks.iter().flatten().count(),
+        time::tsc_khz() / 1000,
+        core::str::from_utf8(&signature).unwrap_or("?"),
+        g.info.cmdline()
+    );
+    Ok(())
+}
+
+/// Starts or stops the measuring loop everywhere.
+fn gaps(text: &str) -> Outcome {
+    let measure = |on: u32, off: u32| {
+        for (_, cpu) in smp::cpus() {
+            cpu.set_mode(on, off);
+            cpu.gaps.reset();
+        }
+    };
+    match text {
+        "start" | "on" => measure(MODE_GAPS, 0),
+        "off" | "stop" => measure(0, MODE_GAPS),
+        "" => {
+            let (mut longest, mut busiest, mut over, mut since) = (0, 0, 0, 0);
+            for (n, cpu) in smp::cpus() {
+                let gap = time::us(cpu.gaps.longest.load(SeqCst));
+                let count = cpu.gaps.over_100us.load(SeqCst);
+                let began = cpu.gaps.since.load(SeqCst);
+                let ms = if began == 0 { 0 } else { time::us_since(began) / 1000 };
+                let busy = time::us(cpu.gaps.busy.load(SeqCst));
+                say!(
+                    "evt gaps cpu={n} gap_us={gap} busy_us={busy} over_100us={count} since_ms={ms}"
+                );
+                longest = longest.max(gap);
+                busiest = busiest.max(busy);
+                over += count;
+                since = since.max(ms);
+                cpu.gaps.reset();
+            }
+            say!("ok gap_us={longest} busy_us={busiest} over_100us={over} since_ms={since}");
+            return Ok(());
+        }
+        _ => return Err(Fail::Usage("gaps [start|off]")),
+    }
+    say!("ok gaps {}", if text.ends_with('f') || text == "stop" { "off" } else { "on" });
+    Ok(())
+}
+
+fn journal(g: &mut Guest, text: &str) -> Outcome {
+    let mut args = Args::new(text, "journal on|off|status|check|tick MS");
+    let status = |g: &Guest| {
+        let j = &g.journal;
+        if j.broken {
+            say!("err journal broken seq={} ticks={} errors={}", j.seq, j.ticks, j.errors);
+        } else {
+            let on = if j.on { "" } else { " off" };
+            let (seq, ticks, disks, errors) = (j.seq, j.ticks, j.disks(), j.errors);
+            say!("ok journal seq={seq} ticks={ticks} disks={disks} errors={errors}{on}");
+        }
+    };
+    match args.word() {
+        None | Some("status") => status(g),
+        Some("on") => {
+            if !g.journal.on {
+                g.journal.start(&mut g.disks);
+            }
+            status(g);
+        }
+        Some("off") => {
+            g.journal.stop();
+            status(g);
+        }
+        Some("check") => {
+            if g.journal.on && !g.journal.broken {
+                g.journal.check(&mut g.disks).map_err(|(_, e)| Fail::Disk(e))?;
+            }
+            status(g);
+        }
+        Some("tick") => {
+            g.journal.every.period_us = args.number()?.clamp(1, 3_600_000) * 1000;
+            status(g);
+        }
+        Some(_) => return Err(args.usage()),
+    }
+    Ok(())
+}
+
+fn show_smp() -> Outcome {
+    let before = || smp::secondaries().for_each(|c| c.counter.store(0, SeqCst));
+    before();
+    smp::secondaries().for_each(|c| c.set_mode(MODE_COUNT, 0));
+    let me = smp::boot_cpu();
+    me.counter.store(0, SeqCst);
+    let start = tsc();
+    let mut looks = 0_u64;
+    while time::us_since(start) < 50_000 && looks < 1 << 26 {
+        looks += 1;
+        me.counter.fetch_add(1, SeqCst);
+        core::hint::spin_loop();
+    }
+    smp::secondaries().for_each(|c| c.set_mode(0, MODE_COUNT));
+    let mut running = 0;
+    for (n, c) in smp::cpus() {
+        let count = c.counter.load(SeqCst);
+        say!("evt smp cpu={n} apic={} count={count}", c.apic_id.load(SeqCst));
+        running += u32::from(count > 0);
+    }
+    if running as usize != smp::running() {
+        return Err(Fail::Text("a vcpu does not run"));
+    }
+    say!("ok smp vcpus={running}");
+    Ok(())
+}
+
+fn tick(g: &mut Guest, text: &str) -> Outcome {
+    g.tick = match text {
+        "on" => Some(time::Every::new(1_000_000)),
+        "off" => None,
+        _ => return Err(Fail::Usage("tick on|off")),
+    };
+    serial::line(format_args!("ok tick {text}"));
+    Ok(())
+}

@@ -1,0 +1,194 @@
+//! Everything the boot vCPU owns, and its main loop.
+
+use crate::acpi::{self, Acpi};
+use crate::cpu::{cpuid, inb};
+use crate::disk::Disk;
+use crate::journal::Journal;
+use crate::memory::{self, Dma};
+use crate::pvh::{CMDLINE_MAX, StartInfo};
+use crate::serial::{self, Input};
+use crate::smp::{self, MODE_DIRTY, MODE_GAPS};
+use crate::time::{self, Every};
+use crate::virtio::MAX_DISKS;
+use crate::{apic, commands, dirty, power, say};
+
+/// At most this long between two looks at everything, whatever gets lost.
+const LONGEST_IDLE_US: u64 = 1_000_000;
+
+/// How much dirtying a command is held up by, if there is but one vCPU.
+const DIRTY_PAGES_AT_ONCE: usize = 64;
+
+pub struct Guest {
+    pub info: StartInfo,
+    pub acpi: Acpi,
+    pub disks: [Option<Disk>; MAX_DISKS],
+    pub buffer: Dma,
+    pub journal: Journal,
+    pub input: Input,
+    /// MiB filled, from the first on.
+    pub filled: u64,
+    pub tick: Option<Every>,
+    pub ticks: u64,
+    /// Platform event interrupts looked at so far.
+    events_seen: u64,
+}
+
+impl Guest {
+    /// Finds and starts the hardware.
+    pub fn boot(start_info: u64) -> Self {
+        let info = StartInfo::read(start_info);
+        let acpi = Acpi::read(info.rsdp);
+        apic::enable_local();
+        time::calibrate();
+        let dma_mibs = if info.ram_bytes() > 64 * memory::MIB { 8 } else { 3 };
+        let mut dma = memory::init(&info.ram, dma_mibs);
+        smp::start(&acpi.apic_ids[..acpi.cpus]);
+
+        apic::route(acpi.ioapics(), serial::IRQ, apic::SERIAL);
+        serial::enable_receive_interrupt();
+        if acpi.events.is_some() {
+            apic::route(acpi.ioapics(), acpi::EVENTS_GSI, apic::POWER_BUTTON);
+        }
+        let mut small = if dma.len() > 0 { dma.split(4096) } else { Dma::empty() };
+        let mut disks = [const { None }; MAX_DISKS];
+        let mut count = 0;
+        let mut open = |addr: u64, gsi: u32| {
+            if count < MAX_DISKS
+                && small.len() >= 64
+                && let Some(disk) = Disk::open(addr, count, small.split(64))
+            {
+                apic::route(acpi.ioapics(), gsi, disk.vector());
+                disks[count] = Some(disk);
+                count += 1;
+            }
+        };
+        if info.virtio_devices().next().is_some() {
+            info.virtio_devices().for_each(|(addr, gsi)| open(addr, gsi));
+        } else {
+            acpi.virtio[..acpi.virtio_count].iter().for_each(|&(addr, gsi)| open(addr, gsi));
+        }
+        let journal = Journal::new(&mut dma, &disks);
+        Self {
+            info,
+            acpi,
+            disks,
+            buffer: dma,
+            journal,
+            input: Input::new(),
+            filled: 0,
+            tick: None,
+            ticks: 0,
+            events_seen: 0,
+        }
+    }
+
+    pub fn run(&mut self) -> ! {
+        say!(
+            "evt piton guest ready vcpus={} memory={} disks={}",
+            smp::running(),
+            self.info.ram_bytes().div_ceil(memory::MIB),
+            self.disks.iter().flatten().count()
+        );
+        serial::line(format_args!("type help for the commands"));
+        self.journal.start(&mut self.disks);
+        let mut script = [0; CMDLINE_MAX];
+        let text = self.info.run();
+        let script = &mut script[..text.len()];
+        script.copy_from_slice(text.as_bytes());
+        for command in core::str::from_utf8(script).unwrap_or("").split(';') {
+            self.background();
+            commands::run(self, command);
+        }
+        let mut line = serial::line_buffer();
+        loop {
+            let seen = apic::total();
+            self.background();
+            if let Some(text) = self.input.take_line(&mut line) {
+                commands::run(self, text);
+                continue;
+            }
+            self.rest(seen, self.due_us());
+        }
+    }
+
+    /// What must go on during long commands, too.
+    pub fn background(&mut self) {
+        self.input.drain();
+        self.look_at_power_button();
+        self.journal.poll(&mut self.disks);
+        if let Some(tick) = &mut self.tick
+            && tick.take().is_some()
+        {
+            self.ticks += 1;
+            say!("evt tick {}", self.ticks);
+        }
+        if smp::boot_cpu().mode() & MODE_DIRTY != 0 {
+            for _ in 0..DIRTY_PAGES_AT_ONCE {
+                dirty::step();
+            }
+        }
+    }
+
+    /// Shuts down when the button is pressed, as a desktop does.
+    fn look_at_power_button(&mut self) {
+        let events = apic::count(apic::POWER_BUTTON);
+        if let Some(port) = self.acpi.events
+            && events != self.events_seen
+        {
+            self.events_seen = events;
+            if inb(port) & 1 != 0 {
+                say!("evt power button");
+                power::off(&self.acpi);
+                say!("err poweroff had no effect");
+            }
+        }
+    }
+
+    fn due_us(&self) -> u64 {
+        let journal = if self.journal.on && !self.journal.broken {
+            self.journal.every.left_us()
+        } else {
+            LONGEST_IDLE_US
+        };
+        let tick = self.tick.as_ref().map_or(LONGEST_IDLE_US, Every::left_us);
+        journal.min(tick).min(LONGEST_IDLE_US)
+    }
+
+    /// Halts for `us` or until an interrupt; while gaps are measured or pages
+    /// dirtied on this vCPU, spins instead.
+    fn rest(&mut self, seen: u64, us: u64) {
+        if us == 0 {
+            return;
+        }
+        let me = smp::boot_cpu();
+        let mode = me.mode();
+        if mode & (MODE_GAPS | MODE_DIRTY) == 0 {
+            apic::idle(seen, us);
+            return;
+        }
+        me.gaps.sample_busy();
+        // With no timer armed, the look at the clock bounds this; by count too,
+        // as the TSC may go back.
+        let start = crate::cpu::tsc();
+        for _ in 0..200_000_000_u64 {
+            me.gaps.sample();
+            if mode & MODE_DIRTY == 0 || !dirty::step() {
+                core::hint::spin_loop();
+            }
+            let passed = crate::cpu::tsc().wrapping_sub(start);
+            if apic::total() != seen || passed > time::ticks(us) {
+                return;
+            }
+        }
+    }
+
+    /// The hypervisor's twelve letters.
+    pub fn signature(&self) -> [u8; 12] {
+        let [_, b, c, d] = cpuid(0x4000_0000, 0);
+        let mut text = [0; 12];
+        for (out, word) in text.chunks_mut(4).zip([b, c, d]) {
+            out.copy_from_slice(&word.to_le_bytes());
+        }
+        text.map(|c| if c.is_ascii_graphic() { c } else { b'.' })
+    }
+}

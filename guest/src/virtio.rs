@@ -1,0 +1,275 @@
+//! virtio-mmio transport (version 2) and one split queue of block requests.
+
+use crate::cpu::{Mmio, tsc};
+use crate::memory::DmaPart;
+use core::cell::UnsafeCell;
+use core::sync::atomic::{Ordering::SeqCst, fence};
+
+pub const MAX_SLOTS: usize = 32;
+pub const MAX_DISKS: usize = 8;
+const QUEUE_MAX: usize = 128;
+
+const DEVICE_FEATURES: u64 = 0x10;
+const DEVICE_FEATURES_SEL: u64 = 0x14;
+const DRIVER_FEATURES: u64 = 0x20;
+const DRIVER_FEATURES_SEL: u64 = 0x24;
+const QUEUE_SEL: u64 = 0x30;
+const QUEUE_NUM_MAX: u64 = 0x34;
+const QUEUE_NUM: u64 = 0x38;
+const QUEUE_READY: u64 = 0x44;
+const QUEUE_NOTIFY: u64 = 0x50;
+const INTERRUPT_ACK: u64 = 0x64;
+const STATUS: u64 = 0x70;
+const QUEUE_ADDRESSES: [u64; 3] = [0x80, 0x90, 0xa0];
+const CONFIG: u64 = 0x100;
+
+pub const F_RO: u64 = 1 << 5;
+pub const F_FLUSH: u64 = 1 << 9;
+pub const F_DISCARD: u64 = 1 << 13;
+pub const F_WRITE_ZEROES: u64 = 1 << 14;
+const F_VERSION_1: u64 = 1 << 32;
+const WANTED: u64 = F_RO | F_FLUSH | F_DISCARD | F_WRITE_ZEROES | F_VERSION_1;
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Desc {
+    addr: u64,
+    len: u32,
+    flags: u16,
+    next: u16,
+}
+
+#[repr(C)]
+struct Header {
+    kind: u32,
+    reserved: u32,
+    sector: u64,
+}
+
+#[repr(C, align(4096))]
+struct Ring {
+    desc: [Desc; QUEUE_MAX],
+    avail: Avail,
+    used: Used,
+    headers: [Header; MAX_SLOTS],
+    status: [u8; MAX_SLOTS],
+}
+
+#[repr(C, align(4))]
+struct Avail {
+    flags: u16,
+    idx: u16,
+    ring: [u16; QUEUE_MAX],
+}
+
+#[repr(C, align(4))]
+struct Used {
+    flags: u16,
+    idx: u16,
+    ring: [[u32; 2]; QUEUE_MAX],
+}
+
+struct Rings(UnsafeCell<[Ring; MAX_DISKS]>);
+// SAFETY: each ring is reached only through the one Queue that has its index.
+unsafe impl Sync for Rings {}
+// SAFETY: all fields are integers, for which zero is a value.
+static RINGS: Rings = Rings(UnsafeCell::new(unsafe { core::mem::zeroed() }));
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Slot {
+    Free,
+    Busy { since: u64 },
+    Done { status: u8, since: u64, at: u64 },
+}
+
+pub struct Queue {
+    regs: Mmio,
+    ring: *mut Ring,
+    size: u16,
+    avail: u16,
+    used: u16,
+    pub slots: [Slot; MAX_SLOTS],
+    pub features: u64,
+}
+
+impl Queue {
+    /// Brings up the block device at `addr`, if there is a usable one.
+    pub fn open(addr: u64, index: usize) -> Option<Self> {
+        if !(0x1000..=0xffff_f000).contains(&addr) || addr & 3 != 0 || index >= MAX_DISKS {
+            return None;
+        }
+        // SAFETY: firmware or command line names a virtio-mmio device here; below
+        // 4 GiB all is mapped. 512 bytes are the least that a VMM sets aside.
+        let regs = unsafe { Mmio::new(addr, 0x200) };
+        if regs.read(0) != 0x7472_6976 || regs.read(8) != 2 || regs.read(4) != 2 {
+            return None;
+        }
+        let ring = RINGS.0.get().cast::<Ring>().wrapping_add(index);
+        let mut queue = Self {
+            regs,
+            ring,
+            size: 0,
+            avail: 0,
+            used: 0,
+            slots: [Slot::Free; MAX_SLOTS],
+            features: 0,
+        };
+        queue.start().then_some(queue)
+    }
+
+    /// Resets the device and starts anew; what was in flight is forgotten.
+    pub fn start(&mut self) -> bool {
+        let regs = self.regs;
+        regs.write(STATUS, 0);
+        for _ in 0..1000 {
+            if regs.read(STATUS) == 0 {
+                break;
+            }
+        }
+        regs.write(STATUS, 1);
+        regs.write(STATUS, 3);
+        let mut offered = 0;
+        for half in 0..2 {
+            regs.write(DEVICE_FEATURES_SEL, half);
+            offered |= u64::from(regs.read(DEVICE_FEATURES)) << (32 * half);
+        }
+        self.features = offered & WANTED;
+        for half in 0..2 {
+            regs.write(DRIVER_FEATURES_SEL, half);
+            regs.write(DRIVER_FEATURES, (self.features >> (32 * half)) as u32);
+        }
+        regs.write(STATUS, 0xb);
+        if offered & F_VERSION_1 == 0 || regs.read(STATUS) & 8 == 0 {
+            regs.write(STATUS, 0x80);
+            return false;
+        }
+        regs.write(QUEUE_SEL, 0);
+        let max = regs.read(QUEUE_NUM_MAX).min(QUEUE_MAX as u32);
+        if max < 4 {
+            regs.write(STATUS, 0x80);
+            return false;
+        }
+        self.size = 1 << max.ilog2();
+        self.avail = 0;
+        self.used = 0;
+        self.slots = [Slot::Free; MAX_SLOTS];
+        // SAFETY: this queue's own ring; the device has just been reset.
+        unsafe {
+            (&raw mut (*self.ring).avail.flags).write_volatile(1);
+            (&raw mut (*self.ring).avail.idx).write_volatile(0);
+            (&raw mut (*self.ring).used.idx).write_volatile(0);
+        }
+        // SAFETY: only addresses are taken.
+        let parts = unsafe {
+            [
+                &raw const (*self.ring).desc as u64,
+                &raw const (*self.ring).avail as u64,
+                &raw const (*self.ring).used as u64,
+            ]
+        };
+        regs.write(QUEUE_NUM, u32::from(self.size));
+        for (register, addr) in QUEUE_ADDRESSES.into_iter().zip(parts) {
+            regs.write(register, addr as u32);
+            regs.write(register + 4, (addr >> 32) as u32);
+        }
+        regs.write(QUEUE_READY, 1);
+        regs.write(STATUS, 0xf);
+        true
+    }
+
+    pub fn depth(&self) -> usize {
+        (usize::from(self.size) / 3).clamp(1, MAX_SLOTS)
+    }
+
+    pub fn capacity_sectors(&self) -> u64 {
+        u64::from(self.regs.read(CONFIG)) | u64::from(self.regs.read(CONFIG + 4)) << 32
+    }
+
+    pub fn config(&self, offset: u64) -> u32 {
+        self.regs.read(CONFIG + offset)
+    }
+
+    /// Puts a request in the ring; [`Queue::kick`] tells the device. Slot n owns
+    /// descriptors 3n to 3n+2 for good, so there is no list of free ones.
+    pub fn submit(&mut self, kind: u32, sector: u64, data: Option<DmaPart>) -> Option<usize> {
+        let slot = self.slots[..self.depth()].iter().position(|s| *s == Slot::Free)?;
+        let device_writes = !matches!(kind, 1 | 4 | 11 | 13);
+        let head = slot * 3;
+        // SAFETY: this queue's own ring; the slot is free, so the device does not
+        // look at its descriptors, header or status.
+        unsafe {
+            let ring = self.ring;
+            let header = &raw mut (*ring).headers[slot];
+            header.write_volatile(Header { kind, reserved: 0, sector });
+            let status = &raw mut (*ring).status[slot];
+            status.write_volatile(0xff);
+            let desc = (&raw mut (*ring).desc).cast::<Desc>();
+            let after = if data.is_some() { head + 1 } else { head + 2 };
+            desc.add(head).write_volatile(Desc {
+                addr: header as u64,
+                len: 16,
+                flags: 1,
+                next: after as u16,
+            });
+            if let Some(part) = data {
+                desc.add(head + 1).write_volatile(Desc {
+                    addr: part.addr,
+                    len: part.len as u32,
+                    flags: 1 | if device_writes { 2 } else { 0 },
+                    next: head as u16 + 2,
+                });
+            }
+            desc.add(head + 2).write_volatile(Desc {
+                addr: status as u64,
+                len: 1,
+                flags: 2,
+                next: 0,
+            });
+            let at = usize::from(self.avail % self.size);
+            (&raw mut (*ring).avail.ring[at]).write_volatile(head as u16);
+            self.avail = self.avail.wrapping_add(1);
+            fence(SeqCst);
+            (&raw mut (*ring).avail.idx).write_volatile(self.avail);
+        }
+        self.slots[slot] = Slot::Busy { since: tsc() };
+        Some(slot)
+    }
+
+    pub fn kick(&self) {
+        fence(SeqCst);
+        self.regs.write(QUEUE_NOTIFY, 0);
+    }
+
+    pub fn acknowledge(&self) {
+        self.regs.write(INTERRUPT_ACK, 3);
+    }
+
+    /// Asks for interrupts, or (while the ring is polled) for none.
+    pub fn want_interrupts(&self, on: bool) {
+        // SAFETY: this queue's own ring.
+        unsafe { (&raw mut (*self.ring).avail.flags).write_volatile(u16::from(!on)) };
+        fence(SeqCst);
+    }
+
+    /// Takes completions off the ring.
+    pub fn drain(&mut self) {
+        loop {
+            // SAFETY: this queue's own ring.
+            let idx = unsafe { (&raw const (*self.ring).used.idx).read_volatile() };
+            if idx == self.used {
+                return;
+            }
+            fence(SeqCst);
+            let at = usize::from(self.used % self.size);
+            // SAFETY: this queue's own ring, and `at` is less than its size.
+            let [id, _] = unsafe { (&raw const (*self.ring).used.ring[at]).read_volatile() };
+            self.used = self.used.wrapping_add(1);
+            let slot = id as usize / 3;
+            if let Some(&Slot::Busy { since }) = self.slots.get(slot) {
+                // SAFETY: `slot` was checked against the slots, of which there are as many.
+                let status = unsafe { (&raw const (*self.ring).status[slot]).read_volatile() };
+                self.slots[slot] = Slot::Done { status, since, at: tsc() };
+            }
+        }
+    }
+}
