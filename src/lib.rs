@@ -1,3 +1,28 @@
+//! piton: a minimal hypervisor on KVM whose VMs can go back.
+//!
+//! A module imports only from lower levels of this table; modules of one level do not import
+//! each other. `tests/layering.rs` holds the table against every `use crate::`.
+//!
+//! | level | module | what it is |
+//! | --- | --- | --- |
+//! | 8 | [`cli`] | the command line |
+//! | 7 | [`vmm`] | owner of the machine; one request queue |
+//! | 6 | [`machine`] | memory, vCPUs and devices as one thing that runs or stands still |
+//! | 5 | [`control`] | what can be asked of a running VM, and the HTTP that carries it |
+//! | 4 | [`vcpu`] | one thread a vCPU |
+//! | 4 | [`devices`] | what the guest sees |
+//! | 4 | [`boot`] | getting a fresh machine ready to run a kernel |
+//! | 3 | [`folder`] | a VM's folder, definition and lock |
+//! | 2 | [`vm`] | the KVM virtual machine |
+//! | 2 | [`disk`] | disk images and chains of them |
+//! | 1 | [`storage`] | the one door to the file system for what must survive |
+//! | 1 | [`bus`] | port and MMIO buses |
+//! | 1 | [`memory`] | guest memory |
+//! | 0 | [`layout`] | where things lie in the guest's address spaces |
+//! | 1 | [`config`] | the virtual hardware of a VM |
+//! | 0 | [`events`] | what a running machine reports |
+//! | 0 | [`id`] | identities of layers and checkpoints |
+
 pub mod boot;
 pub mod bus;
 pub mod cli;
@@ -7,6 +32,7 @@ pub mod devices;
 pub mod disk;
 pub mod events;
 pub mod folder;
+pub mod id;
 pub mod layout;
 pub mod machine;
 pub mod memory;

@@ -9,7 +9,7 @@ use std::fmt;
 
 use thiserror::Error;
 
-pub use super::layer_id::LayerId;
+pub use crate::id::Id as LayerId;
 
 pub const MAGIC: [u8; 8] = *b"PITONdlt";
 pub const VERSION: u32 = 1;

@@ -13,7 +13,6 @@ pub mod delta_format;
 mod error;
 pub mod frozen;
 pub mod layer;
-mod layer_id;
 pub mod merge;
 pub mod qcow2;
 pub mod raw;

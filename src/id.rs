@@ -1,4 +1,4 @@
-//! Names of layers.
+//! Identities of layers and checkpoints.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,16 +6,16 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// Name of a layer that outlives renames of its file.
+/// 128 random bits that name a layer or a checkpoint for good, whatever its file is called.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct LayerId([u8; 16]);
+pub struct Id([u8; 16]);
 
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[error("a layer id is 32 hexadecimal digits")]
-pub struct BadLayerId;
+#[error("an id is 32 hexadecimal digits")]
+pub struct BadId;
 
-impl LayerId {
+impl Id {
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(bytes)
     }
@@ -25,38 +25,38 @@ impl LayerId {
     }
 }
 
-impl fmt::Display for LayerId {
+impl fmt::Display for Id {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
     }
 }
 
-impl fmt::Debug for LayerId {
+impl fmt::Debug for Id {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
 }
 
-impl FromStr for LayerId {
-    type Err = BadLayerId;
+impl FromStr for Id {
+    type Err = BadId;
 
-    fn from_str(text: &str) -> Result<Self, BadLayerId> {
+    fn from_str(text: &str) -> Result<Self, BadId> {
         if text.len() != 32 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Err(BadLayerId);
+            return Err(BadId);
         }
-        u128::from_str_radix(text, 16).map(|n| Self(n.to_be_bytes())).map_err(|_| BadLayerId)
+        u128::from_str_radix(text, 16).map(|n| Self(n.to_be_bytes())).map_err(|_| BadId)
     }
 }
 
-impl TryFrom<String> for LayerId {
-    type Error = BadLayerId;
-    fn try_from(text: String) -> Result<Self, BadLayerId> {
+impl TryFrom<String> for Id {
+    type Error = BadId;
+    fn try_from(text: String) -> Result<Self, BadId> {
         text.parse()
     }
 }
 
-impl From<LayerId> for String {
-    fn from(id: LayerId) -> String {
+impl From<Id> for String {
+    fn from(id: Id) -> String {
         id.to_string()
     }
 }
@@ -67,10 +67,10 @@ mod tests {
 
     #[test]
     fn an_id_is_text_and_back() {
-        let id = LayerId([0x0f; 16]);
+        let id = Id([0x0f; 16]);
         assert_eq!(id.to_string().parse(), Ok(id));
         for bad in ["", "0f", "+f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f", "zf0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f"] {
-            assert_eq!(bad.parse::<LayerId>(), Err(BadLayerId));
+            assert_eq!(bad.parse::<Id>(), Err(BadId));
         }
     }
 }
