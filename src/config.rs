@@ -8,6 +8,8 @@ use crate::layout::{MAX_CPUS, VIRTIO_GSIS};
 
 /// Smallest guest memory, in bytes: a kernel's load address and its page tables need this much.
 pub const MIN_MEMORY: u64 = 8 << 20;
+/// Largest guest memory, in bytes: bounds the maps of pages that are kept for it.
+pub const MAX_MEMORY: u64 = 4 << 40;
 /// Most disks of a VM: one virtio slot is the random number generator's, one the agent's.
 pub const MAX_DISKS: usize = VIRTIO_GSIS.len() - 2;
 
@@ -15,6 +17,8 @@ pub const MAX_DISKS: usize = VIRTIO_GSIS.len() - 2;
 pub enum ConfigError {
     #[error("memory of {0} bytes is too small: at least {min}M is needed", min = MIN_MEMORY >> 20)]
     MemoryTooSmall(u64),
+    #[error("memory of {0} bytes is too much: at most {max}T can be given", max = MAX_MEMORY >> 40)]
+    MemoryTooLarge(u64),
     #[error("memory of {0} bytes is not a whole number of MiB: give it as 512M or 2G")]
     MemoryNotWhole(u64),
     #[error("`{0}` is no memory size: give it as 512M or 2G")]
@@ -138,7 +142,9 @@ impl DiskConfig {
 fn check_memory(bytes: u64) -> Result<u64, ConfigError> {
     if bytes < MIN_MEMORY {
         Err(ConfigError::MemoryTooSmall(bytes))
-    } else if bytes % (1 << 20) != 0 {
+    } else if bytes > MAX_MEMORY {
+        Err(ConfigError::MemoryTooLarge(bytes))
+    } else if !bytes.is_multiple_of(1 << 20) {
         Err(ConfigError::MemoryNotWhole(bytes))
     } else {
         Ok(bytes)
@@ -211,6 +217,7 @@ mod tests {
         assert_eq!(parse_memory("16384K"), Ok(16 << 20));
         assert_eq!(parse_memory("0"), Err(ConfigError::MemoryTooSmall(0)));
         assert_eq!(parse_memory("1K"), Err(ConfigError::MemoryTooSmall(1024)));
+        assert_eq!(parse_memory("5T"), Err(ConfigError::MemoryTooLarge(5 << 40)));
         assert_eq!(parse_memory("16385K"), Err(ConfigError::MemoryNotWhole(16385 << 10)));
         for wrong in ["", "M", "1X", "-1", "99999999999999G", "20000000T"] {
             assert!(matches!(parse_memory(wrong), Err(ConfigError::MemorySyntax(_))), "{wrong}");

@@ -1,6 +1,7 @@
 //! A VM's folder: its name, its definition (vm.json), its lock and where everything else in it
 //! lies.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -9,6 +10,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{ConfigError, VmConfig};
+use crate::id::Id;
 use crate::storage::{Access, File, Lock, Storage, StorageError};
 
 /// Version of vm.json that this piton writes; it reads this and older ones.
@@ -96,11 +98,21 @@ pub struct Definition {
     pub format: u32,
     pub created: DateTime<Utc>,
     pub config: VmConfig,
+    #[serde(default)]
+    pub now: Now,
+}
+
+/// The live state.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Now {
+    /// The writable layer of each disk that has one; a disk that is not named writes to its base.
+    #[serde(default)]
+    pub tops: BTreeMap<String, Id>,
 }
 
 impl Definition {
     pub fn new(config: VmConfig) -> Self {
-        Self { format: FORMAT, created: Utc::now(), config }
+        Self { format: FORMAT, created: Utc::now(), config, now: Now::default() }
     }
 }
 
@@ -187,6 +199,16 @@ impl VmFolder {
 
     pub fn disks(&self) -> PathBuf {
         self.path.join("disks")
+    }
+
+    /// The folder for layers and disks of the VM's own, made if there is none yet.
+    pub fn make_disks_folder(&self) -> Result<PathBuf, FolderError> {
+        let path = self.disks();
+        if !self.storage.exists(&path)? {
+            self.storage.create_dir(&path)?;
+            self.storage.sync_dir(&self.path)?;
+        }
+        Ok(path)
     }
 
     pub fn socket(&self) -> PathBuf {

@@ -16,6 +16,19 @@ pub struct Id([u8; 16]);
 pub struct BadId;
 
 impl Id {
+    /// A fresh one, unlike any other.
+    pub fn random() -> std::io::Result<Self> {
+        let mut bytes = [0u8; 16];
+        // SAFETY: `bytes` is valid for writes of its length; up to 256 bytes come whole or not at
+        // all.
+        let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+        if usize::try_from(got) == Ok(bytes.len()) {
+            Ok(Self(bytes))
+        } else {
+            Err(std::io::Error::last_os_error())
+        }
+    }
+
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(bytes)
     }

@@ -10,6 +10,7 @@ use crate::machine::MachineError;
 use crate::memory::MemoryError;
 use crate::vm::VmError;
 use crate::vmm::VmmError;
+use crate::vmm::disks::DisksError;
 
 const FAILED: u8 = 1;
 const REFUSED: u8 = 3;
@@ -48,6 +49,9 @@ fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
     if let Some(error) = error.downcast_ref::<ClientError>() {
         return matches!(error, ClientError::NotRunning | ClientError::Request(RequestError::Refused(_)));
     }
+    if error.is::<DisksError>() {
+        return true;
+    }
     match error.downcast_ref::<VmmError>() {
         // What a VM is made of is looked at before anything is done with it.
         Some(VmmError::Machine(error)) => match error {
@@ -56,7 +60,7 @@ fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
             _ => false,
         },
         Some(VmmError::Folder(error)) => !matches!(error, FolderError::Storage(_)),
-        Some(VmmError::Disk { .. } | VmmError::Qcow2NeedsOverlay(_) | VmmError::NoOverlays(_)) => true,
+        Some(VmmError::Disks(_)) => true,
         _ => false,
     }
 }

@@ -19,7 +19,7 @@ use crate::config::{DiskArg, DiskConfig, DiskFormat, VmConfig};
 use crate::disk;
 use crate::folder::{Definition, Home, VmFolder, VmLock};
 use crate::storage::Storage;
-use crate::vmm::{Message, Outcome, Vmm};
+use crate::vmm::{Message, Outcome, Vmm, disks};
 
 const KEYS: &str = "Ctrl-A x ends the VM, Ctrl-A h shows this help, Ctrl-A twice sends one to the guest";
 /// Size of the disk that a VM of the bundled guest gets for itself, in bytes.
@@ -92,10 +92,7 @@ fn make_own_disk(folder: &VmFolder, config: &mut VmConfig) -> anyhow::Result<()>
         return Ok(());
     }
     let storage = folder.storage();
-    let disks = folder.disks();
-    if !storage.exists(&disks)? {
-        storage.create_dir(&disks)?;
-    }
+    let disks = folder.make_disks_folder()?;
     let path = disks.join("root.raw");
     storage.remove_file_if_exists(&path)?;
     let file = storage.create_new(&path)?;
@@ -115,7 +112,9 @@ fn make_own_disk(folder: &VmFolder, config: &mut VmConfig) -> anyhow::Result<()>
 
 /// Saves the definition when the machine is known to be possible and before the guest runs.
 fn boot_new(folder: &VmFolder, config: VmConfig, lock: VmLock) -> anyhow::Result<Vmm> {
-    let mut vmm = Vmm::boot(folder.clone(), Definition::new(config), lock)?;
+    let mut definition = Definition::new(config);
+    disks::create_overlays(folder, &mut definition)?;
+    let mut vmm = Vmm::boot(folder.clone(), definition, lock)?;
     vmm.save_definition()?;
     vmm.start()?;
     Ok(vmm)

@@ -34,7 +34,7 @@ impl Delta {
     /// A new empty layer, durable when this returns.
     pub fn create(storage: &Storage, path: &Path, size: u64, parent: Parent) -> Result<Self> {
         let geometry = Geometry::new(size).map_err(|source| format_error(path, source))?;
-        let id = random_id()?;
+        let id = LayerId::random().map_err(DiskError::Random)?;
         let file = storage.create_new(path)?;
         let header = Header { generation: 1, size, id, parent };
         let written = file
@@ -267,15 +267,4 @@ impl FrozenDelta {
     pub(super) fn lock(&self, lock: Lock) -> Result<()> {
         Ok(self.core.file.lock(lock)?)
     }
-}
-
-fn random_id() -> Result<LayerId> {
-    let mut bytes = [0u8; 16];
-    // SAFETY: `bytes` is valid for writes of its length; up to 256 bytes come
-    // whole or not at all.
-    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
-    if usize::try_from(got) != Ok(bytes.len()) {
-        return Err(DiskError::Random(std::io::Error::last_os_error()));
-    }
-    Ok(LayerId::from_bytes(bytes))
 }

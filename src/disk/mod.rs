@@ -13,6 +13,7 @@ pub mod delta_format;
 mod error;
 pub mod frozen;
 pub mod layer;
+pub mod live;
 pub mod merge;
 pub mod qcow2;
 pub mod raw;
@@ -71,6 +72,24 @@ impl<T: Backing + ?Sized> Backing for Arc<T> {
     }
     fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
         (**self).next_data(offset)
+    }
+}
+
+impl<T: Disk + ?Sized> Disk for Arc<T> {
+    fn is_read_only(&self) -> bool {
+        (**self).is_read_only()
+    }
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
+        (**self).write_at(buf, offset)
+    }
+    fn write_zeroes(&self, offset: u64, len: u64) -> Result<()> {
+        (**self).write_zeroes(offset, len)
+    }
+    fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        (**self).discard(offset, len)
+    }
+    fn flush(&self) -> Result<()> {
+        (**self).flush()
     }
 }
 
@@ -175,23 +194,6 @@ pub fn open_base(storage: &Storage, path: &Path, format: ImageFormat) -> Result<
         ImageFormat::Raw => Base::Raw(raw::RawImage::open(storage, path)?),
         ImageFormat::Qcow2 => Base::Qcow2(qcow2::Qcow2Image::open(storage, path)?),
     })
-}
-
-/// An image as the guest's disk itself, with no layer above.
-pub fn open_disk(
-    storage: &Storage,
-    path: &Path,
-    format: ImageFormat,
-    read_only: bool,
-) -> Result<Box<dyn Disk>> {
-    match (format, read_only) {
-        (_, true) => Ok(Box::new(ReadOnly(open_base(storage, path, format)?))),
-        (ImageFormat::Raw, false) => Ok(Box::new(raw::RawDisk::open(storage, path)?)),
-        (ImageFormat::Qcow2, false) => Err(DiskError::Qcow2 {
-            path: path.to_owned(),
-            reason: "qcow2 images are only read: put an overlay on it, or add ,readonly".into(),
-        }),
-    }
 }
 
 /// Whether `path` can be an image at all, before it is opened: opening a FIFO

@@ -148,7 +148,7 @@ impl Disk for RawDisk {
 mod tests {
     use std::fs;
 
-    use super::super::{ImageFormat, open_base, open_disk, probe};
+    use super::super::{ImageFormat, ReadOnly, open_base, probe};
     use super::*;
 
     fn image(dir: &tempfile::TempDir, name: &str, len: u64) -> std::path::PathBuf {
@@ -195,7 +195,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let storage = Storage::os();
         let path = image(&dir, "a", 8192 + 512);
-        let disk = open_disk(&storage, &path, ImageFormat::Raw, false).unwrap();
+        let disk = RawDisk::open(&storage, &path).unwrap();
         disk.write_at(&[5; 1024], 7680).unwrap();
         disk.write_zeroes(7680, 512).unwrap();
         disk.flush().unwrap();
@@ -206,7 +206,7 @@ mod tests {
         assert!(disk.read_at(&mut buf, u64::MAX - 5).is_err());
         assert!(disk.next_data(8191).unwrap().is_some());
         drop(disk);
-        let disk = open_disk(&storage, &path, ImageFormat::Raw, true).unwrap();
+        let disk = ReadOnly(open_base(&storage, &path, ImageFormat::Raw).unwrap());
         assert!(disk.is_read_only());
         assert!(matches!(disk.write_at(&[0; 512], 0), Err(DiskError::ReadOnly)));
     }

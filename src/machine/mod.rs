@@ -46,7 +46,7 @@ impl MachineError {
 /// A disk as the guest gets it.
 pub struct MachineDisk {
     pub id: String,
-    pub disk: Box<dyn Disk>,
+    pub disk: Arc<dyn Disk>,
 }
 
 /// A machine with its threads. Born standing still; dropping it ends it at once.

@@ -1,19 +1,20 @@
 //! The owner of a machine: takes requests, events and signals from one queue, one after another,
 //! so no two operations ever interleave.
 
+pub mod disks;
+
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use tokio::sync::oneshot;
 
-use crate::config::DiskFormat;
 use crate::control::server::{Server, ServerError};
 use crate::control::{Answer, Request, RequestError, State, VmInfo};
 use crate::devices::console::Console;
-use crate::disk::{self, DiskError};
 use crate::events::MachineEvent;
 use crate::folder::{Definition, FolderError, VmFolder, VmLock};
-use crate::machine::{self, Machine, MachineDisk, MachineError, Parts};
+use crate::machine::{self, Machine, MachineError, Parts};
+use disks::DisksError;
 
 /// The guest that comes with piton.
 const BUNDLED_GUEST: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/guest.elf"));
@@ -22,14 +23,8 @@ const BUNDLED_GUEST: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/guest.elf
 pub enum VmmError {
     #[error(transparent)]
     Machine(#[from] MachineError),
-    #[error("disk `{id}`: {error}")]
-    Disk { id: String, error: DiskError },
-    #[error("disk `{0}` is a qcow2 image, which is only read: add ,overlay to write beside it, or ,readonly")]
-    Qcow2NeedsOverlay(String),
-    #[error(
-        "disk `{0}` asks for an overlay, and this version of piton has none yet: leave ,overlay away for a raw image"
-    )]
-    NoOverlays(String),
+    #[error(transparent)]
+    Disks(#[from] DisksError),
     #[error("the console log {} cannot be opened: {error}", path.display())]
     Console { path: std::path::PathBuf, error: std::io::Error },
     #[error(transparent)]
@@ -221,7 +216,7 @@ fn boot_machine(
     sender: &Sender<Message>,
     boot: u64,
 ) -> Result<Machine, VmmError> {
-    let disks = open_disks(folder, definition)?;
+    let disks = disks::open(folder, definition)?;
     let sender = sender.clone();
     let events = Arc::new(move |event| {
         // After the VMM's end nobody needs to know.
@@ -229,23 +224,4 @@ fn boot_machine(
     });
     let parts = Parts { disks, console: console.clone(), events, bundled: BUNDLED_GUEST };
     Ok(machine::boot(&definition.config, parts)?)
-}
-
-fn open_disks(folder: &VmFolder, definition: &Definition) -> Result<Vec<MachineDisk>, VmmError> {
-    let open = |config: &crate::config::DiskConfig| {
-        let id = config.id.clone();
-        if config.overlay {
-            return Err(VmmError::NoOverlays(id));
-        }
-        if config.format == DiskFormat::Qcow2 && !config.readonly {
-            return Err(VmmError::Qcow2NeedsOverlay(id));
-        }
-        // A disk of the VM's own is named relative to its folder.
-        let path = folder.path().join(&config.path);
-        match disk::open_disk(folder.storage(), &path, config.format, config.readonly) {
-            Ok(disk) => Ok(MachineDisk { id, disk }),
-            Err(error) => Err(VmmError::Disk { id, error }),
-        }
-    };
-    definition.config.disks.iter().map(open).collect()
 }

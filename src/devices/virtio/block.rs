@@ -4,6 +4,7 @@
 //! cut; for one that does not, every write is flushed before it is answered.
 
 use std::io::{Read, Write};
+use std::sync::Arc;
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
@@ -41,13 +42,13 @@ enum Outcome {
 
 pub struct Block {
     id: String,
-    disk: Box<dyn Disk>,
+    disk: Arc<dyn Disk>,
     buffer: Vec<u8>,
     flush_each_write: bool,
 }
 
 impl Block {
-    pub fn new(id: String, disk: Box<dyn Disk>) -> Self {
+    pub fn new(id: String, disk: Arc<dyn Disk>) -> Self {
         Self { id, disk, buffer: Vec::new(), flush_each_write: false }
     }
 

@@ -1,0 +1,40 @@
+# time from spawn to the bundled guest's first console byte, and memory of the VMM, against QEMU
+# shellcheck shell=bash
+# Sourced by scripts/bench.
+
+rounds=20
+recording=
+while (($#)); do
+    case $1 in
+        --rounds) rounds=${2:?} && shift ;;
+        --record) recording=1 ;;
+        -h | --help)
+            echo "usage: $me boot [--rounds N] [--record]      N rounds (default 20), each boots every VMM once"
+            exit
+            ;;
+        *) die "boot has no option $1" ;;
+    esac
+    shift
+done
+[[ $rounds =~ ^[1-9][0-9]*$ ]] || die "--rounds wants a whole number, not $rounds"
+[[ -w /dev/kvm ]] || die "/dev/kvm is missing or not yours to use"
+
+need_packages qemu-system-x86:qemu-system-x86_64
+cd -- "$repo"
+cargo build --release --quiet
+# The same guest for all, built as build.rs builds it.
+RUSTFLAGS="-C relocation-model=static -C panic=abort" cargo build --release --quiet \
+    --target x86_64-unknown-linux-gnu --manifest-path guest/Cargo.toml --target-dir target/bench/guest
+rustc --edition 2024 -O -o target/bench/boot "$benches/boot.rs"
+
+work=$(mktemp -d -- "$repo/target/bench/boot.XXXXXX")
+trap 'rm -rf -- "$work"' EXIT
+target/bench/boot "$rounds" "$repo/target/release/piton" \
+    "$repo/target/bench/guest/x86_64-unknown-linux-gnu/release/piton-guest" "$work" >"$work/table"
+{
+    machine_facts
+    echo "- $(qemu-system-x86_64 --version | head -n 1)"
+    cat -- "$work/table"
+} >"$work/section"
+cat -- "$work/section"
+[[ -z $recording ]] || record boot "$work/section"

@@ -1,0 +1,179 @@
+//! The disk of a VM that checkpoints are taken of: the raw image that the user brought, or a chain
+//! above it. The guest keeps one handle while the layers under it change.
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+
+use super::chain::{Chain, PreparedOverlay};
+use super::delta::Delta;
+use super::delta_format::{LayerId, Parent};
+use super::frozen::FrozenChain;
+use super::layer::LayerSpec;
+use super::raw::RawDisk;
+use super::{Backing, Base, Disk, DiskError, ImageFormat, Result, open_base};
+use crate::storage::Storage;
+
+pub struct LiveDisk {
+    len: u64,
+    inner: RwLock<Inner>,
+}
+
+enum Inner {
+    /// No layer yet: writes go into the image itself.
+    Raw(RawDisk),
+    Chain(Chain),
+    /// A switch failed half way, which only happens if the kernel cannot change a lock.
+    Broken,
+}
+
+/// A fresh overlay on the file system, for [`LiveDisk::push`].
+pub enum Prepared {
+    OnRaw(Delta),
+    OnChain(PreparedOverlay),
+}
+
+impl Prepared {
+    pub fn spec(&self) -> LayerSpec {
+        match self {
+            Self::OnRaw(delta) => LayerSpec { path: delta.path().to_owned(), id: delta.id() },
+            Self::OnChain(overlay) => overlay.spec(),
+        }
+    }
+}
+
+impl LiveDisk {
+    /// Opens a base with the layers above it, from the lowest to the writable top; with none the
+    /// base itself is written, which must be a raw image.
+    pub fn open(storage: &Storage, base: &Path, format: ImageFormat, layers: &[LayerSpec]) -> Result<Self> {
+        let inner = match layers.split_last() {
+            None => Inner::Raw(RawDisk::open(storage, base)?),
+            Some((top, below)) => {
+                Inner::Chain(Chain::open(storage, open_base(storage, base, format)?, below, top)?)
+            }
+        };
+        let len = match &inner {
+            Inner::Raw(disk) => disk.len(),
+            Inner::Chain(chain) => chain.len(),
+            Inner::Broken => 0,
+        };
+        Ok(Self { len, inner: RwLock::new(inner) })
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Inner> {
+        self.inner.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn with<T>(&self, f: impl FnOnce(&dyn Disk) -> Result<T>) -> Result<T> {
+        match &*self.read() {
+            Inner::Raw(disk) => f(disk),
+            Inner::Chain(chain) => f(chain),
+            Inner::Broken => Err(DiskError::Broken),
+        }
+    }
+
+    /// The writable layer; none while the base itself is written.
+    pub fn top(&self) -> Option<LayerId> {
+        match &*self.read() {
+            Inner::Chain(chain) => Some(chain.layers().0.id),
+            Inner::Raw(_) | Inner::Broken => None,
+        }
+    }
+
+    /// Makes the file of the next overlay: empty and durable, so that it can be named in vm.json
+    /// before it is used.
+    pub fn prepare(&self, storage: &Storage, path: &Path) -> Result<Prepared> {
+        match &*self.read() {
+            Inner::Raw(_) => Ok(Prepared::OnRaw(Delta::create(storage, path, self.len, Parent::Base)?)),
+            Inner::Chain(chain) => Ok(Prepared::OnChain(chain.prepare_overlay(storage, path)?)),
+            Inner::Broken => Err(DiskError::Broken),
+        }
+    }
+
+    /// Freezes what was written so far and lets writes go to the overlay. Nobody may be writing:
+    /// the device stands still. Only a raw base can fail here, and then stays as it was unless
+    /// the error is final.
+    pub fn push(&self, storage: &Storage, overlay: Prepared) -> Result<()> {
+        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        match (&*inner, overlay) {
+            (Inner::Chain(chain), Prepared::OnChain(overlay)) => {
+                chain.push_overlay(overlay);
+                Ok(())
+            }
+            (Inner::Raw(disk), Prepared::OnRaw(delta)) => {
+                // Frozen layers are synced by whoever publishes; a frozen base has no such handle.
+                disk.flush()?;
+                let Inner::Raw(disk) = std::mem::replace(&mut *inner, Inner::Broken) else {
+                    return Err(DiskError::Broken);
+                };
+                let below = FrozenChain::open(storage, Base::Raw(disk.freeze()?), &[])?;
+                *inner = Inner::Chain(Chain::new(below, delta)?);
+                Ok(())
+            }
+            _ => Err(DiskError::Broken),
+        }
+    }
+}
+
+impl Backing for LiveDisk {
+    fn len(&self) -> u64 {
+        self.len
+    }
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.with(|disk| disk.read_at(buf, offset))
+    }
+    fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
+        self.with(|disk| disk.next_data(offset))
+    }
+}
+
+impl Disk for LiveDisk {
+    fn is_read_only(&self) -> bool {
+        false
+    }
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
+        self.with(|disk| disk.write_at(buf, offset))
+    }
+    fn write_zeroes(&self, offset: u64, len: u64) -> Result<()> {
+        self.with(|disk| disk.write_zeroes(offset, len))
+    }
+    fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        self.with(|disk| disk.discard(offset, len))
+    }
+    fn flush(&self) -> Result<()> {
+        self.with(|disk| disk.flush())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_raw_disk_becomes_a_chain_under_the_guest() {
+        let dir = tempfile::tempdir().unwrap();
+        let storage = Storage::os();
+        let base = dir.path().join("base");
+        std::fs::write(&base, vec![1; 1 << 20]).unwrap();
+        let disk = LiveDisk::open(&storage, &base, ImageFormat::Raw, &[]).unwrap();
+        disk.write_at(&[2; 512], 0).unwrap();
+        assert_eq!(disk.top(), None);
+        let mut layers = Vec::new();
+        for (name, byte) in [("a", 3), ("b", 4)] {
+            let prepared = disk.prepare(&storage, &dir.path().join(name)).unwrap();
+            layers.push(prepared.spec());
+            disk.push(&storage, prepared).unwrap();
+            assert_eq!(disk.top(), Some(layers[layers.len() - 1].id));
+            disk.write_at(&[byte; 512], 512).unwrap();
+        }
+        let mut sector = [0; 1024];
+        disk.read_at(&mut sector, 0).unwrap();
+        assert_eq!((sector[0], sector[512]), (2, 4));
+        disk.flush().unwrap();
+        drop(disk);
+        assert_eq!(std::fs::read(&base).unwrap()[..1024], [vec![2; 512], vec![1; 512]].concat());
+        let disk = LiveDisk::open(&storage, &base, ImageFormat::Raw, &layers[..1]).unwrap();
+        disk.read_at(&mut sector, 0).unwrap();
+        assert_eq!((sector[0], sector[512]), (2, 3));
+    }
+}
