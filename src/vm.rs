@@ -2,11 +2,15 @@
 //!
 //! Source: the kernel's Documentation/virt/kvm/api.rst.
 
+use std::sync::Arc;
+
 use kvm_bindings::{
-    CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config,
-    kvm_userspace_memory_region,
+    CpuId, KVM_API_VERSION, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
+    KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_irqchip, kvm_pit_config,
+    kvm_pit_state2, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
+use serde::{Deserialize, Serialize};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -72,6 +76,16 @@ pub fn open_kvm() -> Result<Kvm, VmError> {
     if lacking.is_empty() { Ok(kvm) } else { Err(VmError::KvmTooOld(lacking.join(", "))) }
 }
 
+/// State of interrupt controllers, timer and clock, as KVM's ABI lays it out.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct VmState {
+    pub pic_master: kvm_irqchip,
+    pub pic_slave: kvm_irqchip,
+    pub ioapic: kvm_irqchip,
+    pub pit: kvm_pit_state2,
+    pub clock: kvm_clock_data,
+}
+
 /// A virtual machine with its memory and interrupt chips, without vCPUs.
 pub struct Vm {
     kvm: Kvm,
@@ -123,6 +137,39 @@ impl Vm {
     /// The CPU features that KVM can give to guests on this host.
     pub fn supported_cpuid(&self) -> Result<CpuId, VmError> {
         self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(VmError::kvm("tell its CPU features"))
+    }
+
+    /// MSRs that have to be saved with a vCPU.
+    pub fn msr_list(&self) -> Result<Arc<[u32]>, VmError> {
+        let list = self.kvm.get_msr_index_list().map_err(VmError::kvm("list its MSRs"))?;
+        Ok(list.as_slice().into())
+    }
+
+    /// The state of what all vCPUs share. They must stand still.
+    pub fn save(&self) -> Result<VmState, VmError> {
+        let chip = |id| {
+            let mut chip = kvm_irqchip { chip_id: id, ..Default::default() };
+            self.fd.get_irqchip(&mut chip).map_err(VmError::kvm("read an interrupt controller"))?;
+            Ok(chip)
+        };
+        Ok(VmState {
+            pic_master: chip(KVM_IRQCHIP_PIC_MASTER)?,
+            pic_slave: chip(KVM_IRQCHIP_PIC_SLAVE)?,
+            ioapic: chip(KVM_IRQCHIP_IOAPIC)?,
+            pit: self.fd.get_pit2().map_err(VmError::kvm("read the timer"))?,
+            clock: self.fd.get_clock().map_err(VmError::kvm("read the clock"))?,
+        })
+    }
+
+    /// Before the vCPUs' own state: an interrupt that a local APIC waits for comes from here.
+    pub fn restore(&self, state: &VmState) -> Result<(), VmError> {
+        for chip in [&state.pic_master, &state.pic_slave, &state.ioapic] {
+            self.fd.set_irqchip(chip).map_err(VmError::kvm("set an interrupt controller"))?;
+        }
+        self.fd.set_pit2(&state.pit).map_err(VmError::kvm("set the timer"))?;
+        // Without flags the clock goes on from the saved value.
+        let clock = kvm_clock_data { clock: state.clock.clock, ..Default::default() };
+        self.fd.set_clock(&clock).map_err(VmError::kvm("set the clock"))
     }
 
     pub fn create_vcpu(&self, index: u32) -> Result<VcpuFd, VmError> {

@@ -13,6 +13,8 @@ const MEMORY_MIB: u64 = 512;
 const DISK_MIB: u64 = 64;
 /// What the guest prints when all of it is set up.
 const READY: &[u8] = b"evt piton guest ready";
+/// Beyond this many KiB a mapping is more than the guest's memory and a few neighbours.
+const MOST_MERGED: u64 = 4 << 10;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One way to boot the guest.
@@ -189,25 +191,28 @@ fn read_in_thread(mut output: impl Read + Send + 'static) -> Receiver<(Instant, 
     receiver
 }
 
-/// Sums all mappings but the one that is exactly as large as the guest's memory.
+/// Sums all mappings but the guest's memory. The kernel may have merged that one with its
+/// neighbours: as many pages as it is larger than the guest's memory then count as the VMM's.
 fn overhead(pid: u32) -> io::Result<Overhead> {
     let smaps = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
+    let guest = MEMORY_MIB << 10;
     let mut sum = Overhead::default();
     let mut guest_mappings = 0;
-    let mut is_guest = false;
+    // Most KiB of this mapping that count.
+    let mut limit = u64::MAX;
     for line in smaps.lines() {
         let mut words = line.split_whitespace();
         let (Some(name), Some(value)) = (words.next(), words.next()) else { continue };
-        let value = value.parse().unwrap_or(0);
+        let value: u64 = value.parse().unwrap_or(0);
         match name {
             "Size:" => {
-                is_guest = value == MEMORY_MIB << 10;
+                let is_guest = (guest..guest + MOST_MERGED).contains(&value);
                 guest_mappings += u32::from(is_guest);
+                limit = if is_guest { value - guest } else { u64::MAX };
             }
-            _ if is_guest => {}
-            "Rss:" => sum.rss += value,
-            "Pss:" => sum.pss += value,
-            "Private_Clean:" | "Private_Dirty:" => sum.private += value,
+            "Rss:" => sum.rss += value.min(limit),
+            "Pss:" => sum.pss += value.min(limit),
+            "Private_Clean:" | "Private_Dirty:" => sum.private += value.min(limit),
             _ => {}
         }
     }

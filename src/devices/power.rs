@@ -29,6 +29,15 @@ impl Power {
         Self { events, pending: AtomicU8::new(0), irq }
     }
 
+    /// Events that the guest has not read yet.
+    pub fn save(&self) -> u8 {
+        self.pending.load(Ordering::SeqCst)
+    }
+
+    pub fn restore(&self, pending: u8) {
+        self.pending.store(pending, Ordering::SeqCst);
+    }
+
     /// Tells the guest that the power button was pressed.
     pub fn press_button(&self) -> std::io::Result<()> {
         self.pending.fetch_or(POWER_EVENT_BUTTON, Ordering::SeqCst);

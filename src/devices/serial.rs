@@ -3,12 +3,18 @@
 use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
 use vm_superio::Trigger;
 use vm_superio::serial::{NoEvents, Serial as Uart};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::console::Console;
 use crate::bus::BusDevice;
+
+/// The saved state of COM1 is impossible.
+#[derive(Debug, thiserror::Error)]
+#[error("COM1 cannot be restored: {0}")]
+pub struct RestoreError(String);
 
 struct Interrupt(EventFd);
 
@@ -31,6 +37,20 @@ impl Write for ConsoleWriter {
     }
 }
 
+/// Registers of the 16550 and what its receive FIFO holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SerialState {
+    pub baud_divisor: [u8; 2],
+    pub interrupt_enable: u8,
+    pub interrupt_identification: u8,
+    pub line_control: u8,
+    pub line_status: u8,
+    pub modem_control: u8,
+    pub modem_status: u8,
+    pub scratch: u8,
+    pub received: Vec<u8>,
+}
+
 pub struct Serial {
     uart: Mutex<Uart<Interrupt, NoEvents, ConsoleWriter>>,
     console: Arc<Console>,
@@ -44,6 +64,43 @@ impl Serial {
 
     fn uart(&self) -> MutexGuard<'_, Uart<Interrupt, NoEvents, ConsoleWriter>> {
         self.uart.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn save(&self) -> SerialState {
+        let state = self.uart().state();
+        SerialState {
+            baud_divisor: [state.baud_divisor_low, state.baud_divisor_high],
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+            received: state.in_buffer,
+        }
+    }
+
+    /// Raises the interrupt again if it was pending.
+    pub fn restore(&self, state: &SerialState) -> Result<(), RestoreError> {
+        let [baud_divisor_low, baud_divisor_high] = state.baud_divisor;
+        let state = vm_superio::serial::SerialState {
+            baud_divisor_low,
+            baud_divisor_high,
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+            in_buffer: state.received.clone(),
+        };
+        let mut uart = self.uart();
+        let irq = uart.interrupt_evt().0.try_clone().map_err(|e| RestoreError(e.to_string()))?;
+        *uart = Uart::from_state(&state, Interrupt(irq), NoEvents, ConsoleWriter(self.console.clone()))
+            .map_err(|e| RestoreError(format!("{e:?}")))?;
+        Ok(())
     }
 
     /// Moves as much typed input into the receive FIFO as fits. Called when input came and each

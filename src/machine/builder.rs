@@ -7,7 +7,7 @@ use kvm_ioctls::VcpuFd;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::event_loop::{EventLoop, OnEvent};
-use super::{Machine, MachineDisk, MachineError};
+use super::{Machine, MachineDisk, MachineError, MachineState};
 use crate::boot::{self, Kernel, Payload};
 use crate::bus::Bus;
 use crate::config::VmConfig;
@@ -16,7 +16,7 @@ use crate::devices::i8042::I8042;
 use crate::devices::power::Power;
 use crate::devices::serial::Serial;
 use crate::devices::virtio::block::Block;
-use crate::devices::virtio::mmio::{QUEUE_NOTIFY, Transport};
+use crate::devices::virtio::mmio::{QUEUE_NOTIFY, SaveTransport, Transport};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::{Backend, Device, Worker};
 use crate::events::EventSink;
@@ -25,7 +25,7 @@ use crate::layout::{
     VIRTIO_MMIO_SIZE, VIRTIO_MMIO_START,
 };
 use crate::memory::{self, GuestMemory};
-use crate::vcpu::{Vcpu, Wiring};
+use crate::vcpu::{self, Vcpu, Wiring};
 use crate::vm::{Vm, VmError, open_kvm};
 
 /// What a machine is made of beside its definition.
@@ -46,6 +46,8 @@ struct Assembled {
     blocks: Vec<Arc<Backend<Block>>>,
     rng: Arc<Backend<Rng>>,
     workers: Vec<Worker>,
+    transports: Vec<Arc<dyn SaveTransport>>,
+    serial: Arc<Serial>,
     power: Arc<Power>,
     event_loop: EventLoop,
 }
@@ -74,6 +76,36 @@ pub fn boot(config: &VmConfig, parts: Parts) -> Result<Machine, MachineError> {
     assembled.start_threads()
 }
 
+/// A machine that goes on where a saved one stood still, in memory that holds what its did.
+pub fn restore(
+    config: &VmConfig,
+    memory: GuestMemory,
+    state: &MachineState,
+    parts: Parts,
+) -> Result<Machine, MachineError> {
+    let misfit = |what: String| MachineError::Misfit(what);
+    let assembled = assemble(Vm::new(open_kvm()?, memory, config.cpus)?, config, parts)?;
+    if state.vcpus.len() != assembled.vcpus.len() || state.virtio.len() != assembled.transports.len() {
+        return Err(misfit(format!(
+            "it has {} vCPUs and {} devices, the VM {} and {}",
+            state.vcpus.len(),
+            state.virtio.len(),
+            assembled.vcpus.len(),
+            assembled.transports.len()
+        )));
+    }
+    assembled.vm.restore(&state.vm)?;
+    for (fd, saved) in assembled.vcpus.iter().zip(&state.vcpus) {
+        vcpu::state::restore(fd, saved)?;
+    }
+    for (transport, saved) in assembled.transports.iter().zip(&state.virtio) {
+        transport.restore(saved).map_err(|e| misfit(e.to_string()))?;
+    }
+    assembled.serial.restore(&state.serial).map_err(|e| misfit(e.to_string()))?;
+    assembled.power.restore(state.power_events);
+    assembled.start_threads()
+}
+
 impl Assembled {
     fn start_threads(self) -> Result<Machine, MachineError> {
         let vcpus = (0..)
@@ -86,8 +118,11 @@ impl Assembled {
             _workers: self.workers,
             blocks: self.blocks,
             rng: self.rng,
+            transports: self.transports,
+            serial: self.serial,
             power: self.power,
-            _vm: self.vm,
+            vm: self.vm,
+            running: false,
         })
     }
 }
@@ -106,13 +141,14 @@ fn assemble(vm: Vm, config: &VmConfig, parts: Parts) -> Result<Assembled, Machin
     ports.insert(COM1_PORT, COM1_PORTS, serial.clone())?;
     let input = event()?;
     parts.console.on_input(Some(input.try_clone().map_err(MachineError::setup("the console"))?));
-    subscribers.push(OnEvent::new(input, move || serial.feed()));
+    let fed = serial.clone();
+    subscribers.push(OnEvent::new(input, move || fed.feed()));
 
     ports.insert(I8042_PORT, I8042_PORTS, Arc::new(I8042::new(parts.events.clone())))?;
     let power = Arc::new(Power::new(parts.events.clone(), interrupt(&vm, GED_GSI)?));
     ports.insert(POWER_PORT, POWER_PORTS, power.clone())?;
 
-    let mut slots = VirtioSlots { vm: &vm, mmio: Bus::default(), used: Vec::new() };
+    let mut slots = VirtioSlots { vm: &vm, mmio: Bus::default(), used: Vec::new(), transports: Vec::new() };
     let mut blocks = Vec::new();
     let mut workers = Vec::new();
     for MachineDisk { id, disk } in parts.disks {
@@ -128,10 +164,10 @@ fn assemble(vm: Vm, config: &VmConfig, parts: Parts) -> Result<Assembled, Machin
         served.serve();
     }));
 
-    let VirtioSlots { mmio, used: virtio, .. } = slots;
+    let VirtioSlots { mmio, used: virtio, transports, .. } = slots;
     let event_loop = EventLoop::start(subscribers).map_err(MachineError::setup("the device loop"))?;
     let wiring = Wiring { ports: Arc::new(ports), mmio: Arc::new(mmio), events: parts.events };
-    Ok(Assembled { vm, vcpus, wiring, virtio, blocks, rng, workers, power, event_loop })
+    Ok(Assembled { vm, vcpus, wiring, virtio, blocks, rng, workers, transports, serial, power, event_loop })
 }
 
 fn interrupt(vm: &Vm, gsi: u32) -> Result<EventFd, MachineError> {
@@ -145,6 +181,7 @@ struct VirtioSlots<'a> {
     vm: &'a Vm,
     mmio: Bus,
     used: Vec<(u64, u32)>,
+    transports: Vec<Arc<dyn SaveTransport>>,
 }
 
 impl VirtioSlots<'_> {
@@ -164,8 +201,9 @@ impl VirtioSlots<'_> {
         for queue in 0..queues {
             self.vm.connect_doorbell(&backend.doorbell, address + QUEUE_NOTIFY, queue)?;
         }
-        let transport = Transport::new(backend.clone(), memory.clone());
-        self.mmio.insert(address, VIRTIO_MMIO_SIZE, Arc::new(transport))?;
+        let transport = Arc::new(Transport::new(backend.clone(), memory.clone()));
+        self.mmio.insert(address, VIRTIO_MMIO_SIZE, transport.clone())?;
+        self.transports.push(transport);
         self.used.push((address, gsi));
         Ok(backend)
     }

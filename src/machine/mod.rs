@@ -5,19 +5,24 @@ mod event_loop;
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::boot::BootError;
 use crate::bus::BusError;
 use crate::devices::power::Power;
+use crate::devices::serial::{Serial, SerialState};
 use crate::devices::virtio::block::Block;
+use crate::devices::virtio::mmio::{SaveTransport, TransportState};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::{Backend, Worker};
 use crate::disk::Disk;
-use crate::memory::MemoryError;
+use crate::memory::{GuestMemory, MemoryError};
+use crate::vcpu::state::{StateError, VcpuState};
 use crate::vcpu::{Vcpu, VcpuError};
-use crate::vm::{Vm, VmError};
+use crate::vm::{Vm, VmError, VmState};
 use event_loop::EventLoop;
 
-pub use builder::{Parts, boot};
+pub use builder::{Parts, boot, restore};
 
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
@@ -33,6 +38,10 @@ pub enum MachineError {
     Bus(#[from] BusError),
     #[error("{what} could not be set up: {error}")]
     Setup { what: &'static str, error: std::io::Error },
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error("the saved state does not fit: {0}")]
+    Misfit(String),
     #[error("the guest cannot be told about the power button: {0}")]
     Button(std::io::Error),
 }
@@ -49,6 +58,18 @@ pub struct MachineDisk {
     pub disk: Arc<dyn Disk>,
 }
 
+/// State of a machine beside its memory and disks.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct MachineState {
+    pub vm: VmState,
+    pub vcpus: Vec<VcpuState>,
+    pub serial: SerialState,
+    /// Platform events that the guest has not read.
+    pub power_events: u8,
+    /// In the order of the slots.
+    pub virtio: Vec<TransportState>,
+}
+
 /// A machine with its threads. Born standing still; dropping it ends it at once.
 ///
 /// The fields are dropped in this order: guest code stops first, then the threads that serve it,
@@ -59,30 +80,84 @@ pub struct Machine {
     _workers: Vec<Worker>,
     blocks: Vec<Arc<Backend<Block>>>,
     rng: Arc<Backend<Rng>>,
+    transports: Vec<Arc<dyn SaveTransport>>,
+    serial: Arc<Serial>,
     power: Arc<Power>,
-    _vm: Vm,
+    vm: Vm,
+    running: bool,
 }
 
 impl Machine {
+    pub fn is_running(&self) -> bool {
+        self.running
+    }
+
     /// Lets devices go on, then the vCPUs, which may use them at once.
-    pub fn resume(&self) -> Result<(), MachineError> {
+    pub fn resume(&mut self) -> Result<(), MachineError> {
         self.blocks.iter().for_each(|block| block.resume());
         self.rng.resume();
         self.vcpus.iter().try_for_each(Vcpu::resume)?;
+        self.running = true;
         Ok(())
     }
 
     /// Stops all vCPUs, then the devices with their requests in flight done.
-    pub fn pause(&self) -> Result<(), MachineError> {
+    pub fn pause(&mut self) -> Result<(), MachineError> {
         let pausing = self.vcpus.iter().map(Vcpu::pause).collect::<Result<Vec<_>, _>>()?;
         pausing.into_iter().try_for_each(|pausing| pausing.wait())?;
         self.blocks.iter().for_each(|block| block.pause());
         self.rng.pause();
+        self.running = false;
         Ok(())
+    }
+
+    /// Holds the machine still; dropping what is returned lets it go on if it ran before.
+    pub fn hold(&mut self) -> Result<PausedMachine<'_>, MachineError> {
+        let resume = self.running;
+        if resume {
+            self.pause()?;
+        }
+        Ok(PausedMachine { machine: self, resume })
     }
 
     /// Asks the guest to switch itself off.
     pub fn press_power_button(&self) -> Result<(), MachineError> {
         self.power.press_button().map_err(MachineError::Button)
+    }
+}
+
+/// A machine that stands still: only of one can the state be read.
+pub struct PausedMachine<'a> {
+    machine: &'a mut Machine,
+    resume: bool,
+}
+
+impl PausedMachine<'_> {
+    pub fn save(&self) -> Result<MachineState, MachineError> {
+        let machine = &*self.machine;
+        let msrs = machine.vm.msr_list()?;
+        // The vCPUs come first: reading one can deliver an interrupt from the shared chips.
+        let vcpus = machine.vcpus.iter().map(|vcpu| vcpu.save(msrs.clone())).collect::<Result<_, _>>()?;
+        Ok(MachineState {
+            vm: machine.vm.save()?,
+            vcpus,
+            serial: machine.serial.save(),
+            power_events: machine.power.save(),
+            virtio: machine.transports.iter().map(|transport| transport.save()).collect(),
+        })
+    }
+
+    pub fn memory(&self) -> &GuestMemory {
+        self.machine.vm.memory()
+    }
+}
+
+impl Drop for PausedMachine<'_> {
+    fn drop(&mut self) {
+        if self.resume
+            && let Err(e) = self.machine.resume()
+        {
+            log::error!("the guest cannot go on: {e}");
+        }
     }
 }

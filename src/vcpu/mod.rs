@@ -7,6 +7,7 @@
 //! more with `immediate_exit` set, which completes the access and runs no guest code.
 
 mod kick;
+pub mod state;
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -18,6 +19,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use crate::bus::Bus;
 use crate::events::{EventSink, MachineEvent};
 use kick::Kick;
+use state::{StateError, VcpuState};
 
 #[derive(Debug, thiserror::Error)]
 pub enum VcpuError {
@@ -25,6 +27,8 @@ pub enum VcpuError {
     Spawn { index: u32, error: std::io::Error },
     #[error("the thread of vCPU {0} has ended")]
     Gone(u32),
+    #[error("vCPU {index}: {error}")]
+    State { index: u32, error: StateError },
 }
 
 /// The buses and the sink that all vCPUs of a machine share.
@@ -39,6 +43,8 @@ enum Command {
     Resume,
     /// Answered once the vCPU stands still with no access half done.
     Pause(Sender<()>),
+    /// Only sent while paused.
+    Save(Arc<[u32]>, Sender<Result<VcpuState, StateError>>),
     Stop,
 }
 
@@ -84,6 +90,14 @@ impl Vcpu {
         let (done, answer) = channel();
         self.send(Command::Pause(done))?;
         Ok(Pausing { index: self.index, answer })
+    }
+
+    /// The state of a vCPU that stands still; `msrs` are those that KVM says it saves.
+    pub fn save(&self, msrs: Arc<[u32]>) -> Result<VcpuState, VcpuError> {
+        let (reply, answer) = channel();
+        self.send(Command::Save(msrs, reply))?;
+        let saved = answer.recv().map_err(|_| VcpuError::Gone(self.index))?;
+        saved.map_err(|error| VcpuError::State { index: self.index, error })
     }
 }
 
@@ -166,6 +180,11 @@ impl Runner {
             // Once ended, nothing revives the thread.
             _ if matches!(now, Next::End) => Next::End,
             Command::Resume => Next::Enter,
+            Command::Save(msrs, reply) => {
+                // Whoever asked may have given up waiting.
+                let _ = reply.send(state::save(&self.fd, &msrs));
+                now
+            }
             Command::Pause(done) => {
                 self.complete_access();
                 // Whoever asked may have given up waiting.

@@ -167,13 +167,13 @@ impl Vmm {
     }
 
     fn resume(&mut self) -> Result<(), MachineError> {
-        self.machine.as_ref().map_or(Ok(()), Machine::resume)?;
+        self.machine.as_mut().map_or(Ok(()), Machine::resume)?;
         self.state = State::Running;
         Ok(())
     }
 
     fn pause(&mut self) -> Result<(), MachineError> {
-        self.machine.as_ref().map_or(Ok(()), Machine::pause)?;
+        self.machine.as_mut().map_or(Ok(()), Machine::pause)?;
         self.state = State::Paused;
         Ok(())
     }

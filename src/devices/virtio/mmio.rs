@@ -3,9 +3,10 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use virtio_queue::{Queue, QueueT};
+use virtio_queue::{Queue, QueueState, QueueT};
 
 use super::queue::{STATUS_DRIVER_OK, STATUS_FEATURES_OK, STATUS_NEEDS_RESET};
 use super::{Backend, Device, Violation};
@@ -45,9 +46,71 @@ const SHM_LAST: u64 = 0x0bc;
 const CONFIG_GENERATION: u64 = 0x0fc;
 const CONFIG: u64 = 0x100;
 
+/// State of a transport and its queues.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransportState {
+    pub device_type: u32,
+    pub status: u32,
+    pub interrupt_status: u32,
+    pub choices: Choices,
+    pub queues: Vec<SavedQueue>,
+}
+
+/// A queue: what the driver set up, and how far the device has come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedQueue {
+    pub max_size: u16,
+    pub size: u16,
+    pub ready: bool,
+    pub event_idx: bool,
+    pub next_avail: u16,
+    pub next_used: u16,
+    pub desc_table: u64,
+    pub avail_ring: u64,
+    pub used_ring: u64,
+}
+
+impl SavedQueue {
+    fn of(queue: &Queue) -> Self {
+        let state = queue.state();
+        Self {
+            max_size: state.max_size,
+            size: state.size,
+            ready: state.ready,
+            event_idx: state.event_idx_enabled,
+            next_avail: state.next_avail,
+            next_used: state.next_used,
+            desc_table: state.desc_table,
+            avail_ring: state.avail_ring,
+            used_ring: state.used_ring,
+        }
+    }
+
+    fn to_queue(&self) -> Result<Queue, virtio_queue::Error> {
+        Queue::try_from(QueueState {
+            max_size: self.max_size,
+            size: self.size,
+            ready: self.ready,
+            event_idx_enabled: self.event_idx,
+            next_avail: self.next_avail,
+            next_used: self.next_used,
+            desc_table: self.desc_table,
+            avail_ring: self.avail_ring,
+            used_ring: self.used_ring,
+        })
+    }
+}
+
+/// Save and restore without knowing the kind of device.
+pub trait SaveTransport: Send + Sync {
+    /// No request may be in flight.
+    fn save(&self) -> TransportState;
+    fn restore(&self, state: &TransportState) -> Result<(), Violation>;
+}
+
 /// What the driver chose so far.
-#[derive(Default)]
-struct Choices {
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Choices {
     device_features_sel: u32,
     driver_features_sel: u32,
     features: u64,
@@ -200,6 +263,41 @@ impl<D: Device> Transport<D> {
         self.backend.registers.interrupt_status.store(0, Ordering::SeqCst);
         active.queues.iter_mut().for_each(QueueT::reset);
         *choices = Choices::default();
+    }
+}
+
+impl<D: Device> SaveTransport for Transport<D> {
+    fn save(&self) -> TransportState {
+        let choices = self.choices.lock().unwrap_or_else(PoisonError::into_inner);
+        let active = self.backend.lock();
+        TransportState {
+            device_type: self.device_type,
+            status: self.status(),
+            interrupt_status: self.backend.registers.interrupt_status.load(Ordering::SeqCst),
+            choices: choices.clone(),
+            queues: active.queues.iter().map(SavedQueue::of).collect(),
+        }
+    }
+
+    fn restore(&self, state: &TransportState) -> Result<(), Violation> {
+        let mut choices = self.choices.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut active = self.backend.lock();
+        let fits = state.device_type == self.device_type
+            && state.queues.len() == active.queues.len()
+            && state.choices.features & !self.offered == 0;
+        if !fits {
+            return Err(Violation("the saved state is of another device".into()));
+        }
+        let broken = |e| Violation(format!("a saved queue is impossible: {e}"));
+        active.queues =
+            state.queues.iter().map(SavedQueue::to_queue).collect::<Result<_, _>>().map_err(broken)?;
+        if state.status & STATUS_DRIVER_OK != 0 {
+            active.device.activate(state.choices.features);
+        }
+        *choices = state.choices.clone();
+        self.backend.registers.status.store(state.status, Ordering::SeqCst);
+        self.backend.registers.interrupt_status.store(state.interrupt_status, Ordering::SeqCst);
+        Ok(())
     }
 }
 
