@@ -105,6 +105,12 @@ pub struct Definition {
 /// The live state.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Now {
+    /// The checkpoint that it descends from.
+    #[serde(default)]
+    pub parent: Option<Id>,
+    /// A checkpoint that is being made: once it is published, it is the parent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub creating: Option<Id>,
     /// The writable layer of each disk that has one; a disk that is not named writes to its base.
     #[serde(default)]
     pub tops: BTreeMap<String, Id>,
@@ -195,6 +201,10 @@ impl VmFolder {
     /// What a detached VMM has to say.
     pub fn vmm_log(&self) -> PathBuf {
         self.path.join("piton.log")
+    }
+
+    pub fn checkpoints(&self) -> PathBuf {
+        self.path.join("checkpoints")
     }
 
     pub fn disks(&self) -> PathBuf {

@@ -9,10 +9,12 @@
 //! | 7 | [`vmm`] | owner of the machine; one request queue |
 //! | 6 | [`machine`] | memory, vCPUs and devices as one thing that runs or stands still |
 //! | 5 | [`control`] | what can be asked of a running VM, and the HTTP that carries it |
+//! | 4 | [`checkpoint`] | checkpoints in their folder, and the tree that they form |
 //! | 4 | [`vcpu`] | one thread a vCPU |
 //! | 4 | [`devices`] | what the guest sees |
 //! | 4 | [`boot`] | getting a fresh machine ready to run a kernel |
 //! | 3 | [`folder`] | a VM's folder, definition and lock |
+//! | 3 | [`capture`] | guest memory to an image and back |
 //! | 2 | [`vm`] | the KVM virtual machine |
 //! | 2 | [`disk`] | disk images and chains of them |
 //! | 1 | [`storage`] | the one door to the file system for what must survive |
@@ -25,6 +27,8 @@
 
 pub mod boot;
 pub mod bus;
+pub mod capture;
+pub mod checkpoint;
 pub mod cli;
 pub mod config;
 pub mod control;

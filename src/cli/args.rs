@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{DiskArg, parse_memory};
-use crate::folder::VmName;
+use crate::folder::{FolderError, VmName};
+use crate::id::Id;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -42,6 +43,92 @@ pub enum Command {
     Rm(RmArgs),
     /// List all VMs
     List,
+    /// Work with a VM's checkpoints
+    #[command(subcommand, visible_alias = "cp")]
+    Checkpoint(CheckpointCommand),
+    /// Find what a crash left, and mend it
+    Doctor {
+        name: VmName,
+        /// Mend what was found
+        #[arg(long)]
+        repair: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CheckpointCommand {
+    /// Make a checkpoint of a VM as it is now
+    Create {
+        name: VmName,
+        /// Name of the checkpoint; without it the time
+        checkpoint: Option<String>,
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        note: String,
+        /// Leave the VM paused
+        #[arg(long)]
+        pause_after: bool,
+    },
+    /// Show a VM's checkpoints as a tree
+    #[command(visible_alias = "ls")]
+    List {
+        name: VmName,
+        /// One line each, by age
+        #[arg(long)]
+        flat: bool,
+    },
+    /// Show all about a checkpoint
+    Show { checkpoint: CheckpointRef },
+    /// Give a checkpoint another name
+    Rename { checkpoint: CheckpointRef, new_name: String },
+    /// Replace a checkpoint's note
+    Note { checkpoint: CheckpointRef, text: String },
+    /// Make a checkpoint the active state; lands paused, or off if it holds no memory
+    Apply(ApplyArgs),
+    /// Go back to the checkpoint that the VM descends from; what came after it is lost
+    Revert {
+        name: VmName,
+        /// Resume at once
+        #[arg(long)]
+        run: bool,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Read all of a checkpoint against its checksums
+    Verify { checkpoint: CheckpointRef },
+}
+
+/// A checkpoint as NAME@CHECKPOINT.
+#[derive(Debug, Clone)]
+pub struct CheckpointRef {
+    pub vm: VmName,
+    pub checkpoint: String,
+}
+
+impl std::str::FromStr for CheckpointRef {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (vm, checkpoint) = text
+            .split_once('@')
+            .filter(|(_, checkpoint)| !checkpoint.is_empty())
+            .ok_or_else(|| format!("name the checkpoint as VM@CHECKPOINT, not `{text}`"))?;
+        Ok(Self { vm: vm.parse().map_err(|e: FolderError| e.to_string())?, checkpoint: checkpoint.to_owned() })
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct ApplyArgs {
+    pub checkpoint: CheckpointRef,
+    /// Make a checkpoint of the current state first
+    #[arg(long, value_name = "NAME", num_args = 0..=1, require_equals = true, conflicts_with = "discard_current")]
+    pub save_current: Option<Option<String>>,
+    /// The current state is lost
+    #[arg(long)]
+    pub discard_current: bool,
+    /// Resume at once
+    #[arg(long)]
+    pub run: bool,
 }
 
 #[derive(Debug, Args)]
@@ -83,6 +170,12 @@ pub struct StartArgs {
     /// This process is the background one
     #[arg(long, hide = true)]
     pub background: bool,
+    /// Go back to this checkpoint instead of booting
+    #[arg(long, hide = true, requires = "background")]
+    pub restore: Option<Id>,
+    /// And let it run
+    #[arg(long, hide = true)]
+    pub resume: bool,
 }
 
 #[derive(Debug, Args)]

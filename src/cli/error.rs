@@ -10,6 +10,7 @@ use crate::machine::MachineError;
 use crate::memory::MemoryError;
 use crate::vm::VmError;
 use crate::vmm::VmmError;
+use crate::vmm::checkpoints::CheckpointError;
 use crate::vmm::disks::DisksError;
 
 const FAILED: u8 = 1;
@@ -51,6 +52,9 @@ fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
     }
     if error.is::<DisksError>() {
         return true;
+    }
+    if let Some(error) = error.downcast_ref::<CheckpointError>() {
+        return error.is_refusal();
     }
     match error.downcast_ref::<VmmError>() {
         // What a VM is made of is looked at before anything is done with it.

@@ -23,7 +23,7 @@ fn home() -> Result<Home, FolderError> {
 }
 
 /// A VM that exists; whether it runs is for the request to find out.
-fn existing(name: &VmName) -> anyhow::Result<VmFolder> {
+pub fn existing(name: &VmName) -> anyhow::Result<VmFolder> {
     let folder = home()?.folder(name);
     folder.must_exist()?;
     Ok(folder)
@@ -90,7 +90,7 @@ pub fn stop(args: StopArgs, json: bool) -> anyhow::Result<()> {
     let paused = client::get(&socket)?.state == State::Paused;
     // A paused guest cannot shut down, so with --force there is nothing to wait for.
     if !(paused && args.force) {
-        client::post(&socket, "/vm/stop", &StopBody { force: false })?;
+        client::post::<VmInfo>(&socket, "/vm/stop", &StopBody { force: false })?;
         if has_ended(&folder, Duration::from_secs(args.timeout)) {
             output::done(&info(&folder)?, json);
             return Ok(());
@@ -103,7 +103,7 @@ pub fn stop(args: StopArgs, json: bool) -> anyhow::Result<()> {
             name = args.name
         ));
     }
-    match client::post(&socket, "/vm/stop", &StopBody { force: true }) {
+    match client::post::<VmInfo>(&socket, "/vm/stop", &StopBody { force: true }) {
         Ok(_) | Err(ClientError::NotRunning) => {}
         Err(e) => return Err(e.into()),
     }
@@ -151,7 +151,7 @@ pub fn remove(args: RmArgs, json: bool) -> anyhow::Result<()> {
 }
 
 /// Asks on the terminal; without one there is nobody to ask.
-fn confirm(question: &str) -> anyhow::Result<bool> {
+pub fn confirm(question: &str) -> anyhow::Result<bool> {
     if !std::io::stdin().is_terminal() {
         return Err(refused("there is no terminal to ask on: say --yes to go ahead without being asked"));
     }

@@ -1,6 +1,7 @@
 //! The command line: one short function a command.
 
 mod args;
+mod checkpoint;
 mod error;
 mod manage;
 mod output;
@@ -32,6 +33,8 @@ pub fn main() -> ExitCode {
         Command::Show { name } => manage::show(&name, json),
         Command::Rm(args) => manage::remove(args, json),
         Command::List => manage::list(json),
+        Command::Checkpoint(command) => checkpoint::run(command, json),
+        Command::Doctor { name, repair } => checkpoint::doctor(&name, repair, json),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -2,8 +2,13 @@
 
 use std::io::{IsTerminal, Write};
 
+use chrono::{DateTime, Utc};
+
+use crate::checkpoint::Manifest;
+use crate::checkpoint::tree::{Node, RowItem, Tree, short};
 use crate::config::{DiskConfig, VmConfig};
-use crate::control::{State, VmInfo};
+use crate::control::{CheckpointInfo, State, TreeInfo, VmInfo};
+use crate::folder::VmName;
 
 /// One line on standard error. A raw terminal needs the carriage return, any other ignores it.
 pub fn complain(text: &str) {
@@ -66,7 +71,7 @@ pub fn show(info: &VmInfo) {
     line("name", info.name.to_string());
     let pid = info.pid.map_or(String::new(), |pid| format!(" (process {pid})"));
     line("state", format!("{}{pid}", info.state));
-    line("created", info.created.with_timezone(&chrono::Local).format("%Y-%m-%d %H:%M:%S").to_string());
+    line("created", when(&info.created));
     line("cpus", info.config.cpus.to_string());
     line("memory", size(info.config.memory));
     line("kernel", boots(&info.config));
@@ -100,7 +105,7 @@ pub fn list(vms: &[Listed]) {
                 info.config.cpus,
                 size(info.config.memory),
                 info.config.disks.len(),
-                info.created.with_timezone(&chrono::Local).format("%Y-%m-%d %H:%M:%S"),
+                when(&info.created),
             ),
             Listed::Broken { error, .. } => println!("{:<width$}  {:<8} {error}", name_of(vm), "broken"),
         }
@@ -134,6 +139,98 @@ pub fn done(info: &VmInfo, json: bool) {
             State::Stopped => "is stopped",
         };
         println!("the VM `{}` {state}", info.name);
+    }
+}
+
+/// What a checkpoint cost.
+pub fn created(info: &CheckpointInfo) {
+    let pause = info.pause_us.map_or(String::new(), |us| format!("paused {:.1} ms, ", us as f64 / 1000.0));
+    let disk = size(info.disk_bytes);
+    println!("checkpoint \"{}\" created: {pause}{}disk {disk}", info.name, memory(info));
+    for left in &info.left_out {
+        println!("disk `{}` is not part of it: it is {}", left.disk, left.why);
+    }
+    for warning in &info.warnings {
+        complain(&format!("warning: {warning}"));
+    }
+}
+
+fn memory(info: &CheckpointInfo) -> String {
+    match (info.memory_stored, info.memory) {
+        (Some(stored), Some(all)) => format!("memory {} of {}, ", size(stored), size(all)),
+        _ => String::new(),
+    }
+}
+
+fn when(time: &DateTime<Utc>) -> String {
+    time.with_timezone(&chrono::Local).format("%Y-%m-%d %H:%M:%S").to_string()
+}
+
+/// One line about a checkpoint, behind its name.
+fn about(info: &CheckpointInfo) -> String {
+    format!("{}  {}  {}disk {}", info.kind, when(&info.created), memory(info), size(info.disk_bytes))
+}
+
+pub fn flat(tree: &TreeInfo) {
+    let mut by_age: Vec<_> = tree.checkpoints.iter().collect();
+    by_age.sort_by_key(|info| info.created);
+    let width = by_age.iter().map(|info| info.name.as_str().chars().count()).max().unwrap_or(0);
+    for info in by_age {
+        println!("{}  {:<width$}  {}", short(info.id), info.name.as_str(), about(info));
+    }
+}
+
+/// The tree with its lines, Now in its place.
+pub fn tree(vm: &VmName, info: &TreeInfo, state: State) {
+    let nodes = info.checkpoints.iter().map(|info| Node {
+        id: info.id,
+        name: info.name.to_string(),
+        parent: info.parent,
+        created: info.created,
+    });
+    println!("{vm}");
+    // Whether a branch goes on at each depth above the row.
+    let mut open: Vec<bool> = Vec::new();
+    for row in Tree::new(nodes, info.now).rows() {
+        open.truncate(row.depth);
+        let above: String = open.iter().map(|open| if *open { "│  " } else { "   " }).collect();
+        let corner = if row.last { "└─ " } else { "├─ " };
+        open.push(!row.last);
+        match row.what {
+            RowItem::Now => println!("{above}{corner}Now ({state})"),
+            RowItem::Checkpoint(id) => {
+                let Some(info) = info.checkpoints.iter().find(|info| info.id == id) else { continue };
+                println!("{above}{corner}{}  {}", info.name, about(info));
+            }
+        }
+    }
+}
+
+pub fn show_checkpoint(manifest: &Manifest) {
+    let line = |name: &str, value: String| println!("{name:<9} {value}");
+    line("name", manifest.name.to_string());
+    line("id", manifest.id.to_string());
+    line("vm", manifest.vm.clone());
+    line("type", manifest.kind.to_string());
+    line("created", when(&manifest.created));
+    if !manifest.note.is_empty() {
+        line("note", manifest.note.clone());
+    }
+    line("parent", manifest.parent.map_or("none".into(), |id| id.to_string()));
+    if let Some(us) = manifest.pause_us {
+        line("pause", format!("{:.1} ms", us as f64 / 1000.0));
+    }
+    if let Some(memory) = manifest.memory {
+        line("memory", format!("{} of {}", size(memory.stored_bytes), size(memory.guest_bytes)));
+    }
+    line("disk", size(manifest.disk_bytes));
+    line("cpus", manifest.config.cpus.to_string());
+    line("kernel", boots(&manifest.config));
+    for left in &manifest.left_out {
+        line("without", format!("disk `{}`, which is {}", left.disk, left.why));
+    }
+    for warning in &manifest.warnings {
+        line("warning", warning.clone());
     }
 }
 

@@ -1,6 +1,7 @@
 //! Commands that boot a VM: in this process with its console on the terminal, or in a background
 //! process that outlives this one.
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
@@ -16,10 +17,12 @@ use super::error::{Told, refused};
 use super::terminal::{RawTerminal, note, print, read_keys};
 use super::{manage, output};
 use crate::config::{DiskArg, DiskConfig, DiskFormat, VmConfig};
+use crate::control::ApplyBody;
 use crate::disk;
 use crate::folder::{Definition, Home, VmFolder, VmLock};
 use crate::storage::Storage;
-use crate::vmm::{Message, Outcome, Vmm, disks};
+use crate::vmm::checkpoints::{Catalog, CheckpointError};
+use crate::vmm::{Message, Outcome, Vmm, VmmError, disks};
 
 const KEYS: &str = "Ctrl-A x ends the VM, Ctrl-A h shows this help, Ctrl-A twice sends one to the guest";
 /// Size of the disk that a VM of the bundled guest gets for itself, in bytes.
@@ -31,7 +34,7 @@ pub fn run(args: RunArgs, json: bool) -> anyhow::Result<()> {
     let home = Home::from_env(Storage::os())?;
     let folder = home.folder(&args.name);
     if args.detach && !args.background {
-        detach()?;
+        detach(std::env::args_os().skip(1))?;
         return manage::print_started(&folder, json);
     }
     let mut config = VmConfig {
@@ -60,11 +63,22 @@ pub fn start(args: StartArgs, json: bool) -> anyhow::Result<()> {
     if !args.attach && !args.background {
         // The background process takes it; should another be quicker, that one is told.
         drop(lock);
-        detach()?;
+        detach(std::env::args_os().skip(1))?;
         return manage::print_started(&folder, json);
     }
-    let mut vmm = Vmm::boot(folder.clone(), folder.load()?, lock)?;
-    vmm.start()?;
+    let mut vmm = Vmm::new(folder.clone(), folder.load()?, lock)?;
+    match args.restore {
+        None => {
+            vmm.boot()?;
+            vmm.resume().map_err(VmmError::from)?;
+        }
+        Some(id) => {
+            let manifest = Catalog::new(&folder).store.load(id).map_err(CheckpointError::from)?;
+            let body = ApplyBody { discard_current: true, run: args.resume, ..Default::default() };
+            vmm.apply_checkpoint(&manifest, &body)?;
+        }
+    }
+    vmm.listen()?;
     serve(vmm, &folder, args.background)
 }
 
@@ -114,9 +128,11 @@ fn make_own_disk(folder: &VmFolder, config: &mut VmConfig) -> anyhow::Result<()>
 fn boot_new(folder: &VmFolder, config: VmConfig, lock: VmLock) -> anyhow::Result<Vmm> {
     let mut definition = Definition::new(config);
     disks::create_overlays(folder, &mut definition)?;
-    let mut vmm = Vmm::boot(folder.clone(), definition, lock)?;
+    let mut vmm = Vmm::new(folder.clone(), definition, lock)?;
+    vmm.boot()?;
     vmm.save_definition()?;
-    vmm.start()?;
+    vmm.resume().map_err(VmmError::from)?;
+    vmm.listen()?;
     Ok(vmm)
 }
 
@@ -197,12 +213,11 @@ fn end_on_signals(sender: Sender<Message>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs this very command again in a background process, and waits until its VM runs or it
-/// failed.
-fn detach() -> anyhow::Result<()> {
+/// Runs piton in a background process with `args`, and waits until its VM runs or it failed.
+pub fn detach(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
     let program = std::env::current_exe().context("piton cannot find itself")?;
     let mut command = Command::new(program);
-    command.args(std::env::args_os().skip(1)).arg("--background");
+    command.args(args).arg("--background");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // SAFETY: setsid is async-signal-safe and the closure touches nothing else.
     unsafe {

@@ -9,6 +9,8 @@ use hyper::body::Bytes;
 use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, UPGRADE};
 use hyper::{Method, StatusCode};
 use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::{CONSOLE_PROTOCOL, ErrorBody, RequestError, VmInfo};
 
@@ -35,7 +37,12 @@ fn connect(socket: &Path) -> Result<UnixStream, ClientError> {
 }
 
 /// Sends one request and waits for its answer.
-pub fn ask(socket: &Path, method: Method, path: &str, body: Option<Vec<u8>>) -> Result<VmInfo, ClientError> {
+pub fn ask<T: DeserializeOwned>(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: Option<Vec<u8>>,
+) -> Result<T, ClientError> {
     let stream = connect(socket)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(broken)?;
     let (status, bytes) = runtime.block_on(async {
@@ -71,8 +78,12 @@ pub fn get(socket: &Path) -> Result<VmInfo, ClientError> {
     ask(socket, Method::GET, "/vm", None)
 }
 
-pub fn post(socket: &Path, path: &str, body: &impl serde::Serialize) -> Result<VmInfo, ClientError> {
+pub fn post<T: DeserializeOwned>(socket: &Path, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
     ask(socket, Method::POST, path, Some(serde_json::to_vec(body).map_err(broken)?))
+}
+
+pub fn patch<T: DeserializeOwned>(socket: &Path, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
+    ask(socket, Method::PATCH, path, Some(serde_json::to_vec(body).map_err(broken)?))
 }
 
 /// Attaches to the console: what is read is its output, what is written is typed into it.

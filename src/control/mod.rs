@@ -6,14 +6,17 @@ pub mod server;
 
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::manifest::LeftOut;
+use crate::checkpoint::{CheckpointName, Kind, Manifest};
 use crate::config::VmConfig;
 use crate::folder::VmName;
+use crate::id::Id;
 
 /// Value of the `Upgrade` header that turns a request for the console into a byte stream.
 pub const CONSOLE_PROTOCOL: &str = "piton-console";
 
 /// A request to the owner of the machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
     Show,
     Pause,
@@ -22,6 +25,12 @@ pub enum Request {
     Stop {
         force: bool,
     },
+    Checkpoints,
+    CreateCheckpoint(CreateBody),
+    /// Name or id of the checkpoint, and what to change of it.
+    ChangeCheckpoint(String, ChangeBody),
+    ApplyCheckpoint(String, ApplyBody),
+    Revert(RevertBody),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,7 +75,139 @@ pub enum RequestError {
     Failed(String),
 }
 
-pub type Answer = Result<VmInfo, RequestError>;
+/// What a request that was done is answered with.
+#[derive(Debug, Clone, Serialize)]
+#[serde(untagged)]
+pub enum Reply {
+    Vm(Box<VmInfo>),
+    Checkpoint(Box<CheckpointInfo>),
+    Tree(TreeInfo),
+}
+
+impl Reply {
+    pub fn of(manifest: &Manifest) -> Self {
+        Self::Checkpoint(Box::new(CheckpointInfo::from(manifest)))
+    }
+}
+
+impl From<VmInfo> for Reply {
+    fn from(info: VmInfo) -> Self {
+        Self::Vm(Box::new(info))
+    }
+}
+
+pub type Answer = Result<Reply, RequestError>;
+
+/// A checkpoint as it is told to users.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointInfo {
+    pub id: Id,
+    pub name: CheckpointName,
+    pub note: String,
+    pub parent: Option<Id>,
+    #[serde(rename = "type")]
+    pub kind: Kind,
+    pub created: chrono::DateTime<chrono::Utc>,
+    /// What the VM is after an apply.
+    pub lands: State,
+    /// How long the guest stood still, in microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pause_us: Option<u64>,
+    /// Bytes of guest memory stored, and of guest memory in all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_stored: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<u64>,
+    /// Bytes that the disks changed since the parent.
+    pub disk_bytes: u64,
+    /// Disks that are not part of it, and why.
+    #[serde(default)]
+    pub left_out: Vec<LeftOut>,
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
+impl From<&Manifest> for CheckpointInfo {
+    fn from(manifest: &Manifest) -> Self {
+        Self {
+            id: manifest.id,
+            name: manifest.name.clone(),
+            note: manifest.note.clone(),
+            parent: manifest.parent,
+            kind: manifest.kind,
+            created: manifest.created,
+            lands: if manifest.memory.is_some() { State::Paused } else { State::Stopped },
+            pause_us: manifest.pause_us,
+            memory_stored: manifest.memory.map(|memory| memory.stored_bytes),
+            memory: manifest.memory.map(|memory| memory.guest_bytes),
+            disk_bytes: manifest.disk_bytes,
+            left_out: manifest.left_out.clone(),
+            warnings: manifest.warnings.clone(),
+        }
+    }
+}
+
+/// All checkpoints of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TreeInfo {
+    /// The checkpoint that the live state descends from.
+    pub now: Option<Id>,
+    /// Each after its parent, siblings by age.
+    pub checkpoints: Vec<CheckpointInfo>,
+    /// What lies in the folder and cannot be read, with the reason.
+    #[serde(default)]
+    pub damaged: Vec<String>,
+}
+
+/// Body of `POST /vm/checkpoints`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateBody {
+    /// None: the time.
+    #[serde(default)]
+    pub name: Option<String>,
+    #[serde(default)]
+    pub note: String,
+    /// Leave the VM paused.
+    #[serde(default)]
+    pub pause_after: bool,
+}
+
+/// Body of `PATCH /vm/checkpoints/{checkpoint}`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeBody {
+    #[serde(default)]
+    pub name: Option<String>,
+    #[serde(default)]
+    pub note: Option<String>,
+}
+
+/// Body of `POST /vm/checkpoints/{checkpoint}/apply`: one of the first two must be said.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApplyBody {
+    /// Make a checkpoint of the live state first.
+    #[serde(default)]
+    pub save_current: bool,
+    /// The live state is lost.
+    #[serde(default)]
+    pub discard_current: bool,
+    /// Name of the checkpoint made first.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Resume at once.
+    #[serde(default)]
+    pub run: bool,
+}
+
+/// Body of `POST /vm/revert`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RevertBody {
+    #[serde(default)]
+    pub run: bool,
+}
 
 /// Body of `POST /vm/stop`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,6 +5,11 @@
 //! | `GET /vm` | | the VM ([`VmInfo`](super::VmInfo)) |
 //! | `POST /vm/pause`, `POST /vm/resume` | | the VM |
 //! | `POST /vm/stop` | `{"force": bool}` or none | the VM; it may still be shutting down |
+//! | `GET /vm/checkpoints` | | the tree ([`TreeInfo`](super::TreeInfo)) |
+//! | `POST /vm/checkpoints` | [`CreateBody`](super::CreateBody) or none | the new checkpoint ([`CheckpointInfo`](super::CheckpointInfo)) |
+//! | `PATCH /vm/checkpoints/{checkpoint}` | [`ChangeBody`](super::ChangeBody) | the checkpoint |
+//! | `POST /vm/checkpoints/{checkpoint}/apply` | [`ApplyBody`](super::ApplyBody) | the VM |
+//! | `POST /vm/revert` | [`RevertBody`](super::RevertBody) or none | the VM |
 //! | `GET /vm/console` with `Upgrade: piton-console` | | 101, then the console's bytes both ways |
 //!
 //! Errors are `{"error": "one sentence"}`: 400 for a malformed request, 404, 405, 409 where nothing was tried,
@@ -18,13 +23,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
-use axum::extract::State;
+use axum::extract::{Path as UrlPath, State};
 use axum::http::header::{CONNECTION, UPGRADE};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{get, patch, post};
 use axum::{Json, Router};
 use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
@@ -122,7 +128,22 @@ async fn serve(listener: std::os::unix::net::UnixListener, context: Context) -> 
         .route("/vm", get(|context| ask(context, Request::Show)))
         .route("/vm/pause", post(|context| ask(context, Request::Pause)))
         .route("/vm/resume", post(|context| ask(context, Request::Resume)))
-        .route("/vm/stop", post(stop))
+        .route("/vm/stop", post(|context, body: Bytes| with_body(context, body, |StopBody { force }| Request::Stop { force })))
+        .route("/vm/checkpoints", get(|context| ask(context, Request::Checkpoints)))
+        .route("/vm/checkpoints", post(|context, body: Bytes| with_body(context, body, Request::CreateCheckpoint)))
+        .route(
+            "/vm/checkpoints/{checkpoint}",
+            patch(|context, path: UrlPath<String>, body: Bytes| {
+                with_body(context, body, |body| Request::ChangeCheckpoint(path.0, body))
+            }),
+        )
+        .route(
+            "/vm/checkpoints/{checkpoint}/apply",
+            post(|context, path: UrlPath<String>, body: Bytes| {
+                with_body(context, body, |body| Request::ApplyCheckpoint(path.0, body))
+            }),
+        )
+        .route("/vm/revert", post(|context, body: Bytes| with_body(context, body, Request::Revert)))
         .route("/vm/console", get(console))
         .fallback(async || {
             error(StatusCode::NOT_FOUND, "there is nothing at this path; GET /vm shows the VM")
@@ -142,17 +163,22 @@ async fn ask(State(context): State<Context>, request: Request) -> Response {
     let (reply, answer) = oneshot::channel();
     (context.dispatch)(request, reply);
     match answer.await {
-        Ok(Ok(info)) => Json(info).into_response(),
+        Ok(Ok(reply)) => Json(reply).into_response(),
         Ok(Err(e @ RequestError::Refused(_))) => error(StatusCode::CONFLICT, e.to_string()),
         Ok(Err(e @ RequestError::Failed(_))) => error(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()),
         Err(_) => error(StatusCode::CONFLICT, "the VM is ending"),
     }
 }
 
-async fn stop(context: State<Context>, body: Bytes) -> Response {
-    let body = if body.is_empty() { Ok(StopBody::default()) } else { serde_json::from_slice(&body) };
+/// A request whose body may be left out where its default says enough.
+async fn with_body<T: DeserializeOwned + Default>(
+    context: State<Context>,
+    body: Bytes,
+    request: impl FnOnce(T) -> Request,
+) -> Response {
+    let body = if body.is_empty() { Ok(T::default()) } else { serde_json::from_slice(&body) };
     match body {
-        Ok(StopBody { force }) => ask(context, Request::Stop { force }).await,
+        Ok(body) => ask(context, request(body)).await,
         Err(e) => error(StatusCode::BAD_REQUEST, format!("the body is not as documented: {e}")),
     }
 }

@@ -176,6 +176,11 @@ impl Chain {
         inner.below.lock_below(at, Lock::Shared)
     }
 
+    /// Bytes that the writable layer holds.
+    pub fn overlay_bytes(&self) -> Result<u64> {
+        self.read().top.allocated_bytes()
+    }
+
     /// Bytes of memory that the map of the chain takes.
     pub fn map_memory(&self) -> usize {
         self.read().below.map.memory()

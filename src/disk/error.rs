@@ -28,6 +28,8 @@ pub enum DiskError {
     Qcow2 { path: PathBuf, reason: String },
     #[error("{len} bytes at offset {offset} reach beyond the end of the disk ({size} bytes)")]
     OutOfRange { offset: u64, len: u64, size: u64 },
+    #[error("a layer that is needed may be the one in {}, which cannot be read: {reason}", path.display())]
+    Unreadable { path: PathBuf, reason: String },
     #[error("the disk lost its layers in a failed switch: stop the VM and start it again")]
     Broken,
     #[error("the disk is read-only")]

@@ -1,12 +1,13 @@
 //! The disk of a VM that checkpoints are taken of: the raw image that the user brought, or a chain
 //! above it. The guest keeps one handle while the layers under it change.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use super::chain::{Chain, PreparedOverlay};
-use super::delta::Delta;
+use super::delta::{Delta, FrozenDelta};
 use super::delta_format::{LayerId, Parent};
 use super::frozen::FrozenChain;
 use super::layer::LayerSpec;
@@ -44,12 +45,25 @@ impl Prepared {
 
 impl LiveDisk {
     /// Opens a base with the layers above it, from the lowest to the writable top; with none the
-    /// base itself is written, which must be a raw image.
-    pub fn open(storage: &Storage, base: &Path, format: ImageFormat, layers: &[LayerSpec]) -> Result<Self> {
+    /// base itself is written, which must be a raw image. Of a layer in `sums` every block is
+    /// checked when it is first read.
+    pub fn open(
+        storage: &Storage,
+        base: &Path,
+        format: ImageFormat,
+        layers: &[LayerSpec],
+        sums: &BTreeMap<LayerId, u32>,
+    ) -> Result<Self> {
         let inner = match layers.split_last() {
             None => Inner::Raw(RawDisk::open(storage, base)?),
             Some((top, below)) => {
-                Inner::Chain(Chain::open(storage, open_base(storage, base, format)?, below, top)?)
+                let below = FrozenChain::open(storage, open_base(storage, base, format)?, below)?;
+                for layer in below.deltas() {
+                    if let Some(crc) = sums.get(&layer.id()) {
+                        layer.attach_sums(storage, *crc)?;
+                    }
+                }
+                Inner::Chain(Chain::new(below, Delta::open(storage, top)?)?)
             }
         };
         let len = match &inner {
@@ -80,6 +94,14 @@ impl LiveDisk {
         }
     }
 
+    /// Bytes in the writable layer; none while the base itself is written.
+    pub fn overlay_bytes(&self) -> Result<u64> {
+        match &*self.read() {
+            Inner::Chain(chain) => chain.overlay_bytes(),
+            Inner::Raw(_) | Inner::Broken => Ok(0),
+        }
+    }
+
     /// Makes the file of the next overlay: empty and durable, so that it can be named in vm.json
     /// before it is used.
     pub fn prepare(&self, storage: &Storage, path: &Path) -> Result<Prepared> {
@@ -91,14 +113,14 @@ impl LiveDisk {
     }
 
     /// Freezes what was written so far and lets writes go to the overlay. Nobody may be writing:
-    /// the device stands still. Only a raw base can fail here, and then stays as it was unless
+    /// the device stands still. Returns the layer that was frozen, which still has to be synced;
+    /// none if it was the base. Only a raw base can fail here, and then stays as it was unless
     /// the error is final.
-    pub fn push(&self, storage: &Storage, overlay: Prepared) -> Result<()> {
+    pub fn push(&self, storage: &Storage, overlay: Prepared) -> Result<Option<Arc<FrozenDelta>>> {
         let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
         match (&*inner, overlay) {
             (Inner::Chain(chain), Prepared::OnChain(overlay)) => {
-                chain.push_overlay(overlay);
-                Ok(())
+                Ok(Some(chain.push_overlay(overlay)))
             }
             (Inner::Raw(disk), Prepared::OnRaw(delta)) => {
                 // Frozen layers are synced by whoever publishes; a frozen base has no such handle.
@@ -108,7 +130,7 @@ impl LiveDisk {
                 };
                 let below = FrozenChain::open(storage, Base::Raw(disk.freeze()?), &[])?;
                 *inner = Inner::Chain(Chain::new(below, delta)?);
-                Ok(())
+                Ok(None)
             }
             _ => Err(DiskError::Broken),
         }
@@ -155,7 +177,7 @@ mod tests {
         let storage = Storage::os();
         let base = dir.path().join("base");
         std::fs::write(&base, vec![1; 1 << 20]).unwrap();
-        let disk = LiveDisk::open(&storage, &base, ImageFormat::Raw, &[]).unwrap();
+        let disk = LiveDisk::open(&storage, &base, ImageFormat::Raw, &[], &BTreeMap::new()).unwrap();
         disk.write_at(&[2; 512], 0).unwrap();
         assert_eq!(disk.top(), None);
         let mut layers = Vec::new();
@@ -172,7 +194,7 @@ mod tests {
         disk.flush().unwrap();
         drop(disk);
         assert_eq!(std::fs::read(&base).unwrap()[..1024], [vec![2; 512], vec![1; 512]].concat());
-        let disk = LiveDisk::open(&storage, &base, ImageFormat::Raw, &layers[..1]).unwrap();
+        let disk = LiveDisk::open(&storage, &base, ImageFormat::Raw, &layers[..1], &BTreeMap::new()).unwrap();
         disk.read_at(&mut sector, 0).unwrap();
         assert_eq!((sector[0], sector[512]), (2, 3));
     }

@@ -48,6 +48,7 @@ struct Assembled {
     workers: Vec<Worker>,
     transports: Vec<Arc<dyn SaveTransport>>,
     serial: Arc<Serial>,
+    console_input: EventFd,
     power: Arc<Power>,
     event_loop: EventLoop,
 }
@@ -120,6 +121,7 @@ impl Assembled {
             rng: self.rng,
             transports: self.transports,
             serial: self.serial,
+            console_input: self.console_input,
             power: self.power,
             vm: self.vm,
             running: false,
@@ -139,8 +141,8 @@ fn assemble(vm: Vm, config: &VmConfig, parts: Parts) -> Result<Assembled, Machin
     let serial_irq = interrupt(&vm, COM1_GSI)?;
     let serial = Arc::new(Serial::new(serial_irq, parts.console.clone()));
     ports.insert(COM1_PORT, COM1_PORTS, serial.clone())?;
-    let input = event()?;
-    parts.console.on_input(Some(input.try_clone().map_err(MachineError::setup("the console"))?));
+    let console_input = event()?;
+    let input = console_input.try_clone().map_err(MachineError::setup("the console"))?;
     let fed = serial.clone();
     subscribers.push(OnEvent::new(input, move || fed.feed()));
 
@@ -167,7 +169,7 @@ fn assemble(vm: Vm, config: &VmConfig, parts: Parts) -> Result<Assembled, Machin
     let VirtioSlots { mmio, used: virtio, transports, .. } = slots;
     let event_loop = EventLoop::start(subscribers).map_err(MachineError::setup("the device loop"))?;
     let wiring = Wiring { ports: Arc::new(ports), mmio: Arc::new(mmio), events: parts.events };
-    Ok(Assembled { vm, vcpus, wiring, virtio, blocks, rng, workers, transports, serial, power, event_loop })
+    Ok(Assembled { vm, vcpus, wiring, virtio, blocks, rng, workers, transports, serial, console_input, power, event_loop })
 }
 
 fn interrupt(vm: &Vm, gsi: u32) -> Result<EventFd, MachineError> {

@@ -6,9 +6,11 @@ mod event_loop;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::boot::BootError;
 use crate::bus::BusError;
+use crate::devices::console::Console;
 use crate::devices::power::Power;
 use crate::devices::serial::{Serial, SerialState};
 use crate::devices::virtio::block::Block;
@@ -53,6 +55,7 @@ impl MachineError {
 }
 
 /// A disk as the guest gets it.
+#[derive(Clone)]
 pub struct MachineDisk {
     pub id: String,
     pub disk: Arc<dyn Disk>,
@@ -82,6 +85,7 @@ pub struct Machine {
     rng: Arc<Backend<Rng>>,
     transports: Vec<Arc<dyn SaveTransport>>,
     serial: Arc<Serial>,
+    console_input: EventFd,
     power: Arc<Power>,
     vm: Vm,
     running: bool,
@@ -118,6 +122,13 @@ impl Machine {
             self.pause()?;
         }
         Ok(PausedMachine { machine: self, resume })
+    }
+
+    /// Lets what is typed go to this machine's COM1 from now on.
+    pub fn take_console(&self, console: &Console) -> Result<(), MachineError> {
+        let event = self.console_input.try_clone().map_err(MachineError::setup("the console"))?;
+        console.on_input(Some(event));
+        Ok(())
     }
 
     /// Asks the guest to switch itself off.

@@ -1,14 +1,15 @@
 //! The disks of a VM: its definition's images with the layers in its folder.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::config::{DiskConfig, DiskFormat};
+use crate::config::{DiskConfig, DiskFormat, VmConfig};
 use crate::disk::delta::Delta;
 use crate::disk::delta_format::Parent;
-use crate::disk::layer::{LayerInfo, ancestry, inspect};
+use crate::disk::layer::{LayerInfo, LayerSpec, ancestry, inspect};
 use crate::disk::live::LiveDisk;
-use crate::disk::{Backing, Disk, DiskError, ReadOnly, open_base};
+use crate::disk::{Backing, Disk, DiskError, ReadOnly, open_base, sums};
 use crate::folder::{Definition, FolderError, VmFolder};
 use crate::id::Id;
 use crate::machine::MachineDisk;
@@ -20,7 +21,17 @@ pub enum DisksError {
     #[error("disk `{0}` is a qcow2 image, which is only read: add ,overlay to write beside it, or ,readonly")]
     Qcow2NeedsOverlay(String),
     #[error(transparent)]
+    Layer(#[from] DiskError),
+    #[error(transparent)]
     Folder(#[from] FolderError),
+}
+
+impl OpenDisks {
+    /// Those that no checkpoint touches; whatever the VM goes back to, they stay as they are.
+    pub fn left_alone(&self) -> BTreeMap<String, Arc<dyn Disk>> {
+        let alone = self.machine.iter().filter(|disk| !self.live.contains_key(&disk.id));
+        alone.map(|disk| (disk.id.clone(), disk.disk.clone())).collect()
+    }
 }
 
 impl DisksError {
@@ -33,71 +44,141 @@ impl DisksError {
 const DELTA: &str = "delta";
 
 /// A disk of the VM's own is named relative to its folder.
-fn base_path(folder: &VmFolder, config: &DiskConfig) -> PathBuf {
+pub fn base_path(folder: &VmFolder, config: &DiskConfig) -> PathBuf {
     folder.path().join(&config.path)
 }
 
 /// Where the next layer of a disk goes.
-fn new_layer_path(folder: &VmFolder, config: &DiskConfig) -> Result<PathBuf, DisksError> {
-    let name = Id::random().map_err(|e| DisksError::disk(config)(DiskError::Random(e)))?.to_string();
-    Ok(folder.make_disks_folder()?.join(format!("{}-{}.{DELTA}", config.id, &name[..8])))
+pub fn new_layer_path(folder: &VmFolder, disk: &str) -> Result<PathBuf, DisksError> {
+    let name = Id::random()
+        .map_err(|e| DisksError::Disk { id: disk.to_owned(), error: DiskError::Random(e) })?
+        .to_string();
+    Ok(folder.make_disks_folder()?.join(format!("{disk}-{}.{DELTA}", &name[..8])))
 }
 
 /// Gives every disk that asks for an overlay its first one, and names it in the definition.
 pub fn create_overlays(folder: &VmFolder, definition: &mut Definition) -> Result<(), DisksError> {
-    for config in definition.config.disks.iter().filter(|disk| disk.overlay) {
-        let storage = folder.storage();
-        let base = open_base(storage, &base_path(folder, config), config.format)
-            .map_err(DisksError::disk(config))?;
-        let path = new_layer_path(folder, config)?;
-        let layer =
-            Delta::create(storage, &path, base.len(), Parent::Base).map_err(DisksError::disk(config))?;
-        definition.now.tops.insert(config.id.clone(), layer.id());
-    }
+    let overlays = definition.config.disks.iter().filter(|disk| disk.overlay);
+    let parents = overlays.map(|disk| (disk.id.clone(), Parent::Base)).collect();
+    let made = branch(folder, &definition.config, &parents)?;
+    definition.now.tops.extend(made.into_iter().map(|(disk, layer)| (disk, layer.id)));
     Ok(())
 }
 
-/// All layers in the VM's folder, by what their headers say: a chain is found by its parents, not
-/// by a list that could be older than the last merge.
-fn layers(folder: &VmFolder) -> Result<Vec<LayerInfo>, DiskError> {
-    let storage = folder.storage();
-    let dir = folder.disks();
-    let names = match storage.list_dir(&dir) {
-        Ok(names) => names,
-        Err(e) if e.is_not_found() => return Ok(Vec::new()),
-        Err(e) => return Err(e.into()),
-    };
-    let paths = names.iter().map(|name| dir.join(name));
-    paths
-        .filter(|path| path.extension().is_some_and(|e| e == DELTA))
-        .map(|path| inspect(storage, &path))
-        .collect()
+/// The layers in a VM's folder by what their headers say: a chain is found by its parents, not by
+/// a list that could be older than the last merge.
+pub struct Layers {
+    pub found: Vec<LayerInfo>,
+    /// Files whose header cannot be read: left by a crash in the middle of their creation, which
+    /// hurts nobody, or damaged.
+    pub broken: Vec<(PathBuf, DiskError)>,
 }
 
-/// Opens every disk as it is now.
-pub fn open(folder: &VmFolder, definition: &Definition) -> Result<Vec<MachineDisk>, DisksError> {
-    let mut layers_seen = None;
-    let mut open_one = |config: &DiskConfig| -> Result<Arc<dyn Disk>, DisksError> {
+impl Layers {
+    pub fn read(folder: &VmFolder) -> Result<Self, DisksError> {
+        let storage = folder.storage();
+        let dir = folder.disks();
+        let mut layers = Self { found: Vec::new(), broken: Vec::new() };
+        let names = match storage.list_dir(&dir) {
+            Ok(names) => names,
+            Err(e) if e.is_not_found() => return Ok(layers),
+            Err(e) => return Err(FolderError::from(e).into()),
+        };
+        for path in names.iter().map(|name| dir.join(name)) {
+            if path.extension().is_some_and(|extension| extension == DELTA) {
+                match inspect(storage, &path) {
+                    Ok(layer) => layers.found.push(layer),
+                    Err(e) => layers.broken.push((path, e)),
+                }
+            }
+        }
+        Ok(layers)
+    }
+
+    /// The layers from the base up to `top`.
+    pub fn chain(&self, top: Id) -> Result<Vec<LayerSpec>, DiskError> {
+        ancestry(&self.found, top).map_err(|missing| match self.broken.first() {
+            Some((path, e)) => DiskError::Unreadable { path: path.clone(), reason: e.to_string() },
+            None => missing,
+        })
+    }
+}
+
+/// Open disks of a VM.
+#[derive(Default)]
+pub struct OpenDisks {
+    /// As the machine gets them.
+    pub machine: Vec<MachineDisk>,
+    /// Those that checkpoints are taken of, by id.
+    pub live: BTreeMap<String, Arc<LiveDisk>>,
+}
+
+/// Opens every disk: on the writable layer that `tops` names, or its base. `crcs` are the
+/// checksums of frozen layers, `reuse` holds disks that are open already.
+pub fn open(
+    folder: &VmFolder,
+    config: &VmConfig,
+    tops: &BTreeMap<String, Id>,
+    crcs: &BTreeMap<Id, u32>,
+    reuse: &BTreeMap<String, Arc<dyn Disk>>,
+) -> Result<OpenDisks, DisksError> {
+    let layers = Layers::read(folder)?;
+    let mut disks = OpenDisks::default();
+    for config in &config.disks {
         let storage = folder.storage();
         let path = base_path(folder, config);
         let failed = || DisksError::disk(config);
-        if config.readonly {
-            return Ok(Arc::new(ReadOnly(open_base(storage, &path, config.format).map_err(failed())?)));
-        }
-        let chain = match definition.now.tops.get(&config.id) {
-            Some(top) => {
-                if layers_seen.is_none() {
-                    layers_seen = Some(layers(folder).map_err(failed())?);
+        let disk: Arc<dyn Disk> = if let Some(open) = reuse.get(&config.id) {
+            open.clone()
+        } else if config.readonly {
+            Arc::new(ReadOnly(open_base(storage, &path, config.format).map_err(failed())?))
+        } else {
+            let chain = match tops.get(&config.id) {
+                Some(top) => layers.chain(*top).map_err(failed())?,
+                None if config.format == DiskFormat::Qcow2 => {
+                    return Err(DisksError::Qcow2NeedsOverlay(config.id.clone()));
                 }
-                ancestry(layers_seen.as_deref().unwrap_or_default(), *top).map_err(failed())?
+                None => Vec::new(),
+            };
+            let disk = LiveDisk::open(storage, &path, config.format, &chain, crcs).map_err(failed())?;
+            let disk = Arc::new(disk);
+            if !config.passthrough {
+                disks.live.insert(config.id.clone(), disk.clone());
             }
-            None if config.format == DiskFormat::Qcow2 => {
-                return Err(DisksError::Qcow2NeedsOverlay(config.id.clone()));
-            }
-            None => Vec::new(),
+            disk
         };
-        Ok(Arc::new(LiveDisk::open(storage, &path, config.format, &chain).map_err(failed())?))
-    };
-    let disks = &definition.config.disks;
-    disks.iter().map(|config| Ok(MachineDisk { id: config.id.clone(), disk: open_one(config)? })).collect()
+        disks.machine.push(MachineDisk { id: config.id.clone(), disk });
+    }
+    Ok(disks)
+}
+
+/// Makes a fresh, durable layer for each disk in `parents`, above what is named there.
+pub fn branch(
+    folder: &VmFolder,
+    config: &VmConfig,
+    parents: &BTreeMap<String, Parent>,
+) -> Result<BTreeMap<String, LayerSpec>, DisksError> {
+    let storage = folder.storage();
+    let mut made = BTreeMap::new();
+    for config in &config.disks {
+        let Some(parent) = parents.get(&config.id) else { continue };
+        let failed = || DisksError::disk(config);
+        let base = open_base(storage, &base_path(folder, config), config.format).map_err(failed())?;
+        let path = new_layer_path(folder, &config.id)?;
+        let layer = Delta::create(storage, &path, base.len(), *parent).map_err(failed())?;
+        made.insert(config.id.clone(), LayerSpec { path, id: layer.id() });
+    }
+    Ok(made)
+}
+
+/// Removes the files of layers that nothing needs. What cannot be removed now is found again by
+/// the next recovery.
+pub fn remove_layers<'a>(folder: &VmFolder, layers: impl IntoIterator<Item = &'a LayerSpec>) {
+    for layer in layers {
+        for path in [&layer.path, &sums::path_of(&layer.path)] {
+            if let Err(e) = folder.storage().remove_file_if_exists(path) {
+                log::warn!("{e}");
+            }
+        }
+    }
 }

@@ -1,20 +1,27 @@
 //! The owner of a machine: takes requests, events and signals from one queue, one after another,
 //! so no two operations ever interleave.
 
+pub mod checkpoints;
 pub mod disks;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use tokio::sync::oneshot;
 
 use crate::control::server::{Server, ServerError};
-use crate::control::{Answer, Request, RequestError, State, VmInfo};
+use crate::checkpoint::Manifest;
+use crate::control::{
+    Answer, ApplyBody, CreateBody, Reply, Request, RequestError, RevertBody, State, VmInfo,
+};
 use crate::devices::console::Console;
 use crate::events::MachineEvent;
 use crate::folder::{Definition, FolderError, VmFolder, VmLock};
 use crate::machine::{self, Machine, MachineError, Parts};
-use disks::DisksError;
+use checkpoints::create::{Subject, create};
+use checkpoints::{Catalog, CheckpointError, apply};
+use disks::{DisksError, OpenDisks};
 
 /// The guest that comes with piton.
 const BUNDLED_GUEST: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/guest.elf"));
@@ -25,6 +32,8 @@ pub enum VmmError {
     Machine(#[from] MachineError),
     #[error(transparent)]
     Disks(#[from] DisksError),
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     #[error("the console log {} cannot be opened: {error}", path.display())]
     Console { path: std::path::PathBuf, error: std::io::Error },
     #[error(transparent)]
@@ -56,38 +65,40 @@ pub enum Outcome {
     Crashed(String),
 }
 
-/// A running VM.
+/// A VM with its lock, its console and, once booted or restored, its machine.
 pub struct Vmm {
     folder: VmFolder,
     definition: Definition,
     console: Arc<Console>,
     queue: Receiver<Message>,
     sender: Sender<Message>,
-    /// None only between the two machines of a reboot.
     machine: Option<Machine>,
+    disks: OpenDisks,
     boot: u64,
-    state: State,
     /// Dropped before the lock: nobody may find the socket of a VM that is not locked.
     server: Option<Server>,
     lock: VmLock,
 }
 
 impl Vmm {
-    /// Boots the VM, standing still.
-    pub fn boot(folder: VmFolder, definition: Definition, lock: VmLock) -> Result<Self, VmmError> {
+    /// Without a machine yet. What a crash left is mended first.
+    pub fn new(folder: VmFolder, mut definition: Definition, lock: VmLock) -> Result<Self, VmmError> {
+        for finding in checkpoints::recover(&folder, &lock, &mut definition, true)? {
+            log::warn!("{}", finding.text);
+        }
         let path = folder.console_log();
         let console = Console::start(&path).map_err(|error| VmmError::Console { path, error })?;
         let (sender, queue) = channel();
-        let machine = boot_machine(&folder, &definition, &console, &sender, 0)?;
+        let disks = OpenDisks::default();
         Ok(Self {
             folder,
             definition,
             console,
             queue,
             sender,
-            machine: Some(machine),
+            machine: None,
+            disks,
             boot: 0,
-            state: State::Paused,
             server: None,
             lock,
         })
@@ -106,9 +117,33 @@ impl Vmm {
         self.sender.clone()
     }
 
-    /// Lets the guest run and begins to answer on the control socket.
-    pub fn start(&mut self) -> Result<(), VmmError> {
-        self.resume()?;
+    /// What a machine of boot number `boot` needs beside its definition.
+    fn parts(&self, boot: u64, disks: &OpenDisks) -> Parts {
+        let sender = self.sender.clone();
+        let events = Arc::new(move |event| {
+            // After the VMM's end nobody needs to know.
+            let _ = sender.send(Message::Machine { boot, event });
+        });
+        Parts { disks: disks.machine.clone(), console: self.console.clone(), events, bundled: BUNDLED_GUEST }
+    }
+
+    /// Puts a fresh machine in place of what ran before, standing still.
+    pub fn boot(&mut self) -> Result<(), VmmError> {
+        // The former machine and its disks end first: they hold the images' locks.
+        self.machine = None;
+        self.disks = OpenDisks::default();
+        self.boot += 1;
+        let sums = checkpoints::Catalog::new(&self.folder).layer_sums()?;
+        let Definition { config, now, .. } = &self.definition;
+        self.disks = disks::open(&self.folder, config, &now.tops, &sums, &BTreeMap::new())?;
+        let machine = machine::boot(config, self.parts(self.boot, &self.disks))?;
+        machine.take_console(&self.console)?;
+        self.machine = Some(machine);
+        Ok(())
+    }
+
+    /// Begins to answer on the control socket.
+    pub fn listen(&mut self) -> Result<(), VmmError> {
         let sender = self.sender.clone();
         let dispatch = Arc::new(move |request, reply| {
             // When the queue is gone the reply is dropped, which the server reports.
@@ -118,6 +153,10 @@ impl Vmm {
         Ok(())
     }
 
+    pub fn resume(&mut self) -> Result<(), MachineError> {
+        self.machine.as_mut().map_or(Ok(()), Machine::resume)
+    }
+
     /// Serves until the VM ends.
     pub fn run(mut self) -> Outcome {
         let outcome = loop {
@@ -125,19 +164,23 @@ impl Vmm {
             let Ok(message) = self.queue.recv() else { break Outcome::Ended("its owner") };
             match message {
                 Message::Request(Request::Stop { force: true }, reply) => {
-                    let _ = reply.send(Ok(VmInfo { state: State::Stopped, pid: None, ..self.info() }));
+                    self.machine = None;
+                    let _ = reply.send(Ok(self.info().into()));
                     break Outcome::Ended("piton stop --force");
                 }
                 Message::Request(request, reply) => {
                     // Who asked may be gone by now.
                     let _ = reply.send(self.answer(request));
+                    if self.machine.is_none() {
+                        break Outcome::Ended("going back to a checkpoint without memory");
+                    }
                 }
                 Message::Machine { boot, event } if boot == self.boot => match event {
                     MachineEvent::PowerOff => break Outcome::PoweredOff,
                     MachineEvent::Crash(text) => break Outcome::Crashed(text),
                     MachineEvent::Reset => {
                         log::info!("the guest asked for a reset");
-                        if let Err(e) = self.reboot() {
+                        if let Err(e) = self.boot().and_then(|()| Ok(self.resume()?)) {
                             break Outcome::Crashed(format!("the guest could not be rebooted: {e}"));
                         }
                     }
@@ -155,33 +198,32 @@ impl Vmm {
         outcome
     }
 
+    fn state(&self) -> State {
+        match &self.machine {
+            None => State::Stopped,
+            Some(machine) if machine.is_running() => State::Running,
+            Some(_) => State::Paused,
+        }
+    }
+
     fn info(&self) -> VmInfo {
         VmInfo {
             name: self.folder.name().clone(),
-            state: self.state,
-            pid: Some(std::process::id()),
+            state: self.state(),
+            pid: self.machine.is_some().then(std::process::id),
             created: self.definition.created,
             folder: self.folder.path().to_owned(),
             config: self.definition.config.clone(),
         }
     }
 
-    fn resume(&mut self) -> Result<(), MachineError> {
-        self.machine.as_mut().map_or(Ok(()), Machine::resume)?;
-        self.state = State::Running;
-        Ok(())
-    }
-
-    fn pause(&mut self) -> Result<(), MachineError> {
-        self.machine.as_mut().map_or(Ok(()), Machine::pause)?;
-        self.state = State::Paused;
-        Ok(())
-    }
-
     fn answer(&mut self, request: Request) -> Answer {
         let failed = |e: MachineError| RequestError::Failed(e.to_string());
-        match (request, self.state) {
-            (Request::Pause, State::Running) => self.pause().map_err(failed)?,
+        let catalog = Catalog::new(&self.folder);
+        match (request, self.state()) {
+            (Request::Pause, State::Running) => {
+                self.machine.as_mut().map_or(Ok(()), Machine::pause).map_err(failed)?;
+            }
             (Request::Resume, State::Paused) => self.resume().map_err(failed)?,
             (Request::Stop { .. }, State::Paused) => {
                 let name = self.folder.name();
@@ -195,33 +237,85 @@ impl Vmm {
             }
             // Pausing what is paused and resuming what runs are done already.
             (Request::Show | Request::Pause | Request::Resume, _) => {}
+            (Request::Checkpoints, _) => return Ok(Reply::Tree(catalog.info(&self.definition)?)),
+            (Request::ChangeCheckpoint(reference, body), _) => {
+                return Ok(Reply::of(&catalog.change(&self.definition, &reference, &body)?));
+            }
+            (Request::CreateCheckpoint(body), _) => return Ok(Reply::of(&self.create_checkpoint(&body)?)),
+            (Request::ApplyCheckpoint(reference, body), _) => {
+                let manifest = catalog.resolve(&self.definition, &reference)?;
+                self.apply_checkpoint(&manifest, &body)?;
+            }
+            (Request::Revert(RevertBody { run }), _) => {
+                let manifest = catalog.parent_of_now(&self.definition)?;
+                self.apply_checkpoint(&manifest, &ApplyBody { discard_current: true, run, ..Default::default() })?;
+            }
         }
-        Ok(self.info())
+        Ok(self.info().into())
     }
 
-    /// A fresh machine from the same definition. The old one ends first: it holds the disks.
-    fn reboot(&mut self) -> Result<(), VmmError> {
-        self.machine = None;
-        self.boot += 1;
-        let machine = boot_machine(&self.folder, &self.definition, &self.console, &self.sender, self.boot)?;
-        self.machine = Some(machine);
-        Ok(self.resume()?)
+    fn create_checkpoint(&mut self, body: &CreateBody) -> Result<Manifest, CheckpointError> {
+        let manifest = create(
+            Subject {
+                folder: &self.folder,
+                lock: &self.lock,
+                definition: &mut self.definition,
+                disks: &self.disks.live,
+                machine: self.machine.as_mut(),
+            },
+            body,
+        )?;
+        if body.pause_after {
+            self.machine.as_mut().map_or(Ok(()), Machine::pause)?;
+        }
+        Ok(manifest)
+    }
+
+    /// Goes to a checkpoint; a machine comes out of it standing still unless `run` is asked for.
+    pub fn apply_checkpoint(&mut self, manifest: &Manifest, body: &ApplyBody) -> Result<(), CheckpointError> {
+        if body.save_current == body.discard_current {
+            return Err(CheckpointError::Refused(
+                "what is to become of the current state: say either that it is saved as a checkpoint, or discarded"
+                    .into(),
+            ));
+        }
+        if body.save_current {
+            self.create_checkpoint(&CreateBody { name: body.name.clone(), ..Default::default() })?;
+        }
+        let boot = self.boot + 1;
+        let reuse = self.disks.left_alone();
+        let ready =
+            apply::prepare(&self.folder, &self.definition, manifest, &reuse, |disks| self.parts(boot, disks))?;
+        let was_running = self.state() == State::Running;
+        let committed = self
+            .machine
+            .as_mut()
+            .map_or(Ok(()), Machine::pause)
+            .map_err(CheckpointError::from)
+            .and_then(|()| ready.commit(&self.folder, &self.lock, &mut self.definition));
+        if let Err(e) = committed {
+            ready.discard(&self.folder);
+            if was_running {
+                self.resume()?;
+            }
+            return Err(e);
+        }
+        self.boot = boot;
+        self.machine = ready.machine;
+        self.disks = ready.disks;
+        if let Some(machine) = &self.machine {
+            machine.take_console(&self.console)?;
+        }
+        apply::forget_former(&self.folder, &self.definition);
+        if body.run {
+            self.resume()?;
+        }
+        Ok(())
     }
 }
 
-fn boot_machine(
-    folder: &VmFolder,
-    definition: &Definition,
-    console: &Arc<Console>,
-    sender: &Sender<Message>,
-    boot: u64,
-) -> Result<Machine, VmmError> {
-    let disks = disks::open(folder, definition)?;
-    let sender = sender.clone();
-    let events = Arc::new(move |event| {
-        // After the VMM's end nobody needs to know.
-        let _ = sender.send(Message::Machine { boot, event });
-    });
-    let parts = Parts { disks, console: console.clone(), events, bundled: BUNDLED_GUEST };
-    Ok(machine::boot(&definition.config, parts)?)
+impl From<CheckpointError> for RequestError {
+    fn from(error: CheckpointError) -> Self {
+        if error.is_refusal() { Self::Refused(error.to_string()) } else { Self::Failed(error.to_string()) }
+    }
 }

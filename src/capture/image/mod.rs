@@ -1,0 +1,50 @@
+//! The memory image of a checkpoint: a sparse file in which a page of guest memory lies at its
+//! guest-physical offset, so that it can be mapped, with an index after the last of them.
+//!
+//! docs/format.md draws it. The index says which pages the file holds and has a checksum of each,
+//! so that a restore may read any page by itself and still never hands out a wrong one.
+
+mod format;
+mod pages;
+mod reader;
+mod writer;
+
+use std::path::PathBuf;
+
+use crate::id::Id;
+use crate::storage::StorageError;
+
+pub use format::{FormatError, Kind};
+pub use reader::Image;
+pub use writer::{ImageInfo, ImageWriter};
+
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    #[error("memory image {}: {source}", path.display())]
+    Format { path: PathBuf, source: FormatError },
+    #[error("memory image {} is damaged: {what} at offset {offset}", path.display())]
+    Corrupt { path: PathBuf, offset: u64, what: &'static str },
+    #[error("memory image {} is {found} bytes long, but what it says of itself needs {expected}", path.display())]
+    Length { path: PathBuf, found: u64, expected: u64 },
+    #[error("{} holds memory image {found}, but {expected} is expected there", path.display())]
+    WrongImage { path: PathBuf, found: Id, expected: Id },
+    #[error("memory image {} is not the one that the manifest speaks of: its index has checksum {found:08x}, not {expected:08x}", path.display())]
+    WrongIndex { path: PathBuf, found: u32, expected: u32 },
+    #[error("memory image {} holds no page at guest address {gpa:#x}: its parent does", path.display())]
+    InParent { path: PathBuf, gpa: u64 },
+    #[error("{len} bytes at guest address {gpa:#x} are not whole pages of guest memory")]
+    NotRam { gpa: u64, len: u64 },
+    #[error("guest memory at {0:x?} (start, length) cannot be put into an image")]
+    Ranges(Vec<(u64, u64)>),
+    #[error("memory image {} cannot be completed: a write to it failed", path.display())]
+    Incomplete { path: PathBuf },
+    #[error("the check of memory image {} was cancelled", path.display())]
+    Cancelled { path: PathBuf },
+}
+
+pub type Result<T> = std::result::Result<T, ImageError>;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,220 @@
+//! Pages of guest memory by number, and sets of them; no files here.
+
+use std::ops::Range;
+
+use crate::layout::PAGE_SIZE;
+
+/// Keeps every offset of a file in bounds, and the number of pages below 2^32.
+const END_MAX: u64 = 1 << 43;
+pub(super) const RANGES_MAX: usize = 2;
+
+/// Where RAM lies. Its pages are numbered through, in the order of their addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Ram(Vec<(u64, u64)>);
+
+impl Ram {
+    /// `None`: not one or two ranges of whole pages in ascending order.
+    pub fn new(ranges: &[(u64, u64)]) -> Option<Self> {
+        let mut end = 0;
+        for &(start, len) in ranges {
+            let aligned = start.is_multiple_of(PAGE_SIZE) && len.is_multiple_of(PAGE_SIZE);
+            if !aligned || len == 0 || start < end {
+                return None;
+            }
+            end = start.checked_add(len).filter(|end| *end <= END_MAX)?;
+        }
+        (1..=RANGES_MAX).contains(&ranges.len()).then(|| Self(ranges.to_vec()))
+    }
+
+    pub fn ranges(&self) -> &[(u64, u64)] {
+        &self.0
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.0.iter().map(|(_, len)| len).sum()
+    }
+
+    pub fn pages(&self) -> u64 {
+        self.bytes() / PAGE_SIZE
+    }
+
+    /// The address after the last page.
+    pub fn end(&self) -> u64 {
+        self.0.last().map_or(0, |(start, len)| start + len)
+    }
+
+    /// The numbers of the pages in a part of one range.
+    pub fn numbers(&self, gpa: u64, len: u64) -> Option<Range<u64>> {
+        let end = gpa.checked_add(len)?;
+        if !gpa.is_multiple_of(PAGE_SIZE) || !len.is_multiple_of(PAGE_SIZE) {
+            return None;
+        }
+        let mut first = 0;
+        for &(start, size) in &self.0 {
+            if gpa >= start && end <= start + size {
+                let number = first + (gpa - start) / PAGE_SIZE;
+                return Some(number..number + len / PAGE_SIZE);
+            }
+            first += size / PAGE_SIZE;
+        }
+        None
+    }
+
+    /// Each range as the numbers of its pages, and its address.
+    pub fn parts(&self) -> impl Iterator<Item = (Range<u64>, u64)> + '_ {
+        let mut first = 0;
+        self.0.iter().map(move |&(start, len)| {
+            let numbers = first..first + len / PAGE_SIZE;
+            first = numbers.end;
+            (numbers, start)
+        })
+    }
+}
+
+/// A set of page numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct PageSet {
+    words: Vec<u64>,
+}
+
+impl PageSet {
+    pub fn new(pages: u64) -> Self {
+        Self { words: vec![0; pages.div_ceil(64) as usize] }
+    }
+
+    pub fn put(&mut self, page: u64, present: bool) {
+        let (word, bit) = (&mut self.words[(page / 64) as usize], 1 << (page % 64));
+        if present { *word |= bit } else { *word &= !bit }
+    }
+
+    pub fn count(&self) -> u64 {
+        self.words.iter().map(|w| u64::from(w.count_ones())).sum()
+    }
+
+    /// The first page of `within` that is in the set, or that is not.
+    fn find(&self, within: Range<u64>, present: bool) -> Option<u64> {
+        let mut at = within.start;
+        while at < within.end {
+            let word = self.words[(at / 64) as usize];
+            let wanted = if present { word } else { !word } >> (at % 64);
+            if wanted != 0 {
+                return Some(at + u64::from(wanted.trailing_zeros())).filter(|found| *found < within.end);
+            }
+            at = (at / 64 + 1) * 64;
+        }
+        None
+    }
+
+    /// Runs of pages of `within` that are in the set, or that are not.
+    pub fn runs(&self, within: Range<u64>, present: bool) -> impl Iterator<Item = Range<u64>> + '_ {
+        let mut at = within.start;
+        std::iter::from_fn(move || {
+            let start = self.find(at..within.end, present)?;
+            at = self.find(start..within.end, !present).unwrap_or(within.end);
+            Some(start..at)
+        })
+    }
+
+    pub fn to_bytes(&self) -> impl Iterator<Item = u8> + '_ {
+        self.words.iter().flat_map(|w| w.to_le_bytes())
+    }
+
+    /// Of as many bytes as a set of `pages` has; `None` if there is any bit beyond.
+    pub fn from_bytes(bytes: &[u8], pages: u64) -> Option<Self> {
+        let words: Vec<u64> =
+            bytes.chunks_exact(8).map(|w| w.iter().rev().fold(0, |n, b| n << 8 | u64::from(*b))).collect();
+        let set = Self { words };
+        let bits = set.words.len() as u64 * 64;
+        (bits >= pages && set.find(pages..bits, true).is_none()).then_some(set)
+    }
+}
+
+/// A set that also knows how many of its pages come before one.
+#[derive(Debug)]
+pub(super) struct Ranked {
+    set: PageSet,
+    /// Pages before each word.
+    before: Vec<u32>,
+}
+
+impl Ranked {
+    pub fn new(set: PageSet) -> Self {
+        let mut sum = 0;
+        let before = set.words.iter().map(|word| {
+            let before = sum;
+            sum += word.count_ones();
+            before
+        });
+        Self { before: before.collect(), set }
+    }
+
+    pub fn set(&self) -> &PageSet {
+        &self.set
+    }
+
+    pub fn rank(&self, page: u64) -> usize {
+        let index = (page / 64) as usize;
+        let below = self.set.words[index] & ((1 << (page % 64)) - 1);
+        (self.before[index] + below.count_ones()) as usize
+    }
+}
+
+pub(super) fn is_zero(bytes: &[u8]) -> bool {
+    // Every byte equals the one before it, and the first is 0: one memcmp.
+    matches!(bytes, [0, rest @ ..] if *rest == bytes[..rest.len()])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_are_numbered_through_the_hole() {
+        let ram = Ram::new(&[(0, 0x4000), (0x10000, 0x2000)]).unwrap();
+        assert_eq!((ram.pages(), ram.end()), (6, 0x12000));
+        assert_eq!(ram.numbers(0x1000, 0x2000), Some(1..3));
+        assert_eq!(ram.numbers(0x11000, 0x1000), Some(5..6));
+        for (gpa, len) in [(0x3000, 0x2000), (0x8000, 0x1000), (0x1100, 0x1000), (0, 1), (u64::MAX, 4096)] {
+            assert_eq!(ram.numbers(gpa, len), None);
+        }
+        let parts: Vec<_> = ram.parts().collect();
+        assert_eq!(parts, [(0..4, 0), (4..6, 0x10000)]);
+        let twice: [&[(u64, u64)]; 6] = [
+            &[],
+            &[(0, 0)],
+            &[(0, 100)],
+            &[(0, 0x2000), (0x1000, 0x1000)],
+            &[(0, 1 << 44)],
+            &[(0, 4096), (4096, 4096), (8192, 4096)],
+        ];
+        assert!(twice.iter().all(|bad| Ram::new(bad).is_none()));
+    }
+
+    #[test]
+    fn runs_and_ranks() {
+        let mut set = PageSet::new(200);
+        let pages = [0, 1, 2, 63, 64, 127, 130, 199];
+        pages.iter().for_each(|p| set.put(*p, true));
+        let runs: Vec<_> = set.runs(0..200, true).collect();
+        assert_eq!(runs, [0..3, 63..65, 127..128, 130..131, 199..200]);
+        let clear: Vec<_> = set.runs(1..140, false).collect();
+        assert_eq!(clear, [3..63, 65..127, 128..130, 131..140]);
+        let bytes: Vec<u8> = set.to_bytes().collect();
+        assert_eq!(PageSet::from_bytes(&bytes, 200), Some(set.clone()));
+        assert_eq!(PageSet::from_bytes(&bytes, 199), None);
+        let ranked = Ranked::new(set);
+        pages.iter().enumerate().for_each(|(i, p)| assert_eq!(ranked.rank(*p), i));
+        assert_eq!(ranked.set().count(), 8);
+    }
+
+    #[test]
+    fn zeros_are_zeros() {
+        let mut page = vec![0u8; 4096];
+        assert!(is_zero(&page));
+        for at in [0, 1, 2048, 4095] {
+            page[at] = 1;
+            assert!(!is_zero(&page));
+            page[at] = 0;
+        }
+    }
+}

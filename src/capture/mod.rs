@@ -1,0 +1,4 @@
+//! Guest memory to an image and back.
+
+pub mod guest;
+pub mod image;

@@ -1,0 +1,251 @@
+//! The folder of a VM's checkpoints: one folder each, whole or not there.
+//!
+//! | name | what it is |
+//! | --- | --- |
+//! | `<id>` | a checkpoint |
+//! | `.staging-<id>` | one that is being made, or that a crash cut short |
+//! | `.deleted-<id>` | one whose files are going, or that a crash kept from it |
+//!
+//! Each step from one to the next is a rename. Whoever writes holds the VM's lock.
+
+mod recover;
+mod staged;
+
+use std::path::{Path, PathBuf};
+
+use crate::id::Id;
+use crate::storage::{Storage, StorageError};
+
+use super::manifest::{Manifest, ManifestError};
+
+pub use recover::{Finding, Leftover, Outcome, Recovery};
+pub use staged::Staged;
+
+pub const MANIFEST: &str = "manifest.json";
+pub const MEMORY: &str = "memory";
+pub const STATE: &str = "state";
+const STAGING: &str = ".staging-";
+const DELETED: &str = ".deleted-";
+
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    #[error("manifest {}: {source}", path.display())]
+    Manifest { path: PathBuf, source: ManifestError },
+    #[error("there is no checkpoint {id} in {}", dir.display())]
+    Missing { id: Id, dir: PathBuf },
+    #[error("{} holds no manifest: it is no checkpoint, or a damaged one", .0.display())]
+    NoManifest(PathBuf),
+    #[error("checkpoints cannot be written to {} ({source}): make it writable, or choose another folder with --checkpoint-dir", dir.display())]
+    Refused { dir: PathBuf, source: StorageError },
+    #[error("there is not enough space in {} ({source}): delete checkpoints, or make room", dir.display())]
+    Full { dir: PathBuf, source: StorageError },
+    #[error("checkpoint {id} is incomplete: {} is {}", path.display(), if *.there { "there and not in its manifest" } else { "missing" })]
+    Incomplete { id: Id, path: PathBuf, there: bool },
+    #[error(
+        "checkpoint {id} may or may not survive a power cut ({source}), and could not be taken back ({undo})"
+    )]
+    InDoubt { id: Id, source: StorageError, undo: Box<StorageError> },
+    #[error("checkpoint {id} is deleted, but {} is left over ({source}): `piton doctor --repair` removes it", path.display())]
+    LeftOver { id: Id, path: PathBuf, source: StorageError },
+}
+
+pub type Result<T> = std::result::Result<T, StoreError>;
+
+/// A checkpoint that is there and cannot be used.
+#[derive(Debug)]
+pub struct Damaged {
+    pub id: Id,
+    pub path: PathBuf,
+    pub error: StoreError,
+}
+
+/// What is in the folder.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// By creation, then id.
+    pub manifests: Vec<Manifest>,
+    /// With any of these, not all that layers are needed for is known.
+    pub damaged: Vec<Damaged>,
+    /// What a crash left, or another process is at work on.
+    pub leftovers: Vec<(Leftover, PathBuf)>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Store {
+    storage: Storage,
+    dir: PathBuf,
+}
+
+impl Store {
+    pub fn new(storage: Storage, dir: PathBuf) -> Self {
+        Self { storage, dir }
+    }
+
+    pub fn storage(&self) -> &Storage {
+        &self.storage
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub fn path(&self, id: Id) -> PathBuf {
+        self.dir.join(id.to_string())
+    }
+
+    pub fn manifest_path(&self, id: Id) -> PathBuf {
+        self.path(id).join(MANIFEST)
+    }
+
+    pub fn memory_path(&self, id: Id) -> PathBuf {
+        self.path(id).join(MEMORY)
+    }
+
+    pub fn state_path(&self, id: Id) -> PathBuf {
+        self.path(id).join(STATE)
+    }
+
+    fn staging_path(&self, id: Id) -> PathBuf {
+        self.dir.join(format!("{STAGING}{id}"))
+    }
+
+    fn deleted_path(&self, id: Id) -> PathBuf {
+        self.dir.join(format!("{DELETED}{id}"))
+    }
+
+    /// All checkpoints; a folder that is not there yet holds none, and names that are not ours
+    /// are passed over.
+    pub fn list(&self) -> Result<Listing> {
+        let mut listing = Listing::default();
+        let names = match self.storage.list_dir(&self.dir) {
+            Err(e) if e.is_not_found() => return Ok(listing),
+            other => other?,
+        };
+        for name in names.iter().filter_map(|name| name.to_str()) {
+            let path = self.dir.join(name);
+            if let Some(leftover) = Leftover::of(name) {
+                listing.leftovers.push((leftover, path));
+            } else if let Some(id) = id_of(name) {
+                match self.load(id) {
+                    Ok(manifest) => listing.manifests.push(manifest),
+                    // Deleted since the names were read.
+                    Err(StoreError::Missing { .. }) => {}
+                    Err(error) => listing.damaged.push(Damaged { id, path, error }),
+                }
+            }
+        }
+        listing.manifests.sort_by_key(|manifest| (manifest.created, manifest.id));
+        Ok(listing)
+    }
+
+    pub fn load(&self, id: Id) -> Result<Manifest> {
+        let path = self.manifest_path(id);
+        let bytes = match self.storage.read(&path) {
+            Err(e) if e.is_not_found() => {
+                let folder = self.path(id);
+                return Err(match self.storage.exists(&folder)? {
+                    true => StoreError::NoManifest(folder),
+                    false => StoreError::Missing { id, dir: self.dir.clone() },
+                });
+            }
+            other => other?,
+        };
+        Manifest::decode(&bytes, id).map_err(|source| StoreError::Manifest { path, source })
+    }
+
+    /// Begins a checkpoint: an empty folder that goes again unless it is published.
+    pub fn stage(&self, id: Id) -> Result<Staged> {
+        self.create_dir().map_err(|e| self.refine(e))?;
+        let path = self.staging_path(id);
+        self.storage.create_dir(&path).map_err(|e| self.refine(e))?;
+        Ok(Staged::new(self.clone(), id, path))
+    }
+
+    fn create_dir(&self) -> std::result::Result<(), StorageError> {
+        match self.storage.create_dir(&self.dir) {
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+            Err(e) => match self.storage.exists(&self.dir) {
+                // On a file system that is read-only it is not said that it exists.
+                Ok(true) => Ok(()),
+                _ => Err(e),
+            },
+            Ok(()) => self.storage.sync_parent(&self.dir),
+        }
+    }
+
+    /// Makes a staged checkpoint one: when it returns, the checkpoint survives a power cut. After
+    /// an error it is not there, nor is anything of it.
+    pub fn publish(&self, staged: Staged, manifest: &Manifest) -> Result<()> {
+        staged.publish(manifest)
+    }
+
+    /// Replaces a manifest in one step: another name, note, parent or layer. Whether the name is
+    /// taken is for the caller. After an error it is the one or the other, and whole.
+    pub fn update(&self, id: Id, change: impl FnOnce(&mut Manifest)) -> Result<Manifest> {
+        let mut manifest = self.load(id)?;
+        change(&mut manifest);
+        let path = self.manifest_path(id);
+        let bytes =
+            encode(&manifest, id).map_err(|source| StoreError::Manifest { path: path.clone(), source })?;
+        self.storage.replace(&path, &bytes).map_err(|e| self.refine(e))?;
+        Ok(manifest)
+    }
+
+    /// Deletes a checkpoint's folder, also a damaged one's. After [`StoreError::LeftOver`] the
+    /// checkpoint is gone all the same; after any other error it is there as before.
+    pub fn remove(&self, id: Id) -> Result<()> {
+        let (from, to) = (self.path(id), self.deleted_path(id));
+        match self.storage.rename(&from, &to) {
+            Err(e) if e.is_not_found() => return Err(StoreError::Missing { id, dir: self.dir.clone() }),
+            other => other.map_err(|e| self.refine(e))?,
+        }
+        if let Err(source) = self.storage.sync_dir(&self.dir) {
+            return Err(match self.storage.rename(&to, &from) {
+                Ok(()) => self.refine(source),
+                Err(_) => StoreError::LeftOver { id, path: to, source },
+            });
+        }
+        remove_tree(&self.storage, &to).map_err(|source| StoreError::LeftOver { id, path: to, source })
+    }
+
+    /// Says what an error of writing means for who asked.
+    fn refine(&self, source: StorageError) -> StoreError {
+        use std::io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+        let dir = self.dir.clone();
+        match source.kind() {
+            PermissionDenied | ReadOnlyFilesystem => StoreError::Refused { dir, source },
+            StorageFull | QuotaExceeded => StoreError::Full { dir, source },
+            _ => source.into(),
+        }
+    }
+}
+
+/// Only of a manifest that will be found under its id again.
+fn encode(manifest: &Manifest, id: Id) -> std::result::Result<Vec<u8>, ManifestError> {
+    if manifest.id != id {
+        return Err(ManifestError::WrongId { found: manifest.id, expected: id });
+    }
+    manifest.encode()
+}
+
+/// Of a name as we write it: no two names are of one id.
+fn id_of(name: &str) -> Option<Id> {
+    name.parse().ok().filter(|id: &Id| id.to_string() == name)
+}
+
+/// Removes a folder with everything in it; symbolic links are removed, not followed.
+fn remove_tree(storage: &Storage, dir: &Path) -> std::result::Result<(), StorageError> {
+    for name in storage.list_dir(dir)? {
+        let path = dir.join(name);
+        match storage.remove_file(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::IsADirectory => remove_tree(storage, &path)?,
+            other => other?,
+        }
+    }
+    storage.remove_dir(dir)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,293 @@
+//! Commands on checkpoints. A running VM is asked; of one that is off, the folder is worked on
+//! under its lock.
+
+use std::io::IsTerminal;
+use std::sync::Arc;
+
+use anyhow::anyhow;
+
+use super::args::{ApplyArgs, CheckpointCommand, CheckpointRef};
+use super::error::refused;
+use super::manage::{confirm, existing};
+use super::{output, run};
+use crate::capture::image::Image;
+use crate::checkpoint::Manifest;
+use crate::checkpoint::manifest::DiskPoint;
+use crate::checkpoint::state::read_state;
+use crate::control::client::{self, ClientError};
+use crate::control::{ApplyBody, ChangeBody, CheckpointInfo, CreateBody, RevertBody, State, TreeInfo, VmInfo};
+use crate::disk::delta::FrozenDelta;
+use crate::folder::{Definition, VmFolder, VmLock, VmName};
+use crate::vmm::checkpoints::create::{Subject, create};
+use crate::vmm::checkpoints::{Catalog, CheckpointError, apply, recover};
+use crate::vmm::disks::{self, Layers};
+
+pub fn run(command: CheckpointCommand, json: bool) -> anyhow::Result<()> {
+    match command {
+        CheckpointCommand::Create { name, checkpoint, note, pause_after } => {
+            let body = CreateBody { name: checkpoint, note, pause_after };
+            let info = create_checkpoint(&existing(&name)?, &body)?;
+            print_info(&info, json, output::created);
+        }
+        CheckpointCommand::List { name, flat } => list(&existing(&name)?, flat, json)?,
+        CheckpointCommand::Show { checkpoint } => {
+            let folder = existing(&checkpoint.vm)?;
+            let manifest = Catalog::new(&folder).resolve(&folder.load()?, &checkpoint.checkpoint)?;
+            if json {
+                println!("{:#}", serde_json::json!(manifest));
+            } else {
+                output::show_checkpoint(&manifest);
+            }
+        }
+        CheckpointCommand::Rename { checkpoint, new_name } => {
+            let info = change(&checkpoint, ChangeBody { name: Some(new_name), note: None })?;
+            print_info(&info, json, |info| println!("the checkpoint is now called `{}`", info.name));
+        }
+        CheckpointCommand::Note { checkpoint, text } => {
+            let info = change(&checkpoint, ChangeBody { name: None, note: Some(text) })?;
+            print_info(&info, json, |info| println!("the note of `{}` is replaced", info.name));
+        }
+        CheckpointCommand::Apply(args) => apply_checkpoint(args, json)?,
+        CheckpointCommand::Revert { name, run, yes } => revert(&existing(&name)?, run, yes, json)?,
+        CheckpointCommand::Verify { checkpoint } => verify(&checkpoint, json)?,
+    }
+    Ok(())
+}
+
+fn print_info(info: &CheckpointInfo, json: bool, tell: impl FnOnce(&CheckpointInfo)) {
+    if json { println!("{}", serde_json::json!(info)) } else { tell(info) }
+}
+
+/// What a stopped VM is worked on with: nobody else works on it meanwhile, and what a crash left
+/// is mended.
+struct Offline<'a> {
+    folder: &'a VmFolder,
+    lock: VmLock,
+    definition: Definition,
+}
+
+impl<'a> Offline<'a> {
+    fn open(folder: &'a VmFolder) -> anyhow::Result<Self> {
+        let lock = folder.lock()?;
+        let mut definition = folder.load()?;
+        for finding in recover(folder, &lock, &mut definition, true)? {
+            log::warn!("{}", finding.text);
+        }
+        Ok(Self { folder, lock, definition })
+    }
+}
+
+/// The running VM's answer, or none if it does not run.
+fn answer<T>(answer: Result<T, ClientError>) -> anyhow::Result<Option<T>> {
+    match answer {
+        Ok(value) => Ok(Some(value)),
+        Err(ClientError::NotRunning) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn create_checkpoint(folder: &VmFolder, body: &CreateBody) -> anyhow::Result<CheckpointInfo> {
+    if let Some(info) = answer(client::post(&folder.socket(), "/vm/checkpoints", body))? {
+        return Ok(info);
+    }
+    let mut vm = Offline::open(folder)?;
+    let sums = Catalog::new(folder).layer_sums()?;
+    let Definition { config, now, .. } = &vm.definition;
+    let disks = disks::open(folder, config, &now.tops, &sums, &Default::default())?;
+    let subject = Subject {
+        folder,
+        lock: &vm.lock,
+        definition: &mut vm.definition,
+        disks: &disks.live,
+        machine: None,
+    };
+    Ok(CheckpointInfo::from(&create(subject, body)?))
+}
+
+fn list(folder: &VmFolder, flat: bool, json: bool) -> anyhow::Result<()> {
+    // Read without the lock: manifests are only ever replaced whole.
+    let tree: TreeInfo = Catalog::new(folder).info(&folder.load()?)?;
+    let state = match client::get(&folder.socket()) {
+        Ok(info) => info.state,
+        Err(_) => State::Stopped,
+    };
+    if json {
+        println!("{:#}", serde_json::json!(tree));
+    } else if flat {
+        output::flat(&tree);
+    } else {
+        output::tree(folder.name(), &tree, state);
+    }
+    for damaged in &tree.damaged {
+        output::complain(damaged);
+    }
+    Ok(())
+}
+
+fn change(target: &CheckpointRef, body: ChangeBody) -> anyhow::Result<CheckpointInfo> {
+    let folder = existing(&target.vm)?;
+    // Resolved here, so that no name has to be put into a path.
+    let id = Catalog::new(&folder).resolve(&folder.load()?, &target.checkpoint)?.id.to_string();
+    if let Some(info) = answer(client::patch(&folder.socket(), &format!("/vm/checkpoints/{id}"), &body))? {
+        return Ok(info);
+    }
+    let vm = Offline::open(&folder)?;
+    let manifest = Catalog::new(vm.folder).change(&vm.definition, &id, &body)?;
+    Ok(CheckpointInfo::from(&manifest))
+}
+
+fn apply_checkpoint(args: ApplyArgs, json: bool) -> anyhow::Result<()> {
+    let folder = existing(&args.checkpoint.vm)?;
+    let manifest = Catalog::new(&folder).resolve(&folder.load()?, &args.checkpoint.checkpoint)?;
+    let save = match (&args.save_current, args.discard_current) {
+        (Some(_), _) => true,
+        (None, true) => false,
+        (None, false) if std::io::stdin().is_terminal() => {
+            confirm("Save the current state as a checkpoint first? Otherwise it is lost.")?
+        }
+        (None, false) => {
+            return Err(refused(
+                "what is to become of the current state: say --save-current to make a checkpoint of it first, \
+                 or --discard-current to lose it",
+            ));
+        }
+    };
+    let body = ApplyBody {
+        save_current: save,
+        discard_current: !save,
+        name: args.save_current.flatten(),
+        run: args.run,
+    };
+    let path = format!("/vm/checkpoints/{}/apply", manifest.id);
+    if let Some(info) = answer(client::post::<VmInfo>(&folder.socket(), &path, &body))? {
+        return landed(&folder, &manifest, Some(info), json);
+    }
+    if body.save_current {
+        let info = create_checkpoint(&folder, &CreateBody { name: body.name, ..Default::default() })?;
+        if !json {
+            output::created(&info);
+        }
+    }
+    go_back_offline(&folder, &manifest, args.run, json)
+}
+
+/// Goes to a checkpoint of a VM that is off.
+fn go_back_offline(folder: &VmFolder, manifest: &Manifest, run: bool, json: bool) -> anyhow::Result<()> {
+    if manifest.memory.is_some() {
+        // It takes a process to hold the memory.
+        let mut args: Vec<std::ffi::OsString> =
+            ["start", &folder.name().to_string(), "--restore", &manifest.id.to_string()].map(Into::into).into();
+        args.extend(run.then(|| "--resume".into()));
+        run::detach(args)?;
+        return landed(folder, manifest, Some(client::get(&folder.socket())?), json);
+    }
+    let mut vm = Offline::open(folder)?;
+    let parts = |_: &disks::OpenDisks| unreachable!("a checkpoint without memory needs no machine");
+    let ready = apply::prepare(folder, &vm.definition, manifest, &Default::default(), parts)?;
+    if let Err(e) = ready.commit(folder, &vm.lock, &mut vm.definition) {
+        ready.discard(folder);
+        return Err(e.into());
+    }
+    drop(ready);
+    apply::forget_former(folder, &vm.definition);
+    landed(folder, manifest, None, json)
+}
+
+fn landed(folder: &VmFolder, manifest: &Manifest, info: Option<VmInfo>, json: bool) -> anyhow::Result<()> {
+    let name = folder.name();
+    let state = info.as_ref().map_or(State::Stopped, |info| info.state);
+    if json {
+        println!("{}", serde_json::json!({ "vm": name, "checkpoint": manifest.id, "state": state }));
+        return Ok(());
+    }
+    let next = match state {
+        State::Running => "and runs".to_owned(),
+        State::Paused => format!("paused; `piton resume {name}` lets it go on"),
+        State::Stopped => format!("off; `piton start {name}` boots it"),
+    };
+    println!("the VM `{name}` is at checkpoint `{}`, {next}", manifest.name);
+    Ok(())
+}
+
+fn revert(folder: &VmFolder, run: bool, yes: bool, json: bool) -> anyhow::Result<()> {
+    let manifest = Catalog::new(folder).parent_of_now(&folder.load()?)?;
+    let question = format!("Go back to checkpoint `{}`? What came after it is lost.", manifest.name);
+    if !yes && !confirm(&question)? {
+        return Err(refused("nothing was changed"));
+    }
+    if let Some(info) = answer(client::post::<VmInfo>(&folder.socket(), "/vm/revert", &RevertBody { run }))? {
+        return landed(folder, &manifest, Some(info), json);
+    }
+    go_back_offline(folder, &manifest, run, json)
+}
+
+fn verify(target: &CheckpointRef, json: bool) -> anyhow::Result<()> {
+    let folder = existing(&target.vm)?;
+    let catalog = Catalog::new(&folder);
+    let manifest = catalog.resolve(&folder.load()?, &target.checkpoint)?;
+    let mut bytes = 0;
+    if let Some(info) = &manifest.state {
+        let state = read_state(folder.storage(), &catalog.store.state_path(manifest.id), info);
+        bytes += state.map_err(CheckpointError::from)?.len() as u64;
+    }
+    if let Some(info) = &manifest.memory {
+        let path = catalog.store.memory_path(manifest.id);
+        let image = Image::open(folder.storage(), &path, manifest.id, info.crc)?;
+        image.verify(|_, _| std::ops::ControlFlow::Continue(()))?;
+        bytes += info.stored_bytes;
+    }
+    let (layers, sums) = (Layers::read(&folder)?, catalog.layer_sums()?);
+    let mut unchecked = Vec::new();
+    for (disk, point) in &manifest.disks {
+        let DiskPoint::Layer { id, .. } = point else { continue };
+        for spec in layers.chain(*id)? {
+            let layer: Arc<FrozenDelta> = FrozenDelta::open(folder.storage(), &spec)?;
+            match sums.get(&spec.id) {
+                Some(crc) => {
+                    layer.attach_sums(folder.storage(), *crc)?;
+                    layer.verify(|more| bytes += more)?;
+                }
+                None => unchecked.push(format!("{} of disk `{disk}`", spec.path.display())),
+            }
+        }
+    }
+    if json {
+        let result = serde_json::json!({ "checkpoint": manifest.id, "bytes": bytes, "unchecked": unchecked });
+        println!("{result}");
+        return Ok(());
+    }
+    println!("checkpoint `{}` is as it was written: {} read and checked", manifest.name, output::size(bytes));
+    for layer in unchecked {
+        println!("not checked, it has no checksums: {layer}");
+    }
+    Ok(())
+}
+
+pub fn doctor(name: &VmName, repair: bool, json: bool) -> anyhow::Result<()> {
+    let folder = existing(name)?;
+    let lock = folder.lock()?;
+    let mut definition = folder.load()?;
+    let findings = recover(&folder, &lock, &mut definition, repair)?;
+    if json {
+        let list: Vec<_> = findings
+            .iter()
+            .map(|finding| serde_json::json!({ "finding": finding.text, "mended": finding.mended && repair }))
+            .collect();
+        println!("{:#}", serde_json::json!(list));
+    } else if findings.is_empty() {
+        println!("the VM `{name}` is sound");
+    } else {
+        for finding in &findings {
+            let what = match (finding.mended, repair) {
+                (true, true) => "mended",
+                (true, false) => "would be mended with --repair",
+                (false, _) => "damage that piton cannot mend",
+            };
+            println!("{}: {what}", finding.text);
+        }
+    }
+    if findings.iter().any(|finding| !finding.mended) {
+        return Err(anyhow!("the VM `{name}` is damaged"));
+    }
+    Ok(())
+}

@@ -1,0 +1,124 @@
+//! Going back: a checkpoint becomes the active state.
+//!
+//! Everything that can fail happens beside the running machine. The one step that counts is the
+//! replacement of vm.json; before it the VM is as it was, after it the VM is at the checkpoint.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::recover::orphans;
+use super::{Catalog, CheckpointError, Result, save};
+use crate::capture::guest;
+use crate::capture::image::Image;
+use crate::checkpoint::Manifest;
+use crate::checkpoint::manifest::DiskPoint;
+use crate::checkpoint::stamp::BaseChange;
+use crate::checkpoint::state::read_state;
+use crate::disk::Disk;
+use crate::disk::layer::LayerSpec;
+use crate::folder::{Definition, Now, VmFolder, VmLock};
+use crate::machine::{self, Machine, MachineState, Parts};
+use crate::memory;
+use crate::vmm::disks::{self, OpenDisks, base_path};
+
+/// A checkpoint that is ready to become the active state.
+pub struct Prepared {
+    pub definition: Definition,
+    pub disks: OpenDisks,
+    /// Standing still; none for a checkpoint without memory.
+    pub machine: Option<Machine>,
+    made: Vec<LayerSpec>,
+}
+
+/// Builds the state of `manifest` beside whatever runs now. `parts` makes what the machine needs
+/// beside its definition.
+pub fn prepare(
+    folder: &VmFolder,
+    definition: &Definition,
+    manifest: &Manifest,
+    reuse: &BTreeMap<String, Arc<dyn Disk>>,
+    parts: impl FnOnce(&OpenDisks) -> Parts,
+) -> Result<Prepared> {
+    check_bases(folder, manifest)?;
+    let catalog = Catalog::new(folder);
+    let parents = manifest.disks.iter().map(|(disk, point)| (disk.clone(), point.top())).collect();
+    let made = disks::branch(folder, &manifest.config, &parents)?;
+    let tops = made.iter().map(|(disk, layer)| (disk.clone(), layer.id)).collect();
+    let made: Vec<LayerSpec> = made.into_values().collect();
+    let next = Definition {
+        config: manifest.config.clone(),
+        now: Now { parent: Some(manifest.id), creating: None, tops },
+        ..definition.clone()
+    };
+    let built = (|| {
+        let disks = disks::open(folder, &next.config, &next.now.tops, &catalog.layer_sums()?, reuse)?;
+        let machine = match (&manifest.memory, &manifest.state) {
+            (Some(memory_info), Some(state_info)) => {
+                let json = read_state(folder.storage(), &catalog.store.state_path(manifest.id), state_info)?;
+                let state: MachineState = serde_json::from_slice(&json).map_err(CheckpointError::Decode)?;
+                let path = catalog.store.memory_path(manifest.id);
+                let image = Image::open(folder.storage(), &path, manifest.id, memory_info.crc)?;
+                let memory = memory::allocate(next.config.memory).map_err(machine::MachineError::from)?;
+                guest::load(&image, &memory)?;
+                Some(machine::restore(&next.config, memory, &state, parts(&disks))?)
+            }
+            _ => None,
+        };
+        Ok((disks, machine))
+    })();
+    match built {
+        Ok((disks, machine)) => Ok(Prepared { definition: next, disks, machine, made }),
+        Err(e) => {
+            disks::remove_layers(folder, &made);
+            Err(e)
+        }
+    }
+}
+
+/// A base that somebody wrote to since is not what the layers were made above.
+fn check_bases(folder: &VmFolder, manifest: &Manifest) -> Result<()> {
+    for config in &manifest.config.disks {
+        let Some(DiskPoint::Base(stamp)) = manifest.disks.get(&config.id) else { continue };
+        let path = base_path(folder, config);
+        let change = stamp.compare(folder.storage(), &path)?;
+        if !matches!(change, BaseChange::Same | BaseChange::Touched) {
+            return Err(CheckpointError::Refused(format!(
+                "the base image {} was changed since checkpoint `{}` was made ({change}): \
+                 what the checkpoint holds of disk `{}` is no longer known",
+                path.display(),
+                manifest.name,
+                config.id
+            )));
+        }
+    }
+    Ok(())
+}
+
+impl Prepared {
+    /// The step that counts. After an error nothing has changed.
+    pub fn commit(&self, folder: &VmFolder, lock: &VmLock, definition: &mut Definition) -> Result<()> {
+        save(folder, lock, definition, self.definition.clone())
+    }
+
+    /// Undoes the preparation.
+    pub fn discard(self, folder: &VmFolder) {
+        let Self { disks, machine, made, .. } = self;
+        drop(machine);
+        drop(disks);
+        disks::remove_layers(folder, &made);
+    }
+}
+
+/// Removes the layers that only the state before an apply needed. What cannot be removed now is
+/// found by the next recovery.
+pub fn forget_former(folder: &VmFolder, definition: &Definition) {
+    let catalog = Catalog::new(folder);
+    let removed = catalog
+        .store
+        .list()
+        .map_err(CheckpointError::from)
+        .and_then(|listing| orphans(&catalog, definition, !listing.damaged.is_empty(), true));
+    if let Err(e) = removed {
+        log::warn!("layers of the former state are left: {e}");
+    }
+}

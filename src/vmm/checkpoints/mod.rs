@@ -1,0 +1,168 @@
+//! Checkpoints of a VM: the operations on its folder, its disks and, while it runs, its machine.
+//!
+//! [`create`] and [`apply`] read from top to bottom. Whoever calls them holds the VM's lock and is
+//! its only actor: the VMM's queue while the VM runs, one command otherwise.
+
+pub mod apply;
+pub mod create;
+mod recover;
+
+use std::collections::BTreeMap;
+
+use crate::capture::guest::CaptureError;
+use crate::capture::image::ImageError;
+use crate::checkpoint::manifest::DiskPoint;
+use crate::checkpoint::name::NameError;
+use crate::checkpoint::state::StateError;
+use crate::checkpoint::store::{Store, StoreError};
+use crate::checkpoint::tree::{RowItem, Tree};
+use crate::checkpoint::tree::ResolveError;
+use crate::checkpoint::{CheckpointName, Manifest};
+use crate::control::{ChangeBody, CheckpointInfo, TreeInfo};
+use crate::disk::DiskError;
+use crate::folder::{Definition, FolderError, VmFolder, VmLock};
+use crate::id::Id;
+use crate::machine::MachineError;
+use crate::storage::StorageError;
+use crate::vmm::disks::DisksError;
+
+pub use recover::{Finding, recover};
+
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// Nothing was tried.
+    #[error("{0}")]
+    Refused(String),
+    #[error(transparent)]
+    Name(#[from] NameError),
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("the saved state {0}")]
+    State(#[from] StateError),
+    #[error("the saved state cannot be understood: {0}")]
+    Decode(serde_json::Error),
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    #[error(transparent)]
+    Disks(#[from] DisksError),
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    #[error("no random bytes can be had: {0}")]
+    Random(std::io::Error),
+}
+
+impl CheckpointError {
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Refused(_) | Self::Name(_) | Self::Resolve(_))
+    }
+}
+
+pub type Result<T> = std::result::Result<T, CheckpointError>;
+
+/// The checkpoints in a VM's folder.
+pub struct Catalog<'a> {
+    pub folder: &'a VmFolder,
+    pub store: Store,
+}
+
+impl<'a> Catalog<'a> {
+    pub fn new(folder: &'a VmFolder) -> Self {
+        Self { folder, store: Store::new(folder.storage().clone(), folder.checkpoints()) }
+    }
+
+    /// All manifests that can be read.
+    pub fn manifests(&self) -> Result<Vec<Manifest>> {
+        Ok(self.store.list()?.manifests)
+    }
+
+    pub fn resolve(&self, definition: &Definition, reference: &str) -> Result<Manifest> {
+        let id = Tree::of(&self.manifests()?, definition.now.parent).resolve(reference)?;
+        Ok(self.store.load(id)?)
+    }
+
+    /// The checkpoint that Now descends from.
+    pub fn parent_of_now(&self, definition: &Definition) -> Result<Manifest> {
+        let id = definition.now.parent.ok_or_else(|| {
+            CheckpointError::Refused(format!(
+                "the VM `{}` does not descend from a checkpoint: there is nothing to revert to",
+                self.folder.name()
+            ))
+        })?;
+        Ok(self.store.load(id)?)
+    }
+
+    /// The tree as users see it.
+    pub fn info(&self, definition: &Definition) -> Result<TreeInfo> {
+        let listing = self.store.list()?;
+        let tree = Tree::of(&listing.manifests, definition.now.parent);
+        let manifest = |id: Id| listing.manifests.iter().find(|manifest| manifest.id == id);
+        let rows = tree.rows().into_iter().filter_map(|row| match row.what {
+            RowItem::Checkpoint(id) => manifest(id),
+            RowItem::Now => None,
+        });
+        let damaged = listing.damaged.iter().map(|damaged| damaged.error.to_string());
+        let problems = tree.problems().iter().map(ToString::to_string);
+        Ok(TreeInfo {
+            now: definition.now.parent,
+            checkpoints: rows.map(CheckpointInfo::from).collect(),
+            damaged: damaged.chain(problems).collect(),
+        })
+    }
+
+    /// The checked name, or the time's; unique in the VM.
+    pub fn new_name(&self, asked: Option<&str>) -> Result<CheckpointName> {
+        let manifests = self.manifests()?;
+        let taken = |name: &str| manifests.iter().any(|manifest| manifest.name.as_str() == name);
+        match asked {
+            None => Ok(CheckpointName::of_time(&chrono::Local::now(), taken)),
+            Some(name) if taken(name) => Err(CheckpointError::Refused(format!(
+                "a checkpoint `{name}` exists: choose another name, or rename that one"
+            ))),
+            Some(name) => Ok(name.parse()?),
+        }
+    }
+
+    /// Renames, or changes the note.
+    pub fn change(&self, definition: &Definition, reference: &str, body: &ChangeBody) -> Result<Manifest> {
+        let manifest = self.resolve(definition, reference)?;
+        let asked = body.name.as_deref().filter(|name| *name != manifest.name.as_str());
+        let name = asked.map(|name| self.new_name(Some(name))).transpose()?;
+        Ok(self.store.update(manifest.id, |manifest| {
+            if let Some(name) = name {
+                manifest.name = name;
+            }
+            if let Some(note) = &body.note {
+                manifest.note.clone_from(note);
+            }
+        })?)
+    }
+
+    /// Checksums of the frozen layers that a node's manifest vouches for.
+    pub fn layer_sums(&self) -> Result<BTreeMap<Id, u32>> {
+        let manifests = self.manifests()?;
+        let points = manifests.iter().flat_map(|manifest| manifest.disks.values());
+        Ok(points
+            .filter_map(|point| match point {
+                DiskPoint::Layer { id, sums } => Some((*id, (*sums)?)),
+                DiskPoint::Base(_) => None,
+            })
+            .collect())
+    }
+}
+
+/// Replaces the definition on disk and in memory, or neither.
+fn save(folder: &VmFolder, lock: &VmLock, definition: &mut Definition, next: Definition) -> Result<()> {
+    folder.save(lock, &next)?;
+    *definition = next;
+    Ok(())
+}

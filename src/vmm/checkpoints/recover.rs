@@ -1,0 +1,107 @@
+//! Mending what a crash left. Runs at every start, and as `piton doctor`, which can also only look.
+
+use std::collections::BTreeSet;
+
+use super::{Catalog, Result, save};
+use crate::checkpoint::manifest::DiskPoint;
+use crate::checkpoint::store::Recovery;
+use crate::disk::layer::LayerSpec;
+use crate::folder::{Definition, VmFolder, VmLock};
+use crate::id::Id;
+use crate::vmm::disks::{Layers, remove_layers};
+
+/// Something that was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    pub text: String,
+    /// Whether piton mends it by itself; what it cannot mend is damage.
+    pub mended: bool,
+}
+
+impl Finding {
+    fn mended(text: impl Into<String>) -> Self {
+        Self { text: text.into(), mended: true }
+    }
+
+    fn damage(text: impl Into<String>) -> Self {
+        Self { text: text.into(), mended: false }
+    }
+}
+
+/// Finds what an interrupted operation left; with `repair` also mends it.
+pub fn recover(
+    folder: &VmFolder,
+    lock: &VmLock,
+    definition: &mut Definition,
+    repair: bool,
+) -> Result<Vec<Finding>> {
+    let mut findings = Vec::new();
+    let catalog = Catalog::new(folder);
+    let listing = catalog.store.list()?;
+    if let Some(id) = definition.now.creating {
+        let published = listing.manifests.iter().any(|manifest| manifest.id == id);
+        findings.push(Finding::mended(if published {
+            format!("checkpoint {id} was made and not yet taken note of; Now descends from it")
+        } else {
+            format!("the making of checkpoint {id} was interrupted; it is dropped")
+        }));
+        if repair {
+            let mut next = definition.clone();
+            next.now.creating = None;
+            if published {
+                next.now.parent = Some(id);
+            }
+            save(folder, lock, definition, next)?;
+        }
+    }
+    let how = if repair { Recovery::Mend } else { Recovery::Look };
+    findings.extend(catalog.store.recover(how)?.into_iter().map(|found| Finding::mended(found.to_string())));
+    findings.extend(listing.damaged.iter().map(|damaged| Finding::damage(damaged.error.to_string())));
+    let damaged = !listing.damaged.is_empty();
+    drop(listing);
+    findings.extend(orphans(&catalog, definition, damaged, repair)?);
+    Ok(findings)
+}
+
+/// Layers that no node's chain goes through. While anything cannot be read nothing is removed:
+/// it could be needed by that.
+pub(super) fn orphans(
+    catalog: &Catalog,
+    definition: &Definition,
+    damaged: bool,
+    repair: bool,
+) -> Result<Vec<Finding>> {
+    let layers = Layers::read(catalog.folder)?;
+    let manifests = catalog.manifests()?;
+    let points = manifests.iter().flat_map(|manifest| manifest.disks.values());
+    let checkpoints = points.filter_map(|point| match point {
+        DiskPoint::Layer { id, .. } => Some(*id),
+        DiskPoint::Base(_) => None,
+    });
+    let mut needed: BTreeSet<Id> = BTreeSet::new();
+    let mut findings = Vec::new();
+    for top in checkpoints.chain(definition.now.tops.values().copied()) {
+        match layers.chain(top) {
+            Ok(chain) => needed.extend(chain.into_iter().map(|layer| layer.id)),
+            Err(e) => findings.push(Finding::damage(format!("layer {top} of a disk: {e}"))),
+        }
+    }
+    if damaged || !findings.is_empty() {
+        return Ok(findings);
+    }
+    let orphans: Vec<LayerSpec> = layers
+        .found
+        .iter()
+        .filter(|layer| !needed.contains(&layer.id))
+        .map(|layer| LayerSpec { path: layer.path.clone(), id: layer.id })
+        .collect();
+    let names = orphans.iter().map(|layer| &layer.path).chain(layers.broken.iter().map(|(path, _)| path));
+    findings.extend(names.map(|path| Finding::mended(format!("{} is a layer that nothing needs", path.display()))));
+    if repair {
+        remove_layers(catalog.folder, &orphans);
+        for (path, _) in &layers.broken {
+            catalog.folder.storage().remove_file_if_exists(path)?;
+        }
+    }
+    Ok(findings)
+}

@@ -1,0 +1,282 @@
+//! A VM's life through the commands: detached, paused, stopped, killed, removed.
+
+mod common;
+
+use common::{Home, field};
+
+#[test]
+fn a_detached_vm_lives_on_and_is_found() {
+    let home = Home::new();
+    assert!(home.piton("list").ok().contains("piton run"), "what to do first");
+    let said = home.piton("run demo --detach --cpus 2 --memory 64M").ok();
+    assert!(said.contains("piton console demo"), "{said}");
+    let mut console = home.attach("demo");
+    assert_eq!(field(&console.ready(), "vcpus"), 2);
+    console.journal_goes_on(1);
+
+    let list = home.piton("list").ok();
+    assert!(list.contains("demo") && list.contains("running") && list.contains("64 MiB"), "{list}");
+    let listed = home.piton("list --json").json();
+    let shown = home.piton("show demo --json").json();
+    assert_eq!(listed.as_array().unwrap().len(), 1);
+    assert_eq!(listed[0], shown);
+    assert_eq!((&shown["name"], &shown["state"]), (&"demo".into(), &"running".into()));
+    assert_eq!(shown["folder"], home.vm("demo").to_str().unwrap());
+    assert_eq!(shown["config"]["memory"], 64 << 20);
+    let text = home.piton("show demo").ok();
+    for word in ["demo", "running", "64 MiB", "bundled guest", "disks/root.raw"] {
+        assert!(text.contains(word), "{word}: {text}");
+    }
+
+    home.piton("stop demo").ok();
+    assert!(console.end().contains("evt power button"));
+    let shown = home.piton("show demo --json").json();
+    assert_eq!(shown["state"], "stopped");
+    assert!(shown.get("pid").is_none());
+    home.piton("rm demo --yes").ok();
+    assert!(!home.vm("demo").exists());
+    home.is_empty();
+}
+
+#[test]
+fn pauses_and_resumes() {
+    let home = Home::new();
+    let mut vm = home.boot("run demo --cpus 2");
+    vm.journal_goes_on(1);
+    assert!(home.piton("pause demo").ok().contains("is paused"));
+    assert_eq!(home.piton("show demo --json").json()["state"], "paused");
+    vm.send("echo it does");
+    let before = home.console_log("demo");
+    // Twice is once.
+    assert_eq!(home.piton("pause demo --json").json()["state"], "paused");
+    assert_eq!(home.console_log("demo"), before, "a paused guest does nothing");
+    assert!(home.piton("resume demo").ok().contains("runs"));
+    vm.line(&["ok it does"]);
+    assert_eq!(home.piton("resume demo --json").json()["state"], "running");
+    vm.journal();
+    vm.power_off();
+}
+
+#[test]
+fn the_journal_stays_right_over_many_pauses() {
+    let home = Home::new();
+    let (a, b) = (home.image("a.raw", 4 << 20), home.image("b.raw", 4 << 20));
+    let mut vm = home.boot(&format!("run demo --cpus 2 --disk {a} --disk {b}"));
+    vm.ok("journal tick 1");
+    vm.ok("dirty 32 100");
+    vm.ok("fill 16 9");
+    let sum = vm.ok("sum");
+    let mut seq = vm.journal();
+    for _ in 0..20 {
+        assert_eq!(home.http("demo", "POST", "/vm/pause", "").status, 200);
+        assert_eq!(home.http("demo", "POST", "/vm/resume", "").status, 200);
+        seq = vm.journal_goes_on(seq);
+    }
+    assert_eq!(vm.ok("sum"), sum);
+    vm.ok("dirty check");
+    vm.power_off();
+}
+
+#[test]
+fn pausing_under_load_loses_no_request() {
+    let home = Home::new();
+    let mut vm = home.boot("run demo --cpus 2 --memory 64M");
+    vm.ok("journal off");
+    vm.send("blk bench rand-write 0 32M 4096 20000 64 qd=8");
+    let mut pauses = 0;
+    while !vm.text().contains("p99_us") {
+        assert_eq!(home.http("demo", "POST", "/vm/pause", "").status, 200);
+        assert_eq!(home.http("demo", "POST", "/vm/resume", "").status, 200);
+        pauses += 1;
+        assert!(!vm.text().contains("\nerr"), "after {pauses} pauses");
+        assert!(pauses < 20_000, "the guest makes no progress");
+    }
+    assert!(pauses > 0);
+    vm.line(&["ok"]);
+    vm.ok("blk write 0 8M 3");
+    vm.ok("blk verify 0 8M 3");
+    vm.power_off();
+}
+
+#[test]
+fn stop_presses_the_power_button() {
+    let home = Home::new();
+    let mut vm = home.boot("run demo");
+    let said = home.piton("stop demo").ok();
+    assert!(said.contains("is stopped"), "{said}");
+    let exit = vm.exits_well();
+    assert!(exit.console.contains("evt power button"));
+}
+
+#[test]
+fn stop_says_when_the_guest_does_not_heed_it() {
+    let home = Home::new();
+    let mut vm = home.boot("run demo");
+    vm.send("hang");
+    vm.line(&["evt hang"]);
+    home.piton("stop demo --timeout 1").fails(1, &["has not shut down", "--force"]);
+    assert!(vm.is_running());
+    home.piton("stop demo --force --timeout 1").ok();
+    let exit = vm.exits_well();
+    assert!(exit.stderr.contains("piton stop --force"), "{}", exit.stderr);
+}
+
+#[test]
+fn a_paused_vm_is_not_stopped_without_force() {
+    let home = Home::new();
+    let mut vm = home.boot("run demo");
+    home.piton("pause demo").ok();
+    home.piton("stop demo").fails(3, &["is paused", "piton resume demo"]);
+    assert!(vm.is_running());
+    assert_eq!(home.piton("stop demo --force --json").json()["state"], "stopped");
+    vm.exits_well();
+}
+
+#[test]
+fn what_runs_is_not_started_again_or_removed() {
+    let home = Home::new();
+    let mut vm = home.boot("run demo");
+    home.piton("start demo").fails(3, &["demo", "runs"]);
+    home.piton("start demo --attach").fails(3, &["demo", "runs"]);
+    home.piton("run demo").fails(3, &["demo"]);
+    home.piton("rm demo --yes").fails(3, &["piton stop demo"]);
+    vm.journal();
+    vm.power_off();
+    home.piton("rm demo").fails(3, &["--yes"]);
+    assert!(home.vm("demo").join("vm.json").exists());
+    assert_eq!(home.piton("rm demo --yes --json").json()["removed"], "demo");
+    home.is_empty();
+}
+
+#[test]
+fn what_does_not_run_is_said() {
+    let home = Home::new();
+    for command in ["start", "stop", "pause", "resume", "console", "show", "rm --yes"] {
+        home.piton(&format!("{command} nobody")).fails(3, &["no VM `nobody`", "piton list"]);
+    }
+    home.boot("run demo").power_off();
+    for command in ["stop", "pause", "resume", "console"] {
+        home.piton(&format!("{command} demo")).fails(3, &["does not run", "piton start"]);
+    }
+    let said = home.piton("pause demo --json");
+    assert_eq!(said.code, Some(3));
+    let json: serde_json::Value = serde_json::from_str(&said.stdout).unwrap();
+    assert!(json["error"].as_str().unwrap().contains("does not run"), "{said}");
+}
+
+#[test]
+fn starts_again_after_a_kill() {
+    let home = Home::new();
+    let mut vm = home.boot("run demo --cpus 2");
+    vm.ok("blk write 0 4M 77");
+    vm.ok("blk flush");
+    let seq = vm.journal_goes_on(5);
+    vm.signal(libc::SIGKILL);
+    assert_eq!(vm.exit().signal, Some(libc::SIGKILL));
+    assert!(home.socket("demo").exists(), "a socket that nobody listens on");
+    assert_eq!(home.piton("show demo --json").json()["state"], "stopped");
+    home.piton("pause demo").fails(3, &["does not run"]);
+
+    assert_eq!(home.piton("start demo --json").json()["state"], "running");
+    let mut console = home.attach("demo");
+    console.ready();
+    console.ok("blk verify 0 4M 77");
+    assert!(console.journal() >= seq, "what was flushed is there");
+    home.piton("stop demo").ok();
+}
+
+#[test]
+fn a_termination_signal_ends_it_well() {
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+        let home = Home::new();
+        let mut vm = home.boot("run demo");
+        vm.journal_goes_on(1);
+        vm.signal(signal);
+        let exit = vm.exits_well();
+        assert!(exit.stderr.contains("was ended by"), "signal {signal}: {}", exit.stderr);
+        assert!(!home.socket("demo").exists());
+        let mut vm = home.boot("start demo --attach");
+        vm.journal();
+        vm.power_off();
+    }
+}
+
+#[test]
+fn a_signal_ends_a_paused_vm_too() {
+    let home = Home::new();
+    let mut vm = home.boot("run demo --cpus 2");
+    home.piton("pause demo").ok();
+    vm.signal(libc::SIGTERM);
+    vm.exits_well();
+}
+
+#[test]
+fn console_attaches_and_ends_with_the_vm() {
+    let home = Home::new();
+    home.piton("run demo --detach").ok();
+    let mut console = home.spawn("console demo");
+    console.ready();
+    console.ok("echo typed by piton console");
+    console.send("poweroff");
+    let exit = console.exits_well();
+    assert!(exit.stderr.contains("has ended"), "{}", exit.stderr);
+    home.ended("demo");
+    assert!(home.console_log("demo").contains("ok typed by piton console"));
+}
+
+#[test]
+fn two_consoles_at_once() {
+    let home = Home::new();
+    let mut vm = home.boot("run demo");
+    let mut first = home.attach("demo");
+    let mut second = home.attach("demo");
+    first.ok("echo from the first");
+    second.line(&["ok from the first"]);
+    second.ok("echo from the second");
+    first.line(&["ok from the second"]);
+    vm.line(&["ok from the first"]);
+    vm.line(&["ok from the second"]);
+    drop(first);
+    second.ok("echo alone");
+    vm.power_off();
+    assert!(second.end().contains("evt poweroff"));
+}
+
+#[test]
+fn many_vms_at_once() {
+    let home = Home::new();
+    let mut vms: Vec<_> = (0..4).map(|n| home.spawn(&format!("run vm{n} --memory 32M"))).collect();
+    for vm in &mut vms {
+        vm.ready();
+        vm.journal_goes_on(1);
+    }
+    assert_eq!(home.piton("list --json").json().as_array().unwrap().len(), 4);
+    for mut vm in vms {
+        vm.power_off();
+    }
+}
+
+#[test]
+fn a_detached_vm_that_cannot_boot_is_told_at_once() {
+    let home = Home::new();
+    let kernel = home.file("kernel", b"no kernel");
+    home.piton(&format!("run demo --detach --kernel {kernel}")).fails(3, &["kernel", "no kernel"]);
+    home.is_empty();
+}
+
+#[test]
+fn the_folder_is_private() {
+    use std::os::unix::fs::PermissionsExt;
+    let home = Home::new();
+    let mut vm = home.boot("run demo");
+    for (path, mode) in [
+        (home.vm("demo"), 0o700),
+        (home.socket("demo"), 0o600),
+        (home.vm("demo").join("vm.json"), 0o600),
+        (home.vm("demo").join("console.log"), 0o600),
+    ] {
+        let found = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(found, mode, "{}: {found:o}", path.display());
+    }
+    vm.power_off();
+}

@@ -1,0 +1,350 @@
+//! What cannot be done is refused with one sentence and an exit code, and leaves nothing behind.
+
+mod common;
+
+use common::{Finished, GUEST, Home, is_root, skip};
+
+/// Each of these runs `piton run demo` with the words, and finds nothing left.
+#[track_caller]
+fn refused(home: &Home, words: &str, code: i32, says: &[&str]) {
+    home.piton(&format!("run demo {words}")).fails(code, says);
+    home.is_empty();
+}
+
+#[test]
+fn names() {
+    let home = Home::new();
+    let long = "x".repeat(300);
+    for name in ["", "/", "a/b", "..", ".", ".hidden", "-a", "a b", "a@b", "ä", &long] {
+        for command in ["run", "start", "show", "rm"] {
+            let finished = home.args([command, "--", name]);
+            finished.fails(2, &["is no VM name", "1 to 64 letters"]);
+        }
+    }
+    home.is_empty();
+    home.piton("run").fails(2, &["required"]);
+    home.piton("").code.unwrap();
+    home.piton("fly demo").fails(2, &["fly"]);
+    home.piton("run demo --cpus many").fails(2, &["many"]);
+    home.is_empty();
+}
+
+#[test]
+fn a_name_that_is_taken() {
+    let home = Home::new();
+    home.boot("run demo").power_off();
+    let before = std::fs::read(home.vm("demo").join("vm.json")).unwrap();
+    home.piton("run demo").fails(3, &["a VM `demo` exists", "piton start demo", "piton rm demo"]);
+    assert_eq!(std::fs::read(home.vm("demo").join("vm.json")).unwrap(), before);
+    assert!(home.vm("demo").join("disks/root.raw").exists());
+    home.boot("start demo --attach").power_off();
+}
+
+#[test]
+fn memory() {
+    let home = Home::new();
+    refused(&home, "--memory 0", 3, &["too small", "8M"]);
+    refused(&home, "--memory 1K", 3, &["too small", "8M"]);
+    refused(&home, "--memory 10000K", 3, &["whole number of MiB"]);
+    refused(&home, "--memory lots", 3, &["`lots` is no memory size", "512M"]);
+    refused(&home, "--memory 512X", 3, &["is no memory size"]);
+    refused(&home, "--memory 99999999999999999999G", 3, &["is no memory size"]);
+    refused(&home, "--memory 200T", 3, &["cannot map", "--memory"]);
+}
+
+#[test]
+fn cpus() {
+    let home = Home::new();
+    refused(&home, "--cpus 0", 3, &["1 to"]);
+    refused(&home, "--cpus 255", 3, &["255 CPUs", "1 to 254"]);
+    refused(&home, "--cpus 100000", 3, &["1 to"]);
+    refused(&home, "--cpus 99999999999", 2, &["99999999999"]);
+    refused(&home, "--cpus=-1", 2, &["-1"]);
+}
+
+#[test]
+fn kernels() {
+    let home = Home::new();
+    let bytes = |edit: fn(&mut Vec<u8>)| {
+        let mut bytes = GUEST.to_vec();
+        edit(&mut bytes);
+        bytes
+    };
+    let cases: [(&str, Vec<u8>, &str); 8] = [
+        ("empty", Vec::new(), "empty"),
+        ("text", b"#!/bin/sh\necho no kernel\n".to_vec(), "no kernel that piton knows"),
+        ("zeros", vec![0; 1 << 20], "no kernel that piton knows"),
+        ("half", GUEST[..GUEST.len() / 2].to_vec(), "truncated"),
+        ("header", GUEST[..40].to_vec(), "truncated"),
+        ("magic", GUEST[..4].to_vec(), "truncated"),
+        ("old", bytes(|bytes| bytes[4] = 1), "32-bit"),
+        ("arm", bytes(|bytes| bytes[18] = 183), "another processor"),
+    ];
+    for (name, content, says) in cases {
+        let path = home.file(name, &content);
+        refused(&home, &format!("--kernel {path}"), 3, &["the kernel", name, says]);
+    }
+    refused(&home, "--kernel /nowhere/vmlinuz", 3, &["/nowhere/vmlinuz", "No such file"]);
+    refused(&home, "--kernel /tmp", 3, &["/tmp", "a folder"]);
+    refused(&home, "--kernel /dev/null", 3, &["/dev/null", "no regular file"]);
+}
+
+#[test]
+fn initrds() {
+    let home = Home::new();
+    let kernel = home.file("kernel", GUEST);
+    let big = home.image("big", 100 << 20);
+    let run = |rest: &str| format!("--kernel {kernel} {rest}");
+    refused(&home, &run(&format!("--memory 64M --initrd {big}")), 3, &["100 MiB", "64 MiB", "--memory"]);
+    let huge = home.image("huge", 1 << 40);
+    refused(&home, &run(&format!("--initrd {huge}")), 3, &["does not fit", "--memory"]);
+    refused(&home, &run("--initrd /nowhere/initrd"), 3, &["initrd", "/nowhere/initrd"]);
+    refused(&home, &run("--initrd /tmp"), 3, &["/tmp", "a folder"]);
+    let empty = home.file("empty", b"");
+    refused(&home, &run(&format!("--initrd {empty}")), 3, &["initrd", "empty"]);
+    refused(&home, &format!("--initrd {big}"), 2, &["required"]);
+}
+
+#[test]
+fn command_lines() {
+    let home = Home::new();
+    let long = "x".repeat(10_000);
+    home.args(["run", "demo", "--cmdline", &long]).fails(3, &["command line", "10000 characters"]);
+    home.args(["run", "demo", "--cmdline", "a\nb"]).fails(3, &["printable ASCII"]);
+    home.args(["run", "demo", "--cmdline", "ä"]).fails(3, &["printable ASCII"]);
+    home.is_empty();
+}
+
+#[test]
+fn disks() {
+    let home = Home::new();
+    let good = home.image("good.raw", 1 << 20);
+    refused(&home, "--disk /nowhere/a.raw", 3, &["/nowhere/a.raw", "does not exist"]);
+    refused(&home, "--disk /tmp", 3, &["/tmp", "a folder"]);
+    refused(&home, "--disk /dev/null", 3, &["/dev/null", "neither a file nor a block device"]);
+    let odd = home.image("odd.raw", 1000);
+    refused(&home, &format!("--disk {odd}"), 3, &["odd.raw", "1000 bytes", "512"]);
+    let empty = home.image("empty.raw", 0);
+    refused(&home, &format!("--disk {empty}"), 3, &["empty.raw", "empty"]);
+    refused(&home, &format!("--disk {good} --disk /nowhere/b.raw"), 3, &["b.raw", "does not exist"]);
+    refused(&home, &format!("--disk {good},id=a --disk {odd},id=a"), 3, &["two disks", "`a`"]);
+    refused(&home, &format!("--disk {good},id="), 3, &["no disk id"]);
+    refused(&home, &format!("--disk {good},id=a/b"), 3, &["`a/b` is no disk id"]);
+    refused(&home, &format!("--disk {good},fast"), 3, &["`fast` is no option"]);
+    refused(&home, &format!("--disk {good},readonly,overlay"), 3, &["readonly", "overlay"]);
+    refused(&home, "--disk ,readonly", 3, &["names no file"]);
+    let many = format!("--disk {good},readonly ").repeat(30);
+    refused(&home, &many, 3, &["30 disks", "at most"]);
+    let fifo = home.beside("fifo");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    refused(&home, &format!("--disk {}", fifo.display()), 3, &["neither a file nor a block device"]);
+    assert_eq!(std::fs::metadata(&good).unwrap().len(), 1 << 20);
+}
+
+#[test]
+fn a_qcow2_image_is_not_written() {
+    let home = Home::new();
+    let mut header = vec![0; 1 << 16];
+    header[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+    let image = home.file("a.qcow2", &header);
+    refused(&home, &format!("--disk {image}"), 3, &["qcow2", ",overlay"]);
+    refused(&home, &format!("--disk {image},readonly"), 3, &["a.qcow2"]);
+}
+
+#[test]
+fn a_disk_that_went_away_is_named_at_start() {
+    let home = Home::new();
+    let image = home.image("a.raw", 1 << 20);
+    home.boot(&format!("run demo --disk {image}")).power_off();
+    std::fs::remove_file(&image).unwrap();
+    home.piton("start demo").fails(3, &["a.raw", "does not exist"]);
+    home.image("a.raw", 1000);
+    home.piton("start demo").fails(3, &["a.raw", "1000 bytes"]);
+    home.image("a.raw", 1 << 20);
+    home.piton("start demo").ok();
+    home.piton("stop demo --force").ok();
+}
+
+#[test]
+fn a_socket_path_that_is_too_long() {
+    let home = Home::new();
+    let long = home.beside(&"x".repeat(90));
+    let mut command = home.command(["run", "demo"]);
+    command.env("PITON_HOME", &long);
+    Finished::run(command).fails(3, &["control socket", "107", "PITON_HOME"]);
+    assert!(!long.exists());
+}
+
+#[test]
+fn definitions() {
+    let home = Home::new();
+    home.boot("run demo").power_off();
+    let path = home.vm("demo").join("vm.json");
+    let good = std::fs::read_to_string(&path).unwrap();
+    let half = good[..good.len() / 2].to_owned();
+    let many_cpus = good.replace("\"cpus\": 1", "\"cpus\": 1000");
+    assert_ne!(many_cpus, good);
+    for (text, says) in [
+        ("garbage \u{0} {", "damaged"),
+        ("", "damaged"),
+        ("[]", "damaged"),
+        ("{}", "no format version"),
+        (&half, "damaged"),
+        (r#"{"format": 999, "new": {}}"#, "newer piton (format 999"),
+        (r#"{"format": 1}"#, "damaged"),
+        (&many_cpus, "impossible definition"),
+    ] {
+        std::fs::write(&path, text).unwrap();
+        for command in ["start", "show"] {
+            home.piton(&format!("{command} demo")).fails(3, &["vm.json", says]);
+        }
+        let list = home.piton("list").ok();
+        assert!(list.contains("demo") && list.contains("broken"), "{list}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text, "what is there stays");
+    }
+    std::fs::write(&path, [0xff; 64]).unwrap();
+    home.piton("start demo").fails(3, &["vm.json", "damaged"]);
+    // A broken one can still be removed, and a whole one be put back.
+    std::fs::write(&path, good).unwrap();
+    home.boot("start demo --attach").power_off();
+    std::fs::write(&path, "garbage").unwrap();
+    home.piton("rm demo --yes").ok();
+    home.is_empty();
+}
+
+#[test]
+fn the_folder_of_another_user() {
+    if !is_root() {
+        return skip("only root can give a folder away");
+    }
+    let home = Home::new();
+    home.boot("run demo").power_off();
+    std::os::unix::fs::chown(home.vm("demo"), Some(65534), None).unwrap();
+    for command in ["start demo", "run demo", "rm demo --yes"] {
+        home.piton(command).fails(3, &["another user", "65534", "PITON_HOME"]);
+    }
+    assert!(home.vm("demo").join("vm.json").exists());
+}
+
+#[test]
+fn a_home_that_cannot_be_made() {
+    let home = Home::new();
+    let file = home.file("file", b"");
+    let mut command = home.command(["run", "demo"]);
+    command.env("PITON_HOME", format!("{file}/home"));
+    let finished = Finished::run(command);
+    assert!(matches!(finished.code, Some(1 | 3)), "{finished}");
+    assert!(finished.stderr.starts_with("piton: ") && finished.stderr.lines().count() == 1, "{finished}");
+    for command in ["list", "run demo"] {
+        let mut command = home.command(command.split(' '));
+        command.env_remove("PITON_HOME").env_remove("XDG_DATA_HOME").env_remove("HOME");
+        Finished::run(command).fails(3, &["PITON_HOME"]);
+    }
+}
+
+/// Runs `piton run demo` in a mount namespace of its own, after `prepare`, a line of shell.
+fn in_namespace(home: &Home, prepare: &str, run: &str) -> Option<Finished> {
+    if !is_root() {
+        skip("only root can mount over a file");
+        return None;
+    }
+    let mut command = std::process::Command::new("unshare");
+    command.args(["-m", "sh", "-ec"]);
+    command.arg(format!("{prepare}\nexec {run}"));
+    home.equip(&mut command);
+    command.env("PITON", env!("CARGO_BIN_EXE_piton"));
+    Some(Finished::run(command))
+}
+
+#[test]
+fn no_kvm() {
+    let home = Home::new();
+    if let Some(finished) = in_namespace(&home, "mount -t tmpfs none /dev", "$PITON run demo") {
+        finished.fails(3, &["there is no /dev/kvm", "firmware", "kvm_intel or kvm_amd"]);
+        home.is_empty();
+    }
+}
+
+#[test]
+fn no_permission_for_kvm() {
+    let home = Home::new();
+    let closed = home.file("closed", b"");
+    // Whoever runs it must get at the binary and a home of its own.
+    std::fs::copy(env!("CARGO_BIN_EXE_piton"), home.beside("piton")).unwrap();
+    let prepare = format!(
+        "chmod 0600 {closed}; mount --bind {closed} /dev/kvm; cd {0}; chmod 0755 {0} piton; mkdir h; \
+         chown 65534 h",
+        home.beside("").display()
+    );
+    let run = "setpriv --reuid 65534 --regid 65534 --clear-groups ./piton run demo";
+    if let Some(finished) = in_namespace(&home, &prepare, run) {
+        finished.fails(3, &["no permission to open /dev/kvm", "group"]);
+        home.is_empty();
+    }
+}
+
+#[test]
+fn what_is_not_kvm() {
+    let home = Home::new();
+    for other in ["/dev/null", "/dev/zero"] {
+        let prepare = format!("mount --bind {other} /dev/kvm");
+        if let Some(finished) = in_namespace(&home, &prepare, "$PITON run demo") {
+            finished.fails(3, &["/dev/kvm", "does not answer as KVM"]);
+            home.is_empty();
+        }
+    }
+}
+
+#[test]
+fn an_image_that_may_not_be_written() {
+    let home = Home::new();
+    let image = home.image("a.raw", 1 << 20);
+    let run = format!("$PITON run demo --disk {image}");
+    let finished = if is_root() {
+        // Root may write any file but one that is mounted read-only.
+        let prepare = format!("mount --bind {image} {image}; mount -o remount,bind,ro {image}");
+        in_namespace(&home, &prepare, &run)
+    } else {
+        let mut permissions = std::fs::metadata(&image).unwrap().permissions();
+        permissions.set_readonly(true);
+        std::fs::set_permissions(&image, permissions).unwrap();
+        Some(home.piton(&format!("run demo --disk {image}")))
+    };
+    if let Some(finished) = finished {
+        finished.fails(3, &["a.raw", "may not be written", ",readonly"]);
+        home.is_empty();
+    }
+}
+
+/// Runs a line of shell with `$PITON`, for what only a shell can do to a command's files.
+fn shell(home: &Home, line: &str) -> Finished {
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", line]);
+    home.equip(&mut command);
+    command.env("PITON", env!("CARGO_BIN_EXE_piton"));
+    Finished::run(command)
+}
+
+#[test]
+fn closed_standard_files() {
+    let home = Home::new();
+    let off = "--cmdline piton.run=poweroff";
+    let finished = shell(&home, &format!("exec $PITON run demo {off} <&-"));
+    assert!(finished.ok().contains("evt poweroff"));
+    shell(&home, "exec $PITON start demo --attach >&-").ok();
+    shell(&home, "exec $PITON start demo --attach 2>&-").ok();
+    shell(&home, "exec $PITON start demo --attach <&- >&- 2>&-").ok();
+    assert_eq!(home.console_log("demo").matches("evt poweroff").count(), 4);
+    home.piton("rm demo --yes").ok();
+    shell(&home, "exec $PITON run demo --detach <&-").ok();
+    shell(&home, "exec $PITON stop demo --force <&- >&- 2>&-").ok();
+    assert_eq!(home.piton("show demo --json").json()["state"], "stopped");
+}
+
+#[test]
+fn output_that_nobody_reads() {
+    let home = Home::new();
+    let finished = shell(&home, "$PITON run demo --cmdline piton.run=poweroff | true");
+    assert!(!finished.stderr.contains("panicked"), "{finished}");
+    assert!(home.console_log("demo").contains("evt poweroff"));
+}
