@@ -111,9 +111,25 @@ pub struct Now {
     /// A checkpoint that is being made: once it is published, it is the parent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub creating: Option<Id>,
+    /// A merge of two layers that was begun.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merging: Option<Merging>,
     /// The writable layer of each disk that has one; a disk that is not named writes to its base.
     #[serde(default)]
     pub tops: BTreeMap<String, Id>,
+}
+
+/// A merge, so that it can be brought to its end after a crash.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Merging {
+    pub disk: String,
+    /// None: the base.
+    pub lower: Option<Id>,
+    pub upper: Id,
+    /// The upper layer goes down into the lower one; otherwise the lower one comes up.
+    pub commit: bool,
+    /// Layers on the upper one.
+    pub children: Vec<Id>,
 }
 
 impl Definition {

@@ -1,6 +1,6 @@
 # time from spawn to the bundled guest's first console byte, and memory of the VMM, against QEMU
-# shellcheck shell=bash
-# Sourced by scripts/bench.
+# shellcheck shell=bash disable=SC2154
+# Sourced by scripts/bench, which has me, repo and benches.
 
 rounds=20
 recording=
@@ -20,7 +20,7 @@ done
 [[ -w /dev/kvm ]] || die "/dev/kvm is missing or not yours to use"
 
 need_packages qemu-system-x86:qemu-system-x86_64
-cd -- "$repo"
+cd -- "$repo" || exit 1
 cargo build --release --quiet
 # The same guest for all, built as build.rs builds it.
 RUSTFLAGS="-C relocation-model=static -C panic=abort" cargo build --release --quiet \

@@ -94,6 +94,20 @@ pub enum CheckpointCommand {
         #[arg(long, short)]
         yes: bool,
     },
+    /// Forget a checkpoint; what others need of it stays
+    #[command(visible_alias = "rm")]
+    Delete {
+        checkpoint: CheckpointRef,
+        /// And all that descends from it
+        #[arg(long)]
+        subtree: bool,
+        /// Only tell what would go
+        #[arg(long)]
+        dry_run: bool,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
     /// Read all of a checkpoint against its checksums
     Verify { checkpoint: CheckpointRef },
 }
@@ -113,7 +127,10 @@ impl std::str::FromStr for CheckpointRef {
             .split_once('@')
             .filter(|(_, checkpoint)| !checkpoint.is_empty())
             .ok_or_else(|| format!("name the checkpoint as VM@CHECKPOINT, not `{text}`"))?;
-        Ok(Self { vm: vm.parse().map_err(|e: FolderError| e.to_string())?, checkpoint: checkpoint.to_owned() })
+        Ok(Self {
+            vm: vm.parse().map_err(|e: FolderError| e.to_string())?,
+            checkpoint: checkpoint.to_owned(),
+        })
     }
 }
 

@@ -15,11 +15,13 @@ use crate::checkpoint::Manifest;
 use crate::checkpoint::manifest::DiskPoint;
 use crate::checkpoint::state::read_state;
 use crate::control::client::{self, ClientError};
-use crate::control::{ApplyBody, ChangeBody, CheckpointInfo, CreateBody, RevertBody, State, TreeInfo, VmInfo};
+use crate::control::{
+    ApplyBody, ChangeBody, CheckpointInfo, CreateBody, DeleteBody, RevertBody, State, TreeInfo, VmInfo,
+};
 use crate::disk::delta::FrozenDelta;
 use crate::folder::{Definition, VmFolder, VmLock, VmName};
 use crate::vmm::checkpoints::create::{Subject, create};
-use crate::vmm::checkpoints::{Catalog, CheckpointError, apply, recover};
+use crate::vmm::checkpoints::{Catalog, CheckpointError, apply, delete, recover};
 use crate::vmm::disks::{self, Layers};
 
 pub fn run(command: CheckpointCommand, json: bool) -> anyhow::Result<()> {
@@ -49,6 +51,9 @@ pub fn run(command: CheckpointCommand, json: bool) -> anyhow::Result<()> {
         }
         CheckpointCommand::Apply(args) => apply_checkpoint(args, json)?,
         CheckpointCommand::Revert { name, run, yes } => revert(&existing(&name)?, run, yes, json)?,
+        CheckpointCommand::Delete { checkpoint, subtree, dry_run, yes } => {
+            delete_checkpoint(&checkpoint, DeleteBody { subtree, dry_run }, yes, json)?;
+        }
         CheckpointCommand::Verify { checkpoint } => verify(&checkpoint, json)?,
     }
     Ok(())
@@ -94,13 +99,8 @@ fn create_checkpoint(folder: &VmFolder, body: &CreateBody) -> anyhow::Result<Che
     let sums = Catalog::new(folder).layer_sums()?;
     let Definition { config, now, .. } = &vm.definition;
     let disks = disks::open(folder, config, &now.tops, &sums, &Default::default())?;
-    let subject = Subject {
-        folder,
-        lock: &vm.lock,
-        definition: &mut vm.definition,
-        disks: &disks.live,
-        machine: None,
-    };
+    let subject =
+        Subject { folder, lock: &vm.lock, definition: &mut vm.definition, disks: &disks.live, machine: None };
     Ok(CheckpointInfo::from(&create(subject, body)?))
 }
 
@@ -176,7 +176,9 @@ fn go_back_offline(folder: &VmFolder, manifest: &Manifest, run: bool, json: bool
     if manifest.memory.is_some() {
         // It takes a process to hold the memory.
         let mut args: Vec<std::ffi::OsString> =
-            ["start", &folder.name().to_string(), "--restore", &manifest.id.to_string()].map(Into::into).into();
+            ["start", &folder.name().to_string(), "--restore", &manifest.id.to_string()]
+                .map(Into::into)
+                .into();
         args.extend(run.then(|| "--resume".into()));
         run::detach(args)?;
         return landed(folder, manifest, Some(client::get(&folder.socket())?), json);
@@ -219,6 +221,33 @@ fn revert(folder: &VmFolder, run: bool, yes: bool, json: bool) -> anyhow::Result
         return landed(folder, &manifest, Some(info), json);
     }
     go_back_offline(folder, &manifest, run, json)
+}
+
+fn delete_checkpoint(target: &CheckpointRef, body: DeleteBody, yes: bool, json: bool) -> anyhow::Result<()> {
+    let folder = existing(&target.vm)?;
+    let manifest = Catalog::new(&folder).resolve(&folder.load()?, &target.checkpoint)?;
+    let what = if body.subtree { " and all that descends from it" } else { "" };
+    if !yes && !body.dry_run && !confirm(&format!("Delete checkpoint `{}`{what}?", manifest.name))? {
+        return Err(refused("nothing was deleted"));
+    }
+    let path = format!("/vm/checkpoints/{}", manifest.id);
+    let deleted = match answer(client::delete(&folder.socket(), &path, &body))? {
+        Some(deleted) => deleted,
+        None => {
+            let mut vm = Offline::open(&folder)?;
+            let deleted = delete::run(&folder, &vm.lock, &mut vm.definition, manifest.id, body)?;
+            if !body.dry_run {
+                delete::settle(&folder, &vm.lock, &mut vm.definition)?;
+            }
+            deleted
+        }
+    };
+    if json {
+        println!("{}", serde_json::json!(deleted));
+    } else {
+        output::deleted(&deleted);
+    }
+    Ok(())
 }
 
 fn verify(target: &CheckpointRef, json: bool) -> anyhow::Result<()> {
@@ -268,6 +297,9 @@ pub fn doctor(name: &VmName, repair: bool, json: bool) -> anyhow::Result<()> {
     let lock = folder.lock()?;
     let mut definition = folder.load()?;
     let findings = recover(&folder, &lock, &mut definition, repair)?;
+    if repair {
+        delete::settle(&folder, &lock, &mut definition)?;
+    }
     if json {
         let list: Vec<_> = findings
             .iter()

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use crate::checkpoint::Manifest;
 use crate::checkpoint::tree::{Node, RowItem, Tree, short};
 use crate::config::{DiskConfig, VmConfig};
-use crate::control::{CheckpointInfo, State, TreeInfo, VmInfo};
+use crate::control::{CheckpointInfo, DeletedInfo, State, TreeInfo, VmInfo};
 use crate::folder::VmName;
 
 /// One line on standard error. A raw terminal needs the carriage return, any other ignores it.
@@ -152,6 +152,16 @@ pub fn created(info: &CheckpointInfo) {
     }
     for warning in &info.warnings {
         complain(&format!("warning: {warning}"));
+    }
+}
+
+pub fn deleted(info: &DeletedInfo) {
+    let what = if info.dry_run { "would be deleted" } else { "is deleted" };
+    for checkpoint in &info.deleted {
+        println!("checkpoint `{}` {what}", checkpoint.name);
+    }
+    if info.merge_later {
+        println!("disk layers that are no longer needed apart are merged when the VM is off");
     }
 }
 

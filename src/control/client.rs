@@ -82,8 +82,20 @@ pub fn post<T: DeserializeOwned>(socket: &Path, path: &str, body: &impl Serializ
     ask(socket, Method::POST, path, Some(serde_json::to_vec(body).map_err(broken)?))
 }
 
-pub fn patch<T: DeserializeOwned>(socket: &Path, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
+pub fn patch<T: DeserializeOwned>(
+    socket: &Path,
+    path: &str,
+    body: &impl Serialize,
+) -> Result<T, ClientError> {
     ask(socket, Method::PATCH, path, Some(serde_json::to_vec(body).map_err(broken)?))
+}
+
+pub fn delete<T: DeserializeOwned>(
+    socket: &Path,
+    path: &str,
+    body: &impl Serialize,
+) -> Result<T, ClientError> {
+    ask(socket, Method::DELETE, path, Some(serde_json::to_vec(body).map_err(broken)?))
 }
 
 /// Attaches to the console: what is read is its output, what is written is typed into it.

@@ -30,6 +30,7 @@ pub enum Request {
     /// Name or id of the checkpoint, and what to change of it.
     ChangeCheckpoint(String, ChangeBody),
     ApplyCheckpoint(String, ApplyBody),
+    DeleteCheckpoint(String, DeleteBody),
     Revert(RevertBody),
 }
 
@@ -82,6 +83,7 @@ pub enum Reply {
     Vm(Box<VmInfo>),
     Checkpoint(Box<CheckpointInfo>),
     Tree(TreeInfo),
+    Deleted(DeletedInfo),
 }
 
 impl Reply {
@@ -199,6 +201,27 @@ pub struct ApplyBody {
     /// Resume at once.
     #[serde(default)]
     pub run: bool,
+}
+
+/// Body of `DELETE /vm/checkpoints/{checkpoint}`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeleteBody {
+    /// All that descends from it goes too.
+    #[serde(default)]
+    pub subtree: bool,
+    /// Only tell what would go.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// What a delete took, or would take.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeletedInfo {
+    pub deleted: Vec<CheckpointInfo>,
+    pub dry_run: bool,
+    /// Layers are merged when the VM is off.
+    pub merge_later: bool,
 }
 
 /// Body of `POST /vm/revert`.

@@ -9,6 +9,7 @@
 //! | `POST /vm/checkpoints` | [`CreateBody`](super::CreateBody) or none | the new checkpoint ([`CheckpointInfo`](super::CheckpointInfo)) |
 //! | `PATCH /vm/checkpoints/{checkpoint}` | [`ChangeBody`](super::ChangeBody) | the checkpoint |
 //! | `POST /vm/checkpoints/{checkpoint}/apply` | [`ApplyBody`](super::ApplyBody) | the VM |
+//! | `DELETE /vm/checkpoints/{checkpoint}` | [`DeleteBody`](super::DeleteBody) or none | what went ([`DeletedInfo`](super::DeletedInfo)) |
 //! | `POST /vm/revert` | [`RevertBody`](super::RevertBody) or none | the VM |
 //! | `GET /vm/console` with `Upgrade: piton-console` | | 101, then the console's bytes both ways |
 //!
@@ -27,7 +28,7 @@ use axum::extract::{Path as UrlPath, State};
 use axum::http::header::{CONNECTION, UPGRADE};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, patch, post};
+use axum::routing::{delete, get, patch, post};
 use axum::{Json, Router};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
@@ -128,13 +129,27 @@ async fn serve(listener: std::os::unix::net::UnixListener, context: Context) -> 
         .route("/vm", get(|context| ask(context, Request::Show)))
         .route("/vm/pause", post(|context| ask(context, Request::Pause)))
         .route("/vm/resume", post(|context| ask(context, Request::Resume)))
-        .route("/vm/stop", post(|context, body: Bytes| with_body(context, body, |StopBody { force }| Request::Stop { force })))
+        .route(
+            "/vm/stop",
+            post(|context, body: Bytes| {
+                with_body(context, body, |StopBody { force }| Request::Stop { force })
+            }),
+        )
         .route("/vm/checkpoints", get(|context| ask(context, Request::Checkpoints)))
-        .route("/vm/checkpoints", post(|context, body: Bytes| with_body(context, body, Request::CreateCheckpoint)))
+        .route(
+            "/vm/checkpoints",
+            post(|context, body: Bytes| with_body(context, body, Request::CreateCheckpoint)),
+        )
         .route(
             "/vm/checkpoints/{checkpoint}",
             patch(|context, path: UrlPath<String>, body: Bytes| {
                 with_body(context, body, |body| Request::ChangeCheckpoint(path.0, body))
+            }),
+        )
+        .route(
+            "/vm/checkpoints/{checkpoint}",
+            delete(|context, path: UrlPath<String>, body: Bytes| {
+                with_body(context, body, |body| Request::DeleteCheckpoint(path.0, body))
             }),
         )
         .route(

@@ -119,9 +119,7 @@ impl LiveDisk {
     pub fn push(&self, storage: &Storage, overlay: Prepared) -> Result<Option<Arc<FrozenDelta>>> {
         let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
         match (&*inner, overlay) {
-            (Inner::Chain(chain), Prepared::OnChain(overlay)) => {
-                Ok(Some(chain.push_overlay(overlay)))
-            }
+            (Inner::Chain(chain), Prepared::OnChain(overlay)) => Ok(Some(chain.push_overlay(overlay))),
             (Inner::Raw(disk), Prepared::OnRaw(delta)) => {
                 // Frozen layers are synced by whoever publishes; a frozen base has no such handle.
                 disk.flush()?;

@@ -169,7 +169,20 @@ fn assemble(vm: Vm, config: &VmConfig, parts: Parts) -> Result<Assembled, Machin
     let VirtioSlots { mmio, used: virtio, transports, .. } = slots;
     let event_loop = EventLoop::start(subscribers).map_err(MachineError::setup("the device loop"))?;
     let wiring = Wiring { ports: Arc::new(ports), mmio: Arc::new(mmio), events: parts.events };
-    Ok(Assembled { vm, vcpus, wiring, virtio, blocks, rng, workers, transports, serial, console_input, power, event_loop })
+    Ok(Assembled {
+        vm,
+        vcpus,
+        wiring,
+        virtio,
+        blocks,
+        rng,
+        workers,
+        transports,
+        serial,
+        console_input,
+        power,
+        event_loop,
+    })
 }
 
 fn interrupt(vm: &Vm, gsi: u32) -> Result<EventFd, MachineError> {

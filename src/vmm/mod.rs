@@ -10,17 +10,17 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use tokio::sync::oneshot;
 
-use crate::control::server::{Server, ServerError};
 use crate::checkpoint::Manifest;
+use crate::control::server::{Server, ServerError};
 use crate::control::{
-    Answer, ApplyBody, CreateBody, Reply, Request, RequestError, RevertBody, State, VmInfo,
+    Answer, ApplyBody, CreateBody, DeletedInfo, Reply, Request, RequestError, RevertBody, State, VmInfo,
 };
 use crate::devices::console::Console;
 use crate::events::MachineEvent;
 use crate::folder::{Definition, FolderError, VmFolder, VmLock};
 use crate::machine::{self, Machine, MachineError, Parts};
 use checkpoints::create::{Subject, create};
-use checkpoints::{Catalog, CheckpointError, apply};
+use checkpoints::{Catalog, CheckpointError, apply, delete};
 use disks::{DisksError, OpenDisks};
 
 /// The guest that comes with piton.
@@ -189,10 +189,14 @@ impl Vmm {
                 Message::End(by) => break Outcome::Ended(by),
             }
         };
-        let Self { machine, console, server, lock, .. } = self;
+        let Self { folder, mut definition, machine, disks, console, server, lock, .. } = self;
         // Guest and disks end first, so that what they last printed is still shown.
         drop(machine);
+        drop(disks);
         console.close();
+        if let Err(e) = delete::settle(&folder, &lock, &mut definition) {
+            log::warn!("layers that nothing needs apart are not merged yet: {e}");
+        }
         drop(server);
         drop(lock);
         outcome
@@ -246,9 +250,17 @@ impl Vmm {
                 let manifest = catalog.resolve(&self.definition, &reference)?;
                 self.apply_checkpoint(&manifest, &body)?;
             }
+            (Request::DeleteCheckpoint(reference, body), _) => {
+                let id = catalog.resolve(&self.definition, &reference)?.id;
+                let deleted = delete::run(&self.folder, &self.lock, &mut self.definition, id, body)?;
+                return Ok(Reply::Deleted(DeletedInfo { merge_later: !body.dry_run, ..deleted }));
+            }
             (Request::Revert(RevertBody { run }), _) => {
                 let manifest = catalog.parent_of_now(&self.definition)?;
-                self.apply_checkpoint(&manifest, &ApplyBody { discard_current: true, run, ..Default::default() })?;
+                self.apply_checkpoint(
+                    &manifest,
+                    &ApplyBody { discard_current: true, run, ..Default::default() },
+                )?;
             }
         }
         Ok(self.info().into())
@@ -284,8 +296,9 @@ impl Vmm {
         }
         let boot = self.boot + 1;
         let reuse = self.disks.left_alone();
-        let ready =
-            apply::prepare(&self.folder, &self.definition, manifest, &reuse, |disks| self.parts(boot, disks))?;
+        let ready = apply::prepare(&self.folder, &self.definition, manifest, &reuse, |disks| {
+            self.parts(boot, disks)
+        })?;
         let was_running = self.state() == State::Running;
         let committed = self
             .machine

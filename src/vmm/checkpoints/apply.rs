@@ -47,7 +47,7 @@ pub fn prepare(
     let made: Vec<LayerSpec> = made.into_values().collect();
     let next = Definition {
         config: manifest.config.clone(),
-        now: Now { parent: Some(manifest.id), creating: None, tops },
+        now: Now { parent: Some(manifest.id), tops, ..Now::default() },
         ..definition.clone()
     };
     let built = (|| {

@@ -206,7 +206,8 @@ fn capture(
         }
         drop(held);
         let pause_us = was_running.then(|| u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX));
-        let state = state.map(|(state, image)| Ok::<_, CheckpointError>((state, image.finish()?))).transpose()?;
+        let state =
+            state.map(|(state, image)| Ok::<_, CheckpointError>((state, image.finish()?))).transpose()?;
         Ok(Captured { state, pause_us })
     };
     match run() {

@@ -5,6 +5,7 @@
 
 pub mod apply;
 pub mod create;
+pub mod delete;
 mod recover;
 
 use std::collections::BTreeMap;
@@ -15,8 +16,8 @@ use crate::checkpoint::manifest::DiskPoint;
 use crate::checkpoint::name::NameError;
 use crate::checkpoint::state::StateError;
 use crate::checkpoint::store::{Store, StoreError};
-use crate::checkpoint::tree::{RowItem, Tree};
 use crate::checkpoint::tree::ResolveError;
+use crate::checkpoint::tree::{RowItem, Tree};
 use crate::checkpoint::{CheckpointName, Manifest};
 use crate::control::{ChangeBody, CheckpointInfo, TreeInfo};
 use crate::disk::DiskError;

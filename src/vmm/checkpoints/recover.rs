@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Catalog, Result, save};
+use super::{Catalog, Result, delete, save};
 use crate::checkpoint::manifest::DiskPoint;
 use crate::checkpoint::store::Recovery;
 use crate::disk::layer::LayerSpec;
@@ -58,8 +58,17 @@ pub fn recover(
     findings.extend(catalog.store.recover(how)?.into_iter().map(|found| Finding::mended(found.to_string())));
     findings.extend(listing.damaged.iter().map(|damaged| Finding::damage(damaged.error.to_string())));
     let damaged = !listing.damaged.is_empty();
-    drop(listing);
-    findings.extend(orphans(&catalog, definition, damaged, repair)?);
+    if let Some(merging) = &definition.now.merging {
+        findings
+            .push(Finding::mended(format!("a merge of layers of disk `{}` was interrupted", merging.disk)));
+        if repair {
+            delete::finish_merge(folder, lock, definition)?;
+        }
+    }
+    // Layers of an unfinished merge may look as if nothing needed them.
+    if definition.now.merging.is_none() {
+        findings.extend(orphans(&catalog, definition, damaged, repair)?);
+    }
     Ok(findings)
 }
 
@@ -96,7 +105,9 @@ pub(super) fn orphans(
         .map(|layer| LayerSpec { path: layer.path.clone(), id: layer.id })
         .collect();
     let names = orphans.iter().map(|layer| &layer.path).chain(layers.broken.iter().map(|(path, _)| path));
-    findings.extend(names.map(|path| Finding::mended(format!("{} is a layer that nothing needs", path.display()))));
+    findings.extend(
+        names.map(|path| Finding::mended(format!("{} is a layer that nothing needs", path.display()))),
+    );
     if repair {
         remove_layers(catalog.folder, &orphans);
         for (path, _) in &layers.broken {

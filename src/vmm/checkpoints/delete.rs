@@ -1,0 +1,267 @@
+//! Forgetting checkpoints.
+//!
+//! What has memory and state only is freed at once. Layers follow: those that nothing needs are
+//! removed, those that nothing needs apart are merged. Nothing that a surviving checkpoint reads
+//! changes, at any moment. Merging needs the layers for itself, so it waits for a VM that runs to
+//! end.
+
+use std::collections::BTreeMap;
+
+use super::recover::orphans;
+use super::{Catalog, Result, save};
+use crate::checkpoint::layers::{BaseRole, LayerGraph, Step, User};
+use crate::checkpoint::manifest::DiskPoint;
+use crate::checkpoint::stamp::BaseStamp;
+use crate::checkpoint::tree::{DeletePlan, Tree};
+use crate::config::{DiskConfig, DiskFormat};
+use crate::control::{CheckpointInfo, DeleteBody, DeletedInfo};
+use crate::disk::DiskError;
+use crate::disk::delta::FrozenDelta;
+use crate::disk::delta_format::Parent;
+use crate::disk::layer::LayerSpec;
+use crate::disk::merge::{self, Direction, Merge};
+use crate::folder::{Definition, Merging, VmFolder, VmLock};
+use crate::id::Id;
+use crate::vmm::disks::{DisksError, Layers, base_path};
+
+/// Forgets `id`, or it and all that descends from it.
+pub fn run(
+    folder: &VmFolder,
+    lock: &VmLock,
+    definition: &mut Definition,
+    id: Id,
+    body: DeleteBody,
+) -> Result<DeletedInfo> {
+    let catalog = Catalog::new(folder);
+    let plan = plan(&catalog, definition, id, body.subtree)?;
+    let manifests = catalog.manifests()?;
+    let named = |id: &Id| manifests.iter().find(|manifest| manifest.id == *id).map(CheckpointInfo::from);
+    let deleted = DeletedInfo {
+        deleted: plan.gone.iter().filter_map(named).collect(),
+        dry_run: body.dry_run,
+        merge_later: false,
+    };
+    if body.dry_run {
+        return Ok(deleted);
+    }
+    // Children and Now get their new parent before the old one goes, so that it is never missing.
+    for (child, parent) in &plan.reparent {
+        catalog.store.update(*child, |manifest| manifest.parent = *parent)?;
+    }
+    if let Some(parent) = plan.now {
+        let mut next = definition.clone();
+        next.now.parent = parent;
+        save(folder, lock, definition, next)?;
+    }
+    // Children first, as the plan has them: cut short, none is left without its parent.
+    for id in &plan.gone {
+        catalog.store.remove(*id)?;
+    }
+    let damaged = !catalog.store.list()?.damaged.is_empty();
+    orphans(&catalog, definition, damaged, true)?;
+    Ok(deleted)
+}
+
+fn plan(catalog: &Catalog, definition: &Definition, id: Id, subtree: bool) -> Result<DeletePlan> {
+    let tree = Tree::of(&catalog.manifests()?, definition.now.parent);
+    let ids = if subtree { tree.subtree(id) } else { vec![id] };
+    Ok(tree.plan_delete(ids))
+}
+
+/// Merges all layers that nothing needs apart. The VM must be off. May be cut short anywhere: the
+/// next call goes on.
+pub fn settle(folder: &VmFolder, lock: &VmLock, definition: &mut Definition) -> Result<()> {
+    finish_merge(folder, lock, definition)?;
+    let catalog = Catalog::new(folder);
+    let mut settler = Settler { catalog: &catalog, lock, definition };
+    let disks = settler.definition.config.disks.clone();
+    for disk in disks.iter().filter(|disk| !disk.readonly && !disk.passthrough) {
+        while settler.merge_one(disk)? {}
+    }
+    Ok(())
+}
+
+/// Brings a merge to its end that a crash cut short.
+pub fn finish_merge(folder: &VmFolder, lock: &VmLock, definition: &mut Definition) -> Result<()> {
+    let Some(merging) = definition.now.merging.clone() else { return Ok(()) };
+    let catalog = Catalog::new(folder);
+    Settler { catalog: &catalog, lock, definition }.resume(&merging)
+}
+
+struct Settler<'a> {
+    catalog: &'a Catalog<'a>,
+    lock: &'a VmLock,
+    definition: &'a mut Definition,
+}
+
+fn spec(layers: &Layers, id: Id) -> std::result::Result<LayerSpec, DiskError> {
+    let found = layers.found.iter().find(|layer| layer.id == id).ok_or(DiskError::NoParent(id))?;
+    Ok(LayerSpec { path: found.path.clone(), id })
+}
+
+impl Settler<'_> {
+    /// The layers of one disk and who is on them.
+    fn graph(&self, disk: &DiskConfig, layers: &Layers) -> Result<LayerGraph> {
+        let listing = self.catalog.store.list()?;
+        let mut users: Vec<(User, Parent)> = listing
+            .manifests
+            .iter()
+            .filter_map(|manifest| Some((User::Checkpoint(manifest.id), manifest.disks.get(&disk.id)?.top())))
+            .collect();
+        let now = self.definition.now.tops.get(&disk.id).map_or(Parent::Base, |top| Parent::Delta(*top));
+        users.push((User::Now, now));
+        // A layer's header does not say of which disk it is; who uses it does.
+        let mut parents: BTreeMap<Id, Parent> = BTreeMap::new();
+        for (_, top) in &users {
+            let Parent::Delta(top) = top else { continue };
+            for layer in layers.chain(*top)? {
+                let found = layers.found.iter().find(|found| found.id == layer.id);
+                parents.extend(found.map(|found| (found.id, found.parent)));
+            }
+        }
+        let own = disk.format == DiskFormat::Raw && !disk.overlay;
+        let role = if own { BaseRole::Mergeable } else { BaseRole::Fixed };
+        Ok(LayerGraph::new(role, parents, users, listing.damaged.is_empty()))
+    }
+
+    /// Does one merge, if there is one to do.
+    fn merge_one(&mut self, disk: &DiskConfig) -> Result<bool> {
+        let layers = Layers::read(self.catalog.folder)?;
+        let graph = self.graph(disk, &layers)?;
+        let Some(step @ Step::Merge { .. }) = graph.next_step() else { return Ok(false) };
+        let Step::Merge { lower, upper, children, .. } = &step else { return Ok(false) };
+        // Beginning a merge drops the checksums of the layer that changes, so no manifest may
+        // vouch for them any more.
+        self.forget_sums(disk, *upper)?;
+        let mut merge = self.open(disk, &layers, *lower, *upper)?;
+        let merging = Merging {
+            disk: disk.id.clone(),
+            lower: match lower {
+                Parent::Base => None,
+                Parent::Delta(id) => Some(*id),
+            },
+            upper: *upper,
+            commit: merge.direction() == Direction::Commit,
+            children: children.clone(),
+        };
+        let mut next = self.definition.clone();
+        next.now.merging = Some(merging.clone());
+        save(self.catalog.folder, self.lock, self.definition, next)?;
+        let children =
+            children.iter().map(|id| spec(&layers, *id)).collect::<std::result::Result<Vec<_>, _>>()?;
+        merge.finish(self.catalog.folder.storage(), &children).map_err(|error| self.failed(disk, error))?;
+        drop(merge);
+        self.record(disk, &merging, graph)?;
+        Ok(true)
+    }
+
+    fn failed(&self, disk: &DiskConfig, error: DiskError) -> DisksError {
+        DisksError::Disk { id: disk.id.clone(), error }
+    }
+
+    fn open(&self, disk: &DiskConfig, layers: &Layers, lower: Parent, upper: Id) -> Result<Merge> {
+        let storage = self.catalog.folder.storage();
+        let upper = spec(layers, upper)?;
+        let merge = match lower {
+            Parent::Base => {
+                Merge::open_on_base(storage, &base_path(self.catalog.folder, disk), disk.format, &upper)
+            }
+            Parent::Delta(lower) => Merge::open(storage, &spec(layers, lower)?, &upper, None),
+        };
+        Ok(merge.map_err(|error| self.failed(disk, error))?)
+    }
+
+    fn resume(&mut self, merging: &Merging) -> Result<()> {
+        let disks = &self.definition.config.disks;
+        let Some(disk) = disks.iter().find(|disk| disk.id == merging.disk).cloned() else { return Ok(()) };
+        let layers = Layers::read(self.catalog.folder)?;
+        let storage = self.catalog.folder.storage();
+        let graph = self.graph(&disk, &layers)?;
+        let children = merging
+            .children
+            .iter()
+            .map(|id| spec(&layers, *id))
+            .collect::<std::result::Result<Vec<_>, _>>()?;
+        match merging.lower {
+            None => {
+                self.open(&disk, &layers, Parent::Base, merging.upper)?
+                    .finish(storage, &children)
+                    .map_err(|error| self.failed(&disk, error))?;
+            }
+            Some(lower) => {
+                let direction = if merging.commit { Direction::Commit } else { Direction::Pull };
+                let (lower, upper) = (spec(&layers, lower)?, spec(&layers, merging.upper)?);
+                merge::resume(storage, &lower, &upper, direction, &children)
+                    .map_err(|error| self.failed(&disk, error))?;
+            }
+        }
+        self.record(&disk, merging, graph)
+    }
+
+    /// Writes down who is where after a merge; only then is the file that is left over nobody's.
+    fn record(&mut self, disk: &DiskConfig, merging: &Merging, mut graph: LayerGraph) -> Result<()> {
+        let step = Step::Merge {
+            lower: merging.lower.map_or(Parent::Base, Parent::Delta),
+            upper: merging.upper,
+            children: merging.children.clone(),
+            upper_is_top: false,
+        };
+        let direction = if merging.commit { Direction::Commit } else { Direction::Pull };
+        let done = graph.apply(&step, direction);
+        let folder = self.catalog.folder;
+        let mut next = self.definition.clone();
+        next.now.merging = None;
+        for (user, top) in &done.moved {
+            match (user, top) {
+                (User::Checkpoint(id), Parent::Base) => {
+                    let stamp = BaseStamp::take(folder.storage(), &base_path(folder, disk))?;
+                    self.set_point(*id, disk, DiskPoint::Base(stamp))?;
+                }
+                (User::Checkpoint(id), Parent::Delta(layer)) => {
+                    self.set_point(*id, disk, DiskPoint::Layer { id: *layer, sums: None })?;
+                }
+                (User::Now, Parent::Base) => {
+                    next.now.tops.remove(&disk.id);
+                }
+                (User::Now, Parent::Delta(layer)) => {
+                    next.now.tops.insert(disk.id.clone(), *layer);
+                }
+            }
+        }
+        save(folder, self.lock, self.definition, next)?;
+        let damaged = !self.catalog.store.list()?.damaged.is_empty();
+        orphans(self.catalog, self.definition, damaged, true)?;
+        self.seal(disk)
+    }
+
+    fn set_point(&self, id: Id, disk: &DiskConfig, point: DiskPoint) -> Result<()> {
+        self.catalog.store.update(id, |manifest| {
+            manifest.disks.insert(disk.id.clone(), point);
+        })?;
+        Ok(())
+    }
+
+    fn forget_sums(&self, disk: &DiskConfig, layer: Id) -> Result<()> {
+        for manifest in self.catalog.manifests()? {
+            if let Some(DiskPoint::Layer { id, sums: Some(_) }) = manifest.disks.get(&disk.id)
+                && *id == layer
+            {
+                self.set_point(manifest.id, disk, DiskPoint::Layer { id: layer, sums: None })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives checksums again to every layer of a checkpoint that has none.
+    fn seal(&self, disk: &DiskConfig) -> Result<()> {
+        let layers = Layers::read(self.catalog.folder)?;
+        for manifest in self.catalog.manifests()? {
+            if let Some(DiskPoint::Layer { id, sums: None }) = manifest.disks.get(&disk.id) {
+                let layer = FrozenDelta::open(self.catalog.folder.storage(), &spec(&layers, *id)?)?;
+                let sums = Some(layer.seal(self.catalog.folder.storage())?.crc);
+                self.set_point(manifest.id, disk, DiskPoint::Layer { id: *id, sums })?;
+            }
+        }
+        Ok(())
+    }
+}
