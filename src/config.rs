@@ -15,11 +15,11 @@ pub const MAX_DISKS: usize = VIRTIO_GSIS.len() - 2;
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ConfigError {
-    #[error("memory of {0} bytes is too small: at least {min}M is needed", min = MIN_MEMORY >> 20)]
+    #[error("memory of {kib} KiB is too small: at least {min}M is needed", kib = .0 >> 10, min = MIN_MEMORY >> 20)]
     MemoryTooSmall(u64),
-    #[error("memory of {0} bytes is too much: at most {max}T can be given", max = MAX_MEMORY >> 40)]
+    #[error("memory of {mib} MiB is too much: at most {max}T can be given", mib = .0 >> 20, max = MAX_MEMORY >> 40)]
     MemoryTooLarge(u64),
-    #[error("memory of {0} bytes is not a whole number of MiB: give it as 512M or 2G")]
+    #[error("memory of {kib} KiB is not a whole number of MiB: give it as 512M or 2G", kib = .0 >> 10)]
     MemoryNotWhole(u64),
     #[error("`{0}` is no memory size: give it as 512M or 2G")]
     MemorySyntax(String),

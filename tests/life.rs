@@ -82,7 +82,7 @@ fn pausing_under_load_loses_no_request() {
     let home = Home::new();
     let mut vm = home.boot("run demo --cpus 2 --memory 64M");
     vm.ok("journal off");
-    vm.send("blk bench rand-write 0 32M 4096 20000 64 qd=8");
+    vm.send("blk bench rand-write 0 32M 4096 3000 64 qd=8");
     let mut pauses = 0;
     while !vm.text().contains("p99_us") {
         assert_eq!(home.http("demo", "POST", "/vm/pause", "").status, 200);

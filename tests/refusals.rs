@@ -49,7 +49,12 @@ fn memory() {
     refused(&home, "--memory lots", 3, &["`lots` is no memory size", "512M"]);
     refused(&home, "--memory 512X", 3, &["is no memory size"]);
     refused(&home, "--memory 99999999999999999999G", 3, &["is no memory size"]);
-    refused(&home, "--memory 200T", 3, &["cannot map", "--memory"]);
+    refused(&home, "--memory 200T", 3, &["too much", "4T"]);
+    refused(&home, "--memory 16000000T", 3, &["too much"]);
+    // As on a host that has no room for it.
+    shell(&home, "ulimit -v 8000000; exec $PITON run demo --memory 16G")
+        .fails(3, &["cannot map 16384 MiB", "--memory"]);
+    home.is_empty();
 }
 
 #[test]

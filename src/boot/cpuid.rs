@@ -65,6 +65,36 @@ fn adapt(entry: &mut kvm_cpuid_entry2, index: u32, cpus: u32) {
     }
 }
 
+/// Feature words: leaf, subleaf, register (EAX 0 to EDX 3), and the bits in it that tell of this
+/// VM or of its guest's choices and not of the processor.
+const FEATURE_WORDS: [(u32, u32, usize, u32); 10] = [
+    (0x1, 0, 2, ECX_HYPERVISOR | 1 << 27),
+    (0x1, 0, 3, EDX_HTT | 1 << 9),
+    (0x7, 0, 1, 0),
+    (0x7, 0, 2, 1 << 4),
+    (0x7, 0, 3, 0),
+    (0x7, 1, 0, 0),
+    (0xd, 1, 0, 0),
+    (0x8000_0001, 0, 2, ECX_CMP_LEGACY),
+    (0x8000_0001, 0, 3, 1 << 9),
+    (0x8000_0008, 0, 1, 0),
+];
+
+/// Features that a saved vCPU has and this host cannot give, as CPUID leaf, register and bits.
+pub fn missing(saved: &[kvm_cpuid_entry2], supported: &CpuId) -> Vec<String> {
+    let word = |entries: &[kvm_cpuid_entry2], leaf, index, register: usize| {
+        let found = entries.iter().find(|e| e.function == leaf && e.index == index);
+        found.map_or(0, |e| [e.eax, e.ebx, e.ecx, e.edx][register])
+    };
+    let lacking = FEATURE_WORDS.iter().filter_map(|&(leaf, index, register, own)| {
+        let lacking =
+            word(saved, leaf, index, register) & !word(supported.as_slice(), leaf, index, register) & !own;
+        let name = ["EAX", "EBX", "ECX", "EDX"][register];
+        (lacking != 0).then(|| format!("CPUID {leaf:#x}.{index} {name} {lacking:#x}"))
+    });
+    lacking.collect()
+}
+
 fn extended_topology(leaf: u32, index: u32, cpus: u32) -> [kvm_cpuid_entry2; 3] {
     let level = |number: u32, shift, count, kind| kvm_cpuid_entry2 {
         function: leaf,
@@ -85,6 +115,14 @@ mod tests {
 
     fn find(cpuid: &CpuId, function: u32, index: u32) -> kvm_cpuid_entry2 {
         *cpuid.as_slice().iter().find(|e| e.function == function && e.index == index).unwrap()
+    }
+
+    #[test]
+    fn a_feature_that_the_host_lacks_is_named() {
+        let leaf = |ecx, edx| kvm_cpuid_entry2 { function: 1, ecx, edx, ..Default::default() };
+        let supported = CpuId::from_entries(&[leaf(0b1001, 0)]).unwrap();
+        assert!(missing(&[leaf(0b1001 | ECX_HYPERVISOR, EDX_HTT)], &supported).is_empty());
+        assert_eq!(missing(&[leaf(0b1111, 1)], &supported), ["CPUID 0x1.0 ECX 0x6", "CPUID 0x1.0 EDX 0x1"]);
     }
 
     #[test]

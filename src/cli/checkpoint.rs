@@ -184,8 +184,7 @@ fn go_back_offline(folder: &VmFolder, manifest: &Manifest, run: bool, json: bool
         return landed(folder, manifest, Some(client::get(&folder.socket())?), json);
     }
     let mut vm = Offline::open(folder)?;
-    let parts = |_: &disks::OpenDisks| unreachable!("a checkpoint without memory needs no machine");
-    let ready = apply::prepare(folder, &vm.definition, manifest, &Default::default(), parts)?;
+    let ready = apply::prepare(folder, &vm.definition, manifest, &Default::default(), None)?;
     if let Err(e) = ready.commit(folder, &vm.lock, &mut vm.definition) {
         ready.discard(folder);
         return Err(e.into());

@@ -33,6 +33,19 @@ pub fn refused(text: impl Into<String>) -> anyhow::Error {
     Refused(text.into()).into()
 }
 
+/// The chain of causes as one sentence. An error that tells its cause itself is not told twice.
+pub fn sentence(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |told, cause| {
+        if told.is_empty() {
+            cause
+        } else if told.contains(&cause) {
+            told
+        } else {
+            format!("{told}: {cause}")
+        }
+    })
+}
+
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     if let Some(Told { code }) = error.downcast_ref() {
         return ExitCode::from(*code);

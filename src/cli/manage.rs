@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 
 use super::args::{RmArgs, StopArgs};
-use super::error::refused;
+use super::error::{refused, sentence};
 use super::output::{self, Listed};
 use super::terminal::{RawTerminal, note, print, read_keys};
 use crate::control::client::{self, ClientError};
@@ -14,7 +14,8 @@ use crate::control::{State, StopBody, VmInfo};
 use crate::folder::{FolderError, Home, VmFolder, VmName};
 use crate::storage::Storage;
 
-const KEYS: &str = "Ctrl-A x leaves the console, the VM runs on; Ctrl-A h shows this help, Ctrl-A twice sends one to the guest";
+const KEYS: &str = "Ctrl-A x leaves it, the VM runs on; Ctrl-A h: help";
+const HELP: &str = "Ctrl-A x leaves the console; Ctrl-A Ctrl-A sends one Ctrl-A to the guest";
 /// How often a VM that was told to stop is looked at.
 const POLL: Duration = Duration::from_millis(50);
 
@@ -71,7 +72,7 @@ pub fn show(name: &VmName, json: bool) -> anyhow::Result<()> {
 pub fn list(json: bool) -> anyhow::Result<()> {
     let listed = |folder: VmFolder| match info(&folder) {
         Ok(info) => Listed::Known(Box::new(info)),
-        Err(e) => Listed::Broken { name: folder.name().to_string(), error: format!("{e:#}") },
+        Err(e) => Listed::Broken { name: folder.name().to_string(), error: sentence(&e) },
     };
     let vms: Vec<Listed> = home()?.all()?.into_iter().map(listed).collect();
     if json {
@@ -87,7 +88,15 @@ pub fn list(json: bool) -> anyhow::Result<()> {
 pub fn stop(args: StopArgs, json: bool) -> anyhow::Result<()> {
     let folder = existing(&args.name)?;
     let socket = folder.socket();
-    let paused = client::get(&socket)?.state == State::Paused;
+    let paused = match client::get(&socket) {
+        Ok(info) => info.state == State::Paused,
+        // It is off already, which is what was asked for.
+        Err(ClientError::NotRunning) => {
+            output::done(&info(&folder)?, json);
+            return Ok(());
+        }
+        Err(e) => return Err(e.into()),
+    };
     // A paused guest cannot shut down, so with --force there is nothing to wait for.
     if !(paused && args.force) {
         client::post::<VmInfo>(&socket, "/vm/stop", &StopBody { force: false })?;
@@ -179,7 +188,7 @@ pub fn console(name: &VmName) -> anyhow::Result<()> {
     note(&format!("piton: console of `{name}`. {KEYS}."));
     let terminal = RawTerminal::enter().context("the terminal cannot be used")?;
     let typing = std::thread::spawn(move || {
-        let left = read_keys(&format!("piton: {KEYS}."), |bytes| input.write_all(bytes));
+        let left = read_keys(&format!("piton: {HELP}."), |bytes| input.write_all(bytes));
         // Ends the reading below too.
         if left {
             let _ = input.shutdown(std::net::Shutdown::Both);

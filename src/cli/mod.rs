@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use args::{Cli, Command};
-use error::{Told, exit_code};
+use error::{Told, exit_code, sentence};
 
 use crate::control::ErrorBody;
 
@@ -40,7 +40,7 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             if !error.is::<Told>() {
-                let text = format!("{error:#}");
+                let text = sentence(&error);
                 if json {
                     println!("{}", serde_json::json!(ErrorBody { error: text.clone() }));
                 }

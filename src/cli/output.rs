@@ -1,6 +1,7 @@
 //! What the user reads.
 
 use std::io::{IsTerminal, Write};
+use std::sync::{Mutex, PoisonError};
 
 use chrono::{DateTime, Utc};
 
@@ -17,7 +18,25 @@ pub fn complain(text: &str) {
     let _ = write!(std::io::stderr(), "piton: {text}{end}");
 }
 
-struct Logger;
+/// Lines of the log in a second; a guest that provokes more must not fill a disk with them.
+const LINES_A_SECOND: u32 = 20;
+
+/// The log, with the second it is in and how many lines that had.
+struct Logger(Mutex<(u64, u32)>);
+
+impl Logger {
+    fn has_room(&self) -> bool {
+        let now = Utc::now().timestamp().unsigned_abs();
+        let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if window.0 != now {
+            *window = (now, 0);
+        }
+        window.1 += 1;
+        window.1 <= LINES_A_SECOND
+    }
+}
+
+static LOGGER: Logger = Logger(Mutex::new((0, 0)));
 
 impl log::Log for Logger {
     fn enabled(&self, metadata: &log::Metadata) -> bool {
@@ -25,7 +44,7 @@ impl log::Log for Logger {
     }
 
     fn log(&self, record: &log::Record) {
-        if self.enabled(record.metadata()) {
+        if self.enabled(record.metadata()) && self.has_room() {
             complain(&format!("{}: {}", record.level().to_string().to_lowercase(), record.args()));
         }
     }
@@ -36,7 +55,7 @@ impl log::Log for Logger {
 /// Warnings and errors go to standard error; `PITON_LOG` (error, warn, info, debug) asks for more or less.
 pub fn start_logging() {
     let level = std::env::var("PITON_LOG").ok().and_then(|level| level.parse().ok());
-    if log::set_logger(&Logger).is_ok() {
+    if log::set_logger(&LOGGER).is_ok() {
         log::set_max_level(level.unwrap_or(log::LevelFilter::Warn));
     }
 }

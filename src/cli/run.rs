@@ -24,7 +24,8 @@ use crate::storage::Storage;
 use crate::vmm::checkpoints::{Catalog, CheckpointError};
 use crate::vmm::{Message, Outcome, Vmm, VmmError, disks};
 
-const KEYS: &str = "Ctrl-A x ends the VM, Ctrl-A h shows this help, Ctrl-A twice sends one to the guest";
+const KEYS: &str = "Ctrl-A x ends the VM; Ctrl-A h: help";
+const HELP: &str = "Ctrl-A x ends the VM; Ctrl-A Ctrl-A sends one Ctrl-A to the guest";
 /// Size of the disk that a VM of the bundled guest gets for itself, in bytes.
 const OWN_DISK: u64 = 64 << 20;
 /// What a background process prints when its VM runs.
@@ -54,7 +55,7 @@ pub fn run(args: RunArgs, json: bool) -> anyhow::Result<()> {
     let booted = make_own_disk(&folder, &mut config)
         .and_then(|()| boot_new(&folder, config, lock))
         .inspect_err(|_| abandon(&folder));
-    serve(booted?, &folder, args.background)
+    serve(booted?, &folder, true, args.background)
 }
 
 pub fn start(args: StartArgs, json: bool) -> anyhow::Result<()> {
@@ -67,19 +68,18 @@ pub fn start(args: StartArgs, json: bool) -> anyhow::Result<()> {
         return manage::print_started(&folder, json);
     }
     let mut vmm = Vmm::new(folder.clone(), folder.load()?, lock)?;
-    match args.restore {
+    let run = match args.restore {
         None => {
             vmm.boot()?;
-            vmm.resume().map_err(VmmError::from)?;
+            true
         }
         Some(id) => {
             let manifest = Catalog::new(&folder).store.load(id).map_err(CheckpointError::from)?;
-            let body = ApplyBody { discard_current: true, run: args.resume, ..Default::default() };
-            vmm.apply_checkpoint(&manifest, &body)?;
+            vmm.apply_checkpoint(&manifest, &ApplyBody { discard_current: true, ..Default::default() })?;
+            args.resume
         }
-    }
-    vmm.listen()?;
-    serve(vmm, &folder, args.background)
+    };
+    serve(vmm, &folder, run, args.background)
 }
 
 fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
@@ -131,8 +131,6 @@ fn boot_new(folder: &VmFolder, config: VmConfig, lock: VmLock) -> anyhow::Result
     let mut vmm = Vmm::new(folder.clone(), definition, lock)?;
     vmm.boot()?;
     vmm.save_definition()?;
-    vmm.resume().map_err(VmmError::from)?;
-    vmm.listen()?;
     Ok(vmm)
 }
 
@@ -146,43 +144,19 @@ fn abandon(folder: &VmFolder) {
     }
 }
 
-/// Runs the VM to its end, with its console on this terminal unless in the background.
-fn serve(vmm: Vmm, folder: &VmFolder, background: bool) -> anyhow::Result<()> {
-    let name = folder.name();
+/// Runs the VM to its end, with its console on this terminal unless in the background. With `run`
+/// its guest begins at once.
+fn serve(vmm: Vmm, folder: &VmFolder, run: bool, background: bool) -> anyhow::Result<()> {
     end_on_signals(vmm.sender())?;
     let outcome = if background {
-        println!("{READY}");
-        log_output(folder)?;
-        vmm.run()
+        begin(vmm, run, || {
+            println!("{READY}");
+            log_output(folder)
+        })?
     } else {
-        note(&format!("piton: the VM `{name}` boots. {KEYS}."));
-        let terminal = RawTerminal::enter().context("the terminal cannot be used")?;
-        let output = vmm.console().attach();
-        let shown = std::thread::spawn(move || {
-            for chunk in output {
-                // Whoever closed our standard output misses the rest; the log has it.
-                if print(&chunk).is_err() {
-                    return;
-                }
-            }
-        });
-        let (sender, console) = (vmm.sender(), vmm.console());
-        std::thread::spawn(move || {
-            let left = read_keys(&format!("piton: {KEYS}."), |bytes| {
-                console.input(bytes);
-                Ok(())
-            });
-            if left {
-                // The VM may have ended by itself.
-                let _ = sender.send(Message::End("Ctrl-A x"));
-            }
-        });
-        let outcome = vmm.run();
-        // All output was handed out when the console closed.
-        let _ = shown.join();
-        drop(terminal);
-        outcome
+        serve_terminal(vmm, folder, run)?
     };
+    let name = folder.name();
     match outcome {
         Outcome::PoweredOff => {
             note(&format!("piton: the VM `{name}` has shut down"));
@@ -194,6 +168,49 @@ fn serve(vmm: Vmm, folder: &VmFolder, background: bool) -> anyhow::Result<()> {
         }
         Outcome::Crashed(why) => Err(anyhow!("{why}; its console is in {}", folder.console_log().display())),
     }
+}
+
+/// Lets the guest go, answers requests, and serves until the VM ends.
+fn begin(mut vmm: Vmm, run: bool, ready: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<Outcome> {
+    if run {
+        vmm.resume().map_err(VmmError::from)?;
+    }
+    vmm.listen()?;
+    ready()?;
+    Ok(vmm.run())
+}
+
+fn serve_terminal(vmm: Vmm, folder: &VmFolder, run: bool) -> anyhow::Result<Outcome> {
+    note(&format!("piton: the VM `{}` boots. {KEYS}.", folder.name()));
+    let terminal = RawTerminal::enter().context("the terminal cannot be used")?;
+    // Attached before the guest runs, so that its first byte is shown at once.
+    let output = vmm.console().attach();
+    let shown = std::thread::spawn(move || {
+        for chunk in output {
+            // Whoever closed our standard output misses the rest; the log has it.
+            if print(&chunk).is_err() {
+                return;
+            }
+        }
+    });
+    let (sender, console) = (vmm.sender(), vmm.console());
+    std::thread::spawn(move || {
+        let left = read_keys(&format!("piton: {HELP}."), |bytes| {
+            console.input(bytes);
+            Ok(())
+        });
+        if left {
+            // The VM may have ended by itself.
+            let _ = sender.send(Message::End("Ctrl-A x"));
+        }
+    });
+    let outcome = begin(vmm, run, || Ok(()));
+    if outcome.is_ok() {
+        // All output was handed out when the console closed.
+        let _ = shown.join();
+    }
+    drop(terminal);
+    outcome
 }
 
 fn end_on_signals(sender: Sender<Message>) -> anyhow::Result<()> {

@@ -17,7 +17,7 @@ use super::{CONSOLE_PROTOCOL, ErrorBody, RequestError, VmInfo};
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody listens: the VM does not run.
-    #[error("the VM does not run: start it with `piton start`")]
+    #[error("the VM does not run: `piton start NAME` boots it")]
     NotRunning,
     #[error("the running VM could not be asked: {0}")]
     Broken(String),

@@ -11,6 +11,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -22,6 +23,8 @@ const INPUT_LIMIT: usize = 64 << 10;
 const BACKLOG: usize = 4 << 10;
 /// Chunks that wait for one slow reader.
 const READER_CHUNKS: usize = 256;
+/// Pause between two writes.
+const GATHER: Duration = Duration::from_millis(1);
 /// console.log is renamed to console.log.1 when it has grown to this, in bytes.
 const LOG_LIMIT: u64 = 16 << 20;
 
@@ -169,11 +172,13 @@ impl Console {
             drop(state);
             log.append(&bytes);
             let chunk: Arc<[u8]> = bytes.into();
-            state = self.state();
-            state.readers.retain(|reader| match reader.try_send(chunk.clone()) {
+            self.state().readers.retain(|reader| match reader.try_send(chunk.clone()) {
                 Ok(()) | Err(TrySendError::Full(_)) => true,
                 Err(TrySendError::Disconnected(_)) => false,
             });
+            // A guest prints byte by byte; what comes within this time is written at once.
+            std::thread::sleep(GATHER);
+            state = self.state();
         }
     }
 }

@@ -95,6 +95,16 @@ pub fn restore(
             assembled.transports.len()
         )));
     }
+    let supported = assembled.vm.supported_cpuid()?;
+    for saved in &state.vcpus {
+        let lacking = boot::cpuid::missing(&saved.cpuid, &supported);
+        if !lacking.is_empty() {
+            return Err(misfit(format!(
+                "this host's processor lacks features that its guest uses ({})",
+                lacking.join(", ")
+            )));
+        }
+    }
     assembled.vm.restore(&state.vm)?;
     for (fd, saved) in assembled.vcpus.iter().zip(&state.vcpus) {
         vcpu::state::restore(fd, saved)?;

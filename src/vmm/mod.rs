@@ -296,9 +296,13 @@ impl Vmm {
         }
         let boot = self.boot + 1;
         let reuse = self.disks.left_alone();
-        let ready = apply::prepare(&self.folder, &self.definition, manifest, &reuse, |disks| {
-            self.parts(boot, disks)
-        })?;
+        let ready = apply::prepare(
+            &self.folder,
+            &self.definition,
+            manifest,
+            &reuse,
+            Some(&|disks| self.parts(boot, disks)),
+        )?;
         let was_running = self.state() == State::Running;
         let committed = self
             .machine

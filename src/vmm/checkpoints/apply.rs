@@ -31,13 +31,13 @@ pub struct Prepared {
 }
 
 /// Builds the state of `manifest` beside whatever runs now. `parts` makes what the machine needs
-/// beside its definition.
+/// beside its definition; without it only a checkpoint without memory can be gone to.
 pub fn prepare(
     folder: &VmFolder,
     definition: &Definition,
     manifest: &Manifest,
     reuse: &BTreeMap<String, Arc<dyn Disk>>,
-    parts: impl FnOnce(&OpenDisks) -> Parts,
+    parts: Option<&dyn Fn(&OpenDisks) -> Parts>,
 ) -> Result<Prepared> {
     check_bases(folder, manifest)?;
     let catalog = Catalog::new(folder);
@@ -60,6 +60,9 @@ pub fn prepare(
                 let image = Image::open(folder.storage(), &path, manifest.id, memory_info.crc)?;
                 let memory = memory::allocate(next.config.memory).map_err(machine::MachineError::from)?;
                 guest::load(&image, &memory)?;
+                let parts = parts.ok_or_else(|| {
+                    CheckpointError::Refused(format!("checkpoint `{}` holds memory", manifest.name))
+                })?;
                 Some(machine::restore(&next.config, memory, &state, parts(&disks))?)
             }
             _ => None,

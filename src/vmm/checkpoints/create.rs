@@ -72,7 +72,8 @@ pub fn create(subject: Subject, body: &CreateBody) -> Result<Manifest> {
     // pause, capture, resume
     let (captured, frozen) = match capture(folder, id, &staging.memory_path(), machine, staged) {
         Ok(done) => done,
-        Err(Aborted { error, pushed, unused }) => {
+        Err(aborted) => {
+            let Aborted { error, pushed, unused } = *aborted;
             // The guest runs on: on its old layer where no overlay was put on it.
             let mut now = before.now.clone();
             now.tops.extend(pushed);
@@ -108,7 +109,8 @@ pub fn create(subject: Subject, body: &CreateBody) -> Result<Manifest> {
     })();
     let mut now = definition.now.clone();
     now.creating = None;
-    if published.is_ok() {
+    // An error at the very end may leave it there.
+    if published.is_ok() || catalog.store.load(id).is_ok() {
         now.parent = Some(id);
     }
     let config = definition.clone();
@@ -182,7 +184,7 @@ fn capture(
     image_path: &Path,
     machine: Option<&mut Machine>,
     staged: BTreeMap<String, Staged>,
-) -> std::result::Result<(Captured, BTreeMap<String, Frozen>), Aborted> {
+) -> std::result::Result<(Captured, BTreeMap<String, Frozen>), Box<Aborted>> {
     let started = Instant::now();
     let specs: BTreeMap<String, LayerSpec> =
         staged.iter().map(|(disk, one)| (disk.clone(), one.overlay.spec())).collect();
@@ -215,11 +217,11 @@ fn capture(
         Err(error) => {
             let (pushed, unused): (BTreeMap<_, _>, BTreeMap<_, _>) =
                 specs.into_iter().partition(|(disk, _)| frozen.contains_key(disk));
-            Err(Aborted {
+            Err(Box::new(Aborted {
                 error,
                 pushed: pushed.into_iter().map(|(disk, layer)| (disk, layer.id)).collect(),
                 unused: unused.into_values().collect(),
-            })
+            }))
         }
     }
 }
