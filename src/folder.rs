@@ -98,6 +98,9 @@ pub struct Definition {
     pub format: u32,
     pub created: DateTime<Utc>,
     pub config: VmConfig,
+    /// Folder for checkpoints, absolute; none: in the VM's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint_dir: Option<PathBuf>,
     #[serde(default)]
     pub now: Now,
 }
@@ -134,7 +137,7 @@ pub struct Merging {
 
 impl Definition {
     pub fn new(config: VmConfig) -> Self {
-        Self { format: FORMAT, created: Utc::now(), config, now: Now::default() }
+        Self { format: FORMAT, created: Utc::now(), config, checkpoint_dir: None, now: Now::default() }
     }
 }
 
@@ -219,8 +222,12 @@ impl VmFolder {
         self.path.join("piton.log")
     }
 
-    pub fn checkpoints(&self) -> PathBuf {
-        self.path.join("checkpoints")
+    /// Where the checkpoints of a VM so defined lie.
+    pub fn checkpoints(&self, definition: &Definition) -> PathBuf {
+        match &definition.checkpoint_dir {
+            Some(dir) => dir.join(&self.name.0),
+            None => self.path.join("checkpoints"),
+        }
     }
 
     pub fn disks(&self) -> PathBuf {
@@ -359,8 +366,16 @@ impl VmFolder {
     /// Removes the VM with all that is in its folder. The definition goes first: what is left
     /// after a crash is no VM any more.
     pub fn remove(&self, _lock: VmLock) -> Result<(), FolderError> {
+        let elsewhere = match self.load() {
+            Ok(definition) => definition.checkpoint_dir.is_some().then(|| self.checkpoints(&definition)),
+            // What cannot be read cannot say; the folder goes all the same.
+            Err(_) => None,
+        };
         self.storage.remove_file_if_exists(&self.definition_path())?;
         self.storage.sync_dir(&self.path)?;
+        if let Some(dir) = elsewhere.filter(|dir| dir.exists()) {
+            remove_tree(&self.storage, &dir)?;
+        }
         remove_tree(&self.storage, &self.path)?;
         self.storage.sync_dir(&self.home)?;
         Ok(())

@@ -5,9 +5,9 @@
 use std::sync::Arc;
 
 use kvm_bindings::{
-    CpuId, KVM_API_VERSION, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
-    KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_irqchip, kvm_pit_config,
-    kvm_pit_state2, kvm_userspace_memory_region,
+    CpuId, KVM_API_VERSION, KVM_CLOCK_REALTIME, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
+    KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_irqchip,
+    kvm_pit_config, kvm_pit_state2, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
@@ -34,6 +34,10 @@ pub enum VmError {
     KvmTooOld(String),
     #[error("this KVM allows at most {max} vCPUs, {asked} were asked for")]
     TooManyCpus { asked: u32, max: usize },
+    #[error(
+        "the kernel did not tell the time when this was saved, so the clock cannot be moved on: leave --clock away"
+    )]
+    NoRealtime,
     #[error("KVM refused to {what}: {error}")]
     Kvm { what: &'static str, error: kvm_ioctls::Error },
 }
@@ -84,6 +88,17 @@ pub struct VmState {
     pub ioapic: kvm_irqchip,
     pub pit: kvm_pit_state2,
     pub clock: kvm_clock_data,
+}
+
+/// What the clock of a restored VM (kvmclock) goes on from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Clock {
+    /// From when it was saved: to the guest no time has passed.
+    #[default]
+    Saved,
+    /// From now: the time since is added.
+    Host,
 }
 
 /// A virtual machine with its memory and interrupt chips, without vCPUs.
@@ -162,14 +177,21 @@ impl Vm {
     }
 
     /// Before the vCPUs' own state: an interrupt that a local APIC waits for comes from here.
-    pub fn restore(&self, state: &VmState) -> Result<(), VmError> {
+    pub fn restore(&self, state: &VmState, clock: Clock) -> Result<(), VmError> {
         for chip in [&state.pic_master, &state.pic_slave, &state.ioapic] {
             self.fd.set_irqchip(chip).map_err(VmError::kvm("set an interrupt controller"))?;
         }
         self.fd.set_pit2(&state.pit).map_err(VmError::kvm("set the timer"))?;
-        // Without flags the clock goes on from the saved value.
-        let clock = kvm_clock_data { clock: state.clock.clock, ..Default::default() };
-        self.fd.set_clock(&clock).map_err(VmError::kvm("set the clock"))
+        let mut data = kvm_clock_data { clock: state.clock.clock, ..Default::default() };
+        if clock == Clock::Host {
+            // With the flag KVM adds the time that has passed since `realtime`.
+            if state.clock.flags & KVM_CLOCK_REALTIME == 0 {
+                return Err(VmError::NoRealtime);
+            }
+            data.flags = KVM_CLOCK_REALTIME;
+            data.realtime = state.clock.realtime;
+        }
+        self.fd.set_clock(&data).map_err(VmError::kvm("set the clock"))
     }
 
     pub fn create_vcpu(&self, index: u32) -> Result<VcpuFd, VmError> {

@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::{DiskArg, parse_memory};
 use crate::folder::{FolderError, VmName};
 use crate::id::Id;
+use crate::vm::Clock;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -43,6 +44,13 @@ pub enum Command {
     Rm(RmArgs),
     /// List all VMs
     List,
+    /// Change a stopped VM's settings
+    Set {
+        name: VmName,
+        /// Put its checkpoints into this folder
+        #[arg(long, value_name = "DIR")]
+        checkpoint_dir: PathBuf,
+    },
     /// Work with a VM's checkpoints
     #[command(subcommand, visible_alias = "cp")]
     Checkpoint(CheckpointCommand),
@@ -146,6 +154,12 @@ pub struct ApplyArgs {
     /// Resume at once
     #[arg(long)]
     pub run: bool,
+    /// Even if a base image was changed since the checkpoint
+    #[arg(long)]
+    pub force: bool,
+    /// What the guest's clock goes on from
+    #[arg(long, value_enum, default_value_t = Clock::Saved)]
+    pub clock: Clock,
 }
 
 #[derive(Debug, Args)]
@@ -193,6 +207,10 @@ pub struct StartArgs {
     /// And let it run
     #[arg(long, hide = true)]
     pub resume: bool,
+    #[arg(long, hide = true)]
+    pub force: bool,
+    #[arg(long, hide = true, value_enum, default_value_t = Clock::Saved)]
+    pub clock: Clock,
 }
 
 #[derive(Debug, Args)]

@@ -2,6 +2,7 @@
 //! under its lock.
 
 use std::io::IsTerminal;
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::anyhow;
@@ -16,10 +17,12 @@ use crate::checkpoint::manifest::DiskPoint;
 use crate::checkpoint::state::read_state;
 use crate::control::client::{self, ClientError};
 use crate::control::{
-    ApplyBody, ChangeBody, CheckpointInfo, CreateBody, DeleteBody, RevertBody, State, TreeInfo, VmInfo,
+    ApplyBody, ChangeBody, CheckpointInfo, CreateBody, DeleteBody, GoBack, RevertBody, State, TreeInfo,
+    VmInfo,
 };
 use crate::disk::delta::FrozenDelta;
 use crate::folder::{Definition, VmFolder, VmLock, VmName};
+use crate::vm::Clock;
 use crate::vmm::checkpoints::create::{Subject, create};
 use crate::vmm::checkpoints::{Catalog, CheckpointError, apply, delete, recover};
 use crate::vmm::disks::{self, Layers};
@@ -34,7 +37,7 @@ pub fn run(command: CheckpointCommand, json: bool) -> anyhow::Result<()> {
         CheckpointCommand::List { name, flat } => list(&existing(&name)?, flat, json)?,
         CheckpointCommand::Show { checkpoint } => {
             let folder = existing(&checkpoint.vm)?;
-            let manifest = Catalog::new(&folder).resolve(&folder.load()?, &checkpoint.checkpoint)?;
+            let manifest = find(&folder, &checkpoint.checkpoint)?;
             if json {
                 println!("{:#}", serde_json::json!(manifest));
             } else {
@@ -55,6 +58,35 @@ pub fn run(command: CheckpointCommand, json: bool) -> anyhow::Result<()> {
             delete_checkpoint(&checkpoint, DeleteBody { subtree, dry_run }, yes, json)?;
         }
         CheckpointCommand::Verify { checkpoint } => verify(&checkpoint, json)?,
+    }
+    Ok(())
+}
+
+fn find(folder: &VmFolder, reference: &str) -> anyhow::Result<Manifest> {
+    let definition = folder.load()?;
+    Ok(Catalog::new(folder, &definition).resolve(&definition, reference)?)
+}
+
+/// Where checkpoints of a VM go. Those that it has would be lost from sight, so it must have none.
+pub fn set_checkpoint_dir(name: &VmName, dir: &Path, json: bool) -> anyhow::Result<()> {
+    let folder = existing(name)?;
+    let mut vm = Offline::open(&folder)?;
+    let listing = Catalog::new(&folder, &vm.definition).store.list().map_err(CheckpointError::from)?;
+    if !listing.manifests.is_empty() || !listing.damaged.is_empty() {
+        return Err(refused(format!(
+            "the VM `{name}` has checkpoints: their folder can only be changed when there are none"
+        )));
+    }
+    let dir = std::path::absolute(dir)?;
+    if !dir.is_dir() {
+        return Err(refused(format!("{} is no folder: make it first", dir.display())));
+    }
+    vm.definition.checkpoint_dir = Some(dir.clone());
+    folder.save(&vm.lock, &vm.definition)?;
+    if json {
+        println!("{}", serde_json::json!({ "vm": name, "checkpoint_dir": dir }));
+    } else {
+        println!("checkpoints of the VM `{name}` go to {}", dir.join(name.to_string()).display());
     }
     Ok(())
 }
@@ -96,7 +128,7 @@ fn create_checkpoint(folder: &VmFolder, body: &CreateBody) -> anyhow::Result<Che
         return Ok(info);
     }
     let mut vm = Offline::open(folder)?;
-    let sums = Catalog::new(folder).layer_sums()?;
+    let sums = Catalog::new(folder, &vm.definition).layer_sums()?;
     let Definition { config, now, .. } = &vm.definition;
     let disks = disks::open(folder, config, &now.tops, &sums, &Default::default())?;
     let subject =
@@ -106,7 +138,8 @@ fn create_checkpoint(folder: &VmFolder, body: &CreateBody) -> anyhow::Result<Che
 
 fn list(folder: &VmFolder, flat: bool, json: bool) -> anyhow::Result<()> {
     // Read without the lock: manifests are only ever replaced whole.
-    let tree: TreeInfo = Catalog::new(folder).info(&folder.load()?)?;
+    let definition = folder.load()?;
+    let tree: TreeInfo = Catalog::new(folder, &definition).info(&definition)?;
     let state = match client::get(&folder.socket()) {
         Ok(info) => info.state,
         Err(_) => State::Stopped,
@@ -127,18 +160,18 @@ fn list(folder: &VmFolder, flat: bool, json: bool) -> anyhow::Result<()> {
 fn change(target: &CheckpointRef, body: ChangeBody) -> anyhow::Result<CheckpointInfo> {
     let folder = existing(&target.vm)?;
     // Resolved here, so that no name has to be put into a path.
-    let id = Catalog::new(&folder).resolve(&folder.load()?, &target.checkpoint)?.id.to_string();
+    let id = find(&folder, &target.checkpoint)?.id.to_string();
     if let Some(info) = answer(client::patch(&folder.socket(), &format!("/vm/checkpoints/{id}"), &body))? {
         return Ok(info);
     }
     let vm = Offline::open(&folder)?;
-    let manifest = Catalog::new(vm.folder).change(&vm.definition, &id, &body)?;
+    let manifest = Catalog::new(vm.folder, &vm.definition).change(&vm.definition, &id, &body)?;
     Ok(CheckpointInfo::from(&manifest))
 }
 
 fn apply_checkpoint(args: ApplyArgs, json: bool) -> anyhow::Result<()> {
     let folder = existing(&args.checkpoint.vm)?;
-    let manifest = Catalog::new(&folder).resolve(&folder.load()?, &args.checkpoint.checkpoint)?;
+    let manifest = find(&folder, &args.checkpoint.checkpoint)?;
     let save = match (&args.save_current, args.discard_current) {
         (Some(_), _) => true,
         (None, true) => false,
@@ -157,6 +190,7 @@ fn apply_checkpoint(args: ApplyArgs, json: bool) -> anyhow::Result<()> {
         discard_current: !save,
         name: args.save_current.flatten(),
         run: args.run,
+        how: GoBack { force: args.force, clock: args.clock },
     };
     let path = format!("/vm/checkpoints/{}/apply", manifest.id);
     if let Some(info) = answer(client::post::<VmInfo>(&folder.socket(), &path, &body))? {
@@ -168,23 +202,30 @@ fn apply_checkpoint(args: ApplyArgs, json: bool) -> anyhow::Result<()> {
             output::created(&info);
         }
     }
-    go_back_offline(&folder, &manifest, args.run, json)
+    go_back_offline(&folder, &manifest, body.run, body.how, json)
 }
 
 /// Goes to a checkpoint of a VM that is off.
-fn go_back_offline(folder: &VmFolder, manifest: &Manifest, run: bool, json: bool) -> anyhow::Result<()> {
+fn go_back_offline(
+    folder: &VmFolder,
+    manifest: &Manifest,
+    run: bool,
+    how: GoBack,
+    json: bool,
+) -> anyhow::Result<()> {
     if manifest.memory.is_some() {
         // It takes a process to hold the memory.
         let mut args: Vec<std::ffi::OsString> =
             ["start", &folder.name().to_string(), "--restore", &manifest.id.to_string()]
                 .map(Into::into)
                 .into();
-        args.extend(run.then(|| "--resume".into()));
+        let flags = [(run, "--resume"), (how.force, "--force"), (how.clock == Clock::Host, "--clock=host")];
+        args.extend(flags.iter().filter(|(on, _)| *on).map(|(_, flag)| flag.into()));
         run::detach(args)?;
         return landed(folder, manifest, Some(client::get(&folder.socket())?), json);
     }
     let mut vm = Offline::open(folder)?;
-    let ready = apply::prepare(folder, &vm.definition, manifest, &Default::default(), None)?;
+    let ready = apply::prepare(folder, &vm.definition, manifest, &Default::default(), how, None)?;
     if let Err(e) = ready.commit(folder, &vm.lock, &mut vm.definition) {
         ready.discard(folder);
         return Err(e.into());
@@ -211,7 +252,8 @@ fn landed(folder: &VmFolder, manifest: &Manifest, info: Option<VmInfo>, json: bo
 }
 
 fn revert(folder: &VmFolder, run: bool, yes: bool, json: bool) -> anyhow::Result<()> {
-    let manifest = Catalog::new(folder).parent_of_now(&folder.load()?)?;
+    let definition = folder.load()?;
+    let manifest = Catalog::new(folder, &definition).parent_of_now(&definition)?;
     let question = format!("Go back to checkpoint `{}`? What came after it is lost.", manifest.name);
     if !yes && !confirm(&question)? {
         return Err(refused("nothing was changed"));
@@ -219,12 +261,12 @@ fn revert(folder: &VmFolder, run: bool, yes: bool, json: bool) -> anyhow::Result
     if let Some(info) = answer(client::post::<VmInfo>(&folder.socket(), "/vm/revert", &RevertBody { run }))? {
         return landed(folder, &manifest, Some(info), json);
     }
-    go_back_offline(folder, &manifest, run, json)
+    go_back_offline(folder, &manifest, run, GoBack::default(), json)
 }
 
 fn delete_checkpoint(target: &CheckpointRef, body: DeleteBody, yes: bool, json: bool) -> anyhow::Result<()> {
     let folder = existing(&target.vm)?;
-    let manifest = Catalog::new(&folder).resolve(&folder.load()?, &target.checkpoint)?;
+    let manifest = find(&folder, &target.checkpoint)?;
     let what = if body.subtree { " and all that descends from it" } else { "" };
     if !yes && !body.dry_run && !confirm(&format!("Delete checkpoint `{}`{what}?", manifest.name))? {
         return Err(refused("nothing was deleted"));
@@ -251,8 +293,9 @@ fn delete_checkpoint(target: &CheckpointRef, body: DeleteBody, yes: bool, json: 
 
 fn verify(target: &CheckpointRef, json: bool) -> anyhow::Result<()> {
     let folder = existing(&target.vm)?;
-    let catalog = Catalog::new(&folder);
-    let manifest = catalog.resolve(&folder.load()?, &target.checkpoint)?;
+    let definition = folder.load()?;
+    let catalog = Catalog::new(&folder, &definition);
+    let manifest = catalog.resolve(&definition, &target.checkpoint)?;
     let mut bytes = 0;
     if let Some(info) = &manifest.state {
         let state = read_state(folder.storage(), &catalog.store.state_path(manifest.id), info);

@@ -17,7 +17,7 @@ use super::error::{Told, refused};
 use super::terminal::{RawTerminal, note, print, read_keys};
 use super::{manage, output};
 use crate::config::{DiskArg, DiskConfig, DiskFormat, VmConfig};
-use crate::control::ApplyBody;
+use crate::control::{ApplyBody, GoBack};
 use crate::disk;
 use crate::folder::{Definition, Home, VmFolder, VmLock};
 use crate::storage::Storage;
@@ -74,8 +74,10 @@ pub fn start(args: StartArgs, json: bool) -> anyhow::Result<()> {
             true
         }
         Some(id) => {
-            let manifest = Catalog::new(&folder).store.load(id).map_err(CheckpointError::from)?;
-            vmm.apply_checkpoint(&manifest, &ApplyBody { discard_current: true, ..Default::default() })?;
+            let how = GoBack { force: args.force, clock: args.clock };
+            let catalog = Catalog::new(&folder, vmm.definition());
+            let manifest = catalog.store.load(id).map_err(CheckpointError::from)?;
+            vmm.apply_checkpoint(&manifest, &ApplyBody { discard_current: true, how, ..Default::default() })?;
             args.resume
         }
     };

@@ -11,6 +11,7 @@ use crate::checkpoint::{CheckpointName, Kind, Manifest};
 use crate::config::VmConfig;
 use crate::folder::VmName;
 use crate::id::Id;
+use crate::vm::Clock;
 
 /// Value of the `Upgrade` header that turns a request for the console into a byte stream.
 pub const CONSOLE_PROTOCOL: &str = "piton-console";
@@ -187,7 +188,6 @@ pub struct ChangeBody {
 
 /// Body of `POST /vm/checkpoints/{checkpoint}/apply`: one of the first two must be said.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct ApplyBody {
     /// Make a checkpoint of the live state first.
     #[serde(default)]
@@ -201,6 +201,19 @@ pub struct ApplyBody {
     /// Resume at once.
     #[serde(default)]
     pub run: bool,
+    #[serde(flatten)]
+    pub how: GoBack,
+}
+
+/// Choices about going back.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GoBack {
+    /// Even if a base image was changed since.
+    #[serde(default)]
+    pub force: bool,
+    /// What the guest's clock goes on from.
+    #[serde(default)]
+    pub clock: Clock,
 }
 
 /// Body of `DELETE /vm/checkpoints/{checkpoint}`.

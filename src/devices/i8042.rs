@@ -30,3 +30,26 @@ impl BusDevice for I8042 {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    #[test]
+    fn only_the_reset_pulse_does_anything() {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let sink = seen.clone();
+        let i8042 = I8042::new(Arc::new(move |event| sink.lock().unwrap().push(event)));
+        for (offset, data) in
+            [(0, &[0xfe][..]), (4, &[0xff]), (4, &[0xfe, 0xfe]), (4, &[]), (u64::MAX, &[0xfe])]
+        {
+            i8042.write(offset, data);
+        }
+        let mut data = [0xaa; 8];
+        i8042.read(4, &mut data);
+        assert_eq!((data, seen.lock().unwrap().len()), ([0; 8], 0));
+        i8042.write(4, &[0xfe]);
+        assert_eq!(*seen.lock().unwrap(), [MachineEvent::Reset]);
+    }
+}

@@ -137,3 +137,64 @@ impl BusDevice for Serial {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Interrupt enable register, and its bit for received data; line status, and "data ready".
+    const ENABLE: u64 = 1;
+    const RECEIVED: u8 = 1;
+    const LINE_STATUS: u64 = 5;
+
+    fn serial(dir: &tempfile::TempDir) -> (Serial, EventFd, Arc<Console>) {
+        let console = Console::start(&dir.path().join("log")).unwrap();
+        let irq = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        (Serial::new(irq.try_clone().unwrap(), console.clone()), irq, console)
+    }
+
+    fn read(serial: &Serial, offset: u64) -> u8 {
+        let mut byte = [0];
+        serial.read(offset, &mut byte);
+        byte[0]
+    }
+
+    #[test]
+    fn more_input_than_the_fifo_holds_arrives_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let (serial, irq, console) = serial(&dir);
+        serial.write(ENABLE, &[RECEIVED]);
+        let typed: Vec<u8> = (0..500u32).map(|at| at as u8).collect();
+        console.input(&typed);
+        serial.feed();
+        assert_eq!(irq.read().unwrap(), 1);
+        let mut got = Vec::new();
+        while read(&serial, LINE_STATUS) & 1 != 0 {
+            got.push(read(&serial, 0));
+        }
+        assert!(got == typed);
+        console.close();
+    }
+
+    #[test]
+    fn a_restored_one_goes_on_and_interrupts_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (first, _, console) = serial(&dir);
+        first.write(ENABLE, &[RECEIVED]);
+        console.input(b"ab");
+        first.feed();
+        first.write(7, &[0x5a]);
+        let saved = first.save();
+        let irq = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        let second = Serial::new(irq.try_clone().unwrap(), console.clone());
+        second.restore(&saved).unwrap();
+        assert_eq!((second.save(), irq.read().unwrap()), (saved.clone(), 1));
+        assert_eq!([read(&second, 0), read(&second, 0), read(&second, 7)], [b'a', b'b', 0x5a]);
+        assert!(second.restore(&SerialState { received: vec![0; 1000], ..saved }).is_err());
+        second.write(0, b"wide");
+        second.write(99, &[0]);
+        assert_eq!(read(&second, u64::MAX), 0);
+        console.close();
+        assert_eq!(std::fs::read(dir.path().join("log")).unwrap(), b"");
+    }
+}

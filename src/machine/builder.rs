@@ -26,7 +26,7 @@ use crate::layout::{
 };
 use crate::memory::{self, GuestMemory};
 use crate::vcpu::{self, Vcpu, Wiring};
-use crate::vm::{Vm, VmError, open_kvm};
+use crate::vm::{Clock, Vm, VmError, open_kvm};
 
 /// What a machine is made of beside its definition.
 pub struct Parts {
@@ -82,6 +82,7 @@ pub fn restore(
     config: &VmConfig,
     memory: GuestMemory,
     state: &MachineState,
+    clock: Clock,
     parts: Parts,
 ) -> Result<Machine, MachineError> {
     let misfit = |what: String| MachineError::Misfit(what);
@@ -105,7 +106,7 @@ pub fn restore(
             )));
         }
     }
-    assembled.vm.restore(&state.vm)?;
+    assembled.vm.restore(&state.vm, clock)?;
     for (fd, saved) in assembled.vcpus.iter().zip(&state.vcpus) {
         vcpu::state::restore(fd, saved)?;
     }

@@ -108,6 +108,10 @@ impl Vmm {
         Ok(self.folder.save(&self.lock, &self.definition)?)
     }
 
+    pub fn definition(&self) -> &Definition {
+        &self.definition
+    }
+
     pub fn console(&self) -> Arc<Console> {
         self.console.clone()
     }
@@ -133,7 +137,7 @@ impl Vmm {
         self.machine = None;
         self.disks = OpenDisks::default();
         self.boot += 1;
-        let sums = checkpoints::Catalog::new(&self.folder).layer_sums()?;
+        let sums = checkpoints::Catalog::new(&self.folder, &self.definition).layer_sums()?;
         let Definition { config, now, .. } = &self.definition;
         self.disks = disks::open(&self.folder, config, &now.tops, &sums, &BTreeMap::new())?;
         let machine = machine::boot(config, self.parts(self.boot, &self.disks))?;
@@ -223,7 +227,7 @@ impl Vmm {
 
     fn answer(&mut self, request: Request) -> Answer {
         let failed = |e: MachineError| RequestError::Failed(e.to_string());
-        let catalog = Catalog::new(&self.folder);
+        let catalog = Catalog::new(&self.folder, &self.definition);
         match (request, self.state()) {
             (Request::Pause, State::Running) => {
                 self.machine.as_mut().map_or(Ok(()), Machine::pause).map_err(failed)?;
@@ -301,6 +305,7 @@ impl Vmm {
             &self.definition,
             manifest,
             &reuse,
+            body.how,
             Some(&|disks| self.parts(boot, disks)),
         )?;
         let was_running = self.state() == State::Running;

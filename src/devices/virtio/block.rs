@@ -13,6 +13,7 @@ use virtio_bindings::virtio_blk::{
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
+use super::complaints::Complaints;
 use super::request::{Input, Output, Parsed, Request, SECTOR, next_segment};
 use super::{Chain, Device, Violation};
 use crate::disk::{Disk, DiskError};
@@ -45,15 +46,16 @@ pub struct Block {
     disk: Arc<dyn Disk>,
     buffer: Vec<u8>,
     flush_each_write: bool,
+    complaints: Complaints,
 }
 
 impl Block {
     pub fn new(id: String, disk: Arc<dyn Disk>) -> Self {
-        Self { id, disk, buffer: Vec::new(), flush_each_write: false }
+        Self { id, disk, buffer: Vec::new(), flush_each_write: false, complaints: Complaints::default() }
     }
 
     fn log_failure(&self, what: &str, error: &DiskError) -> Outcome {
-        log::warn!("disk {}: a guest's {what} failed: {error}", self.id);
+        self.complaints.warn(format_args!("disk {}: a guest's {what} failed: {error}", self.id));
         Outcome::Failed
     }
 

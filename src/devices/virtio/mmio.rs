@@ -1,14 +1,15 @@
 //! The MMIO transport's registers (virtio 1.2, section 4.2.2), version 2.
 
+use std::fmt::Display;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{Queue, QueueState, QueueT};
 
-use super::queue::{STATUS_DRIVER_OK, STATUS_FEATURES_OK, STATUS_NEEDS_RESET};
+use super::queue::{INTERRUPT_CONFIG, STATUS_DRIVER_OK, STATUS_FEATURES_OK, STATUS_NEEDS_RESET};
 use super::{Backend, Device, Violation};
 use crate::bus::BusDevice;
 use crate::memory::GuestMemory;
@@ -143,27 +144,47 @@ impl<D: Device> Transport<D> {
         self.backend.registers.status.load(Ordering::SeqCst)
     }
 
+    fn choices(&self) -> MutexGuard<'_, Choices> {
+        self.choices.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn read_register(&self, offset: u64) -> u32 {
-        let choices = self.choices.lock().unwrap_or_else(PoisonError::into_inner);
         match offset {
             MAGIC_VALUE => MAGIC,
             DEVICE_VERSION => VERSION,
             DEVICE_ID => self.device_type,
             VENDOR_ID => VENDOR,
-            DEVICE_FEATURES => half(self.offered, choices.device_features_sel),
-            QUEUE_NUM_MAX => self.with_queue(&choices, |queue| queue.max_size().into()).unwrap_or(0),
-            QUEUE_READY => self.with_queue(&choices, |queue| queue.ready().into()).unwrap_or(0),
+            // An interrupt handler reads and writes these: without a lock, so that it never waits
+            // for another vCPU that waits for a request.
             INTERRUPT_STATUS => self.backend.registers.interrupt_status.load(Ordering::SeqCst),
             STATUS => self.status(),
             SHM_FIRST..=SHM_LAST => u32::MAX,
             // The configuration never changes while the machine runs.
             CONFIG_GENERATION => 0,
+            _ => self.read_choice(offset, &self.choices()),
+        }
+    }
+
+    fn read_choice(&self, offset: u64, choices: &Choices) -> u32 {
+        match offset {
+            DEVICE_FEATURES => half(self.offered, choices.device_features_sel),
+            QUEUE_NUM_MAX => self.with_queue(choices, |queue| queue.max_size().into()).unwrap_or(0),
+            QUEUE_READY => self.with_queue(choices, |queue| queue.ready().into()).unwrap_or(0),
             _ => 0,
         }
     }
 
     fn write_register(&self, offset: u64, value: u32) {
-        let mut choices = self.choices.lock().unwrap_or_else(PoisonError::into_inner);
+        match offset {
+            QUEUE_NOTIFY => self.backend.ring(),
+            INTERRUPT_ACK => {
+                self.backend.registers.interrupt_status.fetch_and(!value, Ordering::SeqCst);
+            }
+            _ => self.write_choice(offset, value, &mut self.choices()),
+        }
+    }
+
+    fn write_choice(&self, offset: u64, value: u32, choices: &mut Choices) {
         match offset {
             DEVICE_FEATURES_SEL => choices.device_features_sel = value,
             DRIVER_FEATURES_SEL => choices.driver_features_sel = value,
@@ -177,25 +198,35 @@ impl<D: Device> Transport<D> {
                 choices.features |= u64::from(value) << shift;
             }
             QUEUE_SEL => choices.queue_sel = value,
-            QUEUE_NUM => self.configure(&choices, |queue| {
-                // A size that is no power of two or too large is not taken; the queue then
-                // fails its check when the driver declares itself ready.
-                queue.set_size(u16::try_from(value).unwrap_or(0));
+            QUEUE_NUM => self.configure(choices, |queue| {
+                u16::try_from(value).is_ok_and(|size| queue.try_set_size(size).is_ok())
             }),
-            QUEUE_READY => {
-                self.with_queue(&choices, |queue| queue.set_ready(value == 1));
-            }
-            QUEUE_DESC_LOW => self.configure(&choices, |q| q.set_desc_table_address(Some(value), None)),
-            QUEUE_DESC_HIGH => self.configure(&choices, |q| q.set_desc_table_address(None, Some(value))),
-            QUEUE_DRIVER_LOW => self.configure(&choices, |q| q.set_avail_ring_address(Some(value), None)),
-            QUEUE_DRIVER_HIGH => self.configure(&choices, |q| q.set_avail_ring_address(None, Some(value))),
-            QUEUE_DEVICE_LOW => self.configure(&choices, |q| q.set_used_ring_address(Some(value), None)),
-            QUEUE_DEVICE_HIGH => self.configure(&choices, |q| q.set_used_ring_address(None, Some(value))),
-            QUEUE_NOTIFY => self.backend.ring(),
-            INTERRUPT_ACK => {
-                self.backend.registers.interrupt_status.fetch_and(!value, Ordering::SeqCst);
-            }
-            STATUS => self.write_status(&mut choices, value),
+            QUEUE_READY => self.set_ready(choices, value == 1),
+            QUEUE_DESC_LOW => self.configure(choices, |queue| {
+                queue.set_desc_table_address(Some(value), None);
+                value.is_multiple_of(16)
+            }),
+            QUEUE_DRIVER_LOW => self.configure(choices, |queue| {
+                queue.set_avail_ring_address(Some(value), None);
+                value.is_multiple_of(2)
+            }),
+            QUEUE_DEVICE_LOW => self.configure(choices, |queue| {
+                queue.set_used_ring_address(Some(value), None);
+                value.is_multiple_of(4)
+            }),
+            QUEUE_DESC_HIGH => self.configure(choices, |queue| {
+                queue.set_desc_table_address(None, Some(value));
+                true
+            }),
+            QUEUE_DRIVER_HIGH => self.configure(choices, |queue| {
+                queue.set_avail_ring_address(None, Some(value));
+                true
+            }),
+            QUEUE_DEVICE_HIGH => self.configure(choices, |queue| {
+                queue.set_used_ring_address(None, Some(value));
+                true
+            }),
+            STATUS => self.write_status(choices, value),
             _ => {}
         }
     }
@@ -205,13 +236,26 @@ impl<D: Device> Transport<D> {
         self.backend.lock().queues.get_mut(index).map(f)
     }
 
-    /// Queue set-up: allowed until the queue is ready.
-    fn configure(&self, choices: &Choices, f: impl FnOnce(&mut Queue)) {
-        self.with_queue(choices, |queue| {
-            if !queue.ready() {
-                f(queue);
-            }
+    /// Queue set-up: allowed until the queue is ready. `f` says whether it took the value. If not,
+    /// driver and device disagree on where the queue lies, and must not use it.
+    fn configure(&self, choices: &Choices, f: impl FnOnce(&mut Queue) -> bool) {
+        let taken = self.with_queue(choices, |queue| queue.ready() || f(queue));
+        if taken == Some(false) {
+            let violation = Violation(format!("queue {} has a wrong size or alignment", choices.queue_sel));
+            self.backend.break_down(self.device_type, &violation);
+        }
+    }
+
+    fn set_ready(&self, choices: &Choices, ready: bool) {
+        let live = self.status() & STATUS_DRIVER_OK != 0;
+        let valid = self.with_queue(choices, |queue| {
+            queue.set_ready(ready);
+            // Before that, all queues are checked when the driver declares itself ready.
+            !(live && ready) || queue.is_valid(&self.memory)
         });
+        if valid == Some(false) {
+            self.backend.break_down(self.device_type, &misplaced(choices.queue_sel));
+        }
     }
 
     fn write_status(&self, choices: &mut Choices, value: u32) {
@@ -237,7 +281,10 @@ impl<D: Device> Transport<D> {
         }
         self.backend.registers.status.fetch_or(added, Ordering::SeqCst);
         if added & STATUS_DRIVER_OK != 0 {
-            self.backend.ring();
+            match before & STATUS_NEEDS_RESET {
+                0 => self.backend.ring(),
+                _ => self.backend.interrupt(INTERRUPT_CONFIG),
+            }
         }
     }
 
@@ -246,9 +293,7 @@ impl<D: Device> Transport<D> {
         let event_idx = choices.features >> VIRTIO_RING_F_EVENT_IDX & 1 == 1;
         for (index, queue) in active.queues.iter_mut().enumerate() {
             if queue.ready() && !queue.is_valid(&self.memory) {
-                return Err(Violation(format!(
-                    "queue {index} does not lie in guest memory or has a wrong size"
-                )));
+                return Err(misplaced(index));
             }
             queue.set_event_idx(event_idx);
         }
@@ -268,7 +313,7 @@ impl<D: Device> Transport<D> {
 
 impl<D: Device> SaveTransport for Transport<D> {
     fn save(&self) -> TransportState {
-        let choices = self.choices.lock().unwrap_or_else(PoisonError::into_inner);
+        let choices = self.choices();
         let active = self.backend.lock();
         TransportState {
             device_type: self.device_type,
@@ -280,10 +325,10 @@ impl<D: Device> SaveTransport for Transport<D> {
     }
 
     fn restore(&self, state: &TransportState) -> Result<(), Violation> {
-        let mut choices = self.choices.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut choices = self.choices();
         let mut active = self.backend.lock();
         let fits = state.device_type == self.device_type
-            && state.queues.len() == active.queues.len()
+            && state.queues.iter().map(|q| q.max_size).eq(active.queues.iter().map(QueueT::max_size))
             && state.choices.features & !self.offered == 0;
         if !fits {
             return Err(Violation("the saved state is of another device".into()));
@@ -297,8 +342,13 @@ impl<D: Device> SaveTransport for Transport<D> {
         *choices = state.choices.clone();
         self.backend.registers.status.store(state.status, Ordering::SeqCst);
         self.backend.registers.interrupt_status.store(state.interrupt_status, Ordering::SeqCst);
+        self.backend.interrupt_again();
         Ok(())
     }
+}
+
+fn misplaced(queue: impl Display) -> Violation {
+    Violation(format!("queue {queue} does not lie in guest memory"))
 }
 
 fn half(value: u64, select: u32) -> u32 {

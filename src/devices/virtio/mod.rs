@@ -4,6 +4,7 @@
 //! ask for a reset (`DEVICE_NEEDS_RESET`) and stand still until it gets one; piton goes on.
 
 pub mod block;
+mod complaints;
 pub mod mmio;
 mod queue;
 pub mod request;
@@ -45,3 +46,6 @@ pub trait Device: Send + 'static {
     /// Serves one request of queue `queue`; returns the number of bytes written to the guest.
     fn serve(&mut self, queue: usize, memory: &GuestMemory, chain: Chain<'_>) -> Result<u32, Violation>;
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,13 +1,14 @@
 //! Serving a device's queues: one request at a time, so that whoever needs the device to stand
 //! still (a pause, a reset) waits for one request at the most.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::complaints::Complaints;
 use super::{Device, Violation};
 use crate::memory::GuestMemory;
 
@@ -18,7 +19,10 @@ pub const STATUS_NEEDS_RESET: u32 = 64;
 
 /// Interrupt status bits (virtio 1.2, section 4.2.2).
 const INTERRUPT_USED_RING: u32 = 1;
-const INTERRUPT_CONFIG: u32 = 2;
+pub const INTERRUPT_CONFIG: u32 = 2;
+
+/// Requests that are served before the thread looks at its other devices.
+const BURST: usize = 256;
 
 /// Registers that vCPU threads read without waiting for a request to end.
 #[derive(Default)]
@@ -35,6 +39,10 @@ pub struct Backend<D> {
     /// Signalled when a queue has work; KVM does it for the guest's notifications.
     pub doorbell: EventFd,
     active: Mutex<Active<D>>,
+    /// Threads that wait for `active`. The serving thread lets them go first: a mutex is not fair,
+    /// and they would wait for all requests in the queue otherwise.
+    waiting: AtomicUsize,
+    complaints: Complaints,
 }
 
 pub struct Active<D> {
@@ -57,11 +65,24 @@ impl<D: Device> Backend<D> {
             irq,
             doorbell: EventFd::new(libc::EFD_NONBLOCK)?,
             active: Mutex::new(Active { device, queues, paused: true, ending: false }),
+            waiting: AtomicUsize::new(0),
+            complaints: Complaints::default(),
         })
     }
 
     /// Waits for the request in flight, if any.
     pub fn lock(&self) -> MutexGuard<'_, Active<D>> {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+        active
+    }
+
+    /// Between two requests: whoever waits goes first.
+    fn lock_to_serve(&self) -> MutexGuard<'_, Active<D>> {
+        while self.waiting.load(Ordering::SeqCst) > 0 {
+            std::thread::yield_now();
+        }
         self.active.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -82,8 +103,21 @@ impl<D: Device> Backend<D> {
         }
     }
 
-    fn interrupt(&self, reason: u32) {
+    pub fn interrupt(&self, reason: u32) {
         self.registers.interrupt_status.fetch_or(reason, Ordering::SeqCst);
+        self.raise();
+    }
+
+    /// Raises the interrupt again if the driver has not acknowledged it: KVM injects an irqfd's
+    /// interrupt from a kernel thread, so what a save read of its chips may be without it. One
+    /// too many does no harm, the driver finds nothing to do.
+    pub fn interrupt_again(&self) {
+        if self.registers.interrupt_status.load(Ordering::SeqCst) != 0 {
+            self.raise();
+        }
+    }
+
+    fn raise(&self) {
         if let Err(e) = self.irq.write(1) {
             log::error!("a virtio interrupt cannot be raised: {e}");
         }
@@ -91,7 +125,7 @@ impl<D: Device> Backend<D> {
 
     /// Makes the driver reset the device.
     pub fn break_down(&self, device_type: u32, violation: &Violation) {
-        log::warn!("virtio device of type {device_type} needs a reset: {violation}");
+        self.complaints.warn(format_args!("virtio device of type {device_type} needs a reset: {violation}"));
         let before = self.registers.status.fetch_or(STATUS_NEEDS_RESET, Ordering::SeqCst);
         if before & STATUS_DRIVER_OK != 0 {
             self.interrupt(INTERRUPT_CONFIG);
@@ -103,11 +137,11 @@ impl<D: Device> Backend<D> {
         status & STATUS_DRIVER_OK != 0 && status & STATUS_NEEDS_RESET == 0
     }
 
-    /// Serves requests until there are none or the device must stand still. Returns false when
-    /// the machine is going away.
+    /// Serves requests until there are none, the device must stand still, or others on this
+    /// thread had to wait long enough. Returns false when the machine is going away.
     pub fn serve(&self) -> bool {
-        loop {
-            let mut active = self.lock();
+        for _ in 0..BURST {
+            let mut active = self.lock_to_serve();
             if active.ending {
                 return false;
             }
@@ -121,6 +155,8 @@ impl<D: Device> Backend<D> {
                 Err(violation) => self.break_down(active.device.device_type(), &violation),
             }
         }
+        self.ring();
+        true
     }
 }
 

@@ -14,6 +14,7 @@ use crate::checkpoint::Manifest;
 use crate::checkpoint::manifest::DiskPoint;
 use crate::checkpoint::stamp::BaseChange;
 use crate::checkpoint::state::read_state;
+use crate::control::GoBack;
 use crate::disk::Disk;
 use crate::disk::layer::LayerSpec;
 use crate::folder::{Definition, Now, VmFolder, VmLock};
@@ -37,10 +38,13 @@ pub fn prepare(
     definition: &Definition,
     manifest: &Manifest,
     reuse: &BTreeMap<String, Arc<dyn Disk>>,
+    how: GoBack,
     parts: Option<&dyn Fn(&OpenDisks) -> Parts>,
 ) -> Result<Prepared> {
-    check_bases(folder, manifest)?;
-    let catalog = Catalog::new(folder);
+    if !how.force {
+        check_bases(folder, manifest)?;
+    }
+    let catalog = Catalog::new(folder, definition);
     let parents = manifest.disks.iter().map(|(disk, point)| (disk.clone(), point.top())).collect();
     let made = disks::branch(folder, &manifest.config, &parents)?;
     let tops = made.iter().map(|(disk, layer)| (disk.clone(), layer.id)).collect();
@@ -63,7 +67,7 @@ pub fn prepare(
                 let parts = parts.ok_or_else(|| {
                     CheckpointError::Refused(format!("checkpoint `{}` holds memory", manifest.name))
                 })?;
-                Some(machine::restore(&next.config, memory, &state, parts(&disks))?)
+                Some(machine::restore(&next.config, memory, &state, how.clock, parts(&disks))?)
             }
             _ => None,
         };
@@ -87,7 +91,7 @@ fn check_bases(folder: &VmFolder, manifest: &Manifest) -> Result<()> {
         if !matches!(change, BaseChange::Same | BaseChange::Touched) {
             return Err(CheckpointError::Refused(format!(
                 "the base image {} was changed since checkpoint `{}` was made ({change}): \
-                 what the checkpoint holds of disk `{}` is no longer known",
+                 what the checkpoint holds of disk `{}` is no longer known; --force goes back all the same",
                 path.display(),
                 manifest.name,
                 config.id
@@ -115,7 +119,7 @@ impl Prepared {
 /// Removes the layers that only the state before an apply needed. What cannot be removed now is
 /// found by the next recovery.
 pub fn forget_former(folder: &VmFolder, definition: &Definition) {
-    let catalog = Catalog::new(folder);
+    let catalog = Catalog::new(folder, definition);
     let removed = catalog
         .store
         .list()

@@ -56,7 +56,7 @@ struct Captured {
 
 pub fn create(subject: Subject, body: &CreateBody) -> Result<Manifest> {
     let Subject { folder, lock, definition, disks, machine } = subject;
-    let catalog = Catalog::new(folder);
+    let catalog = Catalog::new(folder, definition);
     let name = catalog.new_name(body.name.as_deref())?;
     let id = Id::random().map_err(CheckpointError::Random)?;
 

@@ -32,7 +32,7 @@ pub fn run(
     id: Id,
     body: DeleteBody,
 ) -> Result<DeletedInfo> {
-    let catalog = Catalog::new(folder);
+    let catalog = Catalog::new(folder, definition);
     let plan = plan(&catalog, definition, id, body.subtree)?;
     let manifests = catalog.manifests()?;
     let named = |id: &Id| manifests.iter().find(|manifest| manifest.id == *id).map(CheckpointInfo::from);
@@ -72,7 +72,7 @@ fn plan(catalog: &Catalog, definition: &Definition, id: Id, subtree: bool) -> Re
 /// next call goes on.
 pub fn settle(folder: &VmFolder, lock: &VmLock, definition: &mut Definition) -> Result<()> {
     finish_merge(folder, lock, definition)?;
-    let catalog = Catalog::new(folder);
+    let catalog = Catalog::new(folder, definition);
     let mut settler = Settler { catalog: &catalog, lock, definition };
     let disks = settler.definition.config.disks.clone();
     for disk in disks.iter().filter(|disk| !disk.readonly && !disk.passthrough) {
@@ -84,7 +84,7 @@ pub fn settle(folder: &VmFolder, lock: &VmLock, definition: &mut Definition) -> 
 /// Brings a merge to its end that a crash cut short.
 pub fn finish_merge(folder: &VmFolder, lock: &VmLock, definition: &mut Definition) -> Result<()> {
     let Some(merging) = definition.now.merging.clone() else { return Ok(()) };
-    let catalog = Catalog::new(folder);
+    let catalog = Catalog::new(folder, definition);
     Settler { catalog: &catalog, lock, definition }.resume(&merging)
 }
 

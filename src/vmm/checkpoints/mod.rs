@@ -77,8 +77,8 @@ pub struct Catalog<'a> {
 }
 
 impl<'a> Catalog<'a> {
-    pub fn new(folder: &'a VmFolder) -> Self {
-        Self { folder, store: Store::new(folder.storage().clone(), folder.checkpoints()) }
+    pub fn new(folder: &'a VmFolder, definition: &Definition) -> Self {
+        Self { folder, store: Store::new(folder.storage().clone(), folder.checkpoints(definition)) }
     }
 
     /// All manifests that can be read.

@@ -36,7 +36,7 @@ pub fn recover(
     repair: bool,
 ) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
-    let catalog = Catalog::new(folder);
+    let catalog = Catalog::new(folder, definition);
     let listing = catalog.store.list()?;
     if let Some(id) = definition.now.creating {
         let published = listing.manifests.iter().any(|manifest| manifest.id == id);

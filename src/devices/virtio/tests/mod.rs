@@ -1,0 +1,8 @@
+//! The devices as a driver sees them: registers, rings in guest memory, interrupts.
+
+mod block;
+mod disk;
+mod driver;
+mod hostile;
+mod life;
+mod transport;
