@@ -34,7 +34,7 @@ use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Answer, CONSOLE_PROTOCOL, ErrorBody, Request, RequestError, StopBody};
 use crate::devices::console::Console;
@@ -57,13 +57,13 @@ struct Context {
     relays: Arc<AtomicUsize>,
 }
 
-/// How long attached consoles have to take the last output when the VM ends.
-const LAST_OUTPUT: Duration = Duration::from_secs(2);
+/// How long those who wait for an answer, or for the last output, have to take it when the VM ends.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// The serving thread; dropping it closes the socket and removes its file.
 pub struct Server {
     path: PathBuf,
-    stop: Option<oneshot::Sender<()>>,
+    stop: Option<watch::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
@@ -84,22 +84,26 @@ impl Server {
             .enable_time()
             .build()
             .map_err(failed)?;
-        let (stop, stopped) = oneshot::channel();
+        let (stop, stopped) = watch::channel(());
         let relays = Arc::new(AtomicUsize::new(0));
         let context = Context { dispatch, console, relays: relays.clone() };
         let thread = std::thread::Builder::new()
             .name("control".into())
             .spawn(move || {
                 runtime.block_on(async {
+                    let patience = async {
+                        ended(stopped.clone()).await;
+                        tokio::time::sleep(LAST_WORDS).await;
+                    };
                     tokio::select! {
-                        result = serve(listener, context) => {
+                        result = serve(listener, context, stopped.clone()) => {
                             if let Err(e) = result {
                                 log::error!("the control socket: {e}");
                             }
                         }
-                        _ = stopped => {}
+                        () = patience => {}
                     }
-                    let deadline = Instant::now() + LAST_OUTPUT;
+                    let deadline = Instant::now() + LAST_WORDS;
                     while relays.load(Ordering::SeqCst) > 0 && Instant::now() < deadline {
                         tokio::time::sleep(Duration::from_millis(2)).await;
                     }
@@ -123,7 +127,16 @@ impl Drop for Server {
     }
 }
 
-async fn serve(listener: std::os::unix::net::UnixListener, context: Context) -> io::Result<()> {
+/// Waits until the server is told to end, which is when the sender goes.
+async fn ended(mut stopped: watch::Receiver<()>) {
+    while stopped.changed().await.is_ok() {}
+}
+
+async fn serve(
+    listener: std::os::unix::net::UnixListener,
+    context: Context,
+    stopped: watch::Receiver<()>,
+) -> io::Result<()> {
     let listener = UnixListener::from_std(listener)?;
     let app = Router::new()
         .route("/vm", get(|context| ask(context, Request::Show)))
@@ -167,7 +180,7 @@ async fn serve(listener: std::os::unix::net::UnixListener, context: Context) -> 
             error(StatusCode::METHOD_NOT_ALLOWED, "this path takes another method")
         })
         .with_state(context);
-    axum::serve(listener, app).await
+    axum::serve(listener, app).with_graceful_shutdown(ended(stopped)).await
 }
 
 fn error(status: StatusCode, text: impl Into<String>) -> Response {

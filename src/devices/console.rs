@@ -11,7 +11,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -21,10 +21,16 @@ const OUTPUT_LIMIT: usize = 1 << 20;
 const INPUT_LIMIT: usize = 64 << 10;
 /// What somebody who attaches is shown of the past.
 const BACKLOG: usize = 4 << 10;
-/// Chunks that wait for one slow reader.
-const READER_CHUNKS: usize = 256;
 /// Pause between two writes.
 const GATHER: Duration = Duration::from_millis(1);
+/// Chunks on their way to one reader. Guests print byte by byte, so a chunk can be a few bytes.
+const READER_CHUNKS: usize = 16;
+/// Bytes that wait for a slow reader beside those.
+const READER_LIMIT: usize = 256 << 10;
+/// How often a slow reader is looked at.
+const READER_RETRY: Duration = Duration::from_millis(10);
+/// How long the end waits for slow readers.
+const LAST_OUTPUT: Duration = Duration::from_secs(1);
 /// console.log is renamed to console.log.1 when it has grown to this, in bytes.
 const LOG_LIMIT: u64 = 16 << 20;
 
@@ -34,18 +40,83 @@ struct State {
     lost: u64,
     input: VecDeque<u8>,
     backlog: VecDeque<u8>,
-    readers: Vec<SyncSender<Arc<[u8]>>>,
+    readers: Vec<Reader>,
     on_input: Option<EventFd>,
     writing: bool,
     closed: bool,
 }
 
 impl State {
+    fn slow_readers(&self) -> bool {
+        self.readers.iter().any(|reader| !reader.waiting.is_empty())
+    }
+
+    fn give_to_readers(&mut self, chunk: &Arc<[u8]>) {
+        self.readers.retain_mut(|reader| reader.give(chunk));
+    }
+
+    /// To the readers of now and the backlog of later ones in one step, so that nobody who
+    /// attaches meanwhile gets it twice.
+    fn hand_out(&mut self, chunk: &Arc<[u8]>) {
+        self.give_to_readers(chunk);
+        self.backlog.extend(&chunk[chunk.len().saturating_sub(BACKLOG)..]);
+        let excess = self.backlog.len().saturating_sub(BACKLOG);
+        self.backlog.drain(..excess);
+    }
+
     fn announce_input(&self) {
         if let Some(event) = &self.on_input
             && let Err(e) = event.write(1)
         {
             log::debug!("console input event: {e}");
+        }
+    }
+}
+
+/// Somebody attached.
+struct Reader {
+    sender: SyncSender<Arc<[u8]>>,
+    waiting: Vec<u8>,
+    /// When to offer again what waits: it is copied for that.
+    retry_at: Instant,
+}
+
+impl Reader {
+    fn new(sender: SyncSender<Arc<[u8]>>) -> Self {
+        Self { sender, waiting: Vec::new(), retry_at: Instant::now() }
+    }
+
+    /// Passes on what waits and then `chunk`, which may be empty. False if the reader has left.
+    fn give(&mut self, chunk: &Arc<[u8]>) -> bool {
+        let now = Instant::now();
+        let next = if self.waiting.is_empty() {
+            chunk.clone()
+        } else {
+            self.keep(chunk);
+            if now < self.retry_at {
+                return true;
+            }
+            Arc::from(self.waiting.as_slice())
+        };
+        if next.is_empty() {
+            return true;
+        }
+        match self.sender.try_send(next) {
+            Ok(()) => self.waiting.clear(),
+            Err(TrySendError::Disconnected(_)) => return false,
+            Err(TrySendError::Full(next)) => {
+                self.retry_at = now + READER_RETRY;
+                if self.waiting.is_empty() {
+                    self.keep(&next);
+                }
+            }
+        }
+        true
+    }
+
+    fn keep(&mut self, chunk: &[u8]) {
+        if self.waiting.len() + chunk.len() <= READER_LIMIT {
+            self.waiting.extend_from_slice(chunk);
         }
     }
 }
@@ -68,6 +139,10 @@ impl Console {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait_for<'a>(&self, time: Duration, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed.wait_timeout(state, time).unwrap_or_else(PoisonError::into_inner).0
     }
 
     /// Takes what the guest printed; never blocks on anything slow.
@@ -95,7 +170,7 @@ impl Console {
         }
         // After close nobody would ever send: without a sender the receiver ends at once.
         if !state.closed {
-            state.readers.push(sender);
+            state.readers.push(Reader::new(sender));
         }
         receiver
     }
@@ -129,7 +204,7 @@ impl Console {
         state.input.drain(..count).collect()
     }
 
-    /// Waits until everything printed so far is in the log and with the readers.
+    /// Waits until everything printed so far is in the log and handed to the readers.
     pub fn flush(&self) {
         let mut state = self.state();
         while (!state.pending.is_empty() || state.writing) && !state.closed {
@@ -140,7 +215,11 @@ impl Console {
     /// Writes out what is left and lets every reader see the end.
     pub fn close(&self) {
         self.flush();
+        let deadline = Instant::now() + LAST_OUTPUT;
         let mut state = self.state();
+        while state.slow_readers() && Instant::now() < deadline {
+            state = self.wait_for(READER_RETRY, state);
+        }
         state.closed = true;
         state.readers.clear();
         self.changed.notify_all();
@@ -155,7 +234,12 @@ impl Console {
             if state.pending.is_empty() {
                 state.writing = false;
                 self.changed.notify_all();
-                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                if state.slow_readers() {
+                    state = self.wait_for(READER_RETRY, state);
+                    state.give_to_readers(&Arc::default());
+                } else {
+                    state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
                 continue;
             }
             let mut bytes = std::mem::take(&mut state.pending);
@@ -165,17 +249,10 @@ impl Console {
                 );
             }
             state.writing = true;
-            let keep_from = bytes.len().saturating_sub(BACKLOG);
-            state.backlog.extend(&bytes[keep_from..]);
-            let excess = state.backlog.len().saturating_sub(BACKLOG);
-            state.backlog.drain(..excess);
             drop(state);
             log.append(&bytes);
             let chunk: Arc<[u8]> = bytes.into();
-            self.state().readers.retain(|reader| match reader.try_send(chunk.clone()) {
-                Ok(()) | Err(TrySendError::Full(_)) => true,
-                Err(TrySendError::Disconnected(_)) => false,
-            });
+            self.state().hand_out(&chunk);
             // A guest prints byte by byte; what comes within this time is written at once.
             std::thread::sleep(GATHER);
             state = self.state();
@@ -237,6 +314,40 @@ mod tests {
         let seen: Vec<u8> = reader.iter().flat_map(|chunk| chunk.to_vec()).collect();
         assert_eq!(String::from_utf8_lossy(&seen), "before after");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "before after");
+    }
+
+    #[test]
+    fn a_slow_reader_misses_nothing_that_is_short() {
+        let dir = tempfile::tempdir().unwrap();
+        let console = Console::start(&dir.path().join("log")).unwrap();
+        let reader = console.attach();
+        let printed: Vec<u8> = (0..400u32).map(|at| at as u8).collect();
+        for byte in printed.chunks(1) {
+            console.output(byte);
+            console.flush();
+        }
+        let closing = console.clone();
+        let closer = std::thread::spawn(move || closing.close());
+        let seen: Vec<u8> = reader.iter().flat_map(|chunk| chunk.to_vec()).collect();
+        assert!(seen == printed, "{} of {} bytes", seen.len(), printed.len());
+        closer.join().unwrap();
+    }
+
+    #[test]
+    fn a_reader_that_reads_nothing_holds_nobody_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let console = Console::start(&path).unwrap();
+        let reader = console.attach();
+        for _ in 0..100 {
+            console.output(&[b'x'; 10_000]);
+            console.flush();
+        }
+        let waiting = console.state().readers[0].waiting.len();
+        assert!((1..=READER_LIMIT).contains(&waiting), "{waiting}");
+        console.close();
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 1_000_000);
+        drop(reader);
     }
 
     #[test]

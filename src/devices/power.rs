@@ -34,8 +34,10 @@ impl Power {
         self.pending.load(Ordering::SeqCst)
     }
 
-    pub fn restore(&self, pending: u8) {
+    /// Raises the interrupt again: the saved controllers may not have seen it yet.
+    pub fn restore(&self, pending: u8) -> std::io::Result<()> {
         self.pending.store(pending, Ordering::SeqCst);
+        if pending == 0 { Ok(()) } else { self.irq.write(1) }
     }
 
     /// Tells the guest that the power button was pressed.

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -96,16 +97,7 @@ pub fn restore(
             assembled.transports.len()
         )));
     }
-    let supported = assembled.vm.supported_cpuid()?;
-    for saved in &state.vcpus {
-        let lacking = boot::cpuid::missing(&saved.cpuid, &supported);
-        if !lacking.is_empty() {
-            return Err(misfit(format!(
-                "this host's processor lacks features that its guest uses ({})",
-                lacking.join(", ")
-            )));
-        }
-    }
+    check_features(&assembled, config, state)?;
     assembled.vm.restore(&state.vm, clock)?;
     for (fd, saved) in assembled.vcpus.iter().zip(&state.vcpus) {
         vcpu::state::restore(fd, saved)?;
@@ -114,8 +106,33 @@ pub fn restore(
         transport.restore(saved).map_err(|e| misfit(e.to_string()))?;
     }
     assembled.serial.restore(&state.serial).map_err(|e| misfit(e.to_string()))?;
-    assembled.power.restore(state.power_events);
+    assembled.power.restore(state.power_events).map_err(MachineError::Button)?;
     assembled.start_threads()
+}
+
+/// Refuses a state whose guest uses what this host's processor lacks.
+fn check_features(
+    assembled: &Assembled,
+    config: &VmConfig,
+    state: &MachineState,
+) -> Result<(), MachineError> {
+    let supported = assembled.vm.supported_cpuid()?;
+    // What a fresh vCPU is given can be more than KVM lists: where CPUID cannot be intercepted,
+    // KVM adds what the guest sees anyway.
+    for (index, (fd, saved)) in (0..).zip(assembled.vcpus.iter().zip(&state.vcpus)) {
+        let fresh = boot::cpuid::for_vcpu(&supported, index, config.cpus)
+            .and_then(|cpuid| fd.set_cpuid2(&cpuid))
+            .and_then(|()| fd.get_cpuid2(KVM_MAX_CPUID_ENTRIES))
+            .map_err(VmError::kvm("tell a vCPU's features"))?;
+        let lacking = boot::cpuid::missing(&saved.cpuid, &fresh);
+        if !lacking.is_empty() {
+            return Err(MachineError::Misfit(format!(
+                "this host's processor lacks features that its guest uses ({})",
+                lacking.join(", ")
+            )));
+        }
+    }
+    Ok(())
 }
 
 impl Assembled {

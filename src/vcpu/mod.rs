@@ -200,8 +200,10 @@ impl Runner {
             self.fd.set_kvm_immediate_exit(1);
             let entered = self.enter();
             self.fd.set_kvm_immediate_exit(0);
-            if !matches!(entered, Entered::Served) {
-                return;
+            match entered {
+                Entered::Served => {}
+                Entered::Interrupted => return,
+                Entered::Ended(event) => return (self.wiring.events)(event),
             }
         }
     }
