@@ -281,6 +281,7 @@ impl VmFolder {
             Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(e.into()),
             _ => {}
         }
+        self.storage.sync_dir(&self.home)?;
         self.lock_leftover()
     }
 

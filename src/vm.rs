@@ -101,6 +101,22 @@ pub enum Clock {
     Host,
 }
 
+/// A saved clock that is yet to be set.
+#[derive(Debug, Clone, Copy)]
+pub struct RestoredClock {
+    pub saved: kvm_clock_data,
+    from: Clock,
+}
+
+impl RestoredClock {
+    pub fn new(saved: kvm_clock_data, from: Clock) -> Result<Self, VmError> {
+        if from == Clock::Host && saved.flags & KVM_CLOCK_REALTIME == 0 {
+            return Err(VmError::NoRealtime);
+        }
+        Ok(Self { saved, from })
+    }
+}
+
 /// A virtual machine with its memory and interrupt chips, without vCPUs.
 pub struct Vm {
     kvm: Kvm,
@@ -176,20 +192,21 @@ impl Vm {
         })
     }
 
-    /// Before the vCPUs' own state: an interrupt that a local APIC waits for comes from here.
-    pub fn restore(&self, state: &VmState, clock: Clock) -> Result<(), VmError> {
+    /// Before the vCPUs' own state: an interrupt that a local APIC waits for comes from here. The
+    /// clock is apart: it runs from the moment that it is set.
+    pub fn restore(&self, state: &VmState) -> Result<(), VmError> {
         for chip in [&state.pic_master, &state.pic_slave, &state.ioapic] {
             self.fd.set_irqchip(chip).map_err(VmError::kvm("set an interrupt controller"))?;
         }
-        self.fd.set_pit2(&state.pit).map_err(VmError::kvm("set the timer"))?;
-        let mut data = kvm_clock_data { clock: state.clock.clock, ..Default::default() };
-        if clock == Clock::Host {
+        self.fd.set_pit2(&state.pit).map_err(VmError::kvm("set the timer"))
+    }
+
+    pub fn set_clock(&self, clock: &RestoredClock) -> Result<(), VmError> {
+        let mut data = kvm_clock_data { clock: clock.saved.clock, ..Default::default() };
+        if clock.from == Clock::Host {
             // With the flag KVM adds the time that has passed since `realtime`.
-            if state.clock.flags & KVM_CLOCK_REALTIME == 0 {
-                return Err(VmError::NoRealtime);
-            }
             data.flags = KVM_CLOCK_REALTIME;
-            data.realtime = state.clock.realtime;
+            data.realtime = clock.saved.realtime;
         }
         self.fd.set_clock(&data).map_err(VmError::kvm("set the clock"))
     }

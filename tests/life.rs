@@ -155,7 +155,8 @@ fn what_does_not_run_is_said() {
         home.piton(&format!("{command} nobody")).fails(3, &["no VM `nobody`", "piton list"]);
     }
     home.boot("run demo").power_off();
-    for command in ["stop", "pause", "resume", "console"] {
+    assert!(home.piton("stop demo").ok().contains("is stopped"), "which is what was asked for");
+    for command in ["pause", "resume", "console"] {
         home.piton(&format!("{command} demo")).fails(3, &["does not run", "piton start"]);
     }
     let said = home.piton("pause demo --json");

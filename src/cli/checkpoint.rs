@@ -71,7 +71,7 @@ fn find(folder: &VmFolder, reference: &str) -> anyhow::Result<Manifest> {
 pub fn set_checkpoint_dir(name: &VmName, dir: &Path, json: bool) -> anyhow::Result<()> {
     let folder = existing(name)?;
     let mut vm = Offline::open(&folder)?;
-    let listing = Catalog::new(&folder, &vm.definition).store.list().map_err(CheckpointError::from)?;
+    let listing = Catalog::new(&folder, &vm.definition).listing()?;
     if !listing.manifests.is_empty() || !listing.damaged.is_empty() {
         return Err(refused(format!(
             "the VM `{name}` has checkpoints: their folder can only be changed when there are none"
@@ -82,6 +82,13 @@ pub fn set_checkpoint_dir(name: &VmName, dir: &Path, json: bool) -> anyhow::Resu
         return Err(refused(format!("{} is no folder: make it first", dir.display())));
     }
     vm.definition.checkpoint_dir = Some(dir.clone());
+    // Made now, so that its absence later means that its disk is not mounted.
+    let own = folder.checkpoints(&vm.definition);
+    let storage = folder.storage();
+    if !storage.exists(&own)? {
+        storage.create_dir(&own)?;
+        storage.sync_dir(&dir)?;
+    }
     folder.save(&vm.lock, &vm.definition)?;
     if json {
         println!("{}", serde_json::json!({ "vm": name, "checkpoint_dir": dir }));
@@ -196,6 +203,7 @@ fn apply_checkpoint(args: ApplyArgs, json: bool) -> anyhow::Result<()> {
     if let Some(info) = answer(client::post::<VmInfo>(&folder.socket(), &path, &body))? {
         return landed(&folder, &manifest, Some(info), json);
     }
+    apply::check(&folder, &manifest, body.how)?;
     if body.save_current {
         let info = create_checkpoint(&folder, &CreateBody { name: body.name, ..Default::default() })?;
         if !json {
@@ -227,7 +235,7 @@ fn go_back_offline(
     let mut vm = Offline::open(folder)?;
     let ready = apply::prepare(folder, &vm.definition, manifest, &Default::default(), how, None)?;
     if let Err(e) = ready.commit(folder, &vm.lock, &mut vm.definition) {
-        ready.discard(folder);
+        ready.discard(folder, &vm.definition);
         return Err(e.into());
     }
     drop(ready);
@@ -278,7 +286,10 @@ fn delete_checkpoint(target: &CheckpointRef, body: DeleteBody, yes: bool, json: 
             let mut vm = Offline::open(&folder)?;
             let deleted = delete::run(&folder, &vm.lock, &mut vm.definition, manifest.id, body)?;
             if !body.dry_run {
-                delete::settle(&folder, &vm.lock, &mut vm.definition)?;
+                // The checkpoint is gone; merging can be done any time.
+                if let Err(e) = delete::settle(&folder, &vm.lock, &mut vm.definition, || false) {
+                    log::warn!("layers that nothing needs apart are not merged yet: {e}");
+                }
             }
             deleted
         }
@@ -316,7 +327,8 @@ fn verify(target: &CheckpointRef, json: bool) -> anyhow::Result<()> {
             match sums.get(&spec.id) {
                 Some(crc) => {
                     layer.attach_sums(folder.storage(), *crc)?;
-                    layer.verify(|more| bytes += more)?;
+                    layer.verify(|_| ())?;
+                    bytes += layer.allocated_bytes()?;
                 }
                 None => unchecked.push(format!("{} of disk `{disk}`", spec.path.display())),
             }
@@ -340,12 +352,12 @@ pub fn doctor(name: &VmName, repair: bool, json: bool) -> anyhow::Result<()> {
     let mut definition = folder.load()?;
     let findings = recover(&folder, &lock, &mut definition, repair)?;
     if repair {
-        delete::settle(&folder, &lock, &mut definition)?;
+        delete::settle(&folder, &lock, &mut definition, || false)?;
     }
     if json {
         let list: Vec<_> = findings
             .iter()
-            .map(|finding| serde_json::json!({ "finding": finding.text, "mended": finding.mended && repair }))
+            .map(|finding| serde_json::json!({ "finding": finding.text, "mendable": finding.mended, "mended": finding.mended && repair }))
             .collect();
         println!("{:#}", serde_json::json!(list));
     } else if findings.is_empty() {
@@ -353,11 +365,11 @@ pub fn doctor(name: &VmName, repair: bool, json: bool) -> anyhow::Result<()> {
     } else {
         for finding in &findings {
             let what = match (finding.mended, repair) {
-                (true, true) => "mended",
-                (true, false) => "would be mended with --repair",
-                (false, _) => "damage that piton cannot mend",
+                (true, true) => "",
+                (true, false) => " (--repair mends it)",
+                (false, _) => " (piton cannot mend this)",
             };
-            println!("{}: {what}", finding.text);
+            println!("{}{what}", finding.text);
         }
     }
     if findings.iter().any(|finding| !finding.mended) {

@@ -105,6 +105,12 @@ pub fn stop(args: StopArgs, json: bool) -> anyhow::Result<()> {
             return Ok(());
         }
     }
+    if matches!(client::get(&socket), Err(ClientError::NotRunning)) {
+        return Err(anyhow!(
+            "the guest of `{}` has shut down; its disk layers are still being merged, which takes a while",
+            args.name
+        ));
+    }
     if !args.force {
         return Err(anyhow!(
             "the guest of `{name}` has not shut down within {} s: it may need longer, or end it with `piton stop --force {name}`",

@@ -180,7 +180,7 @@ pub fn deleted(info: &DeletedInfo) {
         println!("checkpoint `{}` {what}", checkpoint.name);
     }
     if info.merge_later {
-        println!("disk layers that are no longer needed apart are merged when the VM is off");
+        println!("their disk space is freed when the VM stops");
     }
 }
 

@@ -27,7 +27,7 @@ use crate::layout::{
 };
 use crate::memory::{self, GuestMemory};
 use crate::vcpu::{self, Vcpu, Wiring};
-use crate::vm::{Clock, Vm, VmError, open_kvm};
+use crate::vm::{Clock, RestoredClock, Vm, VmError, open_kvm};
 
 /// What a machine is made of beside its definition.
 pub struct Parts {
@@ -98,7 +98,8 @@ pub fn restore(
         )));
     }
     check_features(&assembled, config, state)?;
-    assembled.vm.restore(&state.vm, clock)?;
+    let clock = RestoredClock::new(state.vm.clock, clock)?;
+    assembled.vm.restore(&state.vm)?;
     for (fd, saved) in assembled.vcpus.iter().zip(&state.vcpus) {
         vcpu::state::restore(fd, saved)?;
     }
@@ -107,7 +108,7 @@ pub fn restore(
     }
     assembled.serial.restore(&state.serial).map_err(|e| misfit(e.to_string()))?;
     assembled.power.restore(state.power_events).map_err(MachineError::Button)?;
-    assembled.start_threads()
+    Ok(Machine { clock: Some(clock), ..assembled.start_threads()? })
 }
 
 /// Refuses a state whose guest uses what this host's processor lacks.
@@ -152,6 +153,7 @@ impl Assembled {
             console_input: self.console_input,
             power: self.power,
             vm: self.vm,
+            clock: None,
             running: false,
         })
     }

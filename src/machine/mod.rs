@@ -21,7 +21,7 @@ use crate::disk::Disk;
 use crate::memory::{GuestMemory, MemoryError};
 use crate::vcpu::state::{StateError, VcpuState};
 use crate::vcpu::{Vcpu, VcpuError};
-use crate::vm::{Vm, VmError, VmState};
+use crate::vm::{RestoredClock, Vm, VmError, VmState};
 use event_loop::EventLoop;
 
 pub use builder::{Parts, boot, restore};
@@ -88,6 +88,8 @@ pub struct Machine {
     console_input: EventFd,
     power: Arc<Power>,
     vm: Vm,
+    /// Set when a restored guest first runs: until then its time stands still.
+    clock: Option<RestoredClock>,
     running: bool,
 }
 
@@ -98,6 +100,10 @@ impl Machine {
 
     /// Lets devices go on, then the vCPUs, which may use them at once.
     pub fn resume(&mut self) -> Result<(), MachineError> {
+        if let Some(clock) = &self.clock {
+            self.vm.set_clock(clock)?;
+            self.clock = None;
+        }
         self.blocks.iter().for_each(|block| block.resume());
         self.rng.resume();
         self.vcpus.iter().try_for_each(Vcpu::resume)?;
@@ -118,8 +124,12 @@ impl Machine {
     /// Holds the machine still; dropping what is returned lets it go on if it ran before.
     pub fn hold(&mut self) -> Result<PausedMachine<'_>, MachineError> {
         let resume = self.running;
-        if resume {
-            self.pause()?;
+        if resume && let Err(e) = self.pause() {
+            // Those that stand still already go on.
+            if let Err(again) = self.resume() {
+                log::error!("the guest cannot go on: {again}");
+            }
+            return Err(e);
         }
         Ok(PausedMachine { machine: self, resume })
     }
@@ -149,8 +159,12 @@ impl PausedMachine<'_> {
         let msrs = machine.vm.msr_list()?;
         // The vCPUs come first: reading one can deliver an interrupt from the shared chips.
         let vcpus = machine.vcpus.iter().map(|vcpu| vcpu.save(msrs.clone())).collect::<Result<_, _>>()?;
+        let mut vm = machine.vm.save()?;
+        if let Some(clock) = &machine.clock {
+            vm.clock = clock.saved;
+        }
         Ok(MachineState {
-            vm: machine.vm.save()?,
+            vm,
             vcpus,
             serial: machine.serial.save(),
             power_events: machine.power.save(),

@@ -55,7 +55,8 @@ pub fn save(fd: &VcpuFd, listed: &[u32]) -> Result<VcpuState, StateError> {
     let xsave = fd.get_xsave().map_err(refused("read the FPU state"))?;
     let debug_regs = fd.get_debug_regs().map_err(refused("read the debug registers"))?;
     let lapic = fd.get_lapic().map_err(refused("read the local APIC"))?;
-    let msrs = get_msrs(fd, listed)?;
+    let mut msrs = get_msrs(fd, listed)?;
+    keep_deadline(&lapic, &mut msrs);
     // Last: reading other state can complete or raise an exception.
     let events = fd.get_vcpu_events().map_err(refused("read the pending events"))?;
     let cpuid = fd
@@ -87,6 +88,21 @@ pub fn restore(fd: &VcpuFd, state: &VcpuState) -> Result<(), StateError> {
     set_msrs(fd, &state.msrs)?;
     // Last: setting registers drops pending exceptions.
     fd.set_vcpu_events(&state.events).map_err(refused("set the pending events"))
+}
+
+const LAPIC_LVT_TIMER: usize = 0x320;
+const MSR_TSC: u32 = 0x10;
+const MSR_TSC_DEADLINE: u32 = 0x6e0;
+
+/// A deadline that passed after the local APIC was read and before its MSR was is in neither: the
+/// timer fired. It is put back as due at once; a tick too many does no harm, one too few hangs an
+/// idle vCPU.
+fn keep_deadline(lapic: &kvm_lapic_state, msrs: &mut BTreeMap<u32, u64>) {
+    // Bits 17 and 18 of the timer's vector entry: mode; 2 is TSC-deadline (Intel SDM 3A, 11.5.4).
+    let mode = lapic.regs[LAPIC_LVT_TIMER + 2] as u8 >> 1 & 3;
+    if let (2, Some(0), Some(&tsc)) = (mode, msrs.get(&MSR_TSC_DEADLINE), msrs.get(&MSR_TSC)) {
+        msrs.insert(MSR_TSC_DEADLINE, tsc);
+    }
 }
 
 fn batch(entries: &[kvm_msr_entry]) -> Result<Msrs, StateError> {

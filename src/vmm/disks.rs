@@ -27,6 +27,16 @@ pub enum DisksError {
 }
 
 impl OpenDisks {
+    /// What a guest that went away never flushed is kept all the same, as by a disk's own cache
+    /// over a reset.
+    pub fn flush(&self) {
+        for disk in &self.machine {
+            if let Err(e) = disk.disk.flush() {
+                log::warn!("disk {}: {e}", disk.id);
+            }
+        }
+    }
+
     /// Those that no checkpoint touches; whatever the VM goes back to, they stay as they are.
     pub fn left_alone(&self) -> BTreeMap<String, Arc<dyn Disk>> {
         let alone = self.machine.iter().filter(|disk| !self.live.contains_key(&disk.id));
@@ -164,9 +174,17 @@ pub fn branch(
         let Some(parent) = parents.get(&config.id) else { continue };
         let failed = || DisksError::disk(config);
         let base = open_base(storage, &base_path(folder, config), config.format).map_err(failed())?;
-        let path = new_layer_path(folder, &config.id)?;
-        let layer = Delta::create(storage, &path, base.len(), *parent).map_err(failed())?;
-        made.insert(config.id.clone(), LayerSpec { path, id: layer.id() });
+        let layer = new_layer_path(folder, &config.id).and_then(|path| {
+            let layer = Delta::create(storage, &path, base.len(), *parent).map_err(failed())?;
+            Ok(LayerSpec { path, id: layer.id() })
+        });
+        match layer {
+            Ok(layer) => made.insert(config.id.clone(), layer),
+            Err(e) => {
+                remove_layers(folder, made.values());
+                return Err(e);
+            }
+        };
     }
     Ok(made)
 }
@@ -175,7 +193,8 @@ pub fn branch(
 /// the next recovery.
 pub fn remove_layers<'a>(folder: &VmFolder, layers: impl IntoIterator<Item = &'a LayerSpec>) {
     for layer in layers {
-        for path in [&layer.path, &sums::path_of(&layer.path)] {
+        // The checksums first: without their layer nobody would look for them.
+        for path in [&sums::path_of(&layer.path), &layer.path] {
             if let Err(e) = folder.storage().remove_file_if_exists(path) {
                 log::warn!("{e}");
             }

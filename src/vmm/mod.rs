@@ -135,6 +135,7 @@ impl Vmm {
     pub fn boot(&mut self) -> Result<(), VmmError> {
         // The former machine and its disks end first: they hold the images' locks.
         self.machine = None;
+        self.disks.flush();
         self.disks = OpenDisks::default();
         self.boot += 1;
         let sums = checkpoints::Catalog::new(&self.folder, &self.definition).layer_sums()?;
@@ -193,15 +194,17 @@ impl Vmm {
                 Message::End(by) => break Outcome::Ended(by),
             }
         };
-        let Self { folder, mut definition, machine, disks, console, server, lock, .. } = self;
+        let Self { folder, mut definition, machine, disks, console, queue, server, lock, .. } = self;
         // Guest and disks end first, so that what they last printed is still shown.
         drop(machine);
+        disks.flush();
         drop(disks);
         console.close();
-        if let Err(e) = delete::settle(&folder, &lock, &mut definition) {
+        drop(server);
+        let told_to_end = || matches!(queue.try_recv(), Ok(Message::End(_)));
+        if let Err(e) = delete::settle(&folder, &lock, &mut definition, told_to_end) {
             log::warn!("layers that nothing needs apart are not merged yet: {e}");
         }
-        drop(server);
         drop(lock);
         outcome
     }
@@ -295,6 +298,7 @@ impl Vmm {
                     .into(),
             ));
         }
+        apply::check(&self.folder, manifest, body.how)?;
         if body.save_current {
             self.create_checkpoint(&CreateBody { name: body.name.clone(), ..Default::default() })?;
         }
@@ -316,7 +320,7 @@ impl Vmm {
             .map_err(CheckpointError::from)
             .and_then(|()| ready.commit(&self.folder, &self.lock, &mut self.definition));
         if let Err(e) = committed {
-            ready.discard(&self.folder);
+            ready.discard(&self.folder, &self.definition);
             if was_running {
                 self.resume()?;
             }
@@ -325,8 +329,10 @@ impl Vmm {
         self.boot = boot;
         self.machine = ready.machine;
         self.disks = ready.disks;
-        if let Some(machine) = &self.machine {
-            machine.take_console(&self.console)?;
+        if let Some(machine) = &self.machine
+            && let Err(e) = machine.take_console(&self.console)
+        {
+            log::warn!("what is typed does not reach the guest: {e}");
         }
         apply::forget_former(&self.folder, &self.definition);
         if body.run {

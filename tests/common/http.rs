@@ -40,8 +40,14 @@ fn connect(socket: &Path) -> UnixStream {
 fn read_head(stream: &mut UnixStream) -> (u16, String) {
     let mut head = Vec::new();
     let mut byte = [0];
-    while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).expect("an answer in time") == 1 {
-        head.push(byte[0]);
+    while !head.ends_with(b"\r\n\r\n") {
+        match stream.read(&mut byte) {
+            Ok(0) => break,
+            Ok(_) => head.push(byte[0]),
+            // Comes without any signal, too, when the whole machine was frozen for a while.
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => panic!("no answer in time: {e}"),
+        }
     }
     let head = String::from_utf8(head).expect("HTTP headers are text");
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());

@@ -13,7 +13,7 @@ mod vm;
 pub use finished::Finished;
 pub use home::Home;
 pub use http::Response;
-pub use lane::{LinuxGuest, is_root, patience, skip};
+pub use lane::{LinuxGuest, is_emulated, is_root, patience, skip};
 pub use terminal::{Terminal, field, has_word};
 pub use vm::{Exit, Vm};
 

@@ -132,6 +132,9 @@ pub struct Manifest {
     pub initrd: Option<FileStamp>,
     /// By the disk's id.
     pub disks: BTreeMap<String, DiskPoint>,
+    /// The base image below each of these disks, so that one changed since is noticed.
+    #[serde(default)]
+    pub bases: BTreeMap<String, BaseStamp>,
     #[serde(default)]
     pub left_out: Vec<LeftOut>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

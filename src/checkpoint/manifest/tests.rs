@@ -37,6 +37,7 @@ pub(in crate::checkpoint) fn sample(id: Id, name: &str, parent: Option<Id>) -> M
             ("root".into(), DiskPoint::Base(BaseStamp { len: 512, modified: time, sample: 7 })),
             ("data".into(), DiskPoint::Layer { id: Id::from_bytes([9; 16]), sums: Some(3) }),
         ]),
+        bases: BTreeMap::from([("root".into(), BaseStamp { len: 512, modified: time, sample: 7 })]),
         left_out: vec![LeftOut { disk: "cd".into(), why: LeftOutWhy::ReadOnly }],
         memory: Some(MemoryInfo { guest_bytes: 64 << 20, stored_bytes: 4096, crc: 5 }),
         state: Some(StateInfo { bytes: 100, crc: 6 }),

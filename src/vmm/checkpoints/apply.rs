@@ -7,11 +7,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::recover::orphans;
-use super::{Catalog, CheckpointError, Result, save};
+use super::{Catalog, CheckpointError, Result, is_complete, remove_unless_named, save};
 use crate::capture::guest;
 use crate::capture::image::Image;
 use crate::checkpoint::Manifest;
-use crate::checkpoint::manifest::DiskPoint;
 use crate::checkpoint::stamp::BaseChange;
 use crate::checkpoint::state::read_state;
 use crate::control::GoBack;
@@ -41,9 +40,7 @@ pub fn prepare(
     how: GoBack,
     parts: Option<&dyn Fn(&OpenDisks) -> Parts>,
 ) -> Result<Prepared> {
-    if !how.force {
-        check_bases(folder, manifest)?;
-    }
+    check(folder, manifest, how)?;
     let catalog = Catalog::new(folder, definition);
     let parents = manifest.disks.iter().map(|(disk, point)| (disk.clone(), point.top())).collect();
     let made = disks::branch(folder, &manifest.config, &parents)?;
@@ -82,16 +79,20 @@ pub fn prepare(
     }
 }
 
-/// A base that somebody wrote to since is not what the layers were made above.
-fn check_bases(folder: &VmFolder, manifest: &Manifest) -> Result<()> {
+/// Whether `manifest` can be gone to: a base that somebody wrote to since is not what its layers
+/// were made above.
+pub fn check(folder: &VmFolder, manifest: &Manifest, how: GoBack) -> Result<()> {
+    if how.force {
+        return Ok(());
+    }
     for config in &manifest.config.disks {
-        let Some(DiskPoint::Base(stamp)) = manifest.disks.get(&config.id) else { continue };
+        let Some(stamp) = manifest.bases.get(&config.id) else { continue };
         let path = base_path(folder, config);
         let change = stamp.compare(folder.storage(), &path)?;
         if !matches!(change, BaseChange::Same | BaseChange::Touched) {
             return Err(CheckpointError::Refused(format!(
                 "the base image {} was changed since checkpoint `{}` was made ({change}): \
-                 what the checkpoint holds of disk `{}` is no longer known; --force goes back all the same",
+                 what the checkpoint holds of disk `{}` is no longer known; `piton checkpoint apply --force` goes back all the same",
                 path.display(),
                 manifest.name,
                 config.id
@@ -108,11 +109,11 @@ impl Prepared {
     }
 
     /// Undoes the preparation.
-    pub fn discard(self, folder: &VmFolder) {
+    pub fn discard(self, folder: &VmFolder, definition: &Definition) {
         let Self { disks, machine, made, .. } = self;
         drop(machine);
         drop(disks);
-        disks::remove_layers(folder, &made);
+        remove_unless_named(folder, definition, &made);
     }
 }
 
@@ -121,10 +122,8 @@ impl Prepared {
 pub fn forget_former(folder: &VmFolder, definition: &Definition) {
     let catalog = Catalog::new(folder, definition);
     let removed = catalog
-        .store
-        .list()
-        .map_err(CheckpointError::from)
-        .and_then(|listing| orphans(&catalog, definition, !listing.damaged.is_empty(), true));
+        .listing()
+        .and_then(|listing| orphans(&catalog, definition, is_complete(&listing, definition), true));
     if let Err(e) = removed {
         log::warn!("layers of the former state are left: {e}");
     }

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use chrono::Utc;
 
-use super::{Catalog, CheckpointError, Result, save};
+use super::{Catalog, CheckpointError, Result, remove_unless_named, save};
 use crate::capture::guest;
 use crate::capture::image::{ImageInfo, ImageWriter};
 use crate::checkpoint::manifest::{DiskPoint, LeftOut, LeftOutWhy, MemoryInfo};
@@ -65,7 +65,8 @@ pub fn create(subject: Subject, body: &CreateBody) -> Result<Manifest> {
     let staged = stage_overlays(folder, disks)?;
     let before = definition.clone();
     if let Err(e) = announce(folder, lock, definition, id, &staged) {
-        discard(folder, staged);
+        let layers: Vec<LayerSpec> = staged.into_values().map(|one| one.overlay.spec()).collect();
+        remove_unless_named(folder, definition, &layers);
         return Err(e);
     }
 
@@ -77,8 +78,11 @@ pub fn create(subject: Subject, body: &CreateBody) -> Result<Manifest> {
             // The guest runs on: on its old layer where no overlay was put on it.
             let mut now = before.now.clone();
             now.tops.extend(pushed);
-            save(folder, lock, definition, Definition { now, ..before })?;
-            remove_layers(folder, &unused);
+            match save(folder, lock, definition, Definition { now, ..before }) {
+                Ok(()) => remove_layers(folder, &unused),
+                // As it stands vm.json reads the same; recovery finds what is too much.
+                Err(e) => log::warn!("{e}"),
+            }
             return Err(error);
         }
     };
@@ -113,11 +117,13 @@ pub fn create(subject: Subject, body: &CreateBody) -> Result<Manifest> {
     if published.is_ok() || catalog.store.load(id).is_ok() {
         now.parent = Some(id);
     }
-    let config = definition.clone();
-    match (published, save(folder, lock, definition, Definition { now, ..config })) {
-        (Ok(manifest), Ok(())) => Ok(manifest),
-        (Err(e), _) | (Ok(_), Err(e)) => Err(e),
+    let next = Definition { now, ..definition.clone() };
+    if let Err(e) = save(folder, lock, definition, next.clone()) {
+        // vm.json still says that this checkpoint is being made, which recovery understands.
+        log::warn!("{e}");
+        *definition = next;
     }
+    published
 }
 
 fn stage_overlays(
@@ -128,8 +134,8 @@ fn stage_overlays(
     for (id, disk) in disks {
         let failed = |error| DisksError::Disk { id: id.clone(), error };
         let made = new_layer_path(folder, id).and_then(|path| {
-            let overlay = disk.prepare(folder.storage(), &path).map_err(failed)?;
             let bytes = disk.overlay_bytes().map_err(failed)?;
+            let overlay = disk.prepare(folder.storage(), &path).map_err(failed)?;
             Ok(Staged { disk: disk.clone(), overlay, before: disk.top(), bytes })
         });
         match made {
@@ -236,14 +242,19 @@ fn describe(
     frozen: &BTreeMap<String, Frozen>,
 ) -> Result<Manifest> {
     let storage = folder.storage();
+    let mut bases = BTreeMap::new();
+    for config in before.config.disks.iter().filter(|config| frozen.contains_key(&config.id)) {
+        bases.insert(config.id.clone(), BaseStamp::take(storage, &base_path(folder, config))?);
+    }
     let mut disks = BTreeMap::new();
     for (disk, one) in frozen {
         let point = match &one.layer {
             Some((id, layer)) => DiskPoint::Layer { id: *id, sums: Some(layer.seal(storage)?.crc) },
             None => {
-                let config = before.config.disks.iter().find(|config| config.id == *disk);
-                let path = config.map(|config| base_path(folder, config)).unwrap_or_default();
-                DiskPoint::Base(BaseStamp::take(storage, &path)?)
+                let stamp = bases.get(disk).copied().ok_or_else(|| {
+                    CheckpointError::Refused(format!("disk `{disk}` is not part of the VM"))
+                })?;
+                DiskPoint::Base(stamp)
             }
         };
         disks.insert(disk.clone(), point);
@@ -272,6 +283,7 @@ fn describe(
         left_out: left_out(&before.config),
         disk_bytes: frozen.values().map(|one| one.bytes).sum(),
         disks,
+        bases,
         memory: None,
         state: None,
         pause_us: None,

@@ -8,10 +8,11 @@
 use std::collections::BTreeMap;
 
 use super::recover::orphans;
-use super::{Catalog, Result, save};
+use super::{Catalog, Result, is_complete, save};
 use crate::checkpoint::layers::{BaseRole, LayerGraph, Step, User};
 use crate::checkpoint::manifest::DiskPoint;
 use crate::checkpoint::stamp::BaseStamp;
+use crate::checkpoint::store::StoreError;
 use crate::checkpoint::tree::{DeletePlan, Tree};
 use crate::config::{DiskConfig, DiskFormat};
 use crate::control::{CheckpointInfo, DeleteBody, DeletedInfo};
@@ -23,6 +24,9 @@ use crate::disk::merge::{self, Direction, Merge};
 use crate::folder::{Definition, Merging, VmFolder, VmLock};
 use crate::id::Id;
 use crate::vmm::disks::{DisksError, Layers, base_path};
+
+/// Bytes moved between two looks at whether to stop.
+const STEP: u64 = 16 << 20;
 
 /// Forgets `id`, or it and all that descends from it.
 pub fn run(
@@ -45,21 +49,39 @@ pub fn run(
         return Ok(deleted);
     }
     // Children and Now get their new parent before the old one goes, so that it is never missing.
+    let former: Vec<(Id, Option<Id>)> =
+        manifests.iter().map(|manifest| (manifest.id, manifest.parent)).collect();
+    if let Err(e) = reparent(&catalog, lock, definition, &plan) {
+        for (id, parent) in former.iter().filter(|(id, _)| plan.reparent.contains_key(id)) {
+            if let Err(again) = catalog.store.update(*id, |manifest| manifest.parent = *parent) {
+                log::warn!("{again}");
+            }
+        }
+        return Err(e);
+    }
+    // Children first, as the plan has them: cut short, none is left without its parent.
+    for id in &plan.gone {
+        match catalog.store.remove(*id) {
+            // It is gone; recovery removes the rest.
+            Err(e @ StoreError::LeftOver { .. }) => log::warn!("{e}"),
+            other => other?,
+        }
+    }
+    let complete = is_complete(&catalog.listing()?, definition);
+    orphans(&catalog, definition, complete, true)?;
+    Ok(deleted)
+}
+
+fn reparent(catalog: &Catalog, lock: &VmLock, definition: &mut Definition, plan: &DeletePlan) -> Result<()> {
     for (child, parent) in &plan.reparent {
         catalog.store.update(*child, |manifest| manifest.parent = *parent)?;
     }
     if let Some(parent) = plan.now {
         let mut next = definition.clone();
         next.now.parent = parent;
-        save(folder, lock, definition, next)?;
+        save(catalog.folder, lock, definition, next)?;
     }
-    // Children first, as the plan has them: cut short, none is left without its parent.
-    for id in &plan.gone {
-        catalog.store.remove(*id)?;
-    }
-    let damaged = !catalog.store.list()?.damaged.is_empty();
-    orphans(&catalog, definition, damaged, true)?;
-    Ok(deleted)
+    Ok(())
 }
 
 fn plan(catalog: &Catalog, definition: &Definition, id: Id, subtree: bool) -> Result<DeletePlan> {
@@ -69,14 +91,20 @@ fn plan(catalog: &Catalog, definition: &Definition, id: Id, subtree: bool) -> Re
 }
 
 /// Merges all layers that nothing needs apart. The VM must be off. May be cut short anywhere: the
-/// next call goes on.
-pub fn settle(folder: &VmFolder, lock: &VmLock, definition: &mut Definition) -> Result<()> {
+/// next call goes on. `stop` is asked now and then.
+pub fn settle(
+    folder: &VmFolder,
+    lock: &VmLock,
+    definition: &mut Definition,
+    mut stop: impl FnMut() -> bool,
+) -> Result<()> {
     finish_merge(folder, lock, definition)?;
     let catalog = Catalog::new(folder, definition);
     let mut settler = Settler { catalog: &catalog, lock, definition };
     let disks = settler.definition.config.disks.clone();
     for disk in disks.iter().filter(|disk| !disk.readonly && !disk.passthrough) {
-        while settler.merge_one(disk)? {}
+        while settler.merge_one(disk, &mut stop)? {}
+        settler.seal(disk)?;
     }
     Ok(())
 }
@@ -102,7 +130,7 @@ fn spec(layers: &Layers, id: Id) -> std::result::Result<LayerSpec, DiskError> {
 impl Settler<'_> {
     /// The layers of one disk and who is on them.
     fn graph(&self, disk: &DiskConfig, layers: &Layers) -> Result<LayerGraph> {
-        let listing = self.catalog.store.list()?;
+        let listing = self.catalog.listing()?;
         let mut users: Vec<(User, Parent)> = listing
             .manifests
             .iter()
@@ -121,15 +149,16 @@ impl Settler<'_> {
         }
         let own = disk.format == DiskFormat::Raw && !disk.overlay;
         let role = if own { BaseRole::Mergeable } else { BaseRole::Fixed };
-        Ok(LayerGraph::new(role, parents, users, listing.damaged.is_empty()))
+        Ok(LayerGraph::new(role, parents, users, is_complete(&listing, self.definition)))
     }
 
     /// Does one merge, if there is one to do.
-    fn merge_one(&mut self, disk: &DiskConfig) -> Result<bool> {
+    fn merge_one(&mut self, disk: &DiskConfig, stop: &mut impl FnMut() -> bool) -> Result<bool> {
         let layers = Layers::read(self.catalog.folder)?;
         let graph = self.graph(disk, &layers)?;
         let Some(step @ Step::Merge { .. }) = graph.next_step() else { return Ok(false) };
         let Step::Merge { lower, upper, children, .. } = &step else { return Ok(false) };
+        self.verify(disk, &layers, *upper)?;
         // Beginning a merge drops the checksums of the layer that changes, so no manifest may
         // vouch for them any more.
         self.forget_sums(disk, *upper)?;
@@ -149,6 +178,11 @@ impl Settler<'_> {
         save(self.catalog.folder, self.lock, self.definition, next)?;
         let children =
             children.iter().map(|id| spec(&layers, *id)).collect::<std::result::Result<Vec<_>, _>>()?;
+        while !merge.step(STEP).map_err(|error| self.failed(disk, error))?.is_done() {
+            if stop() {
+                return Ok(false);
+            }
+        }
         merge.finish(self.catalog.folder.storage(), &children).map_err(|error| self.failed(disk, error))?;
         drop(merge);
         self.record(disk, &merging, graph)?;
@@ -228,10 +262,26 @@ impl Settler<'_> {
                 }
             }
         }
+        if merging.lower.is_none() {
+            self.stamp_base(disk)?;
+        }
         save(folder, self.lock, self.definition, next)?;
-        let damaged = !self.catalog.store.list()?.damaged.is_empty();
-        orphans(self.catalog, self.definition, damaged, true)?;
+        let complete = is_complete(&self.catalog.listing()?, self.definition);
+        orphans(self.catalog, self.definition, complete, true)?;
         self.seal(disk)
+    }
+
+    /// After a merge into it the base is what every checkpoint knows it as.
+    fn stamp_base(&self, disk: &DiskConfig) -> Result<()> {
+        let stamp = BaseStamp::take(self.catalog.folder.storage(), &base_path(self.catalog.folder, disk))?;
+        for manifest in self.catalog.manifests()? {
+            if manifest.bases.contains_key(&disk.id) {
+                self.catalog.store.update(manifest.id, |manifest| {
+                    manifest.bases.insert(disk.id.clone(), stamp);
+                })?;
+            }
+        }
+        Ok(())
     }
 
     fn set_point(&self, id: Id, disk: &DiskConfig, point: DiskPoint) -> Result<()> {
@@ -239,6 +289,16 @@ impl Settler<'_> {
             manifest.disks.insert(disk.id.clone(), point);
         })?;
         Ok(())
+    }
+
+    /// What is merged gets new checksums, so what is damaged must not get so far. The lower layer
+    /// has none to check by: they went with its checkpoint.
+    fn verify(&self, disk: &DiskConfig, layers: &Layers, upper: Id) -> Result<()> {
+        let Some(crc) = self.catalog.layer_sums()?.get(&upper).copied() else { return Ok(()) };
+        let storage = self.catalog.folder.storage();
+        let layer = FrozenDelta::open(storage, &spec(layers, upper)?)?;
+        let checked = layer.attach_sums(storage, crc).and_then(|()| layer.verify(|_| ()));
+        Ok(checked.map_err(|error| self.failed(disk, error))?)
     }
 
     fn forget_sums(&self, disk: &DiskConfig, layer: Id) -> Result<()> {

@@ -15,17 +15,18 @@ use crate::capture::image::ImageError;
 use crate::checkpoint::manifest::DiskPoint;
 use crate::checkpoint::name::NameError;
 use crate::checkpoint::state::StateError;
-use crate::checkpoint::store::{Store, StoreError};
+use crate::checkpoint::store::{Listing, Store, StoreError};
 use crate::checkpoint::tree::ResolveError;
 use crate::checkpoint::tree::{RowItem, Tree};
 use crate::checkpoint::{CheckpointName, Manifest};
 use crate::control::{ChangeBody, CheckpointInfo, TreeInfo};
 use crate::disk::DiskError;
+use crate::disk::layer::LayerSpec;
 use crate::folder::{Definition, FolderError, VmFolder, VmLock};
 use crate::id::Id;
 use crate::machine::MachineError;
 use crate::storage::StorageError;
-use crate::vmm::disks::DisksError;
+use crate::vmm::disks::{DisksError, remove_layers};
 
 pub use recover::{Finding, recover};
 
@@ -74,16 +75,35 @@ pub type Result<T> = std::result::Result<T, CheckpointError>;
 pub struct Catalog<'a> {
     pub folder: &'a VmFolder,
     pub store: Store,
+    /// The checkpoints lie outside of the VM's folder, perhaps on a disk that comes and goes.
+    external: bool,
 }
 
 impl<'a> Catalog<'a> {
     pub fn new(folder: &'a VmFolder, definition: &Definition) -> Self {
-        Self { folder, store: Store::new(folder.storage().clone(), folder.checkpoints(definition)) }
+        Self {
+            folder,
+            store: Store::new(folder.storage().clone(), folder.checkpoints(definition)),
+            external: definition.checkpoint_dir.is_some(),
+        }
+    }
+
+    /// What is in the folder of checkpoints. One that is gone is not one that is empty: layers
+    /// would look as if nothing needed them.
+    pub fn listing(&self) -> Result<Listing> {
+        let dir = self.store.dir();
+        if self.external && !self.folder.storage().exists(dir)? {
+            return Err(CheckpointError::Refused(format!(
+                "the folder of checkpoints {} is not there: is its disk mounted?",
+                dir.display()
+            )));
+        }
+        Ok(self.store.list()?)
     }
 
     /// All manifests that can be read.
     pub fn manifests(&self) -> Result<Vec<Manifest>> {
-        Ok(self.store.list()?.manifests)
+        Ok(self.listing()?.manifests)
     }
 
     pub fn resolve(&self, definition: &Definition, reference: &str) -> Result<Manifest> {
@@ -104,7 +124,7 @@ impl<'a> Catalog<'a> {
 
     /// The tree as users see it.
     pub fn info(&self, definition: &Definition) -> Result<TreeInfo> {
-        let listing = self.store.list()?;
+        let listing = self.listing()?;
         let tree = Tree::of(&listing.manifests, definition.now.parent);
         let manifest = |id: Id| listing.manifests.iter().find(|manifest| manifest.id == id);
         let rows = tree.rows().into_iter().filter_map(|row| match row.what {
@@ -161,9 +181,37 @@ impl<'a> Catalog<'a> {
     }
 }
 
+/// Whether all users of layers are known. Where one cannot be read, or is missing, nothing may be
+/// removed or merged: that one could need it.
+fn is_complete(listing: &Listing, definition: &Definition) -> bool {
+    let there = |id: Id| listing.manifests.iter().any(|manifest| manifest.id == id);
+    listing.damaged.is_empty() && definition.now.parent.is_none_or(there)
+}
+
 /// Replaces the definition on disk and in memory, or neither.
 fn save(folder: &VmFolder, lock: &VmLock, definition: &mut Definition, next: Definition) -> Result<()> {
-    folder.save(lock, &next)?;
+    if let Err(e) = folder.save(lock, &next) {
+        // It may have failed after the file was replaced; then the former one goes back.
+        if !is_saved(folder, definition)
+            && let Err(again) = folder.save(lock, definition)
+        {
+            log::warn!("{again}");
+        }
+        return Err(e.into());
+    }
     *definition = next;
     Ok(())
+}
+
+/// Whether vm.json says this.
+fn is_saved(folder: &VmFolder, definition: &Definition) -> bool {
+    folder.load().is_ok_and(|found| found == *definition)
+}
+
+/// Removes layers that a failed operation made, unless vm.json may name them; then recovery
+/// finds out.
+fn remove_unless_named(folder: &VmFolder, definition: &Definition, layers: &[LayerSpec]) {
+    if is_saved(folder, definition) {
+        remove_layers(folder, layers);
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Catalog, Result, delete, save};
+use super::{Catalog, Result, delete, is_complete, save};
 use crate::checkpoint::manifest::DiskPoint;
 use crate::checkpoint::store::Recovery;
 use crate::disk::layer::LayerSpec;
@@ -37,7 +37,7 @@ pub fn recover(
 ) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
     let catalog = Catalog::new(folder, definition);
-    let listing = catalog.store.list()?;
+    let listing = catalog.listing()?;
     if let Some(id) = definition.now.creating {
         let published = listing.manifests.iter().any(|manifest| manifest.id == id);
         findings.push(Finding::mended(if published {
@@ -57,17 +57,24 @@ pub fn recover(
     let how = if repair { Recovery::Mend } else { Recovery::Look };
     findings.extend(catalog.store.recover(how)?.into_iter().map(|found| Finding::mended(found.to_string())));
     findings.extend(listing.damaged.iter().map(|damaged| Finding::damage(damaged.error.to_string())));
-    let damaged = !listing.damaged.is_empty();
+    let complete = is_complete(&listing, definition);
     if let Some(merging) = &definition.now.merging {
         findings
             .push(Finding::mended(format!("a merge of layers of disk `{}` was interrupted", merging.disk)));
         if repair {
-            delete::finish_merge(folder, lock, definition)?;
+            // A merge that cannot go on now, for want of space perhaps, must not keep the VM from
+            // starting. Wherever it stopped, everything reads the same; it is planned anew later.
+            if let Err(e) = delete::finish_merge(folder, lock, definition) {
+                log::warn!("a merge of layers is put off: {e}");
+                let mut next = definition.clone();
+                next.now.merging = None;
+                save(folder, lock, definition, next)?;
+            }
         }
     }
     // Layers of an unfinished merge may look as if nothing needed them.
     if definition.now.merging.is_none() {
-        findings.extend(orphans(&catalog, definition, damaged, repair)?);
+        findings.extend(orphans(&catalog, definition, complete, repair)?);
     }
     Ok(findings)
 }
@@ -77,7 +84,7 @@ pub fn recover(
 pub(super) fn orphans(
     catalog: &Catalog,
     definition: &Definition,
-    damaged: bool,
+    complete: bool,
     repair: bool,
 ) -> Result<Vec<Finding>> {
     let layers = Layers::read(catalog.folder)?;
@@ -95,7 +102,7 @@ pub(super) fn orphans(
             Err(e) => findings.push(Finding::damage(format!("layer {top} of a disk: {e}"))),
         }
     }
-    if damaged || !findings.is_empty() {
+    if !complete || !findings.is_empty() {
         return Ok(findings);
     }
     let orphans: Vec<LayerSpec> = layers
