@@ -114,6 +114,9 @@ pub struct Now {
     /// A checkpoint that is being made: once it is published, it is the parent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub creating: Option<Id>,
+    /// Checksums of layers whose checkpoint is gone while others still read through them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub layer_sums: BTreeMap<Id, u32>,
     /// A merge of two layers that was begun.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub merging: Option<Merging>,

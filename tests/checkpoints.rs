@@ -713,10 +713,10 @@ fn doctor_finds_and_mends_what_a_crash_leaves() {
     let found = lab.piton("doctor demo --json").json();
     assert_eq!(found.as_array().unwrap().len(), 3, "{found}");
     let text = lab.piton("doctor demo").ok();
-    assert_eq!(text.matches("would be mended with --repair").count(), 3, "{text}");
+    assert_eq!(text.matches("(--repair mends it)").count(), 3, "{text}");
     assert!(folder.join(format!("checkpoints/.staging-{id}")).exists(), "it only looks");
     let text = lab.piton("doctor demo --repair").ok();
-    assert_eq!(text.matches(": mended").count(), 3, "{text}");
+    assert_eq!(text.lines().count(), 3, "{text}");
     assert!(lab.piton("doctor demo").ok().contains("is sound"));
     assert!(!folder.join("disks/a-00000000.delta").exists());
     unchanged(&before, &lab.nodes());

@@ -34,10 +34,14 @@ impl Power {
         self.pending.load(Ordering::SeqCst)
     }
 
-    /// Raises the interrupt again: the saved controllers may not have seen it yet.
-    pub fn restore(&self, pending: u8) -> std::io::Result<()> {
+    pub fn restore(&self, pending: u8) {
         self.pending.store(pending, Ordering::SeqCst);
-        if pending == 0 { Ok(()) } else { self.irq.write(1) }
+    }
+
+    /// To be called once before a restored guest first runs: the saved interrupt controllers may
+    /// not have seen what is pending yet.
+    pub fn interrupt_again(&self) -> std::io::Result<()> {
+        if self.pending.load(Ordering::SeqCst) == 0 { Ok(()) } else { self.irq.write(1) }
     }
 
     /// Tells the guest that the power button was pressed.

@@ -107,7 +107,7 @@ pub fn restore(
         transport.restore(saved).map_err(|e| misfit(e.to_string()))?;
     }
     assembled.serial.restore(&state.serial).map_err(|e| misfit(e.to_string()))?;
-    assembled.power.restore(state.power_events).map_err(MachineError::Button)?;
+    assembled.power.restore(state.power_events);
     Ok(Machine { clock: Some(clock), ..assembled.start_threads()? })
 }
 

@@ -100,8 +100,11 @@ impl Machine {
 
     /// Lets devices go on, then the vCPUs, which may use them at once.
     pub fn resume(&mut self) -> Result<(), MachineError> {
+        // Only now, so that what was restored can be saved again unchanged.
         if let Some(clock) = &self.clock {
             self.vm.set_clock(clock)?;
+            self.power.interrupt_again().map_err(MachineError::Button)?;
+            self.transports.iter().for_each(|transport| transport.interrupt_again());
             self.clock = None;
         }
         self.blocks.iter().for_each(|block| block.resume());

@@ -12,7 +12,7 @@ use piton::id::Id;
 use piton::storage::Storage;
 use serde_json::Value;
 
-use crate::common::{Finished, Home, Vm};
+use crate::common::{Finished, Home, Vm, until};
 
 pub const MIB: u64 = 1 << 20;
 
@@ -80,7 +80,16 @@ impl Lab {
     #[track_caller]
     pub fn stop(&self) {
         self.home.piton("stop demo --force").ok();
-        self.home.ended("demo");
+        self.ended();
+    }
+
+    /// Waits until nobody runs the VM. One that is just ending may not answer any more.
+    #[track_caller]
+    pub fn ended(&self) {
+        until("the VM to end", || {
+            let shown = self.home.piton("show demo --json");
+            (shown.code == Some(0) && shown.json()["state"] == "stopped").then_some(())
+        });
     }
 
     #[track_caller]

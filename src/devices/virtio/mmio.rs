@@ -107,6 +107,8 @@ pub trait SaveTransport: Send + Sync {
     /// No request may be in flight.
     fn save(&self) -> TransportState;
     fn restore(&self, state: &TransportState) -> Result<(), Violation>;
+    /// To be called once before a restored guest first runs: raises what it has not acknowledged.
+    fn interrupt_again(&self);
 }
 
 /// What the driver chose so far.
@@ -324,6 +326,10 @@ impl<D: Device> SaveTransport for Transport<D> {
         }
     }
 
+    fn interrupt_again(&self) {
+        self.backend.interrupt_again();
+    }
+
     fn restore(&self, state: &TransportState) -> Result<(), Violation> {
         let mut choices = self.choices();
         let mut active = self.backend.lock();
@@ -342,7 +348,6 @@ impl<D: Device> SaveTransport for Transport<D> {
         *choices = state.choices.clone();
         self.backend.registers.status.store(state.status, Ordering::SeqCst);
         self.backend.registers.interrupt_status.store(state.interrupt_status, Ordering::SeqCst);
-        self.backend.interrupt_again();
         Ok(())
     }
 }

@@ -48,7 +48,12 @@ pub fn prepare(
     let made: Vec<LayerSpec> = made.into_values().collect();
     let next = Definition {
         config: manifest.config.clone(),
-        now: Now { parent: Some(manifest.id), tops, ..Now::default() },
+        now: Now {
+            parent: Some(manifest.id),
+            tops,
+            layer_sums: definition.now.layer_sums.clone(),
+            ..Now::default()
+        },
         ..definition.clone()
     };
     let built = (|| {

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use super::recover::orphans;
-use super::{Catalog, Result, is_complete, save};
+use super::{Catalog, Result, is_complete, save, sums_of};
 use crate::checkpoint::layers::{BaseRole, LayerGraph, Step, User};
 use crate::checkpoint::manifest::DiskPoint;
 use crate::checkpoint::stamp::BaseStamp;
@@ -51,7 +51,9 @@ pub fn run(
     // Children and Now get their new parent before the old one goes, so that it is never missing.
     let former: Vec<(Id, Option<Id>)> =
         manifests.iter().map(|manifest| (manifest.id, manifest.parent)).collect();
-    if let Err(e) = reparent(&catalog, lock, definition, &plan) {
+    let going = manifests.iter().filter(|manifest| plan.gone.contains(&manifest.id));
+    let sums: BTreeMap<Id, u32> = sums_of(going).collect();
+    if let Err(e) = reparent(&catalog, lock, definition, &plan, sums) {
         for (id, parent) in former.iter().filter(|(id, _)| plan.reparent.contains_key(id)) {
             if let Err(again) = catalog.store.update(*id, |manifest| manifest.parent = *parent) {
                 log::warn!("{again}");
@@ -72,16 +74,23 @@ pub fn run(
     Ok(deleted)
 }
 
-fn reparent(catalog: &Catalog, lock: &VmLock, definition: &mut Definition, plan: &DeletePlan) -> Result<()> {
+/// `sums` are checksums that go with the checkpoints; their layers may stay a while.
+fn reparent(
+    catalog: &Catalog,
+    lock: &VmLock,
+    definition: &mut Definition,
+    plan: &DeletePlan,
+    sums: BTreeMap<Id, u32>,
+) -> Result<()> {
     for (child, parent) in &plan.reparent {
         catalog.store.update(*child, |manifest| manifest.parent = *parent)?;
     }
+    let mut next = definition.clone();
+    next.now.layer_sums.extend(sums);
     if let Some(parent) = plan.now {
-        let mut next = definition.clone();
         next.now.parent = parent;
-        save(catalog.folder, lock, definition, next)?;
     }
-    Ok(())
+    save(catalog.folder, lock, definition, next)
 }
 
 fn plan(catalog: &Catalog, definition: &Definition, id: Id, subtree: bool) -> Result<DeletePlan> {
@@ -106,7 +115,7 @@ pub fn settle(
         while settler.merge_one(disk, &mut stop)? {}
         settler.seal(disk)?;
     }
-    Ok(())
+    settler.prune_sums()
 }
 
 /// Brings a merge to its end that a crash cut short.
@@ -128,6 +137,18 @@ fn spec(layers: &Layers, id: Id) -> std::result::Result<LayerSpec, DiskError> {
 }
 
 impl Settler<'_> {
+    /// Checksums of layers that are gone are of no use.
+    fn prune_sums(&mut self) -> Result<()> {
+        let layers = Layers::read(self.catalog.folder)?;
+        let there = |id: &Id| layers.found.iter().any(|layer| layer.id == *id);
+        if self.definition.now.layer_sums.keys().all(there) {
+            return Ok(());
+        }
+        let mut next = self.definition.clone();
+        next.now.layer_sums.retain(|id, _| there(id));
+        save(self.catalog.folder, self.lock, self.definition, next)
+    }
+
     /// The layers of one disk and who is on them.
     fn graph(&self, disk: &DiskConfig, layers: &Layers) -> Result<LayerGraph> {
         let listing = self.catalog.listing()?;
@@ -159,9 +180,12 @@ impl Settler<'_> {
         let Some(step @ Step::Merge { .. }) = graph.next_step() else { return Ok(false) };
         let Step::Merge { lower, upper, children, .. } = &step else { return Ok(false) };
         self.verify(disk, &layers, *upper)?;
+        if let Parent::Delta(lower) = lower {
+            self.verify(disk, &layers, *lower)?;
+        }
         // Beginning a merge drops the checksums of the layer that changes, so no manifest may
         // vouch for them any more.
-        self.forget_sums(disk, *upper)?;
+        self.forget_sums(disk, *lower, *upper)?;
         let mut merge = self.open(disk, &layers, *lower, *upper)?;
         let merging = Merging {
             disk: disk.id.clone(),
@@ -291,17 +315,23 @@ impl Settler<'_> {
         Ok(())
     }
 
-    /// What is merged gets new checksums, so what is damaged must not get so far. The lower layer
-    /// has none to check by: they went with its checkpoint.
-    fn verify(&self, disk: &DiskConfig, layers: &Layers, upper: Id) -> Result<()> {
-        let Some(crc) = self.catalog.layer_sums()?.get(&upper).copied() else { return Ok(()) };
+    /// What is merged gets new checksums, so what is damaged must not get so far.
+    fn verify(&self, disk: &DiskConfig, layers: &Layers, layer: Id) -> Result<()> {
+        let sums = Catalog::new(self.catalog.folder, self.definition).layer_sums()?;
+        let Some(crc) = sums.get(&layer).copied() else { return Ok(()) };
         let storage = self.catalog.folder.storage();
-        let layer = FrozenDelta::open(storage, &spec(layers, upper)?)?;
+        let layer = FrozenDelta::open(storage, &spec(layers, layer)?)?;
         let checked = layer.attach_sums(storage, crc).and_then(|()| layer.verify(|_| ()));
         Ok(checked.map_err(|error| self.failed(disk, error))?)
     }
 
-    fn forget_sums(&self, disk: &DiskConfig, layer: Id) -> Result<()> {
+    fn forget_sums(&mut self, disk: &DiskConfig, lower: Parent, layer: Id) -> Result<()> {
+        let kept = &self.definition.now.layer_sums;
+        if kept.contains_key(&layer) || matches!(lower, Parent::Delta(lower) if kept.contains_key(&lower)) {
+            let mut next = self.definition.clone();
+            next.now.layer_sums.retain(|id, _| *id != layer && Parent::Delta(*id) != lower);
+            save(self.catalog.folder, self.lock, self.definition, next)?;
+        }
         for manifest in self.catalog.manifests()? {
             if let Some(DiskPoint::Layer { id, sums: Some(_) }) = manifest.disks.get(&disk.id)
                 && *id == layer

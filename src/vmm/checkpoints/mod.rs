@@ -77,6 +77,8 @@ pub struct Catalog<'a> {
     pub store: Store,
     /// The checkpoints lie outside of the VM's folder, perhaps on a disk that comes and goes.
     external: bool,
+    /// Checksums of layers that no checkpoint vouches for any more.
+    kept_sums: BTreeMap<Id, u32>,
 }
 
 impl<'a> Catalog<'a> {
@@ -85,6 +87,7 @@ impl<'a> Catalog<'a> {
             folder,
             store: Store::new(folder.storage().clone(), folder.checkpoints(definition)),
             external: definition.checkpoint_dir.is_some(),
+            kept_sums: definition.now.layer_sums.clone(),
         }
     }
 
@@ -168,17 +171,20 @@ impl<'a> Catalog<'a> {
         })?)
     }
 
-    /// Checksums of the frozen layers that a node's manifest vouches for.
+    /// Checksums of all frozen layers that have some.
     pub fn layer_sums(&self) -> Result<BTreeMap<Id, u32>> {
         let manifests = self.manifests()?;
-        let points = manifests.iter().flat_map(|manifest| manifest.disks.values());
-        Ok(points
-            .filter_map(|point| match point {
-                DiskPoint::Layer { id, sums } => Some((*id, (*sums)?)),
-                DiskPoint::Base(_) => None,
-            })
-            .collect())
+        Ok(self.kept_sums.iter().map(|(id, crc)| (*id, *crc)).chain(sums_of(&manifests)).collect())
     }
+}
+
+/// Checksums of the layers that manifests vouch for.
+fn sums_of<'a>(manifests: impl IntoIterator<Item = &'a Manifest>) -> impl Iterator<Item = (Id, u32)> {
+    let points = manifests.into_iter().flat_map(|manifest| manifest.disks.values());
+    points.filter_map(|point| match point {
+        DiskPoint::Layer { id, sums } => Some((*id, (*sums)?)),
+        DiskPoint::Base(_) => None,
+    })
 }
 
 /// Whether all users of layers are known. Where one cannot be read, or is missing, nothing may be

@@ -157,6 +157,8 @@ fn another_device_goes_on_where_the_first_stood() {
         driver.backend.pause();
         driver.transport.restore(&serde_json::from_str(&text).unwrap()).unwrap();
         assert_eq!(driver.transport.save(), saved);
+        assert_eq!(driver.take_interrupts(), 0, "a restored state can be saved again as it is");
+        driver.transport.interrupt_again();
         assert_eq!(driver.take_interrupts(), 1, "one that KVM may not have had is raised again");
         assert_eq!(driver.acknowledge(), 1);
         driver.serve();

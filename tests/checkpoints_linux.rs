@@ -1,0 +1,112 @@
+//! Stock Debian goes back: its processes go on and its files are back. Only where stock Linux can
+//! run: on kvm_intel or kvm_amd, or in the throw-away host (scripts/vm-host --guest).
+
+mod common;
+
+use common::{Home, LinuxGuest};
+
+const CONSOLE: &str = "console=ttyS0 quiet panic=-1";
+
+/// Writes a file, syncs it and checks it, again and again; says so every tenth time.
+const LOOP: &str = "(n=0; while true; do n=$((n+1)); head -c 65536 /dev/urandom > /mnt/f$((n%20)); \
+    s=$(sha256sum < /mnt/f$((n%20))); sync; [ \"$s\" = \"$(sha256sum < /mnt/f$((n%20)))\" ] || echo LOOP-DIFFERS; \
+    echo \"$s\" > /mnt/s$((n%20)); sync; [ $((n%10)) = 0 ] && echo LOOP-$n; done) & echo LOOP-BEGUN";
+/// Says whether every file is as its checksum has it, but for the one that is being written.
+const CHECK: &str = "bad=0; for n in $(seq 0 19); do [ -e /mnt/s$n ] || continue; \
+    [ \"$(sha256sum < /mnt/f$n)\" = \"$(cat /mnt/s$n)\" ] || bad=$((bad+1)); done; echo CHECKED-$bad-bad";
+
+#[test]
+fn processes_go_on_and_files_are_back() {
+    let Some(guest) = LinuxGuest::find() else { return };
+    let home = Home::new();
+    let disk = home.beside("root.ext4");
+    let copied = std::process::Command::new("cp")
+        .args(["--sparse=always", "--"])
+        .args([&guest.rootfs, &disk])
+        .status()
+        .unwrap();
+    assert!(copied.success());
+    let (kernel, initrd) = (guest.kernel.to_str().unwrap(), guest.initrd.to_str().unwrap());
+    let cmdline = format!("{CONSOLE} piton.run=shell");
+    let disk_arg = format!("{},id=root,overlay", disk.display());
+    let mut args = vec!["run", "demo", "--kernel", kernel, "--initrd", initrd, "--cmdline", &cmdline];
+    args.extend(["--cpus", "2", "--memory", "256M", "--disk", &disk_arg]);
+    let mut vm = home.args_vm(&args);
+    vm.expect("LINUX-GUEST-UP");
+    vm.expect("# ");
+    vm.send("mkdir -p /mnt; mount -t ext4 /dev/vda /mnt && echo MOUNT'ED'");
+    vm.expect("MOUNTED");
+    vm.send("head -c 1000000 /dev/urandom > /mnt/keep; sha256sum /mnt/keep > /keep.sum; sync; echo KEP'T'");
+    vm.expect("KEPT");
+    vm.send(LOOP);
+    vm.expect("LOOP-BEGUN");
+    vm.expect("LOOP-10");
+    home.piton("checkpoint create demo before").ok();
+    vm.expect("LOOP-");
+    for round in 1..=3 {
+        vm.send(&format!("rm -f /mnt/keep /mnt/f1*; echo gone > /mnt/gone; sync; echo DELETED'-{round}'"));
+        vm.expect(&format!("DELETED-{round}"));
+        home.piton("checkpoint apply demo@before --discard-current --run").ok();
+        // The loop goes on in the same shell.
+        vm.expect("LOOP-");
+        vm.send(&format!("sha256sum -c /keep.sum && [ ! -e /mnt/gone ] && echo BACK'-{round}'"));
+        vm.expect(&format!("BACK-{round}"));
+    }
+    vm.expect("LOOP-");
+    vm.send("kill %1; sleep 1; sync; echo 3 > /proc/sys/vm/drop_caches");
+    vm.send(CHECK);
+    vm.expect("CHECKED-");
+    vm.expect("-bad");
+    let console = vm.text();
+    let bad = console.rsplit("CHECKED-").next().unwrap();
+    assert!(bad.starts_with("0-bad") || bad.starts_with("1-bad"), "{bad}");
+    vm.send("umount /mnt && echo UMOUNT'ED'");
+    vm.expect("UMOUNTED");
+    vm.send("poweroff -f");
+    let console = vm.exits_well().console;
+    for complaint in ["LOOP-DIFFERS", "BUG:", "EXT4-fs error", "I/O error", "Call Trace"] {
+        assert!(!console.contains(complaint), "{complaint}");
+    }
+    fsck_is_clean(&home, &disk);
+    assert_eq!(home.piton("doctor demo --json").json(), serde_json::json!([]));
+}
+
+/// What the checkpoint holds of the disk, after its journal is replayed.
+fn fsck_is_clean(home: &Home, base: &std::path::Path) {
+    use piton::disk::{Backing, ImageFormat, frozen::FrozenChain, layer, open_base};
+    let manifest = home.piton("checkpoint show demo@before --json").json();
+    let top = manifest["disks"]["root"]["layer"]["id"].as_str().unwrap().parse().unwrap();
+    let storage = piton::storage::Storage::os();
+    let files = std::fs::read_dir(home.vm("demo").join("disks")).unwrap();
+    let layers: Vec<_> = files
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "delta"))
+        .map(|path| layer::inspect(&storage, &path).unwrap())
+        .collect();
+    let chain = layer::ancestry(&layers, top).unwrap();
+    let base = open_base(&storage, base, ImageFormat::Raw).unwrap();
+    let chain = FrozenChain::open(&storage, base, &chain).unwrap();
+    let image = home.beside("flat.ext4");
+    let file = std::fs::File::create(&image).unwrap();
+    file.set_len(chain.len()).unwrap();
+    let (mut at, mut buffer) = (0, vec![0; 1 << 20]);
+    while at < chain.len() {
+        let count = usize::try_from((chain.len() - at).min(1 << 20)).unwrap();
+        chain.read_at(&mut buffer[..count], at).unwrap();
+        if buffer[..count].iter().any(|byte| *byte != 0) {
+            std::os::unix::fs::FileExt::write_all_at(&file, &buffer[..count], at).unwrap();
+        }
+        at += count as u64;
+    }
+    // The first replays the journal, the second finds nothing.
+    for options in ["-fy", "-fn"] {
+        match std::process::Command::new("/sbin/e2fsck").arg(options).arg(&image).output() {
+            Ok(fsck) => {
+                let text = String::from_utf8_lossy(&fsck.stdout).into_owned();
+                let code = fsck.status.code().unwrap_or(99);
+                assert!(code == 0 || options == "-fy" && code == 1, "{options}: {code}: {text}");
+            }
+            Err(e) => eprintln!("e2fsck: {e}"),
+        }
+    }
+}
