@@ -75,6 +75,8 @@ pub fn create(subject: Subject, body: &CreateBody) -> Result<Manifest> {
         Ok(done) => done,
         Err(aborted) => {
             let Aborted { error, pushed, unused } = *aborted;
+            // First of all the room that it took, so that vm.json finds some.
+            drop(staging);
             // The guest runs on: on its old layer where no overlay was put on it.
             let mut now = before.now.clone();
             now.tops.extend(pushed);
@@ -202,7 +204,12 @@ fn capture(
             Some(held) => {
                 let ranges = guest::ranges(held.memory());
                 let mut image = ImageWriter::create(folder.storage(), image_path, id, &ranges)?;
-                guest::save(held.memory(), &mut image)?;
+                if let Err(e) = guest::save(held.memory(), &mut image) {
+                    // Before the guest runs on: on a full disk it needs the room for its own writes.
+                    drop(image);
+                    let _ = folder.storage().remove_file_if_exists(image_path);
+                    return Err(e.into());
+                }
                 Some((held.save()?, image))
             }
             None => None,

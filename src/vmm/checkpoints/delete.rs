@@ -53,20 +53,37 @@ pub fn run(
         manifests.iter().map(|manifest| (manifest.id, manifest.parent)).collect();
     let going = manifests.iter().filter(|manifest| plan.gone.contains(&manifest.id));
     let sums: BTreeMap<Id, u32> = sums_of(going).collect();
-    if let Err(e) = reparent(&catalog, lock, definition, &plan, sums) {
+    let was = definition.now.parent;
+    let undo = |definition: &mut Definition| {
         for (id, parent) in former.iter().filter(|(id, _)| plan.reparent.contains_key(id)) {
             if let Err(again) = catalog.store.update(*id, |manifest| manifest.parent = *parent) {
                 log::warn!("{again}");
             }
         }
+        let mut next = definition.clone();
+        next.now.parent = was;
+        if next != *definition
+            && let Err(again) = save(folder, lock, definition, next)
+        {
+            log::warn!("{again}");
+        }
+    };
+    if let Err(e) = reparent(&catalog, lock, definition, &plan, sums) {
+        undo(definition);
         return Err(e);
     }
     // Children first, as the plan has them: cut short, none is left without its parent.
-    for id in &plan.gone {
+    for (gone, id) in plan.gone.iter().enumerate() {
         match catalog.store.remove(*id) {
+            Ok(()) => {}
             // It is gone; recovery removes the rest.
             Err(e @ StoreError::LeftOver { .. }) => log::warn!("{e}"),
-            other => other?,
+            Err(e) => {
+                if gone == 0 {
+                    undo(definition);
+                }
+                return Err(e.into());
+            }
         }
     }
     let complete = is_complete(&catalog.listing()?, definition);

@@ -17,7 +17,7 @@ use crate::checkpoint::name::NameError;
 use crate::checkpoint::state::StateError;
 use crate::checkpoint::store::{Listing, Store, StoreError};
 use crate::checkpoint::tree::ResolveError;
-use crate::checkpoint::tree::{RowItem, Tree};
+use crate::checkpoint::tree::{MIN_PREFIX, RowItem, Tree};
 use crate::checkpoint::{CheckpointName, Manifest};
 use crate::control::{ChangeBody, CheckpointInfo, TreeInfo};
 use crate::disk::DiskError;
@@ -110,8 +110,17 @@ impl<'a> Catalog<'a> {
     }
 
     pub fn resolve(&self, definition: &Definition, reference: &str) -> Result<Manifest> {
-        let id = Tree::of(&self.manifests()?, definition.now.parent).resolve(reference)?;
-        Ok(self.store.load(id)?)
+        let listing = self.listing()?;
+        let found = Tree::of(&listing.manifests, definition.now.parent).resolve(reference);
+        if matches!(found, Err(ResolveError::Unknown { .. })) && reference.len() >= MIN_PREFIX {
+            // It is there and cannot be read, which is another matter.
+            let start = reference.to_ascii_lowercase();
+            let mut damaged = listing.damaged.into_iter();
+            if let Some(one) = damaged.find(|one| one.id.to_string().starts_with(&start)) {
+                return Err(one.error.into());
+            }
+        }
+        Ok(self.store.load(found?)?)
     }
 
     /// The checkpoint that Now descends from.
