@@ -378,24 +378,12 @@ impl VmFolder {
         self.storage.remove_file_if_exists(&self.definition_path())?;
         self.storage.sync_dir(&self.path)?;
         if let Some(dir) = elsewhere.filter(|dir| dir.exists()) {
-            remove_tree(&self.storage, &dir)?;
+            self.storage.remove_tree(&dir)?;
         }
-        remove_tree(&self.storage, &self.path)?;
+        self.storage.remove_tree(&self.path)?;
         self.storage.sync_dir(&self.home)?;
         Ok(())
     }
-}
-
-/// Removes a folder with everything in it; symbolic links are removed, not followed.
-fn remove_tree(storage: &Storage, dir: &Path) -> Result<(), StorageError> {
-    for name in storage.list_dir(dir)? {
-        let path = dir.join(name);
-        match storage.remove_file(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::IsADirectory => remove_tree(storage, &path)?,
-            other => other?,
-        }
-    }
-    storage.remove_dir(dir)
 }
 
 #[cfg(test)]

@@ -135,7 +135,7 @@ fn create_checkpoint(folder: &VmFolder, body: &CreateBody) -> anyhow::Result<Che
         return Ok(info);
     }
     let mut vm = Offline::open(folder)?;
-    let sums = Catalog::new(folder, &vm.definition).layer_sums()?;
+    let sums = Catalog::new(folder, &vm.definition).layer_sums(&vm.definition)?;
     let Definition { config, now, .. } = &vm.definition;
     let disks = disks::open(folder, config, &now.tops, &sums, &Default::default())?;
     let subject =
@@ -203,8 +203,8 @@ fn apply_checkpoint(args: ApplyArgs, json: bool) -> anyhow::Result<()> {
     if let Some(info) = answer(client::post::<VmInfo>(&folder.socket(), &path, &body))? {
         return landed(&folder, &manifest, Some(info), json);
     }
-    apply::check(&folder, &manifest, body.how)?;
     if body.save_current {
+        apply::check(&folder, &manifest, body.how)?;
         let info = create_checkpoint(&folder, &CreateBody { name: body.name, ..Default::default() })?;
         if !json {
             output::created(&info);
@@ -318,7 +318,7 @@ fn verify(target: &CheckpointRef, json: bool) -> anyhow::Result<()> {
         image.verify(|_, _| std::ops::ControlFlow::Continue(()))?;
         bytes += info.stored_bytes;
     }
-    let (layers, sums) = (Layers::read(&folder)?, catalog.layer_sums()?);
+    let (layers, sums) = (Layers::read(&folder)?, catalog.layer_sums(&definition)?);
     let mut unchecked = Vec::new();
     for (disk, point) in &manifest.disks {
         let DiskPoint::Layer { id, .. } = point else { continue };

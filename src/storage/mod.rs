@@ -191,6 +191,18 @@ impl Storage {
         self.backend.remove_dir(path).map_err(at("remove folder", path))
     }
 
+    /// Removes a folder with everything in it; symbolic links are removed, not followed.
+    pub fn remove_tree(&self, dir: &Path) -> Result<()> {
+        for name in self.list_dir(dir)? {
+            let path = dir.join(name);
+            match self.remove_file(&path) {
+                Err(e) if e.kind() == io::ErrorKind::IsADirectory => self.remove_tree(&path)?,
+                other => other?,
+            }
+        }
+        self.remove_dir(dir)
+    }
+
     pub fn sync_dir(&self, path: &Path) -> Result<()> {
         self.backend.sync_dir(path).map_err(at("sync folder", path))
     }

@@ -138,7 +138,7 @@ impl Vmm {
         self.disks.flush();
         self.disks = OpenDisks::default();
         self.boot += 1;
-        let sums = checkpoints::Catalog::new(&self.folder, &self.definition).layer_sums()?;
+        let sums = checkpoints::Catalog::new(&self.folder, &self.definition).layer_sums(&self.definition)?;
         let Definition { config, now, .. } = &self.definition;
         self.disks = disks::open(&self.folder, config, &now.tops, &sums, &BTreeMap::new())?;
         let machine = machine::boot(config, self.parts(self.boot, &self.disks))?;
@@ -298,8 +298,9 @@ impl Vmm {
                     .into(),
             ));
         }
-        apply::check(&self.folder, manifest, body.how)?;
         if body.save_current {
+            // Not saved for an apply that is refused.
+            apply::check(&self.folder, manifest, body.how)?;
             self.create_checkpoint(&CreateBody { name: body.name.clone(), ..Default::default() })?;
         }
         let boot = self.boot + 1;

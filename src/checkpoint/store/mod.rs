@@ -207,7 +207,7 @@ impl Store {
                 Err(_) => StoreError::LeftOver { id, path: to, source },
             });
         }
-        remove_tree(&self.storage, &to).map_err(|source| StoreError::LeftOver { id, path: to, source })
+        self.storage.remove_tree(&to).map_err(|source| StoreError::LeftOver { id, path: to, source })
     }
 
     /// Says what an error of writing means for who asked.
@@ -233,18 +233,6 @@ fn encode(manifest: &Manifest, id: Id) -> std::result::Result<Vec<u8>, ManifestE
 /// Of a name as we write it: no two names are of one id.
 fn id_of(name: &str) -> Option<Id> {
     name.parse().ok().filter(|id: &Id| id.to_string() == name)
-}
-
-/// Removes a folder with everything in it; symbolic links are removed, not followed.
-fn remove_tree(storage: &Storage, dir: &Path) -> std::result::Result<(), StorageError> {
-    for name in storage.list_dir(dir)? {
-        let path = dir.join(name);
-        match storage.remove_file(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::IsADirectory => remove_tree(storage, &path)?,
-            other => other?,
-        }
-    }
-    storage.remove_dir(dir)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::storage::StorageError;
 
-use super::{DELETED, MANIFEST, Result, STAGING, Store, id_of, remove_tree};
+use super::{DELETED, MANIFEST, Result, STAGING, Store, id_of};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recovery {
@@ -126,9 +126,9 @@ impl Store {
             // of the files went, that would be half a checkpoint.
             Leftover::Deleted => {
                 self.storage.sync_dir(&self.dir)?;
-                remove_tree(&self.storage, path)
+                self.storage.remove_tree(path)
             }
-            Leftover::Staging => remove_tree(&self.storage, path),
+            Leftover::Staging => self.storage.remove_tree(path),
         }
     }
 }

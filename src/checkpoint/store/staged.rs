@@ -4,7 +4,7 @@ use crate::checkpoint::manifest::Manifest;
 use crate::id::Id;
 use crate::storage::{Access, StorageError};
 
-use super::{MANIFEST, MEMORY, Result, STATE, Store, StoreError, encode, remove_tree};
+use super::{MANIFEST, MEMORY, Result, STATE, Store, StoreError, encode};
 
 /// A checkpoint that is being made. Dropped, it goes with all that is in it.
 #[derive(Debug)]
@@ -86,7 +86,7 @@ impl Drop for Staged {
         if self.published {
             return;
         }
-        if let Err(e) = remove_tree(&self.store.storage, &self.path) {
+        if let Err(e) = self.store.storage.remove_tree(&self.path) {
             log::warn!("an unfinished checkpoint is left over until `piton doctor --repair`: {e}");
         }
     }

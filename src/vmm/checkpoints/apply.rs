@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::recover::orphans;
-use super::{Catalog, CheckpointError, Result, is_complete, remove_unless_named, save};
+use super::{Catalog, CheckpointError, Result, remove_unless_named, save};
 use crate::capture::guest;
 use crate::capture::image::Image;
 use crate::checkpoint::Manifest;
@@ -57,7 +57,8 @@ pub fn prepare(
         ..definition.clone()
     };
     let built = (|| {
-        let disks = disks::open(folder, &next.config, &next.now.tops, &catalog.layer_sums()?, reuse)?;
+        let disks =
+            disks::open(folder, &next.config, &next.now.tops, &catalog.layer_sums(definition)?, reuse)?;
         let machine = match (&manifest.memory, &manifest.state) {
             (Some(memory_info), Some(state_info)) => {
                 let json = read_state(folder.storage(), &catalog.store.state_path(manifest.id), state_info)?;
@@ -126,9 +127,7 @@ impl Prepared {
 /// found by the next recovery.
 pub fn forget_former(folder: &VmFolder, definition: &Definition) {
     let catalog = Catalog::new(folder, definition);
-    let removed = catalog
-        .listing()
-        .and_then(|listing| orphans(&catalog, definition, is_complete(&listing, definition), true));
+    let removed = orphans(&catalog, definition, true);
     if let Err(e) = removed {
         log::warn!("layers of the former state are left: {e}");
     }

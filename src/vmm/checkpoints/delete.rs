@@ -37,8 +37,9 @@ pub fn run(
     body: DeleteBody,
 ) -> Result<DeletedInfo> {
     let catalog = Catalog::new(folder, definition);
-    let plan = plan(&catalog, definition, id, body.subtree)?;
     let manifests = catalog.manifests()?;
+    let tree = Tree::of(&manifests, definition.now.parent);
+    let plan = tree.plan_delete(if body.subtree { tree.subtree(id) } else { vec![id] });
     let named = |id: &Id| manifests.iter().find(|manifest| manifest.id == *id).map(CheckpointInfo::from);
     let deleted = DeletedInfo {
         deleted: plan.gone.iter().filter_map(named).collect(),
@@ -86,8 +87,7 @@ pub fn run(
             }
         }
     }
-    let complete = is_complete(&catalog.listing()?, definition);
-    orphans(&catalog, definition, complete, true)?;
+    orphans(&catalog, definition, true)?;
     Ok(deleted)
 }
 
@@ -108,12 +108,6 @@ fn reparent(
         next.now.parent = parent;
     }
     save(catalog.folder, lock, definition, next)
-}
-
-fn plan(catalog: &Catalog, definition: &Definition, id: Id, subtree: bool) -> Result<DeletePlan> {
-    let tree = Tree::of(&catalog.manifests()?, definition.now.parent);
-    let ids = if subtree { tree.subtree(id) } else { vec![id] };
-    Ok(tree.plan_delete(ids))
 }
 
 /// Merges all layers that nothing needs apart. The VM must be off. May be cut short anywhere: the
@@ -270,7 +264,8 @@ impl Settler<'_> {
                     .map_err(|error| self.failed(&disk, error))?;
             }
         }
-        self.record(&disk, merging, graph)
+        self.record(&disk, merging, graph)?;
+        self.seal(&disk)
     }
 
     /// Writes down who is where after a merge; only then is the file that is left over nobody's.
@@ -307,9 +302,8 @@ impl Settler<'_> {
             self.stamp_base(disk)?;
         }
         save(folder, self.lock, self.definition, next)?;
-        let complete = is_complete(&self.catalog.listing()?, self.definition);
-        orphans(self.catalog, self.definition, complete, true)?;
-        self.seal(disk)
+        orphans(self.catalog, self.definition, true)?;
+        Ok(())
     }
 
     /// After a merge into it the base is what every checkpoint knows it as.
@@ -334,7 +328,7 @@ impl Settler<'_> {
 
     /// What is merged gets new checksums, so what is damaged must not get so far.
     fn verify(&self, disk: &DiskConfig, layers: &Layers, layer: Id) -> Result<()> {
-        let sums = Catalog::new(self.catalog.folder, self.definition).layer_sums()?;
+        let sums = self.catalog.layer_sums(self.definition)?;
         let Some(crc) = sums.get(&layer).copied() else { return Ok(()) };
         let storage = self.catalog.folder.storage();
         let layer = FrozenDelta::open(storage, &spec(layers, layer)?)?;

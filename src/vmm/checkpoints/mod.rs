@@ -77,8 +77,6 @@ pub struct Catalog<'a> {
     pub store: Store,
     /// The checkpoints lie outside of the VM's folder, perhaps on a disk that comes and goes.
     external: bool,
-    /// Checksums of layers that no checkpoint vouches for any more.
-    kept_sums: BTreeMap<Id, u32>,
 }
 
 impl<'a> Catalog<'a> {
@@ -87,7 +85,6 @@ impl<'a> Catalog<'a> {
             folder,
             store: Store::new(folder.storage().clone(), folder.checkpoints(definition)),
             external: definition.checkpoint_dir.is_some(),
-            kept_sums: definition.now.layer_sums.clone(),
         }
     }
 
@@ -181,9 +178,9 @@ impl<'a> Catalog<'a> {
     }
 
     /// Checksums of all frozen layers that have some.
-    pub fn layer_sums(&self) -> Result<BTreeMap<Id, u32>> {
+    pub fn layer_sums(&self, definition: &Definition) -> Result<BTreeMap<Id, u32>> {
         let manifests = self.manifests()?;
-        Ok(self.kept_sums.iter().map(|(id, crc)| (*id, *crc)).chain(sums_of(&manifests)).collect())
+        Ok(definition.now.layer_sums.iter().map(|(id, crc)| (*id, *crc)).chain(sums_of(&manifests)).collect())
     }
 }
 

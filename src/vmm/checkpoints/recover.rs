@@ -57,7 +57,6 @@ pub fn recover(
     let how = if repair { Recovery::Mend } else { Recovery::Look };
     findings.extend(catalog.store.recover(how)?.into_iter().map(|found| Finding::mended(found.to_string())));
     findings.extend(listing.damaged.iter().map(|damaged| Finding::damage(damaged.error.to_string())));
-    let complete = is_complete(&listing, definition);
     if let Some(merging) = &definition.now.merging {
         findings
             .push(Finding::mended(format!("a merge of layers of disk `{}` was interrupted", merging.disk)));
@@ -74,22 +73,17 @@ pub fn recover(
     }
     // Layers of an unfinished merge may look as if nothing needed them.
     if definition.now.merging.is_none() {
-        findings.extend(orphans(&catalog, definition, complete, repair)?);
+        findings.extend(orphans(&catalog, definition, repair)?);
     }
     Ok(findings)
 }
 
 /// Layers that no node's chain goes through. While anything cannot be read nothing is removed:
 /// it could be needed by that.
-pub(super) fn orphans(
-    catalog: &Catalog,
-    definition: &Definition,
-    complete: bool,
-    repair: bool,
-) -> Result<Vec<Finding>> {
+pub(super) fn orphans(catalog: &Catalog, definition: &Definition, repair: bool) -> Result<Vec<Finding>> {
     let layers = Layers::read(catalog.folder)?;
-    let manifests = catalog.manifests()?;
-    let points = manifests.iter().flat_map(|manifest| manifest.disks.values());
+    let listing = catalog.listing()?;
+    let points = listing.manifests.iter().flat_map(|manifest| manifest.disks.values());
     let checkpoints = points.filter_map(|point| match point {
         DiskPoint::Layer { id, .. } => Some(*id),
         DiskPoint::Base(_) => None,
@@ -102,7 +96,7 @@ pub(super) fn orphans(
             Err(e) => findings.push(Finding::damage(format!("layer {top} of a disk: {e}"))),
         }
     }
-    if !complete || !findings.is_empty() {
+    if !is_complete(&listing, definition) || !findings.is_empty() {
         return Ok(findings);
     }
     let orphans: Vec<LayerSpec> = layers
