@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::checkpoint::manifest::Mode;
 use crate::config::{DiskArg, parse_memory};
 use crate::folder::{FolderError, VmName};
 use crate::id::Id;
@@ -75,6 +76,15 @@ pub enum CheckpointCommand {
         /// Leave the VM paused
         #[arg(long)]
         pause_after: bool,
+        /// Copy memory while the guest runs, or while it stands still
+        #[arg(long, value_enum, default_value_t)]
+        mode: Mode,
+        /// Store all of memory, not only what changed since the checkpoint before
+        #[arg(long)]
+        full: bool,
+        /// Longest time, in milliseconds, that the guest may stand still for its memory [default: 10]
+        #[arg(long, value_name = "MS")]
+        max_pause: Option<u32>,
     },
     /// Show a VM's checkpoints as a tree
     #[command(visible_alias = "ls")]

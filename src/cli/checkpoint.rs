@@ -22,6 +22,7 @@ use crate::control::{
 };
 use crate::disk::delta::FrozenDelta;
 use crate::folder::{Definition, VmFolder, VmLock, VmName};
+use crate::progress::Progress;
 use crate::vm::Clock;
 use crate::vmm::checkpoints::create::{Subject, create};
 use crate::vmm::checkpoints::{Catalog, CheckpointError, apply, delete, recover};
@@ -29,8 +30,9 @@ use crate::vmm::disks::{self, Layers};
 
 pub fn run(command: CheckpointCommand, json: bool) -> anyhow::Result<()> {
     match command {
-        CheckpointCommand::Create { name, checkpoint, note, pause_after } => {
-            let body = CreateBody { name: checkpoint, note, pause_after };
+        CheckpointCommand::Create { name, checkpoint, note, pause_after, mode, full, max_pause } => {
+            let body =
+                CreateBody { name: checkpoint, note, pause_after, mode, full, max_pause_ms: max_pause };
             let info = create_checkpoint(&existing(&name)?, &body)?;
             print_info(&info, json, output::created);
         }
@@ -140,7 +142,7 @@ fn create_checkpoint(folder: &VmFolder, body: &CreateBody) -> anyhow::Result<Che
     let disks = disks::open(folder, config, &now.tops, &sums, &Default::default())?;
     let subject =
         Subject { folder, lock: &vm.lock, definition: &mut vm.definition, disks: &disks.live, machine: None };
-    Ok(CheckpointInfo::from(&create(subject, body)?))
+    Ok(CheckpointInfo::from(&create(subject, body, &Progress::default())?))
 }
 
 fn list(folder: &VmFolder, flat: bool, json: bool) -> anyhow::Result<()> {

@@ -1,7 +1,7 @@
 //! Building a machine from its definition. `assemble` makes what every machine has; a boot then
 //! puts a kernel into it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_ioctls::VcpuFd;
@@ -11,6 +11,7 @@ use super::event_loop::{EventLoop, OnEvent};
 use super::{Machine, MachineDisk, MachineError, MachineState};
 use crate::boot::{self, Kernel, Payload};
 use crate::bus::Bus;
+use crate::capture::tracker::Tracker;
 use crate::config::VmConfig;
 use crate::devices::console::Console;
 use crate::devices::i8042::I8042;
@@ -21,6 +22,7 @@ use crate::devices::virtio::mmio::{QUEUE_NOTIFY, SaveTransport, Transport};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::{Backend, Device, Worker};
 use crate::events::EventSink;
+use crate::id::Id;
 use crate::layout::{
     COM1_GSI, COM1_PORT, COM1_PORTS, GED_GSI, I8042_PORT, I8042_PORTS, POWER_PORT, POWER_PORTS, VIRTIO_GSIS,
     VIRTIO_MMIO_SIZE, VIRTIO_MMIO_START,
@@ -78,8 +80,9 @@ pub fn boot(config: &VmConfig, parts: Parts) -> Result<Machine, MachineError> {
     assembled.start_threads()
 }
 
-/// A machine that goes on where a saved one stood still, in memory that holds what its did.
+/// A machine that goes on where checkpoint `id` was captured, in memory that holds what its did.
 pub fn restore(
+    id: Id,
     config: &VmConfig,
     memory: GuestMemory,
     state: &MachineState,
@@ -108,7 +111,9 @@ pub fn restore(
     }
     assembled.serial.restore(&state.serial).map_err(|e| misfit(e.to_string()))?;
     assembled.power.restore(state.power_events);
-    Ok(Machine { clock: Some(clock), ..assembled.start_threads()? })
+    let machine = Machine { clock: Some(clock), ..assembled.start_threads()? };
+    machine.tracker().lock().unwrap_or_else(PoisonError::into_inner).start_from(id)?;
+    Ok(machine)
 }
 
 /// Refuses a state whose guest uses what this host's processor lacks.
@@ -142,6 +147,7 @@ impl Assembled {
             .zip(self.vcpus)
             .map(|(index, fd)| Vcpu::spawn(index, fd, self.wiring.clone()))
             .collect::<Result<_, _>>()?;
+        let vm = Arc::new(self.vm);
         Ok(Machine {
             vcpus,
             _event_loop: self.event_loop,
@@ -152,7 +158,8 @@ impl Assembled {
             serial: self.serial,
             console_input: self.console_input,
             power: self.power,
-            vm: self.vm,
+            tracker: Arc::new(Mutex::new(Tracker::new(vm.clone()))),
+            vm,
             clock: None,
             running: false,
         })

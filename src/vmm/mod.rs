@@ -19,6 +19,7 @@ use crate::devices::console::Console;
 use crate::events::MachineEvent;
 use crate::folder::{Definition, FolderError, VmFolder, VmLock};
 use crate::machine::{self, Machine, MachineError, Parts};
+use crate::progress::Progress;
 use checkpoints::create::{Subject, create};
 use checkpoints::{Catalog, CheckpointError, apply, delete};
 use disks::{DisksError, OpenDisks};
@@ -283,6 +284,7 @@ impl Vmm {
                 machine: self.machine.as_mut(),
             },
             body,
+            &Progress::default(),
         )?;
         if body.pause_after {
             self.machine.as_mut().map_or(Ok(()), Machine::pause)?;

@@ -70,7 +70,7 @@ pub fn prepare(
                 let parts = parts.ok_or_else(|| {
                     CheckpointError::Refused(format!("checkpoint `{}` holds memory", manifest.name))
                 })?;
-                Some(machine::restore(&next.config, memory, &state, how.clock, parts(&disks))?)
+                Some(machine::restore(manifest.id, &next.config, memory, &state, how.clock, parts(&disks))?)
             }
             _ => None,
         };
