@@ -59,7 +59,7 @@ pub fn load(image: &Image, memory: &GuestMemory) -> Result<(), CaptureError> {
         return Err(CaptureError::OtherMemory { image: image.ranges().to_vec(), vm });
     }
     let mut buffer = vec![0; STEP as usize];
-    for run in image.present() {
+    for run in image.present()? {
         for at in run.clone().step_by(STEP as usize) {
             let part = &mut buffer[..(run.end - at).min(STEP) as usize];
             image.read(at, part)?;
