@@ -13,6 +13,7 @@ use crate::boot::{self, Kernel, Payload};
 use crate::bus::Bus;
 use crate::config::VmConfig;
 use crate::devices::console::Console;
+use crate::devices::genid;
 use crate::devices::i8042::I8042;
 use crate::devices::power::Power;
 use crate::devices::serial::Serial;
@@ -21,6 +22,7 @@ use crate::devices::virtio::mmio::{QUEUE_NOTIFY, SaveTransport, Transport};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::{Backend, Device, Worker};
 use crate::events::EventSink;
+use crate::id::Id;
 use crate::layout::{
     COM1_GSI, COM1_PORT, COM1_PORTS, GED_GSI, I8042_PORT, I8042_PORTS, POWER_PORT, POWER_PORTS, VIRTIO_GSIS,
     VIRTIO_MMIO_SIZE, VIRTIO_MMIO_START,
@@ -34,6 +36,8 @@ pub struct Parts {
     pub disks: Vec<MachineDisk>,
     pub console: Arc<Console>,
     pub events: EventSink,
+    /// The VM generation id.
+    pub generation: Id,
     /// The guest to boot when the definition names no kernel.
     pub bundled: &'static [u8],
 }
@@ -59,6 +63,7 @@ pub fn boot(config: &VmConfig, parts: Parts) -> Result<Machine, MachineError> {
     let kernel = config.kernel.as_deref().map_or(Kernel::Bundled(parts.bundled), Kernel::File);
     let kvm = open_kvm()?;
     let memory = memory::allocate(config.memory)?;
+    let generation = parts.generation;
     let assembled = assemble(Vm::new(kvm, memory, config.cpus)?, config, parts)?;
     let payload = Payload {
         kernel,
@@ -69,6 +74,7 @@ pub fn boot(config: &VmConfig, parts: Parts) -> Result<Machine, MachineError> {
     };
     let memory = assembled.vm.memory();
     let entry = boot::load(memory, &payload)?;
+    genid::write(memory, generation)?;
     let supported = assembled.vm.supported_cpuid()?;
     for (index, fd) in (0..).zip(&assembled.vcpus) {
         let cpuid = boot::cpuid::for_vcpu(&supported, index, config.cpus)
@@ -78,7 +84,8 @@ pub fn boot(config: &VmConfig, parts: Parts) -> Result<Machine, MachineError> {
     assembled.start_threads()
 }
 
-/// A machine that goes on where a saved one stood still, in memory that holds what its did.
+/// A machine that goes on where a saved one stood still, in memory that holds what its did. Its
+/// guest is told that it is of another generation now.
 pub fn restore(
     config: &VmConfig,
     memory: GuestMemory,
@@ -87,6 +94,7 @@ pub fn restore(
     parts: Parts,
 ) -> Result<Machine, MachineError> {
     let misfit = |what: String| MachineError::Misfit(what);
+    let generation = parts.generation;
     let assembled = assemble(Vm::new(open_kvm()?, memory, config.cpus)?, config, parts)?;
     if state.vcpus.len() != assembled.vcpus.len() || state.virtio.len() != assembled.transports.len() {
         return Err(misfit(format!(
@@ -108,6 +116,8 @@ pub fn restore(
     }
     assembled.serial.restore(&state.serial).map_err(|e| misfit(e.to_string()))?;
     assembled.power.restore(state.power_events);
+    genid::write(assembled.vm.memory(), generation)?;
+    assembled.power.note_generation();
     Ok(Machine { clock: Some(clock), ..assembled.start_threads()? })
 }
 

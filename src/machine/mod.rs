@@ -11,6 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::boot::BootError;
 use crate::bus::BusError;
 use crate::devices::console::Console;
+use crate::devices::genid::GenerationError;
 use crate::devices::power::Power;
 use crate::devices::serial::{Serial, SerialState};
 use crate::devices::virtio::block::Block;
@@ -40,6 +41,8 @@ pub enum MachineError {
     Bus(#[from] BusError),
     #[error("{what} could not be set up: {error}")]
     Setup { what: &'static str, error: std::io::Error },
+    #[error(transparent)]
+    Generation(#[from] GenerationError),
     #[error(transparent)]
     State(#[from] StateError),
     #[error("the saved state does not fit: {0}")]
