@@ -20,6 +20,7 @@ use crate::config::{DiskArg, DiskConfig, DiskFormat, VmConfig};
 use crate::control::{ApplyBody, GoBack};
 use crate::disk;
 use crate::folder::{Definition, Home, VmFolder, VmLock};
+use crate::id::Id;
 use crate::storage::Storage;
 use crate::vmm::checkpoints::{Catalog, CheckpointError};
 use crate::vmm::{Message, Outcome, Vmm, VmmError, disks};
@@ -129,6 +130,7 @@ fn make_own_disk(folder: &VmFolder, config: &mut VmConfig) -> anyhow::Result<()>
 /// Saves the definition when the machine is known to be possible and before the guest runs.
 fn boot_new(folder: &VmFolder, config: VmConfig, lock: VmLock) -> anyhow::Result<Vmm> {
     let mut definition = Definition::new(config);
+    definition.now.generation = Some(Id::random().context("no random bytes can be had")?);
     disks::create_overlays(folder, &mut definition)?;
     let mut vmm = Vmm::new(folder.clone(), definition, lock)?;
     vmm.boot()?;

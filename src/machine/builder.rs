@@ -14,6 +14,7 @@ use crate::bus::Bus;
 use crate::capture::tracker::Tracker;
 use crate::config::VmConfig;
 use crate::devices::console::Console;
+use crate::devices::genid;
 use crate::devices::i8042::I8042;
 use crate::devices::power::Power;
 use crate::devices::serial::Serial;
@@ -36,6 +37,8 @@ pub struct Parts {
     pub disks: Vec<MachineDisk>,
     pub console: Arc<Console>,
     pub events: EventSink,
+    /// The VM generation id.
+    pub generation: Id,
     /// The guest to boot when the definition names no kernel.
     pub bundled: &'static [u8],
 }
@@ -61,6 +64,7 @@ pub fn boot(config: &VmConfig, parts: Parts) -> Result<Machine, MachineError> {
     let kernel = config.kernel.as_deref().map_or(Kernel::Bundled(parts.bundled), Kernel::File);
     let kvm = open_kvm()?;
     let memory = memory::allocate(config.memory)?;
+    let generation = parts.generation;
     let assembled = assemble(Vm::new(kvm, memory, config.cpus)?, config, parts)?;
     let payload = Payload {
         kernel,
@@ -71,6 +75,7 @@ pub fn boot(config: &VmConfig, parts: Parts) -> Result<Machine, MachineError> {
     };
     let memory = assembled.vm.memory();
     let entry = boot::load(memory, &payload)?;
+    genid::write(memory, generation)?;
     let supported = assembled.vm.supported_cpuid()?;
     for (index, fd) in (0..).zip(&assembled.vcpus) {
         let cpuid = boot::cpuid::for_vcpu(&supported, index, config.cpus)
@@ -80,7 +85,8 @@ pub fn boot(config: &VmConfig, parts: Parts) -> Result<Machine, MachineError> {
     assembled.start_threads()
 }
 
-/// A machine that goes on where checkpoint `id` was captured, in memory that holds what its did.
+/// A machine that goes on where checkpoint `id` was captured, in memory that holds what its did. Its
+/// guest is told that it is of another generation now.
 pub fn restore(
     id: Id,
     config: &VmConfig,
@@ -90,6 +96,7 @@ pub fn restore(
     parts: Parts,
 ) -> Result<Machine, MachineError> {
     let misfit = |what: String| MachineError::Misfit(what);
+    let generation = parts.generation;
     let assembled = assemble(Vm::new(open_kvm()?, memory, config.cpus)?, config, parts)?;
     if state.vcpus.len() != assembled.vcpus.len() || state.virtio.len() != assembled.transports.len() {
         return Err(misfit(format!(
@@ -113,6 +120,9 @@ pub fn restore(
     assembled.power.restore(state.power_events);
     let machine = Machine { clock: Some(clock), ..assembled.start_threads()? };
     machine.tracker().lock().unwrap_or_else(PoisonError::into_inner).start_from(id)?;
+    // From here on it differs from the checkpoint.
+    genid::write(machine.vm.memory(), generation)?;
+    machine.power.note_generation();
     Ok(machine)
 }
 

@@ -15,6 +15,7 @@ use crate::boot::BootError;
 use crate::bus::BusError;
 use crate::capture::tracker::Tracker;
 use crate::devices::console::Console;
+use crate::devices::genid::GenerationError;
 use crate::devices::power::Power;
 use crate::devices::serial::{Serial, SerialState};
 use crate::devices::virtio::block::Block;
@@ -44,6 +45,8 @@ pub enum MachineError {
     Bus(#[from] BusError),
     #[error("{what} could not be set up: {error}")]
     Setup { what: &'static str, error: std::io::Error },
+    #[error(transparent)]
+    Generation(#[from] GenerationError),
     #[error(transparent)]
     State(#[from] StateError),
     #[error("the saved state does not fit: {0}")]

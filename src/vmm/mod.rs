@@ -18,6 +18,7 @@ use crate::control::{
 use crate::devices::console::Console;
 use crate::events::MachineEvent;
 use crate::folder::{Definition, FolderError, VmFolder, VmLock};
+use crate::id::Id;
 use crate::machine::{self, Machine, MachineError, Parts};
 use crate::progress::Progress;
 use checkpoints::create::{Subject, create};
@@ -129,7 +130,13 @@ impl Vmm {
             // After the VMM's end nobody needs to know.
             let _ = sender.send(Message::Machine { boot, event });
         });
-        Parts { disks: disks.machine.clone(), console: self.console.clone(), events, bundled: BUNDLED_GUEST }
+        Parts {
+            disks: disks.machine.clone(),
+            console: self.console.clone(),
+            events,
+            generation: self.definition.now.generation.unwrap_or(Id::from_bytes([0; 16])),
+            bundled: BUNDLED_GUEST,
+        }
     }
 
     /// Puts a fresh machine in place of what ran before, standing still.
@@ -139,6 +146,11 @@ impl Vmm {
         self.disks.flush();
         self.disks = OpenDisks::default();
         self.boot += 1;
+        if self.definition.now.generation.is_none() {
+            // Of a VM that was defined without one.
+            self.definition.now.generation = Some(Id::random().map_err(CheckpointError::Random)?);
+            self.save_definition()?;
+        }
         let sums = checkpoints::Catalog::new(&self.folder, &self.definition).layer_sums(&self.definition)?;
         let Definition { config, now, .. } = &self.definition;
         self.disks = disks::open(&self.folder, config, &now.tops, &sums, &BTreeMap::new())?;

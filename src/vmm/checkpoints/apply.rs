@@ -17,6 +17,7 @@ use crate::control::GoBack;
 use crate::disk::Disk;
 use crate::disk::layer::LayerSpec;
 use crate::folder::{Definition, Now, VmFolder, VmLock};
+use crate::id::Id;
 use crate::machine::{self, Machine, MachineState, Parts};
 use crate::memory;
 use crate::vmm::disks::{self, OpenDisks, base_path};
@@ -42,6 +43,7 @@ pub fn prepare(
 ) -> Result<Prepared> {
     check(folder, manifest, how)?;
     let catalog = Catalog::new(folder, definition);
+    let generation = Id::random().map_err(CheckpointError::Random)?;
     let parents = manifest.disks.iter().map(|(disk, point)| (disk.clone(), point.top())).collect();
     let made = disks::branch(folder, &manifest.config, &parents)?;
     let tops = made.iter().map(|(disk, layer)| (disk.clone(), layer.id)).collect();
@@ -52,6 +54,7 @@ pub fn prepare(
             parent: Some(manifest.id),
             tops,
             layer_sums: definition.now.layer_sums.clone(),
+            generation: Some(generation),
             ..Now::default()
         },
         ..definition.clone()
@@ -70,7 +73,14 @@ pub fn prepare(
                 let parts = parts.ok_or_else(|| {
                     CheckpointError::Refused(format!("checkpoint `{}` holds memory", manifest.name))
                 })?;
-                Some(machine::restore(manifest.id, &next.config, memory, &state, how.clock, parts(&disks))?)
+                Some(machine::restore(
+                    manifest.id,
+                    &next.config,
+                    memory,
+                    &state,
+                    how.clock,
+                    Parts { generation, ..parts(&disks) },
+                )?)
             }
             _ => None,
         };
