@@ -202,6 +202,8 @@ pub fn copy_rounds(
         let fresh = tracker.harvest()?;
         let parts = parts(vm.memory(), fresh, 0..vm.pages());
         if count as usize > limits.staging {
+            // What is staged is older than what goes past it.
+            staging.write_out(image, |bytes| progress.add(bytes))?;
             write_pages(vm.memory(), image, &parts, progress)?;
         } else {
             if !staging.reserve(count as usize) {
