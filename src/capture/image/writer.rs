@@ -5,7 +5,9 @@ use crate::id::Id;
 use crate::layout::PAGE_SIZE;
 use crate::storage::{File, Storage};
 
-use super::format::{BITMAP, CRCS, ENTRY, Entry, Group, Header, Kind, Places, bitmap_bytes, crc_bytes, crc_of};
+use super::format::{
+    BITMAP, CRCS, ENTRY, Entry, Group, Header, Kind, Places, bitmap_bytes, crc_bytes, crc_of,
+};
 use super::pages::{GROUP, PageSet, Ram, is_zero};
 use super::{ImageError, Result};
 
