@@ -9,7 +9,8 @@ use std::os::unix::fs::FileExt;
 
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion};
 
-use super::image::{Image, ImageError, ImageWriter};
+use super::chain::MemoryChain;
+use super::image::{ImageError, ImageWriter};
 use crate::layout::PAGE_SIZE;
 use crate::memory::GuestMemory;
 
@@ -55,18 +56,56 @@ pub fn save(memory: &GuestMemory, image: &mut ImageWriter) -> Result<(), Capture
     Ok(())
 }
 
-/// Fills fresh guest memory with what the image holds, each page checked.
-pub fn load(image: &Image, memory: &GuestMemory) -> Result<(), CaptureError> {
-    let vm = ranges(memory);
-    if image.ranges() != vm {
-        return Err(CaptureError::OtherMemory { image: image.ranges().to_vec(), vm });
-    }
+/// Fills fresh guest memory with what the chain holds, each page checked.
+pub fn load(chain: &MemoryChain, memory: &GuestMemory) -> Result<(), CaptureError> {
+    check_ranges(chain, memory)?;
     let mut buffer = vec![0; STEP as usize];
-    for run in image.present()? {
-        for at in run.clone().step_by(STEP as usize) {
-            let part = &mut buffer[..(run.end - at).min(STEP) as usize];
-            image.read(at, part)?;
-            memory.write_slice(part, GuestAddress(at))?;
+    for &(start, len) in chain.ranges() {
+        for at in (start..start + len).step_by(STEP as usize) {
+            let pieces = chain.pieces(at, STEP.min(start + len - at))?;
+            for piece in pieces.iter().filter(|piece| piece.image.is_some()) {
+                let part = &mut buffer[..(piece.at.end - piece.at.start) as usize];
+                chain.read_piece(piece, part)?;
+                memory.write_slice(part, GuestAddress(piece.at.start))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether an image is of memory that lies as the VM's does.
+pub fn check_ranges(chain: &MemoryChain, memory: &GuestMemory) -> Result<(), CaptureError> {
+    let vm = ranges(memory);
+    if chain.ranges() == vm {
+        return Ok(());
+    }
+    Err(CaptureError::OtherMemory { image: chain.ranges().to_vec(), vm })
+}
+
+/// Writes what guest memory that is being filled from `chain` still lacks, for an image that is
+/// full. To come before [`save`]: what is filled in meanwhile is then written by both, and not by
+/// neither.
+pub fn save_absent(
+    memory: &GuestMemory,
+    chain: &MemoryChain,
+    image: &mut ImageWriter,
+) -> Result<(), CaptureError> {
+    let pagemap = File::open("/proc/self/pagemap").map_err(CaptureError::Pagemap)?;
+    let mut buffer = vec![0; STEP as usize];
+    for region in memory.iter() {
+        let start = region.start_addr().raw_value();
+        let mut at = 0;
+        let touched = touched(&pagemap, region.as_ptr() as u64, region.len())?;
+        for run in touched.into_iter().chain([region.len()..region.len()]) {
+            for from in (at..run.start).step_by(STEP as usize) {
+                let pieces = chain.pieces(start + from, STEP.min(run.start - from))?;
+                for piece in pieces.iter().filter(|piece| piece.image.is_some()) {
+                    let part = &mut buffer[..(piece.at.end - piece.at.start) as usize];
+                    chain.read_piece(piece, part)?;
+                    image.write(piece.at.start, part)?;
+                }
+            }
+            at = run.end;
         }
     }
     Ok(())
@@ -101,6 +140,7 @@ fn touched(pagemap: &File, mapping: u64, len: u64) -> Result<Vec<Range<u64>>, Ca
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::capture::chain::ImageSpec;
     use crate::id::Id;
     use crate::storage::Storage;
 
@@ -119,14 +159,14 @@ mod tests {
         save(&memory, &mut writer).unwrap();
         let info = writer.finish().unwrap();
         assert_eq!((info.guest_bytes, info.stored_bytes), (size, 5 * PAGE_SIZE));
-        let image = Image::open(&Storage::os(), &path, id, info.crc).unwrap();
+        let chain = MemoryChain::open(&Storage::os(), &[ImageSpec { path, id, crc: info.crc }]).unwrap();
         let copy = crate::memory::allocate(size).unwrap();
-        load(&image, &copy).unwrap();
+        load(&chain, &copy).unwrap();
         for (at, byte) in [(0u64, 1u8), (0x5000, 2), ((3 << 30) - 4096, 3), (4 << 30, 4), ((6 << 30) - 1, 5)]
         {
             assert_eq!(copy.read_obj::<u8>(GuestAddress(at)).unwrap(), byte);
         }
         let other = crate::memory::allocate(16 << 20).unwrap();
-        assert!(matches!(load(&image, &other), Err(CaptureError::OtherMemory { .. })));
+        assert!(matches!(load(&chain, &other), Err(CaptureError::OtherMemory { .. })));
     }
 }

@@ -1,4 +1,5 @@
 //! Guest memory to an image and back.
 
+pub mod chain;
 pub mod guest;
 pub mod image;

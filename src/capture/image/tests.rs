@@ -52,8 +52,7 @@ fn pages_come_back_and_zeros_cost_nothing() {
     let image = Image::open(&storage, &path, ID, info.crc).unwrap();
     assert_eq!((image.stored_bytes(), image.guest_bytes()), (4 * PAGE, 70 * PAGE));
     assert_eq!((image.id(), image.kind(), image.ranges()), (ID, Kind::Full, &RAM[..]));
-    let runs: Vec<_> =
-        image.present().unwrap().into_iter().map(|r| r.start / PAGE..r.end / PAGE).collect();
+    let runs: Vec<_> = image.present().unwrap().into_iter().map(|r| r.start / PAGE..r.end / PAGE).collect();
     assert_eq!(runs, [2..3, 4..5, 6..7, 70..71]);
     let mut buf = vec![0xee; 7 * 4096];
     image.read(PAGE, &mut buf).unwrap();

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use super::recover::orphans;
 use super::{Catalog, CheckpointError, Result, remove_unless_named, save};
+use crate::capture::chain::MemoryChain;
 use crate::capture::guest;
-use crate::capture::image::Image;
 use crate::checkpoint::Manifest;
 use crate::checkpoint::stamp::BaseChange;
 use crate::checkpoint::state::read_state;
@@ -60,13 +60,13 @@ pub fn prepare(
         let disks =
             disks::open(folder, &next.config, &next.now.tops, &catalog.layer_sums(definition)?, reuse)?;
         let machine = match (&manifest.memory, &manifest.state) {
-            (Some(memory_info), Some(state_info)) => {
+            (Some(_), Some(state_info)) => {
                 let json = read_state(folder.storage(), &catalog.store.state_path(manifest.id), state_info)?;
                 let state: MachineState = serde_json::from_slice(&json).map_err(CheckpointError::Decode)?;
-                let path = catalog.store.memory_path(manifest.id);
-                let image = Image::open(folder.storage(), &path, manifest.id, memory_info.crc)?;
+                let specs = catalog.store.memory_chain(manifest)?;
+                let chain = MemoryChain::open(folder.storage(), &specs)?;
                 let memory = memory::allocate(next.config.memory).map_err(machine::MachineError::from)?;
-                guest::load(&image, &memory)?;
+                guest::load(&chain, &memory)?;
                 let parts = parts.ok_or_else(|| {
                     CheckpointError::Refused(format!("checkpoint `{}` holds memory", manifest.name))
                 })?;

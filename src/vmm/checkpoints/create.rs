@@ -108,6 +108,7 @@ pub fn create(subject: Subject, body: &CreateBody) -> Result<Manifest> {
             guest_bytes: image.guest_bytes,
             stored_bytes: image.stored_bytes,
             crc: image.crc,
+            ..MemoryInfo::default()
         });
         manifest.pause_us = captured.pause_us;
         catalog.store.publish(staging, &manifest)?;

@@ -23,6 +23,7 @@ use crate::disk::layer::LayerSpec;
 use crate::disk::merge::{self, Direction, Merge};
 use crate::folder::{Definition, Merging, VmFolder, VmLock};
 use crate::id::Id;
+use crate::progress::Progress;
 use crate::vmm::disks::{DisksError, Layers, base_path};
 
 /// Bytes moved between two looks at whether to stop.
@@ -49,6 +50,7 @@ pub fn run(
     if body.dry_run {
         return Ok(deleted);
     }
+    super::memory::keep(&catalog, &manifests, &plan.gone)?;
     // Children and Now get their new parent before the old one goes, so that it is never missing.
     let former: Vec<(Id, Option<Id>)> =
         manifests.iter().map(|manifest| (manifest.id, manifest.parent)).collect();
@@ -126,6 +128,7 @@ pub fn settle(
         while settler.merge_one(disk, &mut stop)? {}
         settler.seal(disk)?;
     }
+    catalog.store.merge_images(&Progress::default(), &mut stop)?;
     settler.prune_sums()
 }
 

@@ -6,6 +6,7 @@
 pub mod apply;
 pub mod create;
 pub mod delete;
+pub mod memory;
 mod recover;
 
 use std::collections::BTreeMap;
