@@ -30,6 +30,10 @@ pub enum CaptureError {
     Memory(#[from] GuestMemoryError),
     #[error("/proc/self/pagemap cannot be read: {0}")]
     Pagemap(std::io::Error),
+    #[error("guest memory cannot be watched: {0}")]
+    Watch(std::io::Error),
+    #[error("a thread to fill memory cannot be started: {0}")]
+    Thread(std::io::Error),
     #[error("the image holds memory at {image:x?}, the VM has it at {vm:x?} (start, length)")]
     OtherMemory { image: Vec<(u64, u64)>, vm: Vec<(u64, u64)> },
 }

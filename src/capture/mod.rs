@@ -3,3 +3,4 @@
 pub mod chain;
 pub mod guest;
 pub mod image;
+pub mod lazy;

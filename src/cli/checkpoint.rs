@@ -139,8 +139,14 @@ fn create_checkpoint(folder: &VmFolder, body: &CreateBody) -> anyhow::Result<Che
     let sums = Catalog::new(folder, &vm.definition).layer_sums(&vm.definition)?;
     let Definition { config, now, .. } = &vm.definition;
     let disks = disks::open(folder, config, &now.tops, &sums, &Default::default())?;
-    let subject =
-        Subject { folder, lock: &vm.lock, definition: &mut vm.definition, disks: &disks.live, machine: None };
+    let subject = Subject {
+        folder,
+        lock: &vm.lock,
+        definition: &mut vm.definition,
+        disks: &disks.live,
+        machine: None,
+        pending: None,
+    };
     Ok(CheckpointInfo::from(&create(subject, body)?))
 }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::recover::orphans;
 use super::{Catalog, CheckpointError, Result, remove_unless_named, save};
 use crate::capture::chain::MemoryChain;
-use crate::capture::guest;
+use crate::capture::lazy::Filling;
 use crate::checkpoint::Manifest;
 use crate::checkpoint::stamp::BaseChange;
 use crate::checkpoint::state::read_state;
@@ -27,6 +27,8 @@ pub struct Prepared {
     pub disks: OpenDisks,
     /// Standing still; none for a checkpoint without memory.
     pub machine: Option<Machine>,
+    /// Of the machine's memory; to be dropped after it.
+    pub filling: Option<Filling>,
     made: Vec<LayerSpec>,
 }
 
@@ -59,25 +61,27 @@ pub fn prepare(
     let built = (|| {
         let disks =
             disks::open(folder, &next.config, &next.now.tops, &catalog.layer_sums(definition)?, reuse)?;
-        let machine = match (&manifest.memory, &manifest.state) {
+        let (machine, filling) = match (&manifest.memory, &manifest.state) {
             (Some(_), Some(state_info)) => {
                 let json = read_state(folder.storage(), &catalog.store.state_path(manifest.id), state_info)?;
                 let state: MachineState = serde_json::from_slice(&json).map_err(CheckpointError::Decode)?;
                 let specs = catalog.store.memory_chain(manifest)?;
                 let chain = MemoryChain::open(folder.storage(), &specs)?;
                 let memory = memory::allocate(next.config.memory).map_err(machine::MachineError::from)?;
-                guest::load(&chain, &memory)?;
                 let parts = parts.ok_or_else(|| {
                     CheckpointError::Refused(format!("checkpoint `{}` holds memory", manifest.name))
                 })?;
-                Some(machine::restore(&next.config, memory, &state, how.clock, parts(&disks))?)
+                let parts = parts(&disks);
+                let filling = Filling::begin(chain, &memory, parts.events.clone())?;
+                let machine = machine::restore(&next.config, memory, &state, how.clock, parts)?;
+                (Some(machine), Some(filling))
             }
-            _ => None,
+            _ => (None, None),
         };
-        Ok((disks, machine))
+        Ok((disks, machine, filling))
     })();
     match built {
-        Ok((disks, machine)) => Ok(Prepared { definition: next, disks, machine, made }),
+        Ok((disks, machine, filling)) => Ok(Prepared { definition: next, disks, machine, filling, made }),
         Err(e) => {
             disks::remove_layers(folder, &made);
             Err(e)
@@ -116,8 +120,9 @@ impl Prepared {
 
     /// Undoes the preparation.
     pub fn discard(self, folder: &VmFolder, definition: &Definition) {
-        let Self { disks, machine, made, .. } = self;
+        let Self { disks, machine, filling, made, .. } = self;
         drop(machine);
+        drop(filling);
         drop(disks);
         remove_unless_named(folder, definition, &made);
     }

@@ -12,6 +12,7 @@ use std::time::Instant;
 use chrono::Utc;
 
 use super::{Catalog, CheckpointError, Result, remove_unless_named, save};
+use crate::capture::chain::MemoryChain;
 use crate::capture::guest;
 use crate::capture::image::{ImageInfo, ImageWriter};
 use crate::checkpoint::manifest::{DiskPoint, LeftOut, LeftOutWhy, MemoryInfo};
@@ -38,6 +39,8 @@ pub struct Subject<'a> {
     pub disks: &'a BTreeMap<String, Arc<LiveDisk>>,
     /// None: the VM is off, and the checkpoint holds disks only.
     pub machine: Option<&'a mut Machine>,
+    /// Where memory that the machine does not have yet is read from.
+    pub pending: Option<Arc<MemoryChain>>,
 }
 
 /// A disk's next overlay, and what the disk was made of before.
@@ -55,7 +58,7 @@ struct Captured {
 }
 
 pub fn create(subject: Subject, body: &CreateBody) -> Result<Manifest> {
-    let Subject { folder, lock, definition, disks, machine } = subject;
+    let Subject { folder, lock, definition, disks, machine, pending } = subject;
     let catalog = Catalog::new(folder, definition);
     let name = catalog.new_name(body.name.as_deref())?;
     let id = Id::random().map_err(CheckpointError::Random)?;
@@ -71,7 +74,7 @@ pub fn create(subject: Subject, body: &CreateBody) -> Result<Manifest> {
     }
 
     // pause, capture, resume
-    let (captured, frozen) = match capture(folder, id, &staging.memory_path(), machine, staged) {
+    let (captured, frozen) = match capture(folder, id, &staging.memory_path(), machine, pending.as_deref(), staged) {
         Ok(done) => done,
         Err(aborted) => {
             let Aborted { error, pushed, unused } = *aborted;
@@ -192,6 +195,7 @@ fn capture(
     id: Id,
     image_path: &Path,
     machine: Option<&mut Machine>,
+    pending: Option<&MemoryChain>,
     staged: BTreeMap<String, Staged>,
 ) -> std::result::Result<(Captured, BTreeMap<String, Frozen>), Box<Aborted>> {
     let started = Instant::now();
@@ -205,7 +209,10 @@ fn capture(
             Some(held) => {
                 let ranges = guest::ranges(held.memory());
                 let mut image = ImageWriter::create(folder.storage(), image_path, id, &ranges)?;
-                if let Err(e) = guest::save(held.memory(), &mut image) {
+                let saved = pending
+                    .map_or(Ok(()), |chain| guest::save_absent(held.memory(), chain, &mut image))
+                    .and_then(|()| guest::save(held.memory(), &mut image));
+                if let Err(e) = saved {
                     // Before the guest runs on: on a full disk it needs the room for its own writes.
                     drop(image);
                     let _ = folder.storage().remove_file_if_exists(image_path);
