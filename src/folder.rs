@@ -111,6 +111,10 @@ pub struct Now {
     /// The checkpoint that it descends from.
     #[serde(default)]
     pub parent: Option<Id>,
+    /// The VM generation id that the guest is told: another one whenever the live state became
+    /// something else than what the guest did last. None: not chosen yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<Id>,
     /// A checkpoint that is being made: once it is published, it is the parent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub creating: Option<Id>,

@@ -31,7 +31,10 @@ pub const LOW_RAM_END: u64 = 0x9_fc00;
 /// RSDP first, then the other ACPI tables: the area that firmware-less kernels scan.
 pub const ACPI_START: u64 = 0xe_0000;
 /// End of the area for ACPI tables.
-pub const ACPI_END: u64 = RESET_VECTOR;
+pub const ACPI_END: u64 = GENERATION_PAGE;
+/// The page with the VM generation id at its start: in the area that the memory map reserves, and
+/// with nothing else in it.
+pub const GENERATION_PAGE: u64 = 0xf_e000;
 /// Where a real-mode jump to FFFF:0000 lands: "reboot through the BIOS".
 pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// First byte of high memory.
@@ -77,6 +80,8 @@ pub const POWER_SLEEP_TYPE_S5: u8 = 5;
 pub const POWER_RESET_VALUE: u8 = 1;
 /// Event bit: the power button was pressed.
 pub const POWER_EVENT_BUTTON: u8 = 1 << 0;
+/// Event bit: the VM generation id has changed.
+pub const POWER_EVENT_GENERATION: u8 = 1 << 1;
 /// Generic event device (ACPI 6.5, section 5.6.9): its GSI.
 pub const GED_GSI: u32 = 9;
 

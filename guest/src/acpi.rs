@@ -32,12 +32,17 @@ pub struct Acpi {
     pub reset: Option<(Register, u8)>,
     pub pm1a: Option<u16>,
     pub s5: u8,
-    /// piton's register of platform events, whose bit 0 is the power button.
+    /// piton's register of platform events.
     pub events: Option<u16>,
+    /// Where the VM generation id is.
+    pub generation: Option<u64>,
 }
 
 /// Interrupt of piton's platform events.
 pub const EVENTS_GSI: u32 = 9;
+/// Bits of piton's register of platform events.
+pub const EVENT_BUTTON: u8 = 1 << 0;
+pub const EVENT_GENERATION: u8 = 1 << 1;
 
 fn le32(b: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(b.get(at..at + 4)?.try_into().ok()?))
@@ -80,6 +85,7 @@ impl Acpi {
             pm1a: None,
             s5: 5,
             events: None,
+            generation: None,
         };
         acpi.walk(rsdp);
         // Every PC has one at this address, named or not.
@@ -162,6 +168,7 @@ impl Acpi {
         let dsdt = table(dsdt)?;
         self.s5 = sleep_type(dsdt).unwrap_or(if self.sleep.is_some() { 5 } else { 0 });
         self.virtio_devices(dsdt);
+        self.generation = generation(dsdt);
         Some(())
     }
 
@@ -184,6 +191,15 @@ impl Acpi {
             }
         }
     }
+}
+
+/// The package named `ADDR` of the VM generation counter: low and high half of its address. Only
+/// one that lies in mapped memory is of use.
+fn generation(dsdt: &[u8]) -> Option<u64> {
+    const START: &[u8] = b"ADDR\x12\x08\x02\x0c";
+    let at = dsdt.windows(START.len()).position(|w| w == START)? + START.len();
+    let high = *dsdt.get(at + 4)?;
+    le32(dsdt, at).map(u64::from).filter(|&addr| high == 0 && addr <= 0xffff_f000)
 }
 
 /// SLP_TYPa: the first number in the package named `_S5_`.

@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 pub const TIMER: u8 = 0x40;
 pub const SERIAL: u8 = 0x50;
-pub const POWER_BUTTON: u8 = 0x58;
+pub const EVENTS: u8 = 0x58;
 pub const FIRST_DISK: u8 = 0x60;
 pub const WAKE: u8 = 0xf0;
 const SPURIOUS: u8 = 0xff;

@@ -75,7 +75,7 @@ pub fn number(text: &str) -> Option<u64> {
 }
 
 const HELP: &str = "\
-info | echo TEXT | time | smp | poweroff | reboot | crash | hang
+info | echo TEXT | time | smp | generation | poweroff | reboot | crash | hang
 fill MIB [SEED]        fill memory with pseudo-random data
 sum | read             checksum of / time to read what is filled
 dirty MIB MB_PER_S     rewrite the last MIB of memory at that rate (max: unpaced; 0: stop)
@@ -106,6 +106,13 @@ pub fn run(g: &mut Guest, line: &str) {
             say!("ok {rest}");
             Ok(())
         }
+        "generation" => match g.generation() {
+            Some(id) => {
+                say!("ok generation={:032x}", u128::from_be_bytes(id));
+                Ok(())
+            }
+            None => Err(Fail::Text("there is no VM generation id")),
+        },
         "time" => {
             say!("ok tsc={} tsc_khz={}", tsc(), time::tsc_khz());
             Ok(())

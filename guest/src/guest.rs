@@ -47,7 +47,7 @@ impl Guest {
         apic::route(acpi.ioapics(), serial::IRQ, apic::SERIAL);
         serial::enable_receive_interrupt();
         if acpi.events.is_some() {
-            apic::route(acpi.ioapics(), acpi::EVENTS_GSI, apic::POWER_BUTTON);
+            apic::route(acpi.ioapics(), acpi::EVENTS_GSI, apic::EVENTS);
         }
         let mut small = if dma.len() > 0 { dma.split(4096) } else { Dma::empty() };
         let mut disks = [const { None }; MAX_DISKS];
@@ -114,7 +114,7 @@ impl Guest {
     /// What must go on during long commands, too.
     pub fn background(&mut self) {
         self.input.drain();
-        self.look_at_power_button();
+        self.look_at_events();
         self.journal.poll(&mut self.disks);
         if let Some(tick) = &mut self.tick
             && tick.take().is_some()
@@ -129,14 +129,19 @@ impl Guest {
         }
     }
 
-    /// Shuts down when the button is pressed, as a desktop does.
-    fn look_at_power_button(&mut self) {
-        let events = apic::count(apic::POWER_BUTTON);
+    /// Shuts down when the power button is pressed, as a desktop does; tells of other news.
+    fn look_at_events(&mut self) {
+        let events = apic::count(apic::EVENTS);
         if let Some(port) = self.acpi.events
             && events != self.events_seen
         {
             self.events_seen = events;
-            if inb(port) & 1 != 0 {
+            // Reading clears it.
+            let news = inb(port);
+            if news & acpi::EVENT_GENERATION != 0 {
+                say!("evt generation changed");
+            }
+            if news & acpi::EVENT_BUTTON != 0 {
                 say!("evt power button");
                 power::off(&self.acpi);
                 say!("err poweroff had no effect");
@@ -180,6 +185,13 @@ impl Guest {
                 return;
             }
         }
+    }
+
+    /// The VM generation id.
+    pub fn generation(&self) -> Option<[u8; 16]> {
+        // SAFETY: ACPI names this place; below 4 GiB all is mapped, and there are no bytes with
+        // another meaning than a number.
+        self.acpi.generation.map(|addr| unsafe { (addr as *const [u8; 16]).read_volatile() })
     }
 
     /// The hypervisor's twelve letters.

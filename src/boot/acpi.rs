@@ -15,9 +15,9 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::{BootError, write_error};
 use crate::layout::{
-    ACPI_END, ACPI_START, COM1_GSI, COM1_PORT, COM1_PORTS, GED_GSI, IOAPIC_START, LAPIC_START,
-    POWER_EVENT_BUTTON, POWER_EVENTS, POWER_PORT, POWER_RESET, POWER_RESET_VALUE, POWER_SLEEP_CONTROL,
-    POWER_SLEEP_STATUS, POWER_SLEEP_TYPE_S5, VIRTIO_MMIO_SIZE,
+    ACPI_END, ACPI_START, COM1_GSI, COM1_PORT, COM1_PORTS, GED_GSI, GENERATION_PAGE, IOAPIC_START,
+    LAPIC_START, POWER_EVENT_BUTTON, POWER_EVENT_GENERATION, POWER_EVENTS, POWER_PORT, POWER_RESET,
+    POWER_RESET_VALUE, POWER_SLEEP_CONTROL, POWER_SLEEP_STATUS, POWER_SLEEP_TYPE_S5, VIRTIO_MMIO_SIZE,
 };
 use crate::memory::GuestMemory;
 
@@ -99,7 +99,8 @@ fn dsdt(virtio: &[(u64, u32)]) -> Sdt {
     for (index, &(address, gsi)) in virtio.iter().enumerate() {
         append_virtio(&mut body, index, address, gsi);
     }
-    append_power_button(&mut body);
+    append_generation(&mut body);
+    append_events(&mut body);
     body.extend(bytes_of(&aml::Name::new(
         Path::new("_S5_"),
         &aml::Package::new(vec![&POWER_SLEEP_TYPE_S5, &aml::ZERO, &aml::ZERO, &aml::ZERO]),
@@ -154,8 +155,23 @@ fn append_virtio(body: &mut Vec<u8>, index: usize, address: u64, gsi: u32) {
     );
 }
 
+/// Where the VM generation id is: drivers know the device by its compatible id.
+fn append_generation(body: &mut Vec<u8>) {
+    let (low, high) = (GENERATION_PAGE as u32, (GENERATION_PAGE >> 32) as u32);
+    append_device(
+        body,
+        "VGEN",
+        vec![
+            &aml::Name::new(Path::new("_HID"), &"PITN0001"),
+            &aml::Name::new(Path::new("_CID"), &"VM_Gen_Counter"),
+            &aml::Name::new(Path::new("_DDN"), &"VM_Gen_Counter"),
+            &aml::Name::new(Path::new("ADDR"), &aml::Package::new(vec![&low, &high])),
+        ],
+    );
+}
+
 /// The button, and the generic event device whose `_EVT` tells who has news.
-fn append_power_button(body: &mut Vec<u8>) {
+fn append_events(body: &mut Vec<u8>) {
     append_device(body, "PWRB", vec![&aml::Name::new(Path::new("_HID"), &aml::EISAName::new("PNP0C0C"))]);
     let events = usize::try_from(POWER_PORT + POWER_EVENTS).unwrap_or_default();
     append_device(
@@ -184,6 +200,11 @@ fn append_power_button(body: &mut Vec<u8>) {
                     &aml::If::new(
                         &aml::Equal::new(&aml::Local(1), &POWER_EVENT_BUTTON),
                         vec![&aml::Notify::new(&Path::new("\\_SB_.PWRB"), &0x80u8)],
+                    ),
+                    &aml::And::new(&aml::Local(1), &aml::Local(0), &POWER_EVENT_GENERATION),
+                    &aml::If::new(
+                        &aml::Equal::new(&aml::Local(1), &POWER_EVENT_GENERATION),
+                        vec![&aml::Notify::new(&Path::new("\\_SB_.VGEN"), &0x80u8)],
                     ),
                 ],
             ),
@@ -223,6 +244,8 @@ mod tests {
             .collect();
         assert_eq!(signatures, [b"FACP".to_vec(), b"APIC".to_vec()]);
         let fadt = table(u64::from_le_bytes(xsdt[36..44].try_into().unwrap()));
-        table(u64::from_le_bytes(fadt[140..148].try_into().unwrap()));
+        let dsdt = table(u64::from_le_bytes(fadt[140..148].try_into().unwrap()));
+        let address = [b"ADDR\x12\x08\x02\x0c", &(GENERATION_PAGE as u32).to_le_bytes()[..], b"\0"].concat();
+        assert!(dsdt.windows(address.len()).any(|bytes| bytes == address));
     }
 }

@@ -4,3 +4,6 @@ pub mod chain;
 pub mod guest;
 pub mod image;
 pub mod lazy;
+pub mod live;
+pub mod staging;
+pub mod tracker;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::checkpoint::manifest::Mode;
 use crate::config::{DiskArg, parse_memory};
 use crate::folder::{FolderError, VmName};
 use crate::id::Id;
@@ -75,6 +76,18 @@ pub enum CheckpointCommand {
         /// Leave the VM paused
         #[arg(long)]
         pause_after: bool,
+        /// Copy memory while the guest runs, or while it stands still
+        #[arg(long, value_enum, default_value_t)]
+        mode: Mode,
+        /// Store all of memory, not only what changed since the checkpoint before
+        #[arg(long)]
+        full: bool,
+        /// Longest time, in milliseconds, that the guest may stand still for its memory [default: 10]
+        #[arg(long, value_name = "MS")]
+        max_pause: Option<u32>,
+        /// Do not wait for it: print the job and return
+        #[arg(long)]
+        no_wait: bool,
     },
     /// Show a VM's checkpoints as a tree
     #[command(visible_alias = "ls")]
@@ -98,6 +111,9 @@ pub enum CheckpointCommand {
         /// Resume at once
         #[arg(long)]
         run: bool,
+        /// Even if a base image was changed since the checkpoint
+        #[arg(long)]
+        force: bool,
         /// Do not ask
         #[arg(long, short)]
         yes: bool,
@@ -112,12 +128,23 @@ pub enum CheckpointCommand {
         /// Only tell what would go
         #[arg(long)]
         dry_run: bool,
+        /// Do not wait until the layers are merged
+        #[arg(long)]
+        no_wait: bool,
         /// Do not ask
         #[arg(long, short)]
         yes: bool,
     },
     /// Read all of a checkpoint against its checksums
     Verify { checkpoint: CheckpointRef },
+    /// List what a running VM is at work on, and what it did last
+    Jobs { name: VmName },
+    /// Call a job of a running VM off
+    Cancel {
+        name: VmName,
+        /// Its id, or the start of it
+        job: String,
+    },
 }
 
 /// A checkpoint as NAME@CHECKPOINT.

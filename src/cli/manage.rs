@@ -42,6 +42,7 @@ fn info(folder: &VmFolder) -> anyhow::Result<VmInfo> {
                 pid: None,
                 created: definition.created,
                 folder: folder.path().to_owned(),
+                checkpoint_dir: definition.checkpoint_dir,
                 config: definition.config,
             })
         }

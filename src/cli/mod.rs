@@ -7,6 +7,7 @@ mod manage;
 mod output;
 mod run;
 mod terminal;
+mod work;
 
 use std::process::ExitCode;
 

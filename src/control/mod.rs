@@ -2,11 +2,14 @@
 //! owns one answers the [`Request`]s.
 
 pub mod client;
+pub mod jobs;
 pub mod server;
+
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::manifest::LeftOut;
+use crate::checkpoint::manifest::{CaptureInfo, LeftOut, Mode};
 use crate::checkpoint::{CheckpointName, Kind, Manifest};
 use crate::config::VmConfig;
 use crate::folder::VmName;
@@ -15,6 +18,9 @@ use crate::vm::Clock;
 
 /// Value of the `Upgrade` header that turns a request for the console into a byte stream.
 pub const CONSOLE_PROTOCOL: &str = "piton-console";
+
+/// Longest time that a guest stands still for its memory, unless said otherwise.
+const DEFAULT_MAX_PAUSE: Duration = Duration::from_millis(10);
 
 /// A request to the owner of the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +69,9 @@ pub struct VmInfo {
     pub pid: Option<u32>,
     pub created: chrono::DateTime<chrono::Utc>,
     pub folder: std::path::PathBuf,
+    /// Where its checkpoints are, if not in its folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint_dir: Option<std::path::PathBuf>,
     pub config: VmConfig,
 }
 
@@ -75,6 +84,9 @@ pub enum RequestError {
     /// It was tried and undone.
     #[error("{0}")]
     Failed(String),
+    /// It was called off and undone.
+    #[error("{0}")]
+    Cancelled(String),
 }
 
 /// What a request that was done is answered with.
@@ -116,6 +128,12 @@ pub struct CheckpointInfo {
     /// How long the guest stood still, in microseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pause_us: Option<u64>,
+    /// How a capture of memory went.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capture: Option<CaptureInfo>,
+    /// The checkpoint that the memory stored here lies on; nothing: all of it is stored here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_parent: Option<Id>,
     /// Bytes of guest memory stored, and of guest memory in all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_stored: Option<u64>,
@@ -141,6 +159,8 @@ impl From<&Manifest> for CheckpointInfo {
             created: manifest.created,
             lands: if manifest.memory.is_some() { State::Paused } else { State::Stopped },
             pause_us: manifest.pause_us,
+            capture: manifest.capture,
+            memory_parent: manifest.memory.as_ref().and_then(|memory| memory.parent),
             memory_stored: manifest.memory.as_ref().map(|memory| memory.stored_bytes),
             memory: manifest.memory.as_ref().map(|memory| memory.guest_bytes),
             disk_bytes: manifest.disk_bytes,
@@ -160,6 +180,9 @@ pub struct TreeInfo {
     /// What lies in the folder and cannot be read, with the reason.
     #[serde(default)]
     pub damaged: Vec<String>,
+    /// Merges of layers that are under way or wait for their time.
+    #[serde(default)]
+    pub pending_merges: usize,
 }
 
 /// Body of `POST /vm/checkpoints`.
@@ -174,6 +197,20 @@ pub struct CreateBody {
     /// Leave the VM paused.
     #[serde(default)]
     pub pause_after: bool,
+    #[serde(default)]
+    pub mode: Mode,
+    /// All of memory, not only what changed since the parent.
+    #[serde(default)]
+    pub full: bool,
+    /// Longest time that the guest may stand still for memory, in milliseconds.
+    #[serde(default)]
+    pub max_pause_ms: Option<u32>,
+}
+
+impl CreateBody {
+    pub fn max_pause(&self) -> Duration {
+        self.max_pause_ms.map_or(DEFAULT_MAX_PAUSE, |ms| Duration::from_millis(ms.into()))
+    }
 }
 
 /// Body of `PATCH /vm/checkpoints/{checkpoint}`.
@@ -188,21 +225,37 @@ pub struct ChangeBody {
 
 /// Body of `POST /vm/checkpoints/{checkpoint}/apply`: one of the first two must be said.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "ApplyFields")]
 pub struct ApplyBody {
     /// Make a checkpoint of the live state first.
-    #[serde(default)]
     pub save_current: bool,
     /// The live state is lost.
-    #[serde(default)]
     pub discard_current: bool,
     /// Name of the checkpoint made first.
-    #[serde(default)]
     pub name: Option<String>,
     /// Resume at once.
-    #[serde(default)]
     pub run: bool,
     #[serde(flatten)]
     pub how: GoBack,
+}
+
+/// [`ApplyBody`] as it is read: serde cannot refuse unknown fields beside a flattened part.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ApplyFields {
+    save_current: bool,
+    discard_current: bool,
+    name: Option<String>,
+    run: bool,
+    force: bool,
+    clock: Clock,
+}
+
+impl From<ApplyFields> for ApplyBody {
+    fn from(fields: ApplyFields) -> Self {
+        let ApplyFields { save_current, discard_current, name, run, force, clock } = fields;
+        Self { save_current, discard_current, name, run, how: GoBack { force, clock } }
+    }
 }
 
 /// Choices about going back.
@@ -233,8 +286,11 @@ pub struct DeleteBody {
 pub struct DeletedInfo {
     pub deleted: Vec<CheckpointInfo>,
     pub dry_run: bool,
-    /// Layers are merged when the VM is off.
+    /// Layers are still merged, or wait for it; the answer does not.
     pub merge_later: bool,
+    /// The job that merges them, in a VM that runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merge_job: Option<Id>,
 }
 
 /// Body of `POST /vm/revert`.
@@ -243,6 +299,9 @@ pub struct DeletedInfo {
 pub struct RevertBody {
     #[serde(default)]
     pub run: bool,
+    /// Even if a base image was changed since.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// Body of `POST /vm/stop`.

@@ -2,6 +2,7 @@
 //! files, threads and eventfds.
 
 pub mod console;
+pub mod genid;
 pub mod i8042;
 pub mod power;
 pub mod serial;

@@ -10,8 +10,8 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::bus::BusDevice;
 use crate::events::{EventSink, MachineEvent};
 use crate::layout::{
-    POWER_EVENT_BUTTON, POWER_EVENTS, POWER_RESET, POWER_RESET_VALUE, POWER_SLEEP_CONTROL,
-    POWER_SLEEP_TYPE_S5,
+    POWER_EVENT_BUTTON, POWER_EVENT_GENERATION, POWER_EVENTS, POWER_RESET, POWER_RESET_VALUE,
+    POWER_SLEEP_CONTROL, POWER_SLEEP_TYPE_S5,
 };
 
 /// `SLP_EN`: go to sleep now.
@@ -36,6 +36,12 @@ impl Power {
 
     pub fn restore(&self, pending: u8) {
         self.pending.store(pending, Ordering::SeqCst);
+    }
+
+    /// Leaves word that the VM generation id has changed, for a guest that does not run yet:
+    /// [`Power::interrupt_again`] tells it.
+    pub fn note_generation(&self) {
+        self.pending.fetch_or(POWER_EVENT_GENERATION, Ordering::SeqCst);
     }
 
     /// To be called once before a restored guest first runs: the saved interrupt controllers may
@@ -106,5 +112,12 @@ mod tests {
         assert_eq!(value, [POWER_EVENT_BUTTON]);
         power.read(POWER_EVENTS, &mut value);
         assert_eq!(value, [0]);
+        power.interrupt_again().unwrap();
+        assert!(irq.read().is_err(), "there is nothing to tell");
+        power.note_generation();
+        power.interrupt_again().unwrap();
+        assert_eq!(irq.read().unwrap(), 1);
+        power.read(POWER_EVENTS, &mut value);
+        assert_eq!(value, [POWER_EVENT_GENERATION]);
     }
 }

@@ -1,7 +1,7 @@
 //! Building a machine from its definition. `assemble` makes what every machine has; a boot then
 //! puts a kernel into it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_ioctls::VcpuFd;
@@ -11,8 +11,10 @@ use super::event_loop::{EventLoop, OnEvent};
 use super::{Machine, MachineDisk, MachineError, MachineState};
 use crate::boot::{self, Kernel, Payload};
 use crate::bus::Bus;
+use crate::capture::tracker::Tracker;
 use crate::config::VmConfig;
 use crate::devices::console::Console;
+use crate::devices::genid;
 use crate::devices::i8042::I8042;
 use crate::devices::power::Power;
 use crate::devices::serial::Serial;
@@ -21,6 +23,7 @@ use crate::devices::virtio::mmio::{QUEUE_NOTIFY, SaveTransport, Transport};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::{Backend, Device, Worker};
 use crate::events::EventSink;
+use crate::id::Id;
 use crate::layout::{
     COM1_GSI, COM1_PORT, COM1_PORTS, GED_GSI, I8042_PORT, I8042_PORTS, POWER_PORT, POWER_PORTS, VIRTIO_GSIS,
     VIRTIO_MMIO_SIZE, VIRTIO_MMIO_START,
@@ -34,6 +37,8 @@ pub struct Parts {
     pub disks: Vec<MachineDisk>,
     pub console: Arc<Console>,
     pub events: EventSink,
+    /// The VM generation id.
+    pub generation: Id,
     /// The guest to boot when the definition names no kernel.
     pub bundled: &'static [u8],
 }
@@ -59,6 +64,7 @@ pub fn boot(config: &VmConfig, parts: Parts) -> Result<Machine, MachineError> {
     let kernel = config.kernel.as_deref().map_or(Kernel::Bundled(parts.bundled), Kernel::File);
     let kvm = open_kvm()?;
     let memory = memory::allocate(config.memory)?;
+    let generation = parts.generation;
     let assembled = assemble(Vm::new(kvm, memory, config.cpus)?, config, parts)?;
     let payload = Payload {
         kernel,
@@ -69,6 +75,7 @@ pub fn boot(config: &VmConfig, parts: Parts) -> Result<Machine, MachineError> {
     };
     let memory = assembled.vm.memory();
     let entry = boot::load(memory, &payload)?;
+    genid::write(memory, generation)?;
     let supported = assembled.vm.supported_cpuid()?;
     for (index, fd) in (0..).zip(&assembled.vcpus) {
         let cpuid = boot::cpuid::for_vcpu(&supported, index, config.cpus)
@@ -78,8 +85,10 @@ pub fn boot(config: &VmConfig, parts: Parts) -> Result<Machine, MachineError> {
     assembled.start_threads()
 }
 
-/// A machine that goes on where a saved one stood still, in memory that holds what its did.
+/// A machine that goes on where checkpoint `id` was captured, in memory that holds what its did. Its
+/// guest is told that it is of another generation now.
 pub fn restore(
+    id: Id,
     config: &VmConfig,
     memory: GuestMemory,
     state: &MachineState,
@@ -87,6 +96,7 @@ pub fn restore(
     parts: Parts,
 ) -> Result<Machine, MachineError> {
     let misfit = |what: String| MachineError::Misfit(what);
+    let generation = parts.generation;
     let assembled = assemble(Vm::new(open_kvm()?, memory, config.cpus)?, config, parts)?;
     if state.vcpus.len() != assembled.vcpus.len() || state.virtio.len() != assembled.transports.len() {
         return Err(misfit(format!(
@@ -108,7 +118,12 @@ pub fn restore(
     }
     assembled.serial.restore(&state.serial).map_err(|e| misfit(e.to_string()))?;
     assembled.power.restore(state.power_events);
-    Ok(Machine { clock: Some(clock), ..assembled.start_threads()? })
+    let machine = Machine { clock: Some(clock), ..assembled.start_threads()? };
+    machine.tracker().lock().unwrap_or_else(PoisonError::into_inner).start_from(id)?;
+    // From here on it differs from the checkpoint.
+    genid::write(machine.vm.memory(), generation)?;
+    machine.power.note_generation();
+    Ok(machine)
 }
 
 /// Refuses a state whose guest uses what this host's processor lacks.
@@ -142,6 +157,7 @@ impl Assembled {
             .zip(self.vcpus)
             .map(|(index, fd)| Vcpu::spawn(index, fd, self.wiring.clone()))
             .collect::<Result<_, _>>()?;
+        let vm = Arc::new(self.vm);
         Ok(Machine {
             vcpus,
             _event_loop: self.event_loop,
@@ -152,7 +168,8 @@ impl Assembled {
             serial: self.serial,
             console_input: self.console_input,
             power: self.power,
-            vm: self.vm,
+            tracker: Arc::new(Mutex::new(Tracker::new(vm.clone()))),
+            vm,
             clock: None,
             running: false,
         })

@@ -8,18 +8,20 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use tokio::sync::oneshot;
-
 use crate::capture::lazy::Filling;
 use crate::checkpoint::Manifest;
-use crate::control::server::{Server, ServerError};
+use crate::control::jobs::{Job, JobKind, Jobs};
+use crate::control::server::{Asked, Server, ServerError};
 use crate::control::{
-    Answer, ApplyBody, CreateBody, DeletedInfo, Reply, Request, RequestError, RevertBody, State, VmInfo,
+    Answer, ApplyBody, CreateBody, DeletedInfo, GoBack, Reply, Request, RequestError, RevertBody, State,
+    VmInfo,
 };
 use crate::devices::console::Console;
 use crate::events::MachineEvent;
 use crate::folder::{Definition, FolderError, VmFolder, VmLock};
+use crate::id::Id;
 use crate::machine::{self, Machine, MachineError, Parts};
+use crate::progress::Progress;
 use checkpoints::create::{Subject, create};
 use checkpoints::{Catalog, CheckpointError, apply, delete};
 use disks::{DisksError, OpenDisks};
@@ -45,7 +47,7 @@ pub enum VmmError {
 
 /// What can happen to a VM while it runs.
 pub enum Message {
-    Request(Request, oneshot::Sender<Answer>),
+    Request(Asked),
     Machine {
         /// Counts the machine's boots: what an earlier one still had to say is no news.
         boot: u64,
@@ -53,6 +55,22 @@ pub enum Message {
     },
     /// End the VM at once: a signal, or the user left its console.
     End(&'static str),
+}
+
+/// Ends a VM from any thread.
+#[derive(Clone)]
+pub struct Ender {
+    sender: Sender<Message>,
+    jobs: Jobs,
+}
+
+impl Ender {
+    /// What the VM's owner is busy with is called off first: it would be in the way.
+    pub fn end(&self, by: &'static str) {
+        self.jobs.cancel_all();
+        // After the VM's end there is nothing left to end.
+        let _ = self.sender.send(Message::End(by));
+    }
 }
 
 /// How a VM's run ended.
@@ -73,6 +91,7 @@ pub struct Vmm {
     console: Arc<Console>,
     queue: Receiver<Message>,
     sender: Sender<Message>,
+    jobs: Jobs,
     machine: Option<Machine>,
     /// Of the machine's memory; to be dropped after it.
     filling: Option<Filling>,
@@ -99,6 +118,7 @@ impl Vmm {
             console,
             queue,
             sender,
+            jobs: Jobs::default(),
             machine: None,
             filling: None,
             disks,
@@ -120,9 +140,9 @@ impl Vmm {
         self.console.clone()
     }
 
-    /// Where everybody else puts their messages.
-    pub fn sender(&self) -> Sender<Message> {
-        self.sender.clone()
+    /// For signals, and for the user at the console.
+    pub fn ender(&self) -> Ender {
+        Ender { sender: self.sender.clone(), jobs: self.jobs.clone() }
     }
 
     /// What a machine of boot number `boot` needs beside its definition.
@@ -132,7 +152,13 @@ impl Vmm {
             // After the VMM's end nobody needs to know.
             let _ = sender.send(Message::Machine { boot, event });
         });
-        Parts { disks: disks.machine.clone(), console: self.console.clone(), events, bundled: BUNDLED_GUEST }
+        Parts {
+            disks: disks.machine.clone(),
+            console: self.console.clone(),
+            events,
+            generation: self.definition.now.generation.unwrap_or(Id::from_bytes([0; 16])),
+            bundled: BUNDLED_GUEST,
+        }
     }
 
     /// Puts a fresh machine in place of what ran before, standing still.
@@ -143,6 +169,11 @@ impl Vmm {
         self.disks.flush();
         self.disks = OpenDisks::default();
         self.boot += 1;
+        if self.definition.now.generation.is_none() {
+            // Of a VM that was defined without one.
+            self.definition.now.generation = Some(Id::random().map_err(CheckpointError::Random)?);
+            self.save_definition()?;
+        }
         let sums = checkpoints::Catalog::new(&self.folder, &self.definition).layer_sums(&self.definition)?;
         let Definition { config, now, .. } = &self.definition;
         self.disks = disks::open(&self.folder, config, &now.tops, &sums, &BTreeMap::new())?;
@@ -154,12 +185,17 @@ impl Vmm {
 
     /// Begins to answer on the control socket.
     pub fn listen(&mut self) -> Result<(), VmmError> {
-        let sender = self.sender.clone();
-        let dispatch = Arc::new(move |request, reply| {
+        let (sender, jobs) = (self.sender.clone(), self.jobs.clone());
+        let dispatch = Arc::new(move |asked: Asked| {
+            if asked.request == (Request::Stop { force: true }) {
+                // It would wait for what is to be cut short.
+                jobs.cancel_all();
+            }
             // When the queue is gone the reply is dropped, which the server reports.
-            let _ = sender.send(Message::Request(request, reply));
+            let _ = sender.send(Message::Request(asked));
         });
-        self.server = Some(Server::start(&self.folder.socket(), dispatch, self.console.clone())?);
+        let socket = self.folder.socket();
+        self.server = Some(Server::start(&socket, dispatch, self.jobs.clone(), self.console.clone())?);
         Ok(())
     }
 
@@ -177,16 +213,20 @@ impl Vmm {
             // It cannot be closed while `self.sender` lives.
             let Ok(message) = self.queue.recv() else { break Outcome::Ended("its owner") };
             match message {
-                Message::Request(Request::Stop { force: true }, reply) => {
+                Message::Request(Asked { request: Request::Stop { force: true }, reply, .. }) => {
                     if !self.filling.as_ref().is_some_and(Filling::is_broken) {
                         self.machine = None;
                     }
                     let _ = reply.send(Ok(self.info().into()));
                     break Outcome::Ended("piton stop --force");
                 }
-                Message::Request(request, reply) => {
+                Message::Request(Asked { request, job, reply }) => {
+                    let answer = self.answer(request, job.as_ref());
+                    if let Some(job) = job {
+                        job.finish(&answer);
+                    }
                     // Who asked may be gone by now.
-                    let _ = reply.send(self.answer(request));
+                    let _ = reply.send(answer);
                     if self.machine.is_none() {
                         break Outcome::Ended("going back to a checkpoint without memory");
                     }
@@ -205,9 +245,8 @@ impl Vmm {
                 Message::End(by) => break Outcome::Ended(by),
             }
         };
-        let Self {
-            folder, mut definition, machine, mut filling, disks, console, queue, server, lock, ..
-        } = self;
+        let Self { folder, mut definition, machine, mut filling, disks, console, jobs, server, lock, .. } =
+            self;
         if let Some(filling) = filling.take_if(|filling| filling.is_broken()) {
             // Threads of the machine wait for memory that will not come, and end with the process.
             std::mem::forget((machine, disks));
@@ -222,8 +261,11 @@ impl Vmm {
         drop(disks);
         console.close();
         drop(server);
-        let told_to_end = || matches!(queue.try_recv(), Ok(Message::End(_)));
-        if let Err(e) = delete::settle(&folder, &lock, &mut definition, told_to_end) {
+        // A second signal leaves that for later, too.
+        let settled = jobs
+            .add(None, JobKind::Merge, String::new())
+            .map(|job| delete::settle(&folder, &lock, &mut definition, job.progress()));
+        if let Ok(Err(e)) = settled {
             log::warn!("layers that nothing needs apart are not merged yet: {e}");
         }
         drop(lock);
@@ -245,11 +287,22 @@ impl Vmm {
             pid: self.machine.is_some().then(std::process::id),
             created: self.definition.created,
             folder: self.folder.path().to_owned(),
+            checkpoint_dir: self.definition.checkpoint_dir.clone(),
             config: self.definition.config.clone(),
         }
     }
 
-    fn answer(&mut self, request: Request) -> Answer {
+    fn answer(&mut self, request: Request, job: Option<&Job>) -> Answer {
+        let progress = &job.map(|job| job.progress().clone()).unwrap_or_default();
+        progress.check().map_err(CheckpointError::from)?;
+        if let Some(job) = job {
+            job.begin();
+        }
+        let about = |manifest: &Manifest| {
+            if let Some(job) = job {
+                job.set_subject(&manifest.name);
+            }
+        };
         let failed = |e: MachineError| RequestError::Failed(e.to_string());
         let catalog = Catalog::new(&self.folder, &self.definition);
         match (request, self.state()) {
@@ -273,28 +326,38 @@ impl Vmm {
             (Request::ChangeCheckpoint(reference, body), _) => {
                 return Ok(Reply::of(&catalog.change(&self.definition, &reference, &body)?));
             }
-            (Request::CreateCheckpoint(body), _) => return Ok(Reply::of(&self.create_checkpoint(&body)?)),
+            (Request::CreateCheckpoint(body), _) => {
+                let manifest = self.create_checkpoint(&body, progress)?;
+                about(&manifest);
+                return Ok(Reply::of(&manifest));
+            }
             (Request::ApplyCheckpoint(reference, body), _) => {
                 let manifest = catalog.resolve(&self.definition, &reference)?;
-                self.apply_checkpoint(&manifest, &body)?;
+                about(&manifest);
+                self.apply_checkpoint(&manifest, &body, progress)?;
             }
             (Request::DeleteCheckpoint(reference, body), _) => {
-                let id = catalog.resolve(&self.definition, &reference)?.id;
-                let deleted = delete::run(&self.folder, &self.lock, &mut self.definition, id, body)?;
+                let manifest = catalog.resolve(&self.definition, &reference)?;
+                about(&manifest);
+                let deleted = delete::run(&self.folder, &self.lock, &mut self.definition, manifest.id, body)?;
                 return Ok(Reply::Deleted(DeletedInfo { merge_later: !body.dry_run, ..deleted }));
             }
-            (Request::Revert(RevertBody { run }), _) => {
+            (Request::Revert(RevertBody { run, force }), _) => {
                 let manifest = catalog.parent_of_now(&self.definition)?;
-                self.apply_checkpoint(
-                    &manifest,
-                    &ApplyBody { discard_current: true, run, ..Default::default() },
-                )?;
+                about(&manifest);
+                let how = GoBack { force, ..Default::default() };
+                let body = ApplyBody { discard_current: true, run, how, ..Default::default() };
+                self.apply_checkpoint(&manifest, &body, progress)?;
             }
         }
         Ok(self.info().into())
     }
 
-    fn create_checkpoint(&mut self, body: &CreateBody) -> Result<Manifest, CheckpointError> {
+    fn create_checkpoint(
+        &mut self,
+        body: &CreateBody,
+        progress: &Progress,
+    ) -> Result<Manifest, CheckpointError> {
         let manifest = create(
             Subject {
                 folder: &self.folder,
@@ -305,6 +368,7 @@ impl Vmm {
                 pending: self.filling.as_ref().and_then(Filling::pending),
             },
             body,
+            progress,
         )?;
         if body.pause_after {
             self.machine.as_mut().map_or(Ok(()), Machine::pause)?;
@@ -313,7 +377,12 @@ impl Vmm {
     }
 
     /// Goes to a checkpoint; a machine comes out of it standing still unless `run` is asked for.
-    pub fn apply_checkpoint(&mut self, manifest: &Manifest, body: &ApplyBody) -> Result<(), CheckpointError> {
+    pub fn apply_checkpoint(
+        &mut self,
+        manifest: &Manifest,
+        body: &ApplyBody,
+        progress: &Progress,
+    ) -> Result<(), CheckpointError> {
         if body.save_current == body.discard_current {
             return Err(CheckpointError::Refused(
                 "what is to become of the current state: say either that it is saved as a checkpoint, or discarded"
@@ -323,7 +392,8 @@ impl Vmm {
         if body.save_current {
             // Not saved for an apply that is refused.
             apply::check(&self.folder, manifest, body.how)?;
-            self.create_checkpoint(&CreateBody { name: body.name.clone(), ..Default::default() })?;
+            let body = CreateBody { name: body.name.clone(), ..Default::default() };
+            self.create_checkpoint(&body, progress)?;
         }
         let boot = self.boot + 1;
         let reuse = self.disks.left_alone();
@@ -334,6 +404,7 @@ impl Vmm {
             &reuse,
             body.how,
             Some(&|disks| self.parts(boot, disks)),
+            progress,
         )?;
         let was_running = self.state() == State::Running;
         let committed = self
@@ -368,6 +439,11 @@ impl Vmm {
 
 impl From<CheckpointError> for RequestError {
     fn from(error: CheckpointError) -> Self {
-        if error.is_refusal() { Self::Refused(error.to_string()) } else { Self::Failed(error.to_string()) }
+        let text = error.to_string();
+        match () {
+            () if error.is_cancelled() => Self::Cancelled(text),
+            () if error.is_refusal() => Self::Refused(text),
+            () => Self::Failed(text),
+        }
     }
 }

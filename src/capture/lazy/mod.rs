@@ -24,6 +24,7 @@ use super::image::ImageError;
 use crate::events::{EventSink, MachineEvent};
 use crate::layout::PAGE_SIZE;
 use crate::memory::GuestMemory;
+use crate::progress::Progress;
 use uffd::{Put, Uffd};
 
 /// What is filled at once, around a page that was touched or ahead. It stays in the processor's
@@ -95,13 +96,18 @@ enum FillError {
 impl Filling {
     /// Makes fresh memory read as `chain`. A page that turns out to be damaged when somebody
     /// touches it is never given to him: `events` is told of a crash, and he waits for the end.
-    pub fn begin(chain: MemoryChain, memory: &GuestMemory, events: EventSink) -> Result<Self, CaptureError> {
+    pub fn begin(
+        chain: MemoryChain,
+        memory: &GuestMemory,
+        events: EventSink,
+        progress: &Progress,
+    ) -> Result<Self, CaptureError> {
         guest::check_ranges(&chain, memory)?;
         match Uffd::new() {
             Ok(uffd) => Self::lazy(uffd, chain, memory, events),
             Err(e) => {
                 log::warn!("memory is read whole before the guest runs, as userfaultfd cannot be used ({e})");
-                guest::load(&chain, memory)?;
+                guest::load(&chain, memory, progress)?;
                 Ok(Self { lazy: None })
             }
         }

@@ -180,24 +180,3 @@ fn damage_reaches_nobody() {
     filling.abandon();
     assert!(touched.try_recv().is_err());
 }
-
-#[test]
-fn what_is_absent_can_be_saved_from_the_chain() {
-    let lab = lab(None);
-    for page in [3, 7, 2000] {
-        lab.memory.write_obj(0xabu8, GuestAddress(page * PAGE_SIZE)).unwrap();
-    }
-    let path = lab.dir.path().join("copy");
-    let id = Id::from_bytes([5; 16]);
-    let mut writer = ImageWriter::create(&Storage::os(), &path, id, &[(0, SIZE)]).unwrap();
-    guest::save_absent(&lab.memory, &lab.filling.pending().unwrap(), &mut writer).unwrap();
-    guest::save(&lab.memory, &mut writer).unwrap();
-    let crc = writer.finish().unwrap().crc;
-    let copy = MemoryChain::open(&Storage::os(), &[ImageSpec { path, id, crc }]).unwrap();
-    let mut buf = vec![0; PAGE_SIZE as usize];
-    for page in 0..SIZE / PAGE_SIZE {
-        copy.read(page * PAGE_SIZE, &mut buf).unwrap();
-        let first = if [3, 7, 2000].contains(&page) { 0xab } else { byte(page) };
-        assert_eq!((buf[0], buf[64]), (first, byte(page)), "page {page}");
-    }
-}

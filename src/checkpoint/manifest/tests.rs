@@ -41,6 +41,7 @@ pub(in crate::checkpoint) fn sample(id: Id, name: &str, parent: Option<Id>) -> M
         left_out: vec![LeftOut { disk: "cd".into(), why: LeftOutWhy::ReadOnly }],
         memory: Some(MemoryInfo { guest_bytes: 64 << 20, stored_bytes: 4096, crc: 5, ..Default::default() }),
         state: Some(StateInfo { bytes: 100, crc: 6 }),
+        capture: None,
         pause_us: Some(210),
         disk_bytes: 8192,
         piton: "0.1.0".into(),

@@ -15,15 +15,15 @@ const STEP: u64 = 64 << 20;
 
 impl Store {
     /// Merges images that nothing needs apart. May be cut short anywhere: the next call goes on.
-    /// `stop` is asked now and then.
-    pub fn merge_images(&self, progress: &Progress, stop: &mut dyn FnMut() -> bool) -> Result<()> {
+    /// Cancelled, it leaves the rest.
+    pub fn merge_images(&self, progress: &Progress) -> Result<()> {
         let listing = self.list()?;
         for manifest in &listing.manifests {
             if manifest.memory.as_ref().is_none_or(|memory| memory.kept.is_empty()) {
                 continue;
             }
             let manifest = self.forget_unneeded(&listing.manifests, manifest)?;
-            self.merge(&manifest, progress, stop)?;
+            self.merge(&manifest, progress)?;
         }
         Ok(())
     }
@@ -55,7 +55,7 @@ impl Store {
     }
 
     /// Makes one file of a checkpoint's image and those below it that are kept for it alone.
-    fn merge(&self, manifest: &Manifest, progress: &Progress, stop: &mut dyn FnMut() -> bool) -> Result<()> {
+    fn merge(&self, manifest: &Manifest, progress: &Progress) -> Result<()> {
         let images = self.images(manifest)?;
         let mut count = 0;
         for image in &images {
@@ -82,7 +82,7 @@ impl Store {
                     0 => break,
                     bytes => progress.add(bytes),
                 }
-                if progress.is_cancelled() || stop() {
+                if progress.is_cancelled() {
                     return Ok(None);
                 }
             }

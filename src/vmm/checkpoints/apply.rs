@@ -17,8 +17,10 @@ use crate::control::GoBack;
 use crate::disk::Disk;
 use crate::disk::layer::LayerSpec;
 use crate::folder::{Definition, Now, VmFolder, VmLock};
+use crate::id::Id;
 use crate::machine::{self, Machine, MachineState, Parts};
 use crate::memory;
+use crate::progress::Progress;
 use crate::vmm::disks::{self, OpenDisks, base_path};
 
 /// A checkpoint that is ready to become the active state.
@@ -41,9 +43,11 @@ pub fn prepare(
     reuse: &BTreeMap<String, Arc<dyn Disk>>,
     how: GoBack,
     parts: Option<&dyn Fn(&OpenDisks) -> Parts>,
+    progress: &Progress,
 ) -> Result<Prepared> {
     check(folder, manifest, how)?;
     let catalog = Catalog::new(folder, definition);
+    let generation = Id::random().map_err(CheckpointError::Random)?;
     let parents = manifest.disks.iter().map(|(disk, point)| (disk.clone(), point.top())).collect();
     let made = disks::branch(folder, &manifest.config, &parents)?;
     let tops = made.iter().map(|(disk, layer)| (disk.clone(), layer.id)).collect();
@@ -54,6 +58,7 @@ pub fn prepare(
             parent: Some(manifest.id),
             tops,
             layer_sums: definition.now.layer_sums.clone(),
+            generation: Some(generation),
             ..Now::default()
         },
         ..definition.clone()
@@ -71,9 +76,9 @@ pub fn prepare(
                 let parts = parts.ok_or_else(|| {
                     CheckpointError::Refused(format!("checkpoint `{}` holds memory", manifest.name))
                 })?;
-                let parts = parts(&disks);
-                let filling = Filling::begin(chain, &memory, parts.events.clone())?;
-                let machine = machine::restore(&next.config, memory, &state, how.clock, parts)?;
+                let parts = Parts { generation, ..parts(&disks) };
+                let filling = Filling::begin(chain, &memory, parts.events.clone(), progress)?;
+                let machine = machine::restore(manifest.id, &next.config, memory, &state, how.clock, parts)?;
                 (Some(machine), Some(filling))
             }
             _ => (None, None),

@@ -46,6 +46,7 @@ pub fn run(
         deleted: plan.gone.iter().filter_map(named).collect(),
         dry_run: body.dry_run,
         merge_later: false,
+        merge_job: None,
     };
     if body.dry_run {
         return Ok(deleted);
@@ -113,22 +114,24 @@ fn reparent(
 }
 
 /// Merges all layers that nothing needs apart. The VM must be off. May be cut short anywhere: the
-/// next call goes on. `stop` is asked now and then.
+/// next call goes on.
 pub fn settle(
     folder: &VmFolder,
     lock: &VmLock,
     definition: &mut Definition,
-    mut stop: impl FnMut() -> bool,
+    progress: &Progress,
 ) -> Result<()> {
+    progress.check()?;
     finish_merge(folder, lock, definition)?;
     let catalog = Catalog::new(folder, definition);
     let mut settler = Settler { catalog: &catalog, lock, definition };
     let disks = settler.definition.config.disks.clone();
     for disk in disks.iter().filter(|disk| !disk.readonly && !disk.passthrough) {
-        while settler.merge_one(disk, &mut stop)? {}
+        while settler.merge_one(disk, progress)? {}
         settler.seal(disk)?;
     }
-    catalog.store.merge_images(&Progress::default(), &mut stop)?;
+    catalog.store.merge_images(progress)?;
+    progress.check()?;
     settler.prune_sums()
 }
 
@@ -188,7 +191,7 @@ impl Settler<'_> {
     }
 
     /// Does one merge, if there is one to do.
-    fn merge_one(&mut self, disk: &DiskConfig, stop: &mut impl FnMut() -> bool) -> Result<bool> {
+    fn merge_one(&mut self, disk: &DiskConfig, progress: &Progress) -> Result<bool> {
         let layers = Layers::read(self.catalog.folder)?;
         let graph = self.graph(disk, &layers)?;
         let Some(step @ Step::Merge { .. }) = graph.next_step() else { return Ok(false) };
@@ -216,10 +219,15 @@ impl Settler<'_> {
         save(self.catalog.folder, self.lock, self.definition, next)?;
         let children =
             children.iter().map(|id| spec(&layers, *id)).collect::<std::result::Result<Vec<_>, _>>()?;
-        while !merge.step(STEP).map_err(|error| self.failed(disk, error))?.is_done() {
-            if stop() {
-                return Ok(false);
+        progress.phase("merge", merge.progress().total);
+        loop {
+            let before = merge.progress().done;
+            let now = merge.step(STEP).map_err(|error| self.failed(disk, error))?;
+            progress.add(now.done - before);
+            if now.is_done() {
+                break;
             }
+            progress.check()?;
         }
         merge.finish(self.catalog.folder.storage(), &children).map_err(|error| self.failed(disk, error))?;
         drop(merge);
