@@ -44,7 +44,7 @@ pub struct Subject<'a> {
 }
 
 /// A disk's next overlay, and what the disk was made of before.
-pub(super) struct Staged {
+pub struct Staged {
     pub disk: Arc<LiveDisk>,
     pub overlay: Prepared,
     pub before: Option<Id>,
