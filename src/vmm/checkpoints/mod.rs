@@ -9,6 +9,7 @@ pub mod create;
 pub mod delete;
 pub mod memory;
 mod recover;
+mod shadow;
 
 use std::collections::BTreeMap;
 
