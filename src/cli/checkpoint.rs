@@ -2,7 +2,6 @@
 //! under its lock.
 
 use std::io::IsTerminal;
-use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::anyhow;
@@ -22,15 +21,18 @@ use crate::control::{
 };
 use crate::disk::delta::FrozenDelta;
 use crate::folder::{Definition, VmFolder, VmLock, VmName};
+use crate::progress::Progress;
 use crate::vm::Clock;
-use crate::vmm::checkpoints::create::{Subject, create};
-use crate::vmm::checkpoints::{Catalog, CheckpointError, apply, delete, recover};
+use crate::vmm::checkpoints::create::{Origin, Subject};
+use crate::vmm::checkpoints::{Catalog, CheckpointError, apply, delete, policy, recover};
 use crate::vmm::disks::{self, Layers};
 
 pub fn run(command: CheckpointCommand, json: bool) -> anyhow::Result<()> {
     match command {
-        CheckpointCommand::Create { name, checkpoint, note, pause_after } => {
-            let body = CreateBody { name: checkpoint, note, pause_after };
+        CheckpointCommand::Create { name, checkpoint, note, pause_after, kind, freeze_timeout } => {
+            let freeze_timeout_ms =
+                freeze_timeout.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+            let body = CreateBody { name: checkpoint, note, pause_after, kind, freeze_timeout_ms };
             let info = create_checkpoint(&existing(&name)?, &body)?;
             print_info(&info, json, output::created);
         }
@@ -67,51 +69,20 @@ fn find(folder: &VmFolder, reference: &str) -> anyhow::Result<Manifest> {
     Ok(Catalog::new(folder, &definition).resolve(&definition, reference)?)
 }
 
-/// Where checkpoints of a VM go. Those that it has would be lost from sight, so it must have none.
-pub fn set_checkpoint_dir(name: &VmName, dir: &Path, json: bool) -> anyhow::Result<()> {
-    let folder = existing(name)?;
-    let mut vm = Offline::open(&folder)?;
-    let listing = Catalog::new(&folder, &vm.definition).listing()?;
-    if !listing.manifests.is_empty() || !listing.damaged.is_empty() {
-        return Err(refused(format!(
-            "the VM `{name}` has checkpoints: their folder can only be changed when there are none"
-        )));
-    }
-    let dir = std::path::absolute(dir)?;
-    if !dir.is_dir() {
-        return Err(refused(format!("{} is no folder: make it first", dir.display())));
-    }
-    vm.definition.checkpoint_dir = Some(dir.clone());
-    // Made now, so that its absence later means that its disk is not mounted.
-    let own = folder.checkpoints(&vm.definition);
-    let storage = folder.storage();
-    if !storage.exists(&own)? {
-        storage.create_dir(&own)?;
-        storage.sync_dir(&dir)?;
-    }
-    folder.save(&vm.lock, &vm.definition)?;
-    if json {
-        println!("{}", serde_json::json!({ "vm": name, "checkpoint_dir": dir }));
-    } else {
-        println!("checkpoints of the VM `{name}` go to {}", dir.join(name.to_string()).display());
-    }
-    Ok(())
-}
-
 fn print_info(info: &CheckpointInfo, json: bool, tell: impl FnOnce(&CheckpointInfo)) {
     if json { println!("{}", serde_json::json!(info)) } else { tell(info) }
 }
 
 /// What a stopped VM is worked on with: nobody else works on it meanwhile, and what a crash left
 /// is mended.
-struct Offline<'a> {
-    folder: &'a VmFolder,
-    lock: VmLock,
-    definition: Definition,
+pub struct Offline<'a> {
+    pub folder: &'a VmFolder,
+    pub lock: VmLock,
+    pub definition: Definition,
 }
 
 impl<'a> Offline<'a> {
-    fn open(folder: &'a VmFolder) -> anyhow::Result<Self> {
+    pub fn open(folder: &'a VmFolder) -> anyhow::Result<Self> {
         let lock = folder.lock()?;
         let mut definition = folder.load()?;
         for finding in recover(folder, &lock, &mut definition, true)? {
@@ -122,7 +93,7 @@ impl<'a> Offline<'a> {
 }
 
 /// The running VM's answer, or none if it does not run.
-fn answer<T>(answer: Result<T, ClientError>) -> anyhow::Result<Option<T>> {
+pub fn answer<T>(answer: Result<T, ClientError>) -> anyhow::Result<Option<T>> {
     match answer {
         Ok(value) => Ok(Some(value)),
         Err(ClientError::NotRunning) => Ok(None),
@@ -138,9 +109,15 @@ fn create_checkpoint(folder: &VmFolder, body: &CreateBody) -> anyhow::Result<Che
     let sums = Catalog::new(folder, &vm.definition).layer_sums(&vm.definition)?;
     let Definition { config, now, .. } = &vm.definition;
     let disks = disks::open(folder, config, &now.tops, &sums, &Default::default())?;
-    let subject =
-        Subject { folder, lock: &vm.lock, definition: &mut vm.definition, disks: &disks.live, machine: None };
-    Ok(CheckpointInfo::from(&create(subject, body)?))
+    let subject = Subject {
+        folder,
+        lock: &vm.lock,
+        definition: &mut vm.definition,
+        disks: &disks.live,
+        machine: None,
+        origin: Origin::default(),
+    };
+    Ok(CheckpointInfo::from(&policy::create(subject, body, &Progress::default())?))
 }
 
 fn list(folder: &VmFolder, flat: bool, json: bool) -> anyhow::Result<()> {

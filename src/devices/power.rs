@@ -10,8 +10,8 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::bus::BusDevice;
 use crate::events::{EventSink, MachineEvent};
 use crate::layout::{
-    POWER_EVENT_BUTTON, POWER_EVENT_GENERATION, POWER_EVENTS, POWER_RESET, POWER_RESET_VALUE, POWER_SLEEP_CONTROL,
-    POWER_SLEEP_TYPE_S5,
+    POWER_EVENT_BUTTON, POWER_EVENT_GENERATION, POWER_EVENTS, POWER_RESET, POWER_RESET_VALUE,
+    POWER_SLEEP_CONTROL, POWER_SLEEP_TYPE_S5,
 };
 
 /// `SLP_EN`: go to sleep now.

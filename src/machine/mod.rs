@@ -15,6 +15,8 @@ use crate::devices::genid::GenerationError;
 use crate::devices::power::Power;
 use crate::devices::serial::{Serial, SerialState};
 use crate::devices::virtio::block::Block;
+use crate::devices::virtio::console::{Console as AgentConsole, ConsoleState};
+use crate::devices::virtio::console_port::Port;
 use crate::devices::virtio::mmio::{SaveTransport, TransportState};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::{Backend, Worker};
@@ -74,6 +76,13 @@ pub struct MachineState {
     pub power_events: u8,
     /// In the order of the slots.
     pub virtio: Vec<TransportState>,
+    pub agent: ConsoleState,
+}
+
+/// The device that the guest's agent talks through, and our end of it.
+struct AgentLine {
+    device: Arc<Backend<AgentConsole>>,
+    port: Arc<Port>,
 }
 
 /// A machine with its threads. Born standing still; dropping it ends it at once.
@@ -86,6 +95,7 @@ pub struct Machine {
     _workers: Vec<Worker>,
     blocks: Vec<Arc<Backend<Block>>>,
     rng: Arc<Backend<Rng>>,
+    agent: AgentLine,
     transports: Vec<Arc<dyn SaveTransport>>,
     serial: Arc<Serial>,
     console_input: EventFd,
@@ -112,6 +122,7 @@ impl Machine {
         }
         self.blocks.iter().for_each(|block| block.resume());
         self.rng.resume();
+        self.agent.device.resume();
         self.vcpus.iter().try_for_each(Vcpu::resume)?;
         self.running = true;
         Ok(())
@@ -123,6 +134,7 @@ impl Machine {
         pausing.into_iter().try_for_each(|pausing| pausing.wait())?;
         self.blocks.iter().for_each(|block| block.pause());
         self.rng.pause();
+        self.agent.device.pause();
         self.running = false;
         Ok(())
     }
@@ -145,6 +157,11 @@ impl Machine {
         let event = self.console_input.try_clone().map_err(MachineError::setup("the console"))?;
         console.on_input(Some(event));
         Ok(())
+    }
+
+    /// Our end of the guest agent's port.
+    pub fn agent(&self) -> Arc<Port> {
+        self.agent.port.clone()
     }
 
     /// Asks the guest to switch itself off.
@@ -175,6 +192,7 @@ impl PausedMachine<'_> {
             serial: machine.serial.save(),
             power_events: machine.power.save(),
             virtio: machine.transports.iter().map(|transport| transport.save()).collect(),
+            agent: machine.agent.device.lock().device.save(),
         })
     }
 

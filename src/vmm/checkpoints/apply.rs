@@ -73,7 +73,13 @@ pub fn prepare(
                 let parts = parts.ok_or_else(|| {
                     CheckpointError::Refused(format!("checkpoint `{}` holds memory", manifest.name))
                 })?;
-                Some(machine::restore(&next.config, memory, &state, how.clock, Parts { generation, ..parts(&disks) })?)
+                Some(machine::restore(
+                    &next.config,
+                    memory,
+                    &state,
+                    how.clock,
+                    Parts { generation, ..parts(&disks) },
+                )?)
             }
             _ => None,
         };

@@ -38,14 +38,38 @@ pub struct Subject<'a> {
     pub disks: &'a BTreeMap<String, Arc<LiveDisk>>,
     /// None: the VM is off, and the checkpoint holds disks only.
     pub machine: Option<&'a mut Machine>,
+    pub origin: Origin,
+}
+
+/// What the manifest says of how it came about.
+#[derive(Debug, Clone, Default)]
+pub struct Origin {
+    /// Why it is no production checkpoint, although one was wanted.
+    pub fallback: Option<String>,
+    /// A start makes it, and not a user.
+    pub automatic: bool,
+}
+
+impl Subject<'_> {
+    /// The same for one more attempt.
+    pub(super) fn again(&mut self) -> Subject<'_> {
+        Subject {
+            folder: self.folder,
+            lock: self.lock,
+            definition: self.definition,
+            disks: self.disks,
+            machine: self.machine.as_deref_mut(),
+            origin: self.origin.clone(),
+        }
+    }
 }
 
 /// A disk's next overlay, and what the disk was made of before.
-struct Staged {
-    disk: Arc<LiveDisk>,
-    overlay: Prepared,
-    before: Option<Id>,
-    bytes: u64,
+pub(super) struct Staged {
+    pub disk: Arc<LiveDisk>,
+    pub overlay: Prepared,
+    pub before: Option<Id>,
+    pub bytes: u64,
 }
 
 /// What the pause gave.
@@ -55,7 +79,7 @@ struct Captured {
 }
 
 pub fn create(subject: Subject, body: &CreateBody) -> Result<Manifest> {
-    let Subject { folder, lock, definition, disks, machine } = subject;
+    let Subject { folder, lock, definition, disks, machine, origin } = subject;
     let catalog = Catalog::new(folder, definition);
     let name = catalog.new_name(body.name.as_deref())?;
     let id = Id::random().map_err(CheckpointError::Random)?;
@@ -73,18 +97,10 @@ pub fn create(subject: Subject, body: &CreateBody) -> Result<Manifest> {
     // pause, capture, resume
     let (captured, frozen) = match capture(folder, id, &staging.memory_path(), machine, staged) {
         Ok(done) => done,
-        Err(aborted) => {
-            let Aborted { error, pushed, unused } = *aborted;
+        Err((error, aborted)) => {
             // First of all the room that it took, so that vm.json finds some.
             drop(staging);
-            // The guest runs on: on its old layer where no overlay was put on it.
-            let mut now = before.now.clone();
-            now.tops.extend(pushed);
-            match save(folder, lock, definition, Definition { now, ..before }) {
-                Ok(()) => remove_layers(folder, &unused),
-                // As it stands vm.json reads the same; recovery finds what is too much.
-                Err(e) => log::warn!("{e}"),
-            }
+            take_back(folder, lock, definition, before, aborted);
             return Err(error);
         }
     };
@@ -110,13 +126,44 @@ pub fn create(subject: Subject, body: &CreateBody) -> Result<Manifest> {
             crc: image.crc,
         });
         manifest.pause_us = captured.pause_us;
+        manifest.fallback = origin.fallback;
+        manifest.automatic = origin.automatic;
         catalog.store.publish(staging, &manifest)?;
         Ok(manifest)
     })();
+    conclude(folder, lock, definition, id, published)
+}
+
+/// vm.json as it is without a checkpoint that came to nothing. The guest runs on: on its old layer
+/// where no overlay was put on it.
+pub(super) fn take_back(
+    folder: &VmFolder,
+    lock: &VmLock,
+    definition: &mut Definition,
+    before: Definition,
+    aborted: Aborted,
+) {
+    let mut now = before.now.clone();
+    now.tops.extend(aborted.pushed);
+    match save(folder, lock, definition, Definition { now, ..before }) {
+        Ok(()) => remove_layers(folder, &aborted.unused),
+        // As it stands vm.json reads the same; recovery finds what is too much.
+        Err(e) => log::warn!("{e}"),
+    }
+}
+
+/// Now descends from what was published.
+pub(super) fn conclude(
+    folder: &VmFolder,
+    lock: &VmLock,
+    definition: &mut Definition,
+    id: Id,
+    published: Result<Manifest>,
+) -> Result<Manifest> {
     let mut now = definition.now.clone();
     now.creating = None;
     // An error at the very end may leave it there.
-    if published.is_ok() || catalog.store.load(id).is_ok() {
+    if published.is_ok() || Catalog::new(folder, definition).store.load(id).is_ok() {
         now.parent = Some(id);
     }
     let next = Definition { now, ..definition.clone() };
@@ -128,7 +175,7 @@ pub fn create(subject: Subject, body: &CreateBody) -> Result<Manifest> {
     published
 }
 
-fn stage_overlays(
+pub(super) fn stage_overlays(
     folder: &VmFolder,
     disks: &BTreeMap<String, Arc<LiveDisk>>,
 ) -> Result<BTreeMap<String, Staged>> {
@@ -154,7 +201,7 @@ fn stage_overlays(
 }
 
 /// Names the overlays in vm.json before they are used: they are empty, so it reads the same.
-fn announce(
+pub(super) fn announce(
     folder: &VmFolder,
     lock: &VmLock,
     definition: &mut Definition,
@@ -173,16 +220,16 @@ fn discard(folder: &VmFolder, staged: BTreeMap<String, Staged>) {
 }
 
 /// A layer that was frozen in the pause: by disk, what it is and how much it holds.
-struct Frozen {
-    layer: Option<(Id, Arc<FrozenDelta>)>,
-    bytes: u64,
+pub(super) struct Frozen {
+    pub layer: Option<(Id, Arc<FrozenDelta>)>,
+    pub bytes: u64,
 }
 
-struct Aborted {
-    error: CheckpointError,
+/// What became of the overlays of a checkpoint that came to nothing.
+pub(super) struct Aborted {
     /// Disks that write to their overlay already.
-    pushed: BTreeMap<String, Id>,
-    unused: Vec<LayerSpec>,
+    pub pushed: BTreeMap<String, Id>,
+    pub unused: Vec<LayerSpec>,
 }
 
 /// Everything between the guest's last instruction before the checkpoint and its first after it.
@@ -192,7 +239,7 @@ fn capture(
     image_path: &Path,
     machine: Option<&mut Machine>,
     staged: BTreeMap<String, Staged>,
-) -> std::result::Result<(Captured, BTreeMap<String, Frozen>), Box<Aborted>> {
+) -> std::result::Result<(Captured, BTreeMap<String, Frozen>), (CheckpointError, Aborted)> {
     let started = Instant::now();
     let specs: BTreeMap<String, LayerSpec> =
         staged.iter().map(|(disk, one)| (disk.clone(), one.overlay.spec())).collect();
@@ -230,17 +277,17 @@ fn capture(
         Err(error) => {
             let (pushed, unused): (BTreeMap<_, _>, BTreeMap<_, _>) =
                 specs.into_iter().partition(|(disk, _)| frozen.contains_key(disk));
-            Err(Box::new(Aborted {
-                error,
+            let aborted = Aborted {
                 pushed: pushed.into_iter().map(|(disk, layer)| (disk, layer.id)).collect(),
                 unused: unused.into_values().collect(),
-            }))
+            };
+            Err((error, aborted))
         }
     }
 }
 
 /// The manifest but for what the machine gave.
-fn describe(
+pub(super) fn describe(
     folder: &VmFolder,
     before: &Definition,
     id: Id,
@@ -294,6 +341,9 @@ fn describe(
         memory: None,
         state: None,
         pause_us: None,
+        frozen_us: None,
+        fallback: None,
+        automatic: false,
         piton: env!("CARGO_PKG_VERSION").into(),
         warnings,
     })

@@ -6,10 +6,13 @@
 pub mod apply;
 pub mod create;
 pub mod delete;
+pub mod policy;
+mod production;
 mod recover;
 
 use std::collections::BTreeMap;
 
+use crate::agent::AgentError;
 use crate::capture::guest::CaptureError;
 use crate::capture::image::ImageError;
 use crate::checkpoint::manifest::DiskPoint;
@@ -61,6 +64,10 @@ pub enum CheckpointError {
     Storage(#[from] StorageError),
     #[error("no random bytes can be had: {0}")]
     Random(std::io::Error),
+    #[error("no checkpoint was made: {0}")]
+    Agent(AgentError),
+    #[error("{0}")]
+    NoProduction(String),
 }
 
 impl CheckpointError {
