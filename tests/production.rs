@@ -150,7 +150,10 @@ fn ten_vms_are_set_at_once() {
             let shown = home.piton(&format!("show {name} --json")).json();
             let written = std::fs::read(home.vm(name).join("vm.json")).unwrap();
             let written: serde_json::Value = serde_json::from_slice(&written).unwrap();
-            assert_eq!((&shown["checkpoint_type"], &written["checkpoint_type"]), (&json!(kind), &json!(kind)));
+            assert_eq!(
+                (&shown["checkpoint_type"], &written["checkpoint_type"]),
+                (&json!(kind), &json!(kind))
+            );
             assert_eq!(shown["auto_checkpoint"], json!(automatic), "{name}");
             assert_eq!(written["auto_checkpoint"].as_bool().unwrap_or(false), automatic, "{name}");
         }
@@ -168,10 +171,17 @@ fn ten_vms_are_set_at_once() {
         assert_eq!(std::fs::read_dir(shelf.join(name)).unwrap().count(), 1);
     }
     // One that cannot does not keep the others from it; one that is not there does.
-    let line = format!("set {all} --checkpoint-dir {}", home.root().display());
-    home.piton(&line).fails(3, &["vm0: ", "vm1: ", "has checkpoints"]);
+    let other = home.beside("other");
+    std::fs::create_dir(&other).unwrap();
+    let finished = home.piton(&format!("set {all} --checkpoint-dir {}", other.display()));
+    assert_eq!(finished.code, Some(3), "{finished}");
+    for name in ["vm0", "vm1"] {
+        assert!(finished.stderr.contains(&format!("{name}: the VM `{name}` has checkpoints")), "{finished}");
+    }
     let dir = |name: &str| home.piton(&format!("show {name} --json")).json()["checkpoint_dir"].clone();
-    assert_eq!(["vm1", "vm2", "vm3"].map(dir), [json!(shelf), json!(home.root()), json!(home.root())]);
+    assert_eq!(["vm1", "vm2", "vm3"].map(dir), [json!(shelf), json!(other), json!(other)]);
+    let into_itself = format!("set vm2 --checkpoint-dir {}", home.root().display());
+    home.piton(&into_itself).fails(3, &["VM's folder"]);
     home.piton(&format!("set {all} vmx --checkpoint-type disabled")).fails(3, &["vmx"]);
     check("standard", false);
     for vm in &mut running {

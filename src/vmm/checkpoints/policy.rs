@@ -97,6 +97,13 @@ fn make_dir(folder: &VmFolder, definition: &Definition, next: &Definition, dir: 
     if !dir.is_absolute() || !dir.is_dir() {
         return Err(CheckpointError::Refused(format!("{} is no folder: make it first", dir.display())));
     }
+    let same = |a: &Path, b: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
+    if same(&folder.checkpoints(next), folder.path()) {
+        return Err(CheckpointError::Refused(format!(
+            "{} is where the VM's folder is: its checkpoints would lie among its other files",
+            dir.display()
+        )));
+    }
     // Made now, so that its absence later means that its disk is not mounted.
     let own = folder.checkpoints(next);
     let storage = folder.storage();
