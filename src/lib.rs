@@ -25,6 +25,7 @@
 //! | 1 | [`config`] | the virtual hardware of a VM |
 //! | 0 | [`events`] | what a running machine reports |
 //! | 0 | [`id`] | identities of layers and checkpoints |
+//! | 0 | [`pages`] | sets of pages of guest memory |
 //! | 0 | [`progress`] | how far long work is, and calling it off |
 
 pub mod agent;
@@ -43,6 +44,7 @@ pub mod id;
 pub mod layout;
 pub mod machine;
 pub mod memory;
+pub mod pages;
 pub mod progress;
 pub mod storage;
 pub mod vcpu;

@@ -2,7 +2,10 @@
 //!
 //! Source: the kernel's Documentation/virt/kvm/api.rst.
 
+mod dirty_log;
+
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use kvm_bindings::{
     CpuId, KVM_API_VERSION, KVM_CLOCK_REALTIME, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
@@ -75,8 +78,11 @@ pub fn open_kvm() -> Result<Kvm, VmError> {
     if version != KVM_API_VERSION as i32 {
         return Err(VmError::KvmVersion(version));
     }
-    let lacking: Vec<&str> =
+    let mut lacking: Vec<&str> =
         REQUIRED.iter().filter(|(cap, _)| !kvm.check_extension(*cap)).map(|(_, name)| *name).collect();
+    if !dirty_log::is_supported(&kvm) {
+        lacking.push("a dirty log with manual protection");
+    }
     if lacking.is_empty() { Ok(kvm) } else { Err(VmError::KvmTooOld(lacking.join(", "))) }
 }
 
@@ -122,6 +128,8 @@ pub struct Vm {
     kvm: Kvm,
     fd: VmFd,
     memory: GuestMemory,
+    /// The guest's writes are logged.
+    logs: AtomicBool,
 }
 
 impl Vm {
@@ -131,10 +139,11 @@ impl Vm {
             return Err(VmError::TooManyCpus { asked: cpus, max });
         }
         let fd = kvm.create_vm().map_err(VmError::kvm("create a VM"))?;
-        let vm = Self { kvm, fd, memory };
+        let vm = Self { kvm, fd, memory, logs: AtomicBool::new(false) };
+        vm.prepare_dirty_log()?;
         // Slots come before the irqchip: the other way round costs 5 ms more (the kernel waits
         // for a grace period of its I/O bus for each slot).
-        vm.set_memory_slots()?;
+        vm.set_memory_slots(0)?;
         vm.fd
             .set_identity_map_address(KVM_IDENTITY_MAP_START)
             .map_err(VmError::kvm("place the identity map"))?;
@@ -145,14 +154,14 @@ impl Vm {
         Ok(vm)
     }
 
-    fn set_memory_slots(&self) -> Result<(), VmError> {
+    fn set_memory_slots(&self, flags: u32) -> Result<(), VmError> {
         for (slot, region) in self.memory.iter().enumerate() {
             let region = kvm_userspace_memory_region {
                 slot: slot as u32,
                 guest_phys_addr: region.start_addr().raw_value(),
                 memory_size: region.len(),
                 userspace_addr: region.as_ptr() as u64,
-                flags: 0,
+                flags,
             };
             // SAFETY: the region is mapped for as long as `self.memory` lives, which this VM
             // owns a reference to, and regions of one GuestMemory do not overlap.

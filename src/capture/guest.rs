@@ -1,4 +1,4 @@
-//! Copies guest memory into an image and back. The guest stands still meanwhile.
+//! What of guest memory was touched, and filling it from an image.
 //!
 //! Memory that the guest never touched is neither read nor written: reading it would make the
 //! kernel find pages for it.
@@ -6,18 +6,21 @@
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion};
 
-use super::image::{Image, ImageError, ImageWriter};
+use super::image::{Image, ImageError};
 use crate::layout::PAGE_SIZE;
 use crate::memory::GuestMemory;
+use crate::pages::PageSet;
+use crate::vm::VmError;
 
 /// Bytes copied at a time.
-const STEP: u64 = 1 << 20;
-/// Bits of an entry of /proc/self/pagemap (Documentation/admin-guide/mm/pagemap.rst): the page is
+pub(super) const STEP: u64 = 256 << 10;
+/// Highest bits of an entry of /proc/self/pagemap (Documentation/admin-guide/mm/pagemap.rst): the page is
 /// in memory, or in swap.
-const IN_MEMORY_OR_SWAP: u64 = 1 << 63 | 1 << 62;
+const IN_MEMORY_OR_SWAP: u8 = 1 << 7 | 1 << 6;
 /// Entries read at a time.
 const ENTRIES: usize = 32 << 10;
 
@@ -27,6 +30,17 @@ pub enum CaptureError {
     Image(#[from] ImageError),
     #[error("guest memory cannot be accessed: {0}")]
     Memory(#[from] GuestMemoryError),
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    #[error("it was called off")]
+    Cancelled,
+    #[error(
+        "the guest writes memory faster than it can be copied: it would have to stand still for {needed:?}, and \
+         {allowed:?} are allowed; allow more with --max-pause, or take --mode stop"
+    )]
+    TooFast { needed: Duration, allowed: Duration },
+    #[error("more memory changed than there is room for")]
+    NoRoom,
     #[error("/proc/self/pagemap cannot be read: {0}")]
     Pagemap(std::io::Error),
     #[error("the image holds memory at {image:x?}, the VM has it at {vm:x?} (start, length)")]
@@ -38,23 +52,6 @@ pub fn ranges(memory: &GuestMemory) -> Vec<(u64, u64)> {
     memory.iter().map(|region| (region.start_addr().raw_value(), region.len())).collect()
 }
 
-/// Writes all of guest memory that was ever touched.
-pub fn save(memory: &GuestMemory, image: &mut ImageWriter) -> Result<(), CaptureError> {
-    let pagemap = File::open("/proc/self/pagemap").map_err(CaptureError::Pagemap)?;
-    let mut buffer = vec![0; STEP as usize];
-    for region in memory.iter() {
-        let start = region.start_addr().raw_value();
-        for run in touched(&pagemap, region.as_ptr() as u64, region.len())? {
-            for at in run.clone().step_by(STEP as usize) {
-                let part = &mut buffer[..(run.end - at).min(STEP) as usize];
-                memory.read_slice(part, GuestAddress(start + at))?;
-                image.write(start + at, part)?;
-            }
-        }
-    }
-    Ok(())
-}
-
 /// Fills fresh guest memory with what the image holds, each page checked.
 pub fn load(image: &Image, memory: &GuestMemory) -> Result<(), CaptureError> {
     let vm = ranges(memory);
@@ -62,7 +59,7 @@ pub fn load(image: &Image, memory: &GuestMemory) -> Result<(), CaptureError> {
         return Err(CaptureError::OtherMemory { image: image.ranges().to_vec(), vm });
     }
     let mut buffer = vec![0; STEP as usize];
-    for run in image.present() {
+    for run in image.present()? {
         for at in run.clone().step_by(STEP as usize) {
             let part = &mut buffer[..(run.end - at).min(STEP) as usize];
             image.read(at, part)?;
@@ -72,61 +69,31 @@ pub fn load(image: &Image, memory: &GuestMemory) -> Result<(), CaptureError> {
     Ok(())
 }
 
-/// The parts of a mapping that have pages behind them, as offsets into it.
-fn touched(pagemap: &File, mapping: u64, len: u64) -> Result<Vec<Range<u64>>, CaptureError> {
-    let mut runs: Vec<Range<u64>> = Vec::new();
-    let mut bytes = vec![0; ENTRIES * 8];
-    let pages = len / PAGE_SIZE;
-    let mut page = 0;
-    while page < pages {
-        let count = (pages - page).min(ENTRIES as u64);
-        let part = &mut bytes[..count as usize * 8];
-        pagemap.read_exact_at(part, (mapping / PAGE_SIZE + page) * 8).map_err(CaptureError::Pagemap)?;
-        for (index, entry) in (page..).zip(part.chunks_exact(8)) {
-            let entry = entry.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
-            if entry & IN_MEMORY_OR_SWAP == 0 {
-                continue;
-            }
-            let (start, end) = (index * PAGE_SIZE, (index + 1) * PAGE_SIZE);
-            match runs.last_mut() {
-                Some(last) if last.end == start => last.end = end,
-                _ => runs.push(start..end),
-            }
-        }
-        page += count;
+/// Tells which pages of this process have memory behind them.
+pub(super) struct Touched(File);
+
+impl Touched {
+    pub fn open() -> Result<Self, CaptureError> {
+        File::open("/proc/self/pagemap").map(Self).map_err(CaptureError::Pagemap)
     }
-    Ok(runs)
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::id::Id;
-    use crate::storage::Storage;
-
-    #[test]
-    fn memory_comes_back_as_it_was() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("memory");
-        let size = 5 << 30;
-        let memory = crate::memory::allocate(size).unwrap();
-        for (at, byte) in [(0u64, 1u8), (0x5000, 2), ((3 << 30) - 4096, 3), (4 << 30, 4), ((6 << 30) - 1, 5)]
-        {
-            memory.write_obj(byte, GuestAddress(at)).unwrap();
+    /// Adds those of the pages `numbers` that were touched; `mapping` is where the first lies.
+    pub fn find(&self, mapping: u64, numbers: Range<u64>, set: &mut PageSet) -> Result<(), CaptureError> {
+        let mut bytes = vec![0; ENTRIES.min((numbers.end - numbers.start) as usize) * 8];
+        let mut at = numbers.start;
+        while at < numbers.end {
+            let count = (numbers.end - at).min(ENTRIES as u64);
+            let part = &mut bytes[..count as usize * 8];
+            let entry = mapping / PAGE_SIZE + (at - numbers.start);
+            self.0.read_exact_at(part, entry * 8).map_err(CaptureError::Pagemap)?;
+            for (page, entry) in (at..).zip(part.chunks_exact(8)) {
+                // The flags are in the highest byte.
+                if entry[7] & IN_MEMORY_OR_SWAP != 0 {
+                    set.insert(page);
+                }
+            }
+            at += count;
         }
-        let id = Id::random().unwrap();
-        let mut writer = ImageWriter::create(&Storage::os(), &path, id, &ranges(&memory)).unwrap();
-        save(&memory, &mut writer).unwrap();
-        let info = writer.finish().unwrap();
-        assert_eq!((info.guest_bytes, info.stored_bytes), (size, 5 * PAGE_SIZE));
-        let image = Image::open(&Storage::os(), &path, id, info.crc).unwrap();
-        let copy = crate::memory::allocate(size).unwrap();
-        load(&image, &copy).unwrap();
-        for (at, byte) in [(0u64, 1u8), (0x5000, 2), ((3 << 30) - 4096, 3), (4 << 30, 4), ((6 << 30) - 1, 5)]
-        {
-            assert_eq!(copy.read_obj::<u8>(GuestAddress(at)).unwrap(), byte);
-        }
-        let other = crate::memory::allocate(16 << 20).unwrap();
-        assert!(matches!(load(&image, &other), Err(CaptureError::OtherMemory { .. })));
+        Ok(())
     }
 }

@@ -2,3 +2,6 @@
 
 pub mod guest;
 pub mod image;
+pub mod live;
+pub mod staging;
+pub mod tracker;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::checkpoint::manifest::Mode;
 use crate::config::{DiskArg, parse_memory};
 use crate::folder::{CheckpointType, FolderError, VmName};
 use crate::id::Id;
@@ -77,6 +78,15 @@ pub enum CheckpointCommand {
         /// Longest time that the guest's file systems may be frozen [default: 2]
         #[arg(long, value_name = "SECONDS", value_parser = seconds)]
         freeze_timeout: Option<Duration>,
+        /// Copy memory while the guest runs, or while it stands still
+        #[arg(long, value_enum, default_value_t)]
+        mode: Mode,
+        /// Store all of memory, not only what changed since the checkpoint before
+        #[arg(long)]
+        full: bool,
+        /// Longest time, in milliseconds, that the guest may stand still for its memory [default: 10]
+        #[arg(long, value_name = "MS")]
+        max_pause: Option<u32>,
     },
     /// Show a VM's checkpoints as a tree
     #[command(visible_alias = "ls")]

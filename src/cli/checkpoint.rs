@@ -29,10 +29,29 @@ use crate::vmm::disks::{self, Layers};
 
 pub fn run(command: CheckpointCommand, json: bool) -> anyhow::Result<()> {
     match command {
-        CheckpointCommand::Create { name, checkpoint, note, pause_after, kind, freeze_timeout } => {
+        CheckpointCommand::Create {
+            name,
+            checkpoint,
+            note,
+            pause_after,
+            kind,
+            freeze_timeout,
+            mode,
+            full,
+            max_pause,
+        } => {
             let freeze_timeout_ms =
                 freeze_timeout.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
-            let body = CreateBody { name: checkpoint, note, pause_after, kind, freeze_timeout_ms };
+            let body = CreateBody {
+                name: checkpoint,
+                note,
+                pause_after,
+                kind,
+                freeze_timeout_ms,
+                mode,
+                full,
+                max_pause_ms: max_pause,
+            };
             let info = create_checkpoint(&existing(&name)?, &body)?;
             print_info(&info, json, output::created);
         }

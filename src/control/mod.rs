@@ -4,9 +4,11 @@
 pub mod client;
 pub mod server;
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::manifest::LeftOut;
+use crate::checkpoint::manifest::{CaptureInfo, LeftOut, Mode};
 use crate::checkpoint::{CheckpointName, Kind, Manifest};
 use crate::config::VmConfig;
 use crate::folder::{CheckpointType, Definition, VmFolder, VmName};
@@ -15,6 +17,9 @@ use crate::vm::Clock;
 
 /// Value of the `Upgrade` header that turns a request for the console into a byte stream.
 pub const CONSOLE_PROTOCOL: &str = "piton-console";
+
+/// Longest time that a guest stands still for its memory, unless said otherwise.
+const DEFAULT_MAX_PAUSE: Duration = Duration::from_millis(10);
 
 /// A request to the owner of the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -147,6 +152,12 @@ pub struct CheckpointInfo {
     /// Made by a start; a clean shutdown removes it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub automatic: bool,
+    /// How a capture of memory went.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capture: Option<CaptureInfo>,
+    /// The checkpoint that the memory stored here lies on; nothing: all of it is stored here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_parent: Option<Id>,
     /// Bytes of guest memory stored, and of guest memory in all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_stored: Option<u64>,
@@ -175,6 +186,8 @@ impl From<&Manifest> for CheckpointInfo {
             frozen_us: manifest.frozen_us,
             fallback: manifest.fallback.clone(),
             automatic: manifest.automatic,
+            capture: manifest.capture,
+            memory_parent: manifest.memory.and_then(|memory| memory.parent),
             memory_stored: manifest.memory.map(|memory| memory.stored_bytes),
             memory: manifest.memory.map(|memory| memory.guest_bytes),
             disk_bytes: manifest.disk_bytes,
@@ -214,6 +227,20 @@ pub struct CreateBody {
     /// Longest time that the guest's file systems may be frozen, in milliseconds; none: 2000.
     #[serde(default)]
     pub freeze_timeout_ms: Option<u64>,
+    #[serde(default)]
+    pub mode: Mode,
+    /// All of memory, not only what changed since the parent.
+    #[serde(default)]
+    pub full: bool,
+    /// Longest time that the guest may stand still for memory, in milliseconds.
+    #[serde(default)]
+    pub max_pause_ms: Option<u32>,
+}
+
+impl CreateBody {
+    pub fn max_pause(&self) -> Duration {
+        self.max_pause_ms.map_or(DEFAULT_MAX_PAUSE, |ms| Duration::from_millis(ms.into()))
+    }
 }
 
 /// Body of `PATCH /vm`: what is left out stays.

@@ -325,6 +325,7 @@ impl Disk for Chain {
         let inner = self.read();
         // What was written before the last switch is in frozen layers, perhaps
         // not synced yet. For one that is, this does nothing.
+        inner.below.base.sync()?;
         for delta in &inner.below.deltas {
             delta.sync()?;
         }

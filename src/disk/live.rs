@@ -113,16 +113,13 @@ impl LiveDisk {
     }
 
     /// Freezes what was written so far and lets writes go to the overlay. Nobody may be writing:
-    /// the device stands still. Returns the layer that was frozen, which still has to be synced;
-    /// none if it was the base. Only a raw base can fail here, and then stays as it was unless
-    /// the error is final.
+    /// the device stands still. Returns the layer that was frozen, none if it was the base; a flush
+    /// still has to sync it. Only a raw base can fail here, and the disk is broken then.
     pub fn push(&self, storage: &Storage, overlay: Prepared) -> Result<Option<Arc<FrozenDelta>>> {
         let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
         match (&*inner, overlay) {
             (Inner::Chain(chain), Prepared::OnChain(overlay)) => Ok(Some(chain.push_overlay(overlay))),
-            (Inner::Raw(disk), Prepared::OnRaw(delta)) => {
-                // Frozen layers are synced by whoever publishes; a frozen base has no such handle.
-                disk.flush()?;
+            (Inner::Raw(_), Prepared::OnRaw(delta)) => {
                 let Inner::Raw(disk) = std::mem::replace(&mut *inner, Inner::Broken) else {
                     return Err(DiskError::Broken);
                 };

@@ -167,6 +167,13 @@ impl Base {
         }
     }
 
+    fn sync(&self) -> Result<()> {
+        match self {
+            Self::Raw(image) => image.sync(),
+            Self::Qcow2(_) => Ok(()),
+        }
+    }
+
     fn as_backing(&self) -> &dyn Backing {
         match self {
             Self::Raw(image) => image,

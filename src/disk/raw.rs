@@ -13,6 +13,8 @@ use crate::storage::{Access, File, Lock, Storage};
 pub struct RawImage {
     file: File,
     len: u64,
+    /// It was written before it was frozen.
+    unsynced: AtomicBool,
 }
 
 /// For writing, under an exclusive lock.
@@ -48,7 +50,16 @@ fn open(storage: &Storage, path: &Path, access: Access) -> Result<(File, u64)> {
 impl RawImage {
     pub fn open(storage: &Storage, path: &Path) -> Result<Self> {
         let (file, len) = open(storage, path, Access::ReadOnly)?;
-        Ok(Self { file, len })
+        Ok(Self { file, len, unsynced: AtomicBool::new(false) })
+    }
+
+    /// Makes durable what was written before [`RawDisk::freeze`].
+    pub fn sync(&self) -> Result<()> {
+        if self.unsynced.load(Ordering::Acquire) {
+            self.file.sync_data()?;
+            self.unsynced.store(false, Ordering::Release);
+        }
+        Ok(())
     }
 
     pub fn path(&self) -> &Path {
@@ -75,12 +86,16 @@ impl RawDisk {
         Ok(self.file.lock(lock)?)
     }
 
-    /// From here on the image is only read, and others may read it too. Flush first.
+    /// From here on the image is only read, and others may read it too. What was not flushed
+    /// still has to be synced.
     pub fn freeze(self) -> Result<RawImage> {
+        if self.failed.load(Ordering::Acquire) {
+            return Err(DiskError::FlushFailed(self.path().to_owned()));
+        }
         // From exclusive to shared is one step of the kernel's: nobody gets in between.
         self.file.lock(Lock::Shared)?;
         let Self { file, len, .. } = self;
-        Ok(RawImage { file, len })
+        Ok(RawImage { file, len, unsynced: AtomicBool::new(true) })
     }
 }
 

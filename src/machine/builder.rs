@@ -1,7 +1,7 @@
 //! Building a machine from its definition. `assemble` makes what every machine has; a boot then
 //! puts a kernel into it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_ioctls::VcpuFd;
@@ -11,6 +11,7 @@ use super::event_loop::{EventLoop, OnEvent};
 use super::{AgentLine, Machine, MachineDisk, MachineError, MachineState};
 use crate::boot::{self, Kernel, Payload};
 use crate::bus::Bus;
+use crate::capture::tracker::Tracker;
 use crate::config::VmConfig;
 use crate::devices::console::Console;
 use crate::devices::genid;
@@ -87,9 +88,10 @@ pub fn boot(config: &VmConfig, parts: Parts) -> Result<Machine, MachineError> {
     assembled.start_threads()
 }
 
-/// A machine that goes on where a saved one stood still, in memory that holds what its did. Its
+/// A machine that goes on where checkpoint `id` was captured, in memory that holds what its did. Its
 /// guest is told that it is of another generation now.
 pub fn restore(
+    id: Id,
     config: &VmConfig,
     memory: GuestMemory,
     state: &MachineState,
@@ -120,9 +122,12 @@ pub fn restore(
     assembled.agent.device.lock().device.restore(&state.agent);
     assembled.serial.restore(&state.serial).map_err(|e| misfit(e.to_string()))?;
     assembled.power.restore(state.power_events);
-    genid::write(assembled.vm.memory(), generation)?;
-    assembled.power.note_generation();
-    Ok(Machine { clock: Some(clock), ..assembled.start_threads()? })
+    let machine = Machine { clock: Some(clock), ..assembled.start_threads()? };
+    machine.tracker().lock().unwrap_or_else(PoisonError::into_inner).start_from(id)?;
+    // From here on it differs from the checkpoint.
+    genid::write(machine.vm.memory(), generation)?;
+    machine.power.note_generation();
+    Ok(machine)
 }
 
 /// Refuses a state whose guest uses what this host's processor lacks.
@@ -156,6 +161,7 @@ impl Assembled {
             .zip(self.vcpus)
             .map(|(index, fd)| Vcpu::spawn(index, fd, self.wiring.clone()))
             .collect::<Result<_, _>>()?;
+        let vm = Arc::new(self.vm);
         Ok(Machine {
             vcpus,
             _event_loop: self.event_loop,
@@ -167,7 +173,8 @@ impl Assembled {
             serial: self.serial,
             console_input: self.console_input,
             power: self.power,
-            vm: self.vm,
+            tracker: Arc::new(Mutex::new(Tracker::new(vm.clone()))),
+            vm,
             clock: None,
             running: false,
         })

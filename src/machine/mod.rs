@@ -3,13 +3,17 @@
 mod builder;
 mod event_loop;
 
-use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use kvm_bindings::kvm_clock_data;
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::boot::BootError;
 use crate::bus::BusError;
+use crate::capture::tracker::Tracker;
 use crate::devices::console::Console;
 use crate::devices::genid::GenerationError;
 use crate::devices::power::Power;
@@ -21,9 +25,9 @@ use crate::devices::virtio::mmio::{SaveTransport, TransportState};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::{Backend, Worker};
 use crate::disk::Disk;
-use crate::memory::{GuestMemory, MemoryError};
+use crate::memory::MemoryError;
 use crate::vcpu::state::{StateError, VcpuState};
-use crate::vcpu::{Vcpu, VcpuError};
+use crate::vcpu::{self, Runner, Vcpu, VcpuError};
 use crate::vm::{RestoredClock, Vm, VmError, VmState};
 use event_loop::EventLoop;
 
@@ -49,6 +53,8 @@ pub enum MachineError {
     State(#[from] StateError),
     #[error("the saved state does not fit: {0}")]
     Misfit(String),
+    #[error("the guest is switching itself off or resetting")]
+    Ended,
     #[error("the guest cannot be told about the power button: {0}")]
     Button(std::io::Error),
 }
@@ -100,7 +106,8 @@ pub struct Machine {
     serial: Arc<Serial>,
     console_input: EventFd,
     power: Arc<Power>,
-    vm: Vm,
+    vm: Arc<Vm>,
+    tracker: Arc<Mutex<Tracker>>,
     /// Set when a restored guest first runs: until then its time stands still.
     clock: Option<RestoredClock>,
     running: bool,
@@ -120,9 +127,7 @@ impl Machine {
             self.transports.iter().for_each(|transport| transport.interrupt_again());
             self.clock = None;
         }
-        self.blocks.iter().for_each(|block| block.resume());
-        self.rng.resume();
-        self.agent.device.resume();
+        self.resume_devices();
         self.vcpus.iter().try_for_each(Vcpu::resume)?;
         self.running = true;
         Ok(())
@@ -132,24 +137,80 @@ impl Machine {
     pub fn pause(&mut self) -> Result<(), MachineError> {
         let pausing = self.vcpus.iter().map(Vcpu::pause).collect::<Result<Vec<_>, _>>()?;
         pausing.into_iter().try_for_each(|pausing| pausing.wait())?;
-        self.blocks.iter().for_each(|block| block.pause());
-        self.rng.pause();
-        self.agent.device.pause();
+        self.pause_devices();
         self.running = false;
         Ok(())
     }
 
-    /// Holds the machine still; dropping what is returned lets it go on if it ran before.
-    pub fn hold(&mut self) -> Result<PausedMachine<'_>, MachineError> {
-        let resume = self.running;
-        if resume && let Err(e) = self.pause() {
-            // Those that stand still already go on.
-            if let Err(again) = self.resume() {
-                log::error!("the guest cannot go on: {again}");
-            }
-            return Err(e);
+    /// Does `job` while the machine stands still, on the thread of the vCPU that stops last, and
+    /// lets it go on as before. Nothing that the job does may wait for the guest.
+    pub fn stand_still<T: Send + 'static>(
+        &mut self,
+        job: impl FnOnce(&Standstill<'_>) -> T + Send + 'static,
+    ) -> Result<Stood<T>, MachineError> {
+        let running = self.running;
+        // Requests in flight end while the guest still runs: its pause must not wait for a disk.
+        self.pause_devices();
+        self.tracker.lock().unwrap_or_else(PoisonError::into_inner).note_own_writes();
+        let done = self.gather(job);
+        if running {
+            self.resume_devices();
         }
-        Ok(PausedMachine { machine: self, resume })
+        let mut stood = done?;
+        if !running {
+            stood.pause = None;
+        }
+        Ok(stood)
+    }
+
+    fn gather<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&Standstill<'_>) -> T + Send + 'static,
+    ) -> Result<Stood<T>, MachineError> {
+        let (told, done) = channel();
+        let saver = Saver {
+            msrs: self.vm.msr_list()?,
+            vm: self.vm.clone(),
+            transports: self.transports.clone(),
+            serial: self.serial.clone(),
+            power: self.power.clone(),
+            agent: self.agent.device.clone(),
+            clock: self.clock.as_ref().map(|clock| clock.saved),
+        };
+        vcpu::gather(&self.vcpus, move |vcpus, waited| {
+            let began = Instant::now();
+            let result = if vcpus.iter().any(|vcpu| vcpu.has_ended()) {
+                Err(MachineError::Ended)
+            } else {
+                Ok(job(&Standstill { saver: &saver, vcpus }))
+            };
+            let pause = Some(waited + began.elapsed());
+            // Whoever asked waits for it below.
+            let _ = told.send(result.map(|value| Stood { value, pause }));
+        })?;
+        done.recv().map_err(|_| MachineError::Ended)?
+    }
+
+    fn pause_devices(&self) {
+        self.blocks.iter().for_each(|block| block.pause());
+        self.rng.pause();
+        self.agent.device.pause();
+    }
+
+    fn resume_devices(&self) {
+        self.blocks.iter().for_each(|block| block.resume());
+        self.rng.resume();
+        self.agent.device.resume();
+    }
+
+    /// Which pages changed since which checkpoint.
+    pub fn tracker(&self) -> Arc<Mutex<Tracker>> {
+        self.tracker.clone()
+    }
+
+    /// Keeps every vCPU from running for `time`.
+    pub fn nap(&self, time: Duration) -> Result<(), MachineError> {
+        Ok(self.vcpus.iter().try_for_each(|vcpu| vcpu.nap(time))?)
     }
 
     /// Lets what is typed go to this machine's COM1 from now on.
@@ -170,43 +231,47 @@ impl Machine {
     }
 }
 
-/// A machine that stands still: only of one can the state be read.
-pub struct PausedMachine<'a> {
-    machine: &'a mut Machine,
-    resume: bool,
+/// What came of standing still.
+pub struct Stood<T> {
+    pub value: T,
+    /// How long the guest did not run; nothing if it did not run before.
+    pub pause: Option<Duration>,
 }
 
-impl PausedMachine<'_> {
+/// What of a machine is read to save it.
+struct Saver {
+    msrs: Arc<[u32]>,
+    vm: Arc<Vm>,
+    transports: Vec<Arc<dyn SaveTransport>>,
+    serial: Arc<Serial>,
+    power: Arc<Power>,
+    agent: Arc<Backend<AgentConsole>>,
+    /// Of a restored machine that has not run.
+    clock: Option<kvm_clock_data>,
+}
+
+/// A machine that stands still: only of one can the state be read.
+pub struct Standstill<'a> {
+    saver: &'a Saver,
+    vcpus: &'a [&'a Runner],
+}
+
+impl Standstill<'_> {
     pub fn save(&self) -> Result<MachineState, MachineError> {
-        let machine = &*self.machine;
-        let msrs = machine.vm.msr_list()?;
+        let saver = self.saver;
         // The vCPUs come first: reading one can deliver an interrupt from the shared chips.
-        let vcpus = machine.vcpus.iter().map(|vcpu| vcpu.save(msrs.clone())).collect::<Result<_, _>>()?;
-        let mut vm = machine.vm.save()?;
-        if let Some(clock) = &machine.clock {
-            vm.clock = clock.saved;
+        let vcpus = self.vcpus.iter().map(|vcpu| vcpu.save(&saver.msrs)).collect::<Result<_, _>>()?;
+        let mut vm = saver.vm.save()?;
+        if let Some(clock) = saver.clock {
+            vm.clock = clock;
         }
         Ok(MachineState {
             vm,
             vcpus,
-            serial: machine.serial.save(),
-            power_events: machine.power.save(),
-            virtio: machine.transports.iter().map(|transport| transport.save()).collect(),
-            agent: machine.agent.device.lock().device.save(),
+            serial: saver.serial.save(),
+            power_events: saver.power.save(),
+            virtio: saver.transports.iter().map(|transport| transport.save()).collect(),
+            agent: saver.agent.lock().device.save(),
         })
-    }
-
-    pub fn memory(&self) -> &GuestMemory {
-        self.machine.vm.memory()
-    }
-}
-
-impl Drop for PausedMachine<'_> {
-    fn drop(&mut self) {
-        if self.resume
-            && let Err(e) = self.machine.resume()
-        {
-            log::error!("the guest cannot go on: {e}");
-        }
     }
 }

@@ -7,11 +7,13 @@
 //! more with `immediate_exit` set, which completes the access and runs no guest code.
 
 mod kick;
+mod rendezvous;
 pub mod state;
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -19,6 +21,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use crate::bus::Bus;
 use crate::events::{EventSink, MachineEvent};
 use kick::Kick;
+use rendezvous::Rendezvous;
 use state::{StateError, VcpuState};
 
 #[derive(Debug, thiserror::Error)]
@@ -43,8 +46,10 @@ enum Command {
     Resume,
     /// Answered once the vCPU stands still with no access half done.
     Pause(Sender<()>),
-    /// Only sent while paused.
-    Save(Arc<[u32]>, Sender<Result<VcpuState, StateError>>),
+    /// Stand still together with all others, then go on as before.
+    Meet(Arc<Rendezvous<Runner>>),
+    /// Let others run for a while.
+    Nap(Duration),
     Stop,
 }
 
@@ -60,15 +65,16 @@ impl Vcpu {
     /// Starts the thread, paused.
     pub fn spawn(index: u32, fd: VcpuFd, wiring: Wiring) -> Result<Self, VcpuError> {
         let (commands, inbox) = channel();
-        let mut runner = Runner { index, fd, wiring, inbox };
+        let mut runner = Runner { index, fd, wiring, inbox, ended: false };
         let kick = Arc::new(Kick::new(&mut runner.fd));
         let thread_kick = kick.clone();
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{index}"))
             .spawn(move || {
                 thread_kick.enter_thread();
-                runner.run(&thread_kick);
+                let runner = runner.run(&thread_kick);
                 thread_kick.leave_thread();
+                drop(runner);
             })
             .map_err(|error| VcpuError::Spawn { index, error })?;
         Ok(Self { index, commands, kick, thread: Some(thread) })
@@ -92,13 +98,25 @@ impl Vcpu {
         Ok(Pausing { index: self.index, answer })
     }
 
-    /// The state of a vCPU that stands still; `msrs` are those that KVM says it saves.
-    pub fn save(&self, msrs: Arc<[u32]>) -> Result<VcpuState, VcpuError> {
-        let (reply, answer) = channel();
-        self.send(Command::Save(msrs, reply))?;
-        let saved = answer.recv().map_err(|_| VcpuError::Gone(self.index))?;
-        saved.map_err(|error| VcpuError::State { index: self.index, error })
+    /// Slows the guest down.
+    pub fn nap(&self, time: Duration) -> Result<(), VcpuError> {
+        self.send(Command::Nap(time))
     }
+}
+
+/// Lets all vCPUs of a machine stand still at once, does `job` on the thread of the one that
+/// stopped last, and lets them go on as they were. `job` is told how long ago the first stopped.
+/// Returns before that is done; if it cannot be done, `job` is dropped.
+pub fn gather(
+    vcpus: &[Vcpu],
+    job: impl FnOnce(&[&Runner], Duration) + Send + 'static,
+) -> Result<(), VcpuError> {
+    let meeting = Arc::new(Rendezvous::new(vcpus.len(), Box::new(job)));
+    let sent = vcpus.iter().try_for_each(|vcpu| vcpu.send(Command::Meet(meeting.clone())));
+    if sent.is_err() {
+        meeting.call_off();
+    }
+    sent
 }
 
 impl Drop for Vcpu {
@@ -133,19 +151,23 @@ enum Entered {
 enum Next {
     Enter,
     Park,
+    /// And what comes after it.
+    Meet(Arc<Rendezvous<Runner>>, Box<Next>),
     End,
 }
 
 /// What lives on the vCPU's thread.
-struct Runner {
+pub struct Runner {
     index: u32,
     fd: VcpuFd,
     wiring: Wiring,
     inbox: Receiver<Command>,
+    /// The guest ended the machine here, by a reset or by switching it off.
+    ended: bool,
 }
 
 impl Runner {
-    fn run(&mut self, kick: &Kick) {
+    fn run(mut self, kick: &Kick) -> Option<Self> {
         let mut next = Next::Park;
         loop {
             next = match next {
@@ -153,7 +175,7 @@ impl Runner {
                 Next::Enter => match self.enter() {
                     Entered::Served | Entered::Interrupted => Next::Enter,
                     Entered::Ended(event) => {
-                        (self.wiring.events)(event);
+                        self.end(event);
                         Next::Park
                     }
                 },
@@ -161,14 +183,37 @@ impl Runner {
                     Ok(command) => self.obey(command, Next::Park),
                     Err(_) => Next::End,
                 },
-                Next::End => return,
+                Next::Meet(meeting, after) => {
+                    self = meeting.arrive(self.index as usize, self)?;
+                    // What came in after it.
+                    if matches!(*after, Next::Enter) { self.check_inbox() } else { *after }
+                }
+                Next::End => return Some(self),
             }
         }
     }
 
+    fn end(&mut self, event: MachineEvent) {
+        self.ended = true;
+        (self.wiring.events)(event);
+    }
+
+    /// The guest ended the machine and this vCPU will not go on.
+    pub fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// The state of a vCPU that stands still; `msrs` are those that KVM says it saves.
+    pub fn save(&self, msrs: &[u32]) -> Result<VcpuState, VcpuError> {
+        state::save(&self.fd, msrs).map_err(|error| VcpuError::State { index: self.index, error })
+    }
+
     fn check_inbox(&mut self) -> Next {
         let mut next = Next::Enter;
-        while let Ok(command) = self.inbox.try_recv() {
+        // What comes after a meeting is looked at after it.
+        while !matches!(next, Next::Meet(..))
+            && let Ok(command) = self.inbox.try_recv()
+        {
             next = self.obey(command, next);
         }
         next
@@ -180,9 +225,17 @@ impl Runner {
             // Once ended, nothing revives the thread.
             _ if matches!(now, Next::End) => Next::End,
             Command::Resume => Next::Enter,
-            Command::Save(msrs, reply) => {
-                // Whoever asked may have given up waiting.
-                let _ = reply.send(state::save(&self.fd, &msrs));
+            Command::Meet(meeting) => {
+                // Once parked there is nothing left of it.
+                if matches!(now, Next::Enter) {
+                    self.complete_access();
+                }
+                Next::Meet(meeting, Box::new(now))
+            }
+            Command::Nap(time) => {
+                if matches!(now, Next::Enter) {
+                    std::thread::sleep(time);
+                }
                 now
             }
             Command::Pause(done) => {
@@ -203,7 +256,7 @@ impl Runner {
             match entered {
                 Entered::Served => {}
                 Entered::Interrupted => return,
-                Entered::Ended(event) => return (self.wiring.events)(event),
+                Entered::Ended(event) => return self.end(event),
             }
         }
     }

@@ -5,7 +5,7 @@
 use crate::id::Id;
 use crate::layout::PAGE_SIZE;
 
-use super::pages::{RANGES_MAX, Ram};
+use super::pages::{GROUP, GROUP_WORDS, RANGES_MAX, Ram};
 
 const MAGIC: [u8; 8] = *b"PITONmem";
 const VERSION: u32 = 1;
@@ -45,28 +45,106 @@ pub(super) struct Header {
     pub present: u64,
     /// Those of them that are not zeros, and so take space.
     pub stored: u64,
-    /// Of the bitmap and the checksums before the header.
-    pub index_crc: u32,
+    /// Of the table of groups before the header.
+    pub table_crc: u32,
 }
+
+/// Bytes that a group takes in each part of the index.
+pub(super) const CRCS: u64 = GROUP * 4;
+pub(super) const BITMAP: u64 = GROUP / 8;
+pub(super) const ENTRY: u64 = 8;
 
 /// Where the parts of the index lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Places {
-    pub bitmap: u64,
+    /// Of each page; by group, and a hole where a group has none.
     pub crcs: u64,
+    pub bitmap: u64,
+    /// Of all groups; with it and the header an image is open.
+    pub table: u64,
     pub header: u64,
 }
 
 impl Places {
-    pub fn new(ram: &Ram, present: u64) -> Self {
-        let bitmap = ram.end();
-        let crcs = bitmap + ram.pages().div_ceil(8).next_multiple_of(PAGE_SIZE);
-        Self { bitmap, crcs, header: crcs + (present * 4).next_multiple_of(PAGE_SIZE) }
+    pub fn new(ram: &Ram) -> Self {
+        let groups = ram.groups();
+        let crcs = ram.end();
+        let bitmap = crcs + groups * CRCS;
+        let table = bitmap + (groups * BITMAP).next_multiple_of(PAGE_SIZE);
+        Self { crcs, bitmap, table, header: table + (groups * ENTRY).next_multiple_of(PAGE_SIZE) }
     }
 
     pub fn file_len(&self) -> u64 {
         self.header + HEADER as u64
     }
+}
+
+/// What the table says of a group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Entry {
+    /// Of its bitmap and then its checksums; 0 if it has no page.
+    pub crc: u32,
+    /// Pages of it that the file holds.
+    pub present: u32,
+}
+
+impl Entry {
+    pub fn encode(self) -> [u8; ENTRY as usize] {
+        (u64::from(self.crc) | u64::from(self.present) << 32).to_le_bytes()
+    }
+
+    pub fn decode(bytes: &[u8]) -> Self {
+        Self { crc: u32_at(bytes, 0), present: u32_at(bytes, 4) }
+    }
+}
+
+/// Which pages of a group the file holds, and their checksums.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Group {
+    pub bitmap: [u64; GROUP_WORDS],
+    /// 0 where there is no page.
+    pub crcs: [u32; GROUP as usize],
+}
+
+impl Group {
+    pub fn entry(bitmap: &[u8], crcs: &[u8], present: u32) -> Entry {
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(bitmap);
+        hasher.update(crcs);
+        Entry { crc: hasher.finalize(), present }
+    }
+
+    pub fn decode(bitmap: &[u8; BITMAP as usize], crcs: &[u8; CRCS as usize]) -> Box<Self> {
+        let mut group = Box::new(Self { bitmap: [0; GROUP_WORDS], crcs: [0; GROUP as usize] });
+        for (word, bytes) in group.bitmap.iter_mut().zip(bitmap.chunks_exact(8)) {
+            *word = u64_at(bytes, 0);
+        }
+        for (crc, bytes) in group.crcs.iter_mut().zip(crcs.chunks_exact(4)) {
+            *crc = u32_at(bytes, 0);
+        }
+        group
+    }
+
+    pub fn present(&self) -> u32 {
+        self.bitmap.iter().map(|word| word.count_ones()).sum()
+    }
+}
+
+/// As they lie in the file.
+pub(super) fn crc_bytes(crcs: &[u32]) -> Vec<u8> {
+    let mut bytes = vec![0; crcs.len() * 4];
+    for (to, crc) in bytes.chunks_exact_mut(4).zip(crcs) {
+        to.copy_from_slice(&crc.to_le_bytes());
+    }
+    bytes
+}
+
+pub(super) fn bitmap_bytes(words: &[u64; GROUP_WORDS]) -> [u8; BITMAP as usize] {
+    let mut bytes = [0; BITMAP as usize];
+    for (to, word) in bytes.chunks_exact_mut(8).zip(words) {
+        to.copy_from_slice(&word.to_le_bytes());
+    }
+    bytes
 }
 
 impl Header {
@@ -87,7 +165,7 @@ impl Header {
         put(64, &self.present.to_le_bytes());
         put(72, &self.stored.to_le_bytes());
         put(80, &(self.ram.ranges().len() as u32).to_le_bytes());
-        put(84, &self.index_crc.to_le_bytes());
+        put(84, &self.table_crc.to_le_bytes());
         for (i, (start, len)) in self.ram.ranges().iter().enumerate() {
             put(RANGES_AT + i * 16, &start.to_le_bytes());
             put(RANGES_AT + i * 16 + 8, &len.to_le_bytes());
@@ -132,17 +210,20 @@ impl Header {
         if u64_at(page, 56) != ram.pages() || present > ram.pages() || stored > present {
             return Err(FormatError::Impossible("the number of pages"));
         }
-        Ok(Self { id: id_at(page, 16), kind, ram, present, stored, index_crc: u32_at(page, 84) })
+        Ok(Self { id: id_at(page, 16), kind, ram, present, stored, table_crc: u32_at(page, 84) })
     }
 }
 
-/// The checksum that a header carries; it covers the index, whose checksum the header holds.
+/// The checksum that a header carries; it covers the table, whose checksum the header holds, and
+/// that covers all of the index.
 pub(super) fn crc_of(page: &[u8; HEADER]) -> u32 {
     u32_at(page, CRC_AT)
 }
 
 pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    bytes[at..at + 4].iter().rev().fold(0, |n, b| n << 8 | u32::from(*b))
+    let mut four = [0; 4];
+    four.copy_from_slice(&bytes[at..at + 4]);
+    u32::from_le_bytes(four)
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {

@@ -7,6 +7,9 @@ use crate::layout::PAGE_SIZE;
 /// Keeps every offset of a file in bounds, and the number of pages below 2^32.
 const END_MAX: u64 = 1 << 43;
 pub(super) const RANGES_MAX: usize = 2;
+/// Pages whose part of the index is read and checked together.
+pub(super) const GROUP: u64 = 1024;
+pub(super) const GROUP_WORDS: usize = GROUP as usize / 64;
 
 /// Where RAM lies. Its pages are numbered through, in the order of their addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +39,11 @@ impl Ram {
 
     pub fn pages(&self) -> u64 {
         self.bytes() / PAGE_SIZE
+    }
+
+    /// Groups of pages; the last one may have fewer.
+    pub fn groups(&self) -> u64 {
+        self.pages().div_ceil(GROUP)
     }
 
     /// The address after the last page.
@@ -72,7 +80,7 @@ impl Ram {
 }
 
 /// A set of page numbers.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(super) struct PageSet {
     words: Vec<u64>,
 }
@@ -91,72 +99,52 @@ impl PageSet {
         self.words.iter().map(|w| u64::from(w.count_ones())).sum()
     }
 
-    /// The first page of `within` that is in the set, or that is not.
-    fn find(&self, within: Range<u64>, present: bool) -> Option<u64> {
-        let mut at = within.start;
-        while at < within.end {
-            let word = self.words[(at / 64) as usize];
-            let wanted = if present { word } else { !word } >> (at % 64);
-            if wanted != 0 {
-                return Some(at + u64::from(wanted.trailing_zeros())).filter(|found| *found < within.end);
-            }
-            at = (at / 64 + 1) * 64;
-        }
-        None
-    }
-
     /// Runs of pages of `within` that are in the set, or that are not.
     pub fn runs(&self, within: Range<u64>, present: bool) -> impl Iterator<Item = Range<u64>> + '_ {
         let mut at = within.start;
         std::iter::from_fn(move || {
-            let start = self.find(at..within.end, present)?;
-            at = self.find(start..within.end, !present).unwrap_or(within.end);
+            let start = find(&self.words, at..within.end, present)?;
+            at = find(&self.words, start..within.end, !present).unwrap_or(within.end);
             Some(start..at)
         })
     }
 
-    pub fn to_bytes(&self) -> impl Iterator<Item = u8> + '_ {
-        self.words.iter().flat_map(|w| w.to_le_bytes())
-    }
-
-    /// Of as many bytes as a set of `pages` has; `None` if there is any bit beyond.
-    pub fn from_bytes(bytes: &[u8], pages: u64) -> Option<Self> {
-        let words: Vec<u64> =
-            bytes.chunks_exact(8).map(|w| w.iter().rev().fold(0, |n, b| n << 8 | u64::from(*b))).collect();
-        let set = Self { words };
-        let bits = set.words.len() as u64 * 64;
-        (bits >= pages && set.find(pages..bits, true).is_none()).then_some(set)
+    /// The words of a group; what is missing at the end is clear.
+    pub fn group(&self, group: usize) -> [u64; GROUP_WORDS] {
+        let mut words = [0; GROUP_WORDS];
+        let first = group * GROUP_WORDS;
+        let found = self.words.get(first..).unwrap_or_default();
+        words.iter_mut().zip(found).for_each(|(word, found)| *word = *found);
+        words
     }
 }
 
-/// A set that also knows how many of its pages come before one.
-#[derive(Debug)]
-pub(super) struct Ranked {
-    set: PageSet,
-    /// Pages before each word.
-    before: Vec<u32>,
+/// Runs of pages of one group, `within` it, that have their bit set, or that have not.
+pub(super) fn runs_of(
+    words: &[u64; GROUP_WORDS],
+    within: Range<u64>,
+    present: bool,
+) -> impl Iterator<Item = Range<u64>> + '_ {
+    let mut at = within.start;
+    std::iter::from_fn(move || {
+        let start = find(words, at..within.end, present)?;
+        at = find(words, start..within.end, !present).unwrap_or(within.end);
+        Some(start..at)
+    })
 }
 
-impl Ranked {
-    pub fn new(set: PageSet) -> Self {
-        let mut sum = 0;
-        let before = set.words.iter().map(|word| {
-            let before = sum;
-            sum += word.count_ones();
-            before
-        });
-        Self { before: before.collect(), set }
+/// The first page of `within` whose bit is set, or is not.
+fn find(words: &[u64], within: Range<u64>, present: bool) -> Option<u64> {
+    let mut at = within.start;
+    while at < within.end {
+        let word = words[(at / 64) as usize];
+        let wanted = if present { word } else { !word } >> (at % 64);
+        if wanted != 0 {
+            return Some(at + u64::from(wanted.trailing_zeros())).filter(|found| *found < within.end);
+        }
+        at = (at / 64 + 1) * 64;
     }
-
-    pub fn set(&self) -> &PageSet {
-        &self.set
-    }
-
-    pub fn rank(&self, page: u64) -> usize {
-        let index = (page / 64) as usize;
-        let below = self.set.words[index] & ((1 << (page % 64)) - 1);
-        (self.before[index] + below.count_ones()) as usize
-    }
+    None
 }
 
 pub(super) fn is_zero(bytes: &[u8]) -> bool {
@@ -191,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn runs_and_ranks() {
+    fn runs_and_groups() {
         let mut set = PageSet::new(200);
         let pages = [0, 1, 2, 63, 64, 127, 130, 199];
         pages.iter().for_each(|p| set.put(*p, true));
@@ -199,12 +187,12 @@ mod tests {
         assert_eq!(runs, [0..3, 63..65, 127..128, 130..131, 199..200]);
         let clear: Vec<_> = set.runs(1..140, false).collect();
         assert_eq!(clear, [3..63, 65..127, 128..130, 131..140]);
-        let bytes: Vec<u8> = set.to_bytes().collect();
-        assert_eq!(PageSet::from_bytes(&bytes, 200), Some(set.clone()));
-        assert_eq!(PageSet::from_bytes(&bytes, 199), None);
-        let ranked = Ranked::new(set);
-        pages.iter().enumerate().for_each(|(i, p)| assert_eq!(ranked.rank(*p), i));
-        assert_eq!(ranked.set().count(), 8);
+        let mut set = PageSet::new(GROUP + 100);
+        let pages = [0, 1, 64, 1023, GROUP, GROUP + 99];
+        pages.iter().for_each(|page| set.put(*page, true));
+        assert!(runs_of(&set.group(0), 0..GROUP, true).eq([0..2, 64..65, 1023..1024]));
+        assert!(runs_of(&set.group(1), 0..100, false).eq([1..99]));
+        assert_eq!(set.count(), 6);
     }
 
     #[test]

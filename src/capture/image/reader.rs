@@ -1,13 +1,13 @@
 use std::ops::{ControlFlow, Range};
-use std::os::fd::BorrowedFd;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use crate::id::Id;
 use crate::layout::PAGE_SIZE;
 use crate::storage::{Access, File, Storage};
 
-use super::format::{HEADER, Header, Kind, Places, crc_of, u32_at};
-use super::pages::{PageSet, Ranked, is_zero};
+use super::format::{BITMAP, CRCS, ENTRY, Entry, Group, HEADER, Header, Kind, Places, crc_of};
+use super::pages::{GROUP, is_zero, runs_of};
 use super::{FormatError, ImageError, Result};
 
 const PAGE: usize = PAGE_SIZE as usize;
@@ -15,13 +15,16 @@ const PAGE: usize = PAGE_SIZE as usize;
 const STEP: u64 = 1 << 20;
 
 /// A finished memory image. Reads may come from several threads.
+///
+/// Opening reads the last page and the table before it, a byte for every 512 KiB of guest memory;
+/// what says more of a group of pages is read, and checked, when one of them is first asked for.
 #[derive(Debug)]
 pub struct Image {
     file: File,
     header: Header,
-    present: Ranked,
-    /// Of the present pages, in order.
-    crcs: Vec<u32>,
+    places: Places,
+    table: Vec<Entry>,
+    groups: Vec<OnceLock<Box<Group>>>,
 }
 
 impl Image {
@@ -34,7 +37,7 @@ impl Image {
         let mut page = [0; HEADER];
         file.read_at(&mut page, at)?;
         let header = Header::decode(&page).map_err(wrong)?;
-        let places = Places::new(&header.ram, header.present);
+        let places = Places::new(&header.ram);
         if places.file_len() != len {
             return Err(ImageError::Length {
                 path: path.to_owned(),
@@ -52,18 +55,19 @@ impl Image {
                 expected: crc,
             });
         }
-        let corrupt = |what| ImageError::Corrupt { path: path.to_owned(), offset: places.bitmap, what };
-        let mut index = vec![0; (places.header - places.bitmap) as usize];
-        file.read_at(&mut index, places.bitmap)?;
-        if crc32fast::hash(&index) != header.index_crc {
-            return Err(corrupt("a wrong checksum of the index"));
+        let corrupt = |what| ImageError::Corrupt { path: path.to_owned(), offset: places.table, what };
+        let mut bytes = vec![0; (places.header - places.table) as usize];
+        file.read_at(&mut bytes, places.table)?;
+        if crc32fast::hash(&bytes) != header.table_crc {
+            return Err(corrupt("a wrong checksum of the table of groups"));
         }
-        let (bitmap, crcs) = index.split_at((places.crcs - places.bitmap) as usize);
-        let set = PageSet::from_bytes(bitmap, header.ram.pages())
-            .filter(|set| set.count() == header.present)
-            .ok_or_else(|| corrupt("a bitmap that does not fit"))?;
-        let crcs = (0..header.present as usize).map(|i| u32_at(crcs, i * 4)).collect();
-        Ok(Self { file, header, present: Ranked::new(set), crcs })
+        let groups = header.ram.groups() as usize;
+        let table: Vec<Entry> = bytes.chunks_exact(ENTRY as usize).take(groups).map(Entry::decode).collect();
+        if table.iter().map(|entry| u64::from(entry.present)).sum::<u64>() != header.present {
+            return Err(corrupt("a table of groups that does not fit"));
+        }
+        let groups = table.iter().map(|_| OnceLock::new()).collect();
+        Ok(Self { file, header, places, table, groups })
     }
 
     pub fn path(&self) -> &Path {
@@ -91,22 +95,95 @@ impl Image {
         self.header.stored * PAGE_SIZE
     }
 
-    /// To map the pages; what is read that way is for the reader to [`Image::check`].
-    pub fn as_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.file.as_fd()
+    pub(super) fn header(&self) -> &Header {
+        &self.header
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// What the index says of a group; `None` if the file holds no page of it.
+    pub(super) fn group(&self, index: usize) -> Result<Option<&Group>> {
+        if self.table[index].present == 0 {
+            return Ok(None);
+        }
+        if let Some(group) = self.groups[index].get() {
+            return Ok(Some(group));
+        }
+        let group = self.load(index)?;
+        // Another thread may have been quicker; it read the same.
+        Ok(Some(self.groups[index].get_or_init(|| group)))
+    }
+
+    fn load(&self, index: usize) -> Result<Box<Group>> {
+        let at = |start: u64, each: u64| start + index as u64 * each;
+        let (bitmap_at, crcs_at) = (at(self.places.bitmap, BITMAP), at(self.places.crcs, CRCS));
+        let (mut bitmap, mut crcs) = ([0; BITMAP as usize], [0; CRCS as usize]);
+        self.file.read_at(&mut bitmap, bitmap_at)?;
+        self.file.read_at(&mut crcs, crcs_at)?;
+        let entry = self.table[index];
+        if Group::entry(&bitmap, &crcs, entry.present) != entry {
+            return Err(self.corrupt(crcs_at, "a wrong checksum of the index of a group"));
+        }
+        let group = Group::decode(&bitmap, &crcs);
+        let pages = (self.header.ram.pages() - index as u64 * GROUP).min(GROUP);
+        if group.present() != entry.present || runs_of(&group.bitmap, pages..GROUP, true).next().is_some() {
+            return Err(self.corrupt(bitmap_at, "a bitmap that does not fit"));
+        }
+        Ok(group)
+    }
+
+    /// Tells `each` the runs of pages in order, none over the end of a group: their numbers, and
+    /// their checksums if the file holds them.
+    fn each_run(
+        &self,
+        numbers: Range<u64>,
+        mut each: impl FnMut(Range<u64>, Option<&[u32]>) -> Result<()>,
+    ) -> Result<()> {
+        let mut at = numbers.start;
+        while at < numbers.end {
+            let index = at / GROUP;
+            let first = index * GROUP;
+            let end = numbers.end.min(first + GROUP);
+            let Some(group) = self.group(index as usize)? else {
+                each(at..end, None)?;
+                at = end;
+                continue;
+            };
+            let mut upto = at;
+            for run in runs_of(&group.bitmap, at - first..end - first, true) {
+                if upto < first + run.start {
+                    each(upto..first + run.start, None)?;
+                }
+                upto = first + run.end;
+                let crcs = &group.crcs[run.start as usize..run.end as usize];
+                each(first + run.start..upto, Some(crcs))?;
+            }
+            if upto < end {
+                each(upto..end, None)?;
+            }
+            at = end;
+        }
+        Ok(())
     }
 
     /// Guest addresses of the pages that the file holds, run by run.
-    pub fn present(&self) -> impl Iterator<Item = Range<u64>> + '_ {
-        self.runs(true)
-    }
-
-    fn runs(&self, present: bool) -> impl Iterator<Item = Range<u64>> + '_ {
-        self.header.ram.parts().flat_map(move |(numbers, gpa)| {
+    pub fn present(&self) -> Result<Vec<Range<u64>>> {
+        let mut runs: Vec<Range<u64>> = Vec::new();
+        for (numbers, gpa) in self.header.ram.parts() {
             let first = numbers.start;
-            let runs = self.present.set().runs(numbers, present);
-            runs.map(move |run| gpa + (run.start - first) * PAGE_SIZE..gpa + (run.end - first) * PAGE_SIZE)
-        })
+            self.each_run(numbers, |run, crcs| {
+                let run = gpa + (run.start - first) * PAGE_SIZE..gpa + (run.end - first) * PAGE_SIZE;
+                match runs.last_mut() {
+                    _ if crcs.is_none() => {}
+                    Some(last) if last.end == run.start => last.end = run.end,
+                    _ => runs.push(run),
+                }
+                Ok(())
+            })?;
+        }
+        Ok(runs)
     }
 
     /// Whole pages of one range, each checked. A delta has to hold all of them.
@@ -128,71 +205,32 @@ impl Image {
         mut absent: impl FnMut(u64, &mut [u8]) -> Result<()>,
     ) -> Result<()> {
         let numbers = self.numbers(gpa, buf.len())?;
-        let mut at = numbers.start;
-        let mut rest = buf;
-        let mut take = |upto: u64| {
-            let (part, left) = std::mem::take(&mut rest).split_at_mut(((upto - at) * PAGE_SIZE) as usize);
-            let part_gpa = gpa + (at - numbers.start) * PAGE_SIZE;
-            rest = left;
-            at = upto;
-            (part_gpa, part)
-        };
-        for run in self.present.set().runs(numbers.clone(), true) {
-            let (gap_gpa, gap) = take(run.start);
-            if !gap.is_empty() {
-                absent(gap_gpa, gap)?;
-            }
-            let (run_gpa, part) = take(run.end);
-            self.file.read_at(part, run_gpa)?;
-            self.check_run(run, run_gpa, part)?;
-        }
-        let (gap_gpa, gap) = take(numbers.end);
-        if gap.is_empty() { Ok(()) } else { absent(gap_gpa, gap) }
-    }
-
-    /// Whether `bytes` are what the image says of the pages from `gpa`, wherever they were read.
-    pub fn check(&self, gpa: u64, bytes: &[u8]) -> Result<()> {
-        let numbers = self.numbers(gpa, bytes.len())?;
-        let part = |run: &Range<u64>| {
+        self.each_run(numbers.clone(), |run, crcs| {
             let from = ((run.start - numbers.start) * PAGE_SIZE) as usize;
-            let len = ((run.end - run.start) * PAGE_SIZE) as usize;
-            (gpa + from as u64, &bytes[from..from + len])
-        };
-        for run in self.present.set().runs(numbers.clone(), true) {
-            let (run_gpa, bytes) = part(&run);
-            self.check_run(run, run_gpa, bytes)?;
-        }
-        if self.header.kind == Kind::Full {
-            for run in self.present.set().runs(numbers.clone(), false) {
-                let (run_gpa, bytes) = part(&run);
-                self.check_zeros(run_gpa, bytes)?;
+            let part = &mut buf[from..from + ((run.end - run.start) * PAGE_SIZE) as usize];
+            let part_gpa = gpa + from as u64;
+            match crcs {
+                None => absent(part_gpa, part),
+                Some(crcs) => {
+                    self.file.read_at(part, part_gpa)?;
+                    self.check_run(crcs, part_gpa, part)
+                }
             }
-        }
-        Ok(())
+        })
     }
 
-    fn numbers(&self, gpa: u64, len: usize) -> Result<Range<u64>> {
+    pub(super) fn numbers(&self, gpa: u64, len: usize) -> Result<Range<u64>> {
         let len = len as u64;
         self.header.ram.numbers(gpa, len).ok_or(ImageError::NotRam { gpa, len })
     }
 
-    fn check_run(&self, run: Range<u64>, gpa: u64, bytes: &[u8]) -> Result<()> {
-        let crcs = &self.crcs[self.present.rank(run.start)..];
+    fn check_run(&self, crcs: &[u32], gpa: u64, bytes: &[u8]) -> Result<()> {
         for ((page, crc), offset) in bytes.chunks_exact(PAGE).zip(crcs).zip((gpa..).step_by(PAGE)) {
             if crc32fast::hash(page) != *crc {
                 return Err(self.corrupt(offset, "a wrong checksum of the page"));
             }
         }
         Ok(())
-    }
-
-    fn check_zeros(&self, gpa: u64, bytes: &[u8]) -> Result<()> {
-        match bytes.chunks(PAGE).position(|page| !is_zero(page)) {
-            None => Ok(()),
-            Some(page) => {
-                Err(self.corrupt(gpa + (page * PAGE) as u64, "bytes that are not zero in a page that is"))
-            }
-        }
     }
 
     fn corrupt(&self, offset: u64, what: &'static str) -> ImageError {
@@ -212,19 +250,26 @@ impl Image {
         };
         let mut buf = Vec::new();
         told(0)?;
-        for run in self.runs(true) {
-            for at in run.clone().step_by(STEP as usize) {
-                let len = (run.end - at).min(STEP);
-                buf.resize(len as usize, 0);
-                self.read(at, &mut buf)?;
-                told(len)?;
-            }
-        }
-        // Whoever maps the file sees these pages too. Of a delta nobody does.
-        if self.header.kind == Kind::Full {
-            for run in self.runs(false) {
-                self.verify_hole(run, &mut buf, &mut told)?;
-            }
+        for (numbers, gpa) in self.header.ram.parts() {
+            let first = numbers.start;
+            self.each_run(numbers, |run, crcs| {
+                let gpa = gpa + (run.start - first) * PAGE_SIZE;
+                let len = (run.end - run.start) * PAGE_SIZE;
+                match (crcs, self.header.kind) {
+                    (Some(crcs), _) => {
+                        for (i, at) in (gpa..gpa + len).step_by(STEP as usize).enumerate() {
+                            buf.resize((gpa + len - at).min(STEP) as usize, 0);
+                            self.file.read_at(&mut buf, at)?;
+                            self.check_run(&crcs[i * (STEP / PAGE_SIZE) as usize..], at, &buf)?;
+                            told(buf.len() as u64)?;
+                        }
+                        Ok(())
+                    }
+                    // Whoever maps the file sees these pages too. Of a delta nobody does.
+                    (None, Kind::Full) => self.verify_hole(gpa..gpa + len, &mut buf, &mut told),
+                    (None, Kind::Delta(_)) => Ok(()),
+                }
+            })?;
         }
         Ok(())
     }
@@ -242,7 +287,10 @@ impl Image {
             let end = data.end.next_multiple_of(PAGE_SIZE).min(hole.end).min(start + STEP);
             buf.resize((end - start) as usize, 0);
             self.file.read_at(buf, start)?;
-            self.check_zeros(start, buf)?;
+            if let Some(page) = buf.chunks(PAGE).position(|page| !is_zero(page)) {
+                let offset = start + (page * PAGE) as u64;
+                return Err(self.corrupt(offset, "bytes that are not zero in a page that is"));
+            }
             told(0)?;
             at = end;
         }

@@ -5,8 +5,10 @@ use crate::id::Id;
 use crate::layout::PAGE_SIZE;
 use crate::storage::{File, Storage};
 
-use super::format::{Header, Kind, Places, crc_of};
-use super::pages::{PageSet, Ram, is_zero};
+use super::format::{
+    BITMAP, CRCS, ENTRY, Entry, Group, Header, Kind, Places, bitmap_bytes, crc_bytes, crc_of,
+};
+use super::pages::{GROUP, PageSet, Ram, is_zero};
 use super::{ImageError, Result};
 
 const PAGE: usize = PAGE_SIZE as usize;
@@ -76,23 +78,31 @@ impl ImageWriter {
     pub fn write(&mut self, gpa: u64, bytes: &[u8]) -> Result<()> {
         let len = bytes.len() as u64;
         let numbers = self.ram.numbers(gpa, len).ok_or(ImageError::NotRam { gpa, len })?;
-        let pages: Vec<&[u8]> = bytes.chunks_exact(PAGE).collect();
+        let done = self.write_runs(numbers.start, gpa, bytes);
+        self.failed |= done.is_err();
+        done
+    }
+
+    fn write_runs(&mut self, first: u64, gpa: u64, bytes: &[u8]) -> Result<()> {
+        let page = |at: usize| &bytes[at * PAGE..(at + 1) * PAGE];
+        let pages = bytes.len() / PAGE;
         let mut at = 0;
-        for run in pages.chunk_by(|a, b| is_zero(a) == is_zero(b)) {
-            let first = numbers.start + at as u64;
-            let run_numbers = first..first + run.len() as u64;
-            let part = &bytes[at * PAGE..(at + run.len()) * PAGE];
-            let run_gpa = gpa + (at * PAGE) as u64;
-            let done = if is_zero(run[0]) {
-                self.put_zeros(run_numbers, run_gpa)
-            } else {
-                self.put(run_numbers, run_gpa, part)
-            };
-            if done.is_err() {
-                self.failed = true;
-                return done;
+        let mut zero = pages > 0 && is_zero(page(0));
+        while at < pages {
+            let start = at;
+            let was = zero;
+            // Each page is looked at once.
+            while at < pages && zero == was {
+                at += 1;
+                zero = at < pages && is_zero(page(at));
             }
-            at += run.len();
+            let numbers = first + start as u64..first + at as u64;
+            let run_gpa = gpa + (start * PAGE) as u64;
+            if was {
+                self.put_zeros(numbers, run_gpa)?;
+            } else {
+                self.put(numbers, run_gpa, &bytes[start * PAGE..at * PAGE])?;
+            }
         }
         Ok(())
     }
@@ -113,10 +123,11 @@ impl ImageWriter {
             let at = gpa + (run.start - numbers.start) * PAGE_SIZE;
             self.file.punch_hole(at, (run.end - run.start) * PAGE_SIZE)?;
         }
+        let is_delta = self.kind != Kind::Full;
         for number in numbers {
             self.stored.put(number, false);
-            self.present.put(number, self.kind != Kind::Full);
-            self.crcs[number as usize] = self.zero_crc;
+            self.present.put(number, is_delta);
+            self.crcs[number as usize] = if is_delta { self.zero_crc } else { 0 };
         }
         Ok(())
     }
@@ -126,21 +137,37 @@ impl ImageWriter {
         if self.failed {
             return Err(ImageError::Incomplete { path: self.file.path().to_owned() });
         }
-        let (present, stored) = (self.present.count(), self.stored.count());
-        let places = Places::new(&self.ram, present);
-        let mut index = Vec::with_capacity((places.header - places.bitmap) as usize);
-        index.extend(self.present.to_bytes());
-        index.resize((places.crcs - places.bitmap) as usize, 0);
-        for run in self.present.runs(0..self.ram.pages(), true) {
-            let crcs = &self.crcs[run.start as usize..run.end as usize];
-            index.extend(crcs.iter().flat_map(|crc| crc.to_le_bytes()));
+        let places = Places::new(&self.ram);
+        let groups = self.ram.groups() as usize;
+        let mut bitmap = Vec::with_capacity((places.table - places.bitmap) as usize);
+        let mut table = Vec::with_capacity((places.header - places.table) as usize);
+        let mut present = 0;
+        for index in 0..groups {
+            let words = self.present.group(index);
+            let count: u32 = words.iter().map(|word| word.count_ones()).sum();
+            bitmap.extend(bitmap_bytes(&words));
+            let mut entry = Entry::default();
+            if count > 0 {
+                let first = index * GROUP as usize;
+                let mut crcs = crc_bytes(&self.crcs[first..self.crcs.len().min(first + GROUP as usize)]);
+                crcs.resize(CRCS as usize, 0);
+                self.file.write_at(&crcs, places.crcs + index as u64 * CRCS)?;
+                entry = Group::entry(&bitmap[bitmap.len() - BITMAP as usize..], &crcs, count);
+            }
+            table.extend(entry.encode());
+            present += u64::from(count);
         }
-        index.resize((places.header - places.bitmap) as usize, 0);
-        self.file.write_at(&index, places.bitmap)?;
+        if present > 0 {
+            self.file.write_at(&bitmap, places.bitmap)?;
+        }
+        debug_assert_eq!(table.len(), groups * ENTRY as usize);
+        table.resize((places.header - places.table) as usize, 0);
+        self.file.write_at(&table, places.table)?;
+        let stored = self.stored.count();
         let guest_bytes = self.ram.bytes();
-        let index_crc = crc32fast::hash(&index);
+        let table_crc = crc32fast::hash(&table);
         let header =
-            Header { id: self.id, kind: self.kind, ram: self.ram, present, stored, index_crc }.encode();
+            Header { id: self.id, kind: self.kind, ram: self.ram, present, stored, table_crc }.encode();
         self.file.write_at(&header, places.header)?;
         self.file.sync_data()?;
         Ok(ImageInfo { stored_bytes: stored * PAGE_SIZE, guest_bytes, crc: crc_of(&header) })

@@ -111,6 +111,32 @@ pub struct MemoryInfo {
     pub guest_bytes: u64,
     pub stored_bytes: u64,
     pub crc: u32,
+    /// The checkpoint whose image this one lies on; nothing: it is full.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Id>,
+}
+
+/// How memory is copied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// While the guest runs; it stands still for the rest only.
+    #[default]
+    Live,
+    /// While the guest stands still.
+    Stop,
+}
+
+/// How a capture went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaptureInfo {
+    pub mode: Mode,
+    /// Rounds in which changed memory was copied while the guest ran.
+    pub rounds: u32,
+    /// Of these the guest was slowed down in.
+    pub slowed: u32,
+    /// Bytes copied while the guest stood still.
+    pub rest_bytes: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -153,6 +179,8 @@ pub struct Manifest {
     /// Made by a start and not by a user; a clean shutdown removes it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub automatic: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capture: Option<CaptureInfo>,
     /// What the disks had written since the parent.
     pub disk_bytes: u64,
     /// Version of the piton that made it.

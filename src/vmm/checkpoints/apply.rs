@@ -74,6 +74,7 @@ pub fn prepare(
                     CheckpointError::Refused(format!("checkpoint `{}` holds memory", manifest.name))
                 })?;
                 Some(machine::restore(
+                    manifest.id,
                     &next.config,
                     memory,
                     &state,

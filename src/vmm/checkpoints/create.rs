@@ -1,19 +1,19 @@
-//! Making a checkpoint: stage, pause, capture, resume, publish.
+//! Making a checkpoint: stage, pre-copy, pause, capture, resume, publish.
 //!
 //! The order makes it whole or absent whenever the process dies: until the rename in `publish`
 //! there is a staging folder and one empty layer more than needed, which changes nothing that is
 //! read; from the rename on, the checkpoint is there and recovery makes it Now's parent.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use chrono::Utc;
 
+use super::capture::{self, Frozen, Plan};
 use super::{Catalog, CheckpointError, Result, remove_unless_named, save};
-use crate::capture::guest;
-use crate::capture::image::{ImageInfo, ImageWriter};
+use crate::capture::guest::CaptureError;
+use crate::capture::image::ImageInfo;
 use crate::checkpoint::manifest::{DiskPoint, LeftOut, LeftOutWhy, MemoryInfo};
 use crate::checkpoint::stamp::{BaseStamp, FileStamp};
 use crate::checkpoint::state::write_state;
@@ -21,12 +21,12 @@ use crate::checkpoint::{CheckpointName, Kind, Manifest};
 use crate::config::VmConfig;
 use crate::control::CreateBody;
 use crate::disk::Disk;
-use crate::disk::delta::FrozenDelta;
 use crate::disk::layer::LayerSpec;
 use crate::disk::live::{LiveDisk, Prepared};
 use crate::folder::{Definition, VmFolder, VmLock};
 use crate::id::Id;
-use crate::machine::{Machine, MachineState};
+use crate::machine::Machine;
+use crate::progress::Progress;
 use crate::vmm::disks::{DisksError, base_path, new_layer_path, remove_layers};
 
 /// What a checkpoint is made of.
@@ -72,13 +72,7 @@ pub(super) struct Staged {
     pub bytes: u64,
 }
 
-/// What the pause gave.
-struct Captured {
-    state: Option<(MachineState, ImageInfo)>,
-    pause_us: Option<u64>,
-}
-
-pub fn create(subject: Subject, body: &CreateBody) -> Result<Manifest> {
+pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Result<Manifest> {
     let Subject { folder, lock, definition, disks, machine, origin } = subject;
     let catalog = Catalog::new(folder, definition);
     let name = catalog.new_name(body.name.as_deref())?;
@@ -87,6 +81,10 @@ pub fn create(subject: Subject, body: &CreateBody) -> Result<Manifest> {
     // stage
     let staging = catalog.store.stage(id)?;
     let staged = stage_overlays(folder, disks)?;
+    // A base that was written so far is synced as far as it can be without the guest waiting.
+    for disk in disks.values().filter(|disk| disk.top().is_none()) {
+        disk.flush()?;
+    }
     let before = definition.clone();
     if let Err(e) = announce(folder, lock, definition, id, &staged) {
         let layers: Vec<LayerSpec> = staged.into_values().map(|one| one.overlay.spec()).collect();
@@ -94,40 +92,53 @@ pub fn create(subject: Subject, body: &CreateBody) -> Result<Manifest> {
         return Err(e);
     }
 
-    // pause, capture, resume
-    let (captured, frozen) = match capture(folder, id, &staging.memory_path(), machine, staged) {
-        Ok(done) => done,
-        Err((error, aborted)) => {
+    // pre-copy, pause, capture, resume
+    let specs: BTreeMap<String, LayerSpec> =
+        staged.iter().map(|(disk, one)| (disk.clone(), one.overlay.spec())).collect();
+    let mut frozen = BTreeMap::new();
+    let image = staging.memory_path();
+    let captured = match machine {
+        None => capture::switch(folder.storage(), staged, &mut frozen).map(|()| None),
+        Some(machine) => {
+            let (storage, parent) = (folder.storage(), before.now.parent);
+            let plan = Plan { storage, id, parent, image: &image, body, progress };
+            capture::machine(&plan, machine, staged, &mut frozen).map(Some)
+        }
+    };
+    let captured = match captured {
+        Ok(captured) => captured,
+        Err(error) => {
             // First of all the room that it took, so that vm.json finds some.
             drop(staging);
-            take_back(folder, lock, definition, before, aborted);
+            take_back(folder, lock, definition, before, specs, &frozen);
             return Err(error);
         }
     };
 
     // publish
     let published = (|| {
+        let mut manifest = describe(folder, &before, id, name, body)?;
+        manifest.fallback = origin.fallback;
+        manifest.automatic = origin.automatic;
+        if let Some(captured) = captured {
+            let micros = |pause: Duration| u64::try_from(pause.as_micros()).unwrap_or(u64::MAX);
+            manifest.kind = Kind::Standard;
+            manifest.pause_us = captured.pause.map(micros);
+            manifest.capture = Some(captured.info);
+            let parent = captured.parent;
+            let (state, image) = captured.finish(progress)?;
+            let json = serde_json::to_vec(&state).map_err(CheckpointError::Decode)?;
+            manifest.state = Some(write_state(folder.storage(), &staging.state_path(), &json)?);
+            let ImageInfo { guest_bytes, stored_bytes, crc } = image;
+            manifest.memory = Some(MemoryInfo { guest_bytes, stored_bytes, crc, parent });
+        }
         for disk in disks.values() {
             disk.flush()?;
         }
-        let state = match &captured.state {
-            Some((state, _)) => {
-                let json = serde_json::to_vec(state).map_err(CheckpointError::Decode)?;
-                Some(write_state(folder.storage(), &staging.state_path(), &json)?)
-            }
-            None => None,
-        };
-        let mut manifest = describe(folder, &before, id, name, body, &frozen)?;
-        manifest.kind = if state.is_some() { Kind::Standard } else { Kind::Offline };
-        manifest.state = state;
-        manifest.memory = captured.state.as_ref().map(|(_, image)| MemoryInfo {
-            guest_bytes: image.guest_bytes,
-            stored_bytes: image.stored_bytes,
-            crc: image.crc,
-        });
-        manifest.pause_us = captured.pause_us;
-        manifest.fallback = origin.fallback;
-        manifest.automatic = origin.automatic;
+        describe_disks(folder, &frozen, &mut manifest)?;
+        if progress.is_cancelled() {
+            return Err(CaptureError::Cancelled.into());
+        }
         catalog.store.publish(staging, &manifest)?;
         Ok(manifest)
     })();
@@ -141,12 +152,15 @@ pub(super) fn take_back(
     lock: &VmLock,
     definition: &mut Definition,
     before: Definition,
-    aborted: Aborted,
+    specs: BTreeMap<String, LayerSpec>,
+    frozen: &BTreeMap<String, Frozen>,
 ) {
+    let (pushed, unused): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        specs.into_iter().partition(|(disk, _)| frozen.contains_key(disk));
     let mut now = before.now.clone();
-    now.tops.extend(aborted.pushed);
+    now.tops.extend(pushed.into_iter().map(|(disk, layer)| (disk, layer.id)));
     match save(folder, lock, definition, Definition { now, ..before }) {
-        Ok(()) => remove_layers(folder, &aborted.unused),
+        Ok(()) => remove_layers(folder, unused.values()),
         // As it stands vm.json reads the same; recovery finds what is too much.
         Err(e) => log::warn!("{e}"),
     }
@@ -219,100 +233,15 @@ fn discard(folder: &VmFolder, staged: BTreeMap<String, Staged>) {
     remove_layers(folder, &layers);
 }
 
-/// A layer that was frozen in the pause: by disk, what it is and how much it holds.
-pub(super) struct Frozen {
-    pub layer: Option<(Id, Arc<FrozenDelta>)>,
-    pub bytes: u64,
-}
-
-/// What became of the overlays of a checkpoint that came to nothing.
-pub(super) struct Aborted {
-    /// Disks that write to their overlay already.
-    pub pushed: BTreeMap<String, Id>,
-    pub unused: Vec<LayerSpec>,
-}
-
-/// Everything between the guest's last instruction before the checkpoint and its first after it.
-fn capture(
-    folder: &VmFolder,
-    id: Id,
-    image_path: &Path,
-    machine: Option<&mut Machine>,
-    staged: BTreeMap<String, Staged>,
-) -> std::result::Result<(Captured, BTreeMap<String, Frozen>), (CheckpointError, Aborted)> {
-    let started = Instant::now();
-    let specs: BTreeMap<String, LayerSpec> =
-        staged.iter().map(|(disk, one)| (disk.clone(), one.overlay.spec())).collect();
-    let was_running = machine.as_ref().is_some_and(|machine| machine.is_running());
-    let mut frozen = BTreeMap::new();
-    let run = || -> Result<Captured> {
-        let held = machine.map(Machine::hold).transpose()?;
-        let state = match &held {
-            Some(held) => {
-                let ranges = guest::ranges(held.memory());
-                let mut image = ImageWriter::create(folder.storage(), image_path, id, &ranges)?;
-                if let Err(e) = guest::save(held.memory(), &mut image) {
-                    // Before the guest runs on: on a full disk it needs the room for its own writes.
-                    drop(image);
-                    let _ = folder.storage().remove_file_if_exists(image_path);
-                    return Err(e.into());
-                }
-                Some((held.save()?, image))
-            }
-            None => None,
-        };
-        for (disk, one) in staged {
-            let failed = |error| DisksError::Disk { id: disk.clone(), error };
-            let layer = one.disk.push(folder.storage(), one.overlay).map_err(failed)?;
-            frozen.insert(disk.clone(), Frozen { layer: one.before.zip(layer), bytes: one.bytes });
-        }
-        drop(held);
-        let pause_us = was_running.then(|| u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX));
-        let state =
-            state.map(|(state, image)| Ok::<_, CheckpointError>((state, image.finish()?))).transpose()?;
-        Ok(Captured { state, pause_us })
-    };
-    match run() {
-        Ok(captured) => Ok((captured, frozen)),
-        Err(error) => {
-            let (pushed, unused): (BTreeMap<_, _>, BTreeMap<_, _>) =
-                specs.into_iter().partition(|(disk, _)| frozen.contains_key(disk));
-            let aborted = Aborted {
-                pushed: pushed.into_iter().map(|(disk, layer)| (disk, layer.id)).collect(),
-                unused: unused.into_values().collect(),
-            };
-            Err((error, aborted))
-        }
-    }
-}
-
-/// The manifest but for what the machine gave.
+/// The manifest but for what the machine and its disks gave.
 pub(super) fn describe(
     folder: &VmFolder,
     before: &Definition,
     id: Id,
     name: CheckpointName,
     body: &CreateBody,
-    frozen: &BTreeMap<String, Frozen>,
 ) -> Result<Manifest> {
     let storage = folder.storage();
-    let mut bases = BTreeMap::new();
-    for config in before.config.disks.iter().filter(|config| frozen.contains_key(&config.id)) {
-        bases.insert(config.id.clone(), BaseStamp::take(storage, &base_path(folder, config))?);
-    }
-    let mut disks = BTreeMap::new();
-    for (disk, one) in frozen {
-        let point = match &one.layer {
-            Some((id, layer)) => DiskPoint::Layer { id: *id, sums: Some(layer.seal(storage)?.crc) },
-            None => {
-                let stamp = bases.get(disk).copied().ok_or_else(|| {
-                    CheckpointError::Refused(format!("disk `{disk}` is not part of the VM"))
-                })?;
-                DiskPoint::Base(stamp)
-            }
-        };
-        disks.insert(disk.clone(), point);
-    }
     let stamp = |path: &Option<std::path::PathBuf>| {
         path.as_deref().map(|path| FileStamp::take(storage, path)).transpose()
     };
@@ -335,18 +264,40 @@ pub(super) fn describe(
         initrd: stamp_or_warn(&before.config.initrd),
         config: before.config.clone(),
         left_out: left_out(&before.config),
-        disk_bytes: frozen.values().map(|one| one.bytes).sum(),
-        disks,
-        bases,
+        disk_bytes: 0,
+        disks: BTreeMap::new(),
+        bases: BTreeMap::new(),
         memory: None,
         state: None,
         pause_us: None,
+        capture: None,
         frozen_us: None,
         fallback: None,
         automatic: false,
         piton: env!("CARGO_PKG_VERSION").into(),
         warnings,
     })
+}
+
+/// Once the layers are durable.
+pub(super) fn describe_disks(
+    folder: &VmFolder,
+    frozen: &BTreeMap<String, Frozen>,
+    manifest: &mut Manifest,
+) -> Result<()> {
+    let storage = folder.storage();
+    let configs = manifest.config.disks.iter().filter_map(|config| Some((config, frozen.get(&config.id)?)));
+    for (config, one) in configs {
+        let base = BaseStamp::take(storage, &base_path(folder, config))?;
+        let point = match &one.layer {
+            Some((id, layer)) => DiskPoint::Layer { id: *id, sums: Some(layer.seal(storage)?.crc) },
+            None => DiskPoint::Base(base),
+        };
+        manifest.bases.insert(config.id.clone(), base);
+        manifest.disks.insert(config.id.clone(), point);
+    }
+    manifest.disk_bytes = frozen.values().map(|one| one.bytes).sum();
+    Ok(())
 }
 
 fn left_out(config: &VmConfig) -> Vec<LeftOut> {

@@ -40,7 +40,7 @@ pub fn create(mut subject: Subject, body: &CreateBody, progress: &Progress) -> R
         }
         subject.origin.fallback = Some(why);
     }
-    create::create(subject, body)
+    create::create(subject, body, progress)
 }
 
 fn kind(folder: &VmFolder, definition: &Definition, body: &CreateBody) -> Result<CheckpointType> {
@@ -125,7 +125,7 @@ pub fn at_start(folder: &VmFolder, lock: &VmLock, definition: &mut Definition) -
     let disks = disks::open(folder, config, &now.tops, &sums, &BTreeMap::new())?;
     let origin = Origin { automatic: true, ..Origin::default() };
     let subject = Subject { folder, lock, definition, disks: &disks.live, machine: None, origin };
-    create::create(subject, &CreateBody::default()).map(Some)
+    create::create(subject, &CreateBody::default(), &Progress::default()).map(Some)
 }
 
 /// After the guest has shut down by itself: what a start made is not needed any more.

@@ -5,10 +5,11 @@
 //! meanwhile; how long that can take is bounded by the agent's time-outs and the freeze's.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use super::capture::{self, Frozen};
 use super::create::{
-    Aborted, Frozen, Staged, Subject, announce, conclude, describe, stage_overlays, take_back,
+    Staged, Subject, announce, conclude, describe, describe_disks, stage_overlays, take_back,
 };
 use super::{Catalog, CheckpointError, remove_unless_named};
 use crate::agent::{self, Agent, AgentError, Outcome};
@@ -16,11 +17,10 @@ use crate::checkpoint::{Kind, Manifest};
 use crate::control::CreateBody;
 use crate::disk::Disk;
 use crate::disk::layer::LayerSpec;
-use crate::folder::VmFolder;
 use crate::id::Id;
-use crate::machine::Machine;
+use crate::machine::{Machine, Stood};
 use crate::progress::Progress;
-use crate::vmm::disks::DisksError;
+use crate::storage::Storage;
 
 /// Longest time that the guest's file systems are frozen unless another one is asked for.
 const FREEZE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -72,19 +72,21 @@ pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Resul
     }
 
     // freeze, switch, thaw
-    let frozen = agent.while_frozen(limit, || switch(folder, machine, staged));
+    let storage = folder.storage().clone();
+    let frozen = agent.while_frozen(limit, || switch(storage, machine, staged));
     drop(agent);
-    let (failure, pushed) = match (frozen.outcome, frozen.stayed) {
+    let (failure, switched) = match (frozen.outcome, frozen.stayed) {
         (Outcome::Switched(Ok(switched)), Ok(())) => {
             let published = (|| {
                 for disk in disks.values() {
                     disk.flush()?;
                 }
-                let mut manifest = describe(folder, &before, id, name, body, &switched.layers)?;
+                let mut manifest = describe(folder, &before, id, name, body)?;
                 manifest.kind = Kind::Production;
-                manifest.pause_us = Some(micros(switched.pause));
+                manifest.pause_us = switched.pause.map(micros);
                 manifest.frozen_us = Some(micros(frozen.took));
                 manifest.automatic = origin.automatic;
+                describe_disks(folder, &switched.layers, &mut manifest)?;
                 if let Err(e) = frozen.thawed {
                     manifest.warnings.push(format!(
                         "{e}: the guest's file systems may be frozen still; its agent is asked again when it connects"
@@ -95,21 +97,12 @@ pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Resul
             })();
             return Ok(conclude(folder, lock, definition, id, published)?);
         }
-        (Outcome::Switched(Ok(switched)), Err(e)) => {
-            let pushed: Vec<String> = switched.layers.into_keys().collect();
-            (called_off(e), pushed)
-        }
-        (Outcome::Switched(Err(unfinished)), _) => (unfinished.error.into(), unfinished.pushed),
-        (Outcome::NotFrozen(e), _) => (called_off(e), Vec::new()),
+        (Outcome::Switched(Ok(switched)), Err(e)) => (called_off(e), switched.layers),
+        (Outcome::Switched(Err((e, switched))), _) => (e.into(), switched),
+        (Outcome::NotFrozen(e), _) => (called_off(e), BTreeMap::new()),
     };
     drop(staging);
-    let (pushed, unused): (BTreeMap<_, _>, BTreeMap<_, _>) =
-        overlays.into_iter().partition(|(disk, _)| pushed.contains(disk));
-    let aborted = Aborted {
-        pushed: pushed.into_iter().map(|(disk, layer)| (disk, layer.id)).collect(),
-        unused: unused.into_values().collect(),
-    };
-    take_back(folder, lock, definition, before, aborted);
+    take_back(folder, lock, definition, before, overlays, &switched);
     Err(failure)
 }
 
@@ -137,37 +130,27 @@ fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
+/// What the disks were made of until the guest's pause, and how long that was.
 struct Switched {
     layers: BTreeMap<String, Frozen>,
-    pause: Duration,
+    pause: Option<Duration>,
 }
 
-/// An error, and the disks that write to their overlay already.
-struct Unfinished {
-    error: CheckpointError,
-    pushed: Vec<String>,
-}
-
-/// Freezes the layers and lets the disks write to the staged ones, while no vCPU runs.
+/// Freezes the layers and lets the disks write to the staged ones, while no vCPU runs. After an
+/// error some disks may do so all the same.
 fn switch(
-    folder: &VmFolder,
+    storage: Storage,
     machine: &mut Machine,
     staged: BTreeMap<String, Staged>,
-) -> Result<Switched, Unfinished> {
-    let started = Instant::now();
-    let mut layers = BTreeMap::new();
-    let push = || -> Result<(), CheckpointError> {
-        let held = machine.hold()?;
-        for (disk, one) in staged {
-            let failed = |error| DisksError::Disk { id: disk.clone(), error };
-            let layer = one.disk.push(folder.storage(), one.overlay).map_err(failed)?;
-            layers.insert(disk, Frozen { layer: one.before.zip(layer), bytes: one.bytes });
-        }
-        drop(held);
-        Ok(())
-    };
-    match push() {
-        Ok(()) => Ok(Switched { layers, pause: started.elapsed() }),
-        Err(error) => Err(Unfinished { error, pushed: layers.into_keys().collect() }),
+) -> Result<Switched, (CheckpointError, BTreeMap<String, Frozen>)> {
+    let stood = machine.stand_still(move |_| {
+        let mut layers = BTreeMap::new();
+        let outcome = capture::switch(&storage, staged, &mut layers);
+        (outcome, layers)
+    });
+    match stood {
+        Err(e) => Err((e.into(), BTreeMap::new())),
+        Ok(Stood { value: (Err(e), layers), .. }) => Err((e, layers)),
+        Ok(Stood { value: (Ok(()), layers), pause }) => Ok(Switched { layers, pause }),
     }
 }

@@ -1,0 +1,120 @@
+//! Which pages of guest memory changed since a checkpoint was captured.
+//!
+//! KVM logs what the guest writes, the bitmap of vm-memory what piton's devices write; a page has
+//! changed if either says so.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use vm_memory::{GuestMemoryBackend, MmapRegion};
+
+use crate::id::Id;
+use crate::pages::PageSet;
+use crate::vm::{Vm, VmError};
+
+pub struct Tracker {
+    vm: Arc<Vm>,
+    parent: Option<Id>,
+    /// Changed since the parent, as far as harvested.
+    since: PageSet,
+    /// Written by devices and not harvested.
+    own: PageSet,
+    /// What was read of the log last, with `own`.
+    fresh: PageSet,
+}
+
+impl Tracker {
+    pub fn new(vm: Arc<Vm>) -> Self {
+        let none = || PageSet::new(vm.pages());
+        Self { since: none(), own: none(), fresh: none(), parent: None, vm }
+    }
+
+    /// The checkpoint that changes are known since.
+    pub fn parent(&self) -> Option<Id> {
+        self.parent
+    }
+
+    pub fn vm(&self) -> &Arc<Vm> {
+        &self.vm
+    }
+
+    /// Memory is as checkpoint `id` has it, and the guest stands still.
+    pub fn start_from(&mut self, id: Id) -> Result<(), VmError> {
+        self.vm.start_dirty_log()?;
+        self.note_own_writes();
+        self.own.clear();
+        self.since.clear();
+        self.fresh.words_mut().fill(u64::MAX);
+        self.vm.clear_dirty_log(&self.fresh, 0..self.vm.pages())?;
+        self.parent = Some(id);
+        Ok(())
+    }
+
+    /// The parent is gone, and what changed since `id`, which it was made on, are `pages` more.
+    pub fn go_up(&mut self, id: Id, pages: &PageSet) {
+        self.since.union(pages);
+        self.parent = Some(id);
+    }
+
+    /// Begins anew: nothing is known since any checkpoint. What comes now is for a full capture,
+    /// which clears the log piece by piece.
+    pub fn start_over(&mut self) -> Result<(), VmError> {
+        self.vm.start_dirty_log()?;
+        self.note_own_writes();
+        self.own.clear();
+        self.since.clear();
+        self.parent = None;
+        Ok(())
+    }
+
+    /// Logs the next write to each page of a part of memory, which begins with a word of the set.
+    pub fn clear(&mut self, within: Range<u64>) -> Result<(), VmError> {
+        let words = (within.start / 64) as usize..within.end.div_ceil(64) as usize;
+        if let Some(words) = self.fresh.words_mut().get_mut(words) {
+            words.fill(u64::MAX);
+        }
+        self.vm.clear_dirty_log(&self.fresh, within)
+    }
+
+    /// Takes over what devices wrote. With the devices standing still, nothing more comes.
+    pub fn note_own_writes(&mut self) {
+        let mut words = self.own.words_mut().iter_mut();
+        for region in self.vm.memory().iter() {
+            // Regions are whole words long.
+            for (word, more) in words.by_ref().zip(MmapRegion::bitmap(region).get_and_reset()) {
+                *word |= more;
+            }
+        }
+    }
+
+    /// What changed since the last harvest. Allocates nothing.
+    pub fn peek(&mut self) -> Result<&PageSet, VmError> {
+        self.vm.read_dirty_log(&mut self.fresh)?;
+        self.fresh.union(&self.own);
+        Ok(&self.fresh)
+    }
+
+    /// Counts what was peeked as changed since the parent, and logs it anew. Returns it.
+    pub fn harvest(&mut self) -> Result<&PageSet, VmError> {
+        // First: a page that is logged no more must not be forgotten.
+        self.since.union(&self.fresh);
+        self.own.clear();
+        self.vm.clear_dirty_log(&self.fresh, 0..self.vm.pages())?;
+        Ok(&self.fresh)
+    }
+
+    /// All that changed since the parent, with what was peeked last.
+    pub fn changed(&self) -> PageSet {
+        let mut all = self.since.clone();
+        all.union(&self.fresh);
+        all
+    }
+
+    /// Checkpoint `id` was captured when the log was peeked last. What was logged then counts as
+    /// changed since: it may have been written again before it is cleared here.
+    pub fn captured(&mut self, id: Id) -> Result<(), VmError> {
+        self.parent = Some(id);
+        self.since.clear();
+        self.harvest().map(|_| ())
+    }
+}

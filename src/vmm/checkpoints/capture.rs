@@ -1,0 +1,208 @@
+//! The part of making a checkpoint that the guest notices: its memory is copied while it runs,
+//! then it stands still while the rest is copied, state is read and disks switch to overlays.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::create::Staged;
+use super::{CheckpointError, Result};
+use crate::capture::guest::{self, CaptureError};
+use crate::capture::image::{ImageInfo, ImageWriter};
+use crate::capture::live::{self, Limits, Report};
+use crate::capture::staging::Staging;
+use crate::capture::tracker::Tracker;
+use crate::checkpoint::manifest::{CaptureInfo, Mode};
+use crate::control::CreateBody;
+use crate::disk::delta::FrozenDelta;
+use crate::id::Id;
+use crate::layout::PAGE_SIZE;
+use crate::machine::{Machine, MachineState, Standstill, Stood};
+use crate::progress::Progress;
+use crate::storage::Storage;
+use crate::vmm::disks::DisksError;
+
+/// Times that the guest is stopped in vain because it wrote too much just before.
+const TRIES: u32 = 8;
+
+/// A layer that was frozen in the pause: by disk, what it is and how much it holds.
+pub struct Frozen {
+    pub layer: Option<(Id, Arc<FrozenDelta>)>,
+    pub bytes: u64,
+}
+
+/// What a machine gave. Its memory is not in the image yet as a whole.
+pub struct Captured {
+    pub state: MachineState,
+    pub pause: Option<Duration>,
+    pub info: CaptureInfo,
+    /// The image that this one lies on.
+    pub parent: Option<Id>,
+    image: ImageWriter,
+    staging: Staging,
+}
+
+/// What has to be known to capture a machine.
+pub struct Plan<'a> {
+    pub storage: &'a Storage,
+    pub id: Id,
+    /// What Now descends from.
+    pub parent: Option<Id>,
+    pub image: &'a Path,
+    pub body: &'a CreateBody,
+    pub progress: &'a Progress,
+}
+
+/// What goes to the thread that does the capture, and back.
+struct Work {
+    storage: Storage,
+    tracker: Arc<Mutex<Tracker>>,
+    image: ImageWriter,
+    staging: Staging,
+    limits: Limits,
+    report: Report,
+    progress: Progress,
+    staged: BTreeMap<String, Staged>,
+    mode: Mode,
+    delta: bool,
+}
+
+enum Outcome {
+    Done(Box<MachineState>),
+    /// Too much changed just before.
+    TooMuch,
+    Failed(CheckpointError),
+}
+
+fn lock(tracker: &Mutex<Tracker>) -> MutexGuard<'_, Tracker> {
+    tracker.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Lets the disks write to their overlays; `frozen` tells which do.
+pub fn switch(
+    storage: &Storage,
+    staged: BTreeMap<String, Staged>,
+    frozen: &mut BTreeMap<String, Frozen>,
+) -> Result<()> {
+    for (disk, one) in staged {
+        let failed = |error| DisksError::Disk { id: disk.clone(), error };
+        let layer = one.disk.push(storage, one.overlay).map_err(failed)?;
+        frozen.insert(disk.clone(), Frozen { layer: one.before.zip(layer), bytes: one.bytes });
+    }
+    Ok(())
+}
+
+/// Captures a machine. After an error it goes on; `frozen` are the disks that write to their
+/// overlays all the same.
+pub fn machine(
+    plan: &Plan,
+    machine: &mut Machine,
+    staged: BTreeMap<String, Staged>,
+    frozen: &mut BTreeMap<String, Frozen>,
+) -> Result<Captured> {
+    let tracker = machine.tracker();
+    let ranges = guest::ranges(lock(&tracker).vm().memory());
+    let parent = lock(&tracker).parent().filter(|id| !plan.body.full && Some(*id) == plan.parent);
+    let image = match parent {
+        Some(parent) => ImageWriter::create_delta(plan.storage, plan.image, plan.id, parent, &ranges)?,
+        None => ImageWriter::create(plan.storage, plan.image, plan.id, &ranges)?,
+    };
+    let limits = Limits::new(plan.body.max_pause(), ranges.iter().map(|(_, len)| len).sum());
+    let mut work = Work {
+        storage: plan.storage.clone(),
+        staging: Staging::new(limits.staging),
+        tracker,
+        image,
+        limits,
+        report: Report::default(),
+        progress: plan.progress.clone(),
+        staged,
+        mode: plan.body.mode,
+        delta: parent.is_some(),
+    };
+    if work.mode == Mode::Live {
+        work.write_first()?;
+    }
+    for _ in 0..TRIES {
+        if work.mode == Mode::Live {
+            let Work { tracker, image, staging, limits, progress, report, .. } = &mut work;
+            let nap = |time| {
+                if let Err(e) = machine.nap(time) {
+                    log::warn!("the guest cannot be slowed down: {e}");
+                }
+            };
+            live::copy_rounds(&mut lock(tracker), image, staging, limits, progress, report, nap)?;
+        }
+        let Stood { value: (back, outcome, switched), pause } =
+            machine.stand_still(move |still| work.run(still))?;
+        work = back;
+        frozen.extend(switched);
+        match outcome {
+            Outcome::TooMuch => continue,
+            Outcome::Failed(e) => return Err(e),
+            Outcome::Done(state) => {
+                lock(&work.tracker).captured(plan.id).map_err(CaptureError::from)?;
+                let Report { rounds, slowed, rest } = work.report;
+                let info = CaptureInfo { mode: work.mode, rounds, slowed, rest_bytes: rest * PAGE_SIZE };
+                let Work { image, staging, .. } = work;
+                return Ok(Captured { state: *state, pause, info, parent, image, staging });
+            }
+        }
+    }
+    let allowed = plan.body.max_pause();
+    Err(CaptureError::TooFast { needed: allowed * 2, allowed }.into())
+}
+
+impl Work {
+    fn write_first(&mut self) -> Result<()> {
+        let tracker = &mut lock(&self.tracker);
+        Ok(if self.delta {
+            live::write_changed(tracker, &mut self.image, &self.progress)
+        } else {
+            live::write_all(tracker, &mut self.image, &self.progress)
+        }?)
+    }
+
+    /// Everything between the guest's last instruction before the checkpoint and its first after
+    /// it.
+    fn run(mut self, still: &Standstill<'_>) -> (Self, Outcome, BTreeMap<String, Frozen>) {
+        let mut frozen = BTreeMap::new();
+        let outcome = match self.capture(still, &mut frozen) {
+            Ok(Some(state)) => Outcome::Done(Box::new(state)),
+            Ok(None) => Outcome::TooMuch,
+            Err(e) => Outcome::Failed(e),
+        };
+        (self, outcome, frozen)
+    }
+
+    fn capture(
+        &mut self,
+        still: &Standstill<'_>,
+        frozen: &mut BTreeMap<String, Frozen>,
+    ) -> Result<Option<MachineState>> {
+        if self.mode == Mode::Stop {
+            self.write_first()?;
+        }
+        // Before memory: KVM may still write there while state is read.
+        let state = still.save()?;
+        let rest =
+            live::copy_rest(&mut lock(&self.tracker), &mut self.staging, &self.limits, &mut self.report)?;
+        if !rest {
+            return Ok(None);
+        }
+        switch(&self.storage, std::mem::take(&mut self.staged), frozen)?;
+        Ok(Some(state))
+    }
+}
+
+impl Captured {
+    /// Writes what is left to the image. The guest runs.
+    pub fn finish(self, progress: &Progress) -> Result<(MachineState, ImageInfo)> {
+        let Self { state, mut image, mut staging, .. } = self;
+        progress.phase("changes", staging.bytes());
+        staging.write_out(&mut image, |bytes| progress.add(bytes))?;
+        progress.phase("sync", 0);
+        Ok((state, image.finish()?))
+    }
+}
