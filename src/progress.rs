@@ -2,6 +2,12 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+/// The work was called off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("it was cancelled")]
+pub struct Cancelled;
 
 /// Shared by who works and who watches; a clone is the same work.
 #[derive(Debug, Clone, Default)]
@@ -9,10 +15,16 @@ pub struct Progress(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    phase: Mutex<&'static str>,
+    phase: Mutex<Phase>,
     done: AtomicU64,
     total: AtomicU64,
     cancelled: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Phase {
+    name: &'static str,
+    began: Option<Instant>,
 }
 
 /// What work says of itself at one moment.
@@ -29,7 +41,7 @@ impl Progress {
     /// Begins a phase of `total` bytes.
     pub fn phase(&self, name: &'static str, total: u64) {
         let mut phase = self.0.phase.lock().unwrap_or_else(PoisonError::into_inner);
-        *phase = name;
+        *phase = Phase { name, began: Some(Instant::now()) };
         self.0.total.store(total, Ordering::Relaxed);
         self.0.done.store(0, Ordering::Relaxed);
     }
@@ -41,10 +53,19 @@ impl Progress {
     pub fn snapshot(&self) -> Snapshot {
         let phase = self.0.phase.lock().unwrap_or_else(PoisonError::into_inner);
         Snapshot {
-            phase: *phase,
+            phase: phase.name,
             done: self.0.done.load(Ordering::Relaxed),
             total: self.0.total.load(Ordering::Relaxed),
         }
+    }
+
+    /// Bytes a second since this phase began.
+    pub fn rate(&self) -> u64 {
+        let phase = self.0.phase.lock().unwrap_or_else(PoisonError::into_inner);
+        let seconds = phase.began.map_or(0.0, |began| began.elapsed().as_secs_f64());
+        let done = self.0.done.load(Ordering::Relaxed);
+        // In the first moments it would mean nothing.
+        if seconds < 0.01 { 0 } else { (done as f64 / seconds) as u64 }
     }
 
     /// Asks the work to stop and undo what it did. It may be too late for that.
@@ -54,6 +75,11 @@ impl Progress {
 
     pub fn is_cancelled(&self) -> bool {
         self.0.cancelled.load(Ordering::SeqCst)
+    }
+
+    /// For work to ask between its steps.
+    pub fn check(&self) -> Result<(), Cancelled> {
+        if self.is_cancelled() { Err(Cancelled) } else { Ok(()) }
     }
 }
 
@@ -71,8 +97,9 @@ mod tests {
         assert_eq!(watcher.snapshot(), Snapshot { phase: "memory", done: 7, total: 10 });
         work.phase("disks", 2);
         assert_eq!(watcher.snapshot(), Snapshot { phase: "disks", done: 0, total: 2 });
-        assert!(!work.is_cancelled());
+        assert_eq!(work.check(), Ok(()));
         watcher.cancel();
         assert!(work.is_cancelled());
+        assert_eq!(work.check(), Err(Cancelled));
     }
 }

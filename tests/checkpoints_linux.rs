@@ -3,7 +3,9 @@
 
 mod common;
 
-use common::{Home, LinuxGuest};
+use std::path::PathBuf;
+
+use common::{Home, LinuxGuest, Vm};
 
 const CONSOLE: &str = "console=ttyS0 quiet panic=-1";
 
@@ -15,10 +17,13 @@ const LOOP: &str = "(n=0; while true; do n=$((n+1)); head -c 65536 /dev/urandom 
 const CHECK: &str = "bad=0; for n in $(seq 0 19); do [ -e /mnt/s$n ] || continue; \
     [ \"$(sha256sum < /mnt/f$n)\" = \"$(cat /mnt/s$n)\" ] || bad=$((bad+1)); done; echo CHECKED-$bad-bad";
 
-#[test]
-fn processes_go_on_and_files_are_back() {
-    let Some(guest) = LinuxGuest::find() else { return };
-    let home = Home::new();
+/// Two processes that check what they have in memory, and say so every tenth time.
+const SUMS: &str = "for p in 1 2; do head -c 400000 /dev/urandom > /dev/shm/d$p; (s=$(sha256sum < /dev/shm/d$p); \
+    n=0; while true; do n=$((n+1)); [ \"$s\" = \"$(sha256sum < /dev/shm/d$p)\" ] || echo SUM-DIFFERS; \
+    [ $((n%10)) = 0 ] && echo SUM-$p-$n; done) & done; echo SUMS-BEGUN";
+
+/// Debian with two vCPUs at a shell, on an overlay over its disk.
+fn boot(home: &Home, guest: &LinuxGuest) -> (Vm, PathBuf) {
     let disk = home.beside("root.ext4");
     let copied = std::process::Command::new("cp")
         .args(["--sparse=always", "--"])
@@ -34,6 +39,56 @@ fn processes_go_on_and_files_are_back() {
     let mut vm = home.args_vm(&args);
     vm.expect("LINUX-GUEST-UP");
     vm.expect("# ");
+    (vm, disk)
+}
+
+/// In the echo of what was typed a complaint stands amid other words.
+fn has_no_complaint(console: &str) {
+    let lines = ["LOOP-DIFFERS", "SUM-DIFFERS"];
+    assert!(
+        !console.lines().any(|line| lines.contains(&line.trim())),
+        "something was read other than written"
+    );
+    for complaint in ["BUG:", "EXT4-fs error", "I/O error", "Call Trace"] {
+        assert!(!console.contains(complaint), "{complaint}");
+    }
+}
+
+#[test]
+fn twenty_live_checkpoints_of_two_busy_vcpus() {
+    let Some(guest) = LinuxGuest::find() else { return };
+    let home = Home::new();
+    let (mut vm, _) = boot(&home, &guest);
+    vm.send("mkdir -p /dev/shm; mount -t tmpfs shm /dev/shm; echo MOUNT'ED'");
+    vm.expect("MOUNTED");
+    vm.send(SUMS);
+    vm.expect("SUMS-BEGUN");
+    let mut parent = serde_json::Value::Null;
+    for n in 1..=20 {
+        vm.expect("SUM-");
+        let made = home.piton(&format!("checkpoint create demo c{n} --json")).json();
+        assert_eq!(made["memory_parent"], parent);
+        assert_eq!(made["capture"]["mode"], "live");
+        parent = made["id"].clone();
+    }
+    for n in (1..=20).rev() {
+        home.piton(&format!("checkpoint apply demo@c{n} --discard-current --run")).ok();
+        for process in 1..=2 {
+            vm.expect(&format!("SUM-{process}-"));
+        }
+    }
+    vm.send("kill %1 %2; echo DO'NE'");
+    vm.expect("DONE");
+    vm.send("poweroff -f");
+    has_no_complaint(&vm.exits_well().console);
+    assert_eq!(home.piton("doctor demo --json").json(), serde_json::json!([]));
+}
+
+#[test]
+fn processes_go_on_and_files_are_back() {
+    let Some(guest) = LinuxGuest::find() else { return };
+    let home = Home::new();
+    let (mut vm, disk) = boot(&home, &guest);
     vm.send("mkdir -p /mnt; mount -t ext4 /dev/vda /mnt && echo MOUNT'ED'");
     vm.expect("MOUNTED");
     vm.send("head -c 1000000 /dev/urandom > /mnt/keep; sha256sum /mnt/keep > /keep.sum; sync; echo KEP'T'");
@@ -63,15 +118,7 @@ fn processes_go_on_and_files_are_back() {
     vm.send("umount /mnt && echo UMOUNT'ED'");
     vm.expect("UMOUNTED");
     vm.send("poweroff -f");
-    let console = vm.exits_well().console;
-    // In the echo of what was typed it stands amid other words.
-    assert!(
-        !console.lines().any(|line| line.trim() == "LOOP-DIFFERS"),
-        "a file was read other than it was written"
-    );
-    for complaint in ["BUG:", "EXT4-fs error", "I/O error", "Call Trace"] {
-        assert!(!console.contains(complaint), "{complaint}");
-    }
+    has_no_complaint(&vm.exits_well().console);
     fsck_is_clean(&home, &disk);
     assert_eq!(home.piton("doctor demo --json").json(), serde_json::json!([]));
 }

@@ -14,6 +14,7 @@ use super::image::{Image, ImageError};
 use crate::layout::PAGE_SIZE;
 use crate::memory::GuestMemory;
 use crate::pages::PageSet;
+use crate::progress::Progress;
 use crate::vm::VmError;
 
 /// Bytes copied at a time.
@@ -53,17 +54,20 @@ pub fn ranges(memory: &GuestMemory) -> Vec<(u64, u64)> {
 }
 
 /// Fills fresh guest memory with what the image holds, each page checked.
-pub fn load(image: &Image, memory: &GuestMemory) -> Result<(), CaptureError> {
+pub fn load(image: &Image, memory: &GuestMemory, progress: &Progress) -> Result<(), CaptureError> {
     let vm = ranges(memory);
     if image.ranges() != vm {
         return Err(CaptureError::OtherMemory { image: image.ranges().to_vec(), vm });
     }
+    progress.phase("memory", image.present()?.iter().map(|run| run.end - run.start).sum());
     let mut buffer = vec![0; STEP as usize];
     for run in image.present()? {
         for at in run.clone().step_by(STEP as usize) {
+            progress.check().map_err(|_| CaptureError::Cancelled)?;
             let part = &mut buffer[..(run.end - at).min(STEP) as usize];
             image.read(at, part)?;
             memory.write_slice(part, GuestAddress(at))?;
+            progress.add(part.len() as u64);
         }
     }
     Ok(())

@@ -284,12 +284,12 @@ mod tests {
         assert_eq!(progress.snapshot().done, 5 * PAGE_SIZE);
         let image = Image::open(&Storage::os(), &path, id, info.crc).unwrap();
         let copy = crate::memory::allocate(size).unwrap();
-        load(&image, &copy).unwrap();
+        load(&image, &copy, &progress).unwrap();
         for (at, byte) in written {
             assert_eq!(copy.read_obj::<u8>(GuestAddress(at)).unwrap(), byte);
         }
         let other = crate::memory::allocate(16 << 20).unwrap();
-        assert!(matches!(load(&image, &other), Err(CaptureError::OtherMemory { .. })));
+        assert!(matches!(load(&image, &other, &progress), Err(CaptureError::OtherMemory { .. })));
     }
 
     #[test]

@@ -87,6 +87,9 @@ pub enum CheckpointCommand {
         /// Longest time, in milliseconds, that the guest may stand still for its memory [default: 10]
         #[arg(long, value_name = "MS")]
         max_pause: Option<u32>,
+        /// Do not wait for it: print the job and return
+        #[arg(long)]
+        no_wait: bool,
     },
     /// Show a VM's checkpoints as a tree
     #[command(visible_alias = "ls")]
@@ -110,6 +113,9 @@ pub enum CheckpointCommand {
         /// Resume at once
         #[arg(long)]
         run: bool,
+        /// Even if a base image was changed since the checkpoint
+        #[arg(long)]
+        force: bool,
         /// Do not ask
         #[arg(long, short)]
         yes: bool,
@@ -124,12 +130,23 @@ pub enum CheckpointCommand {
         /// Only tell what would go
         #[arg(long)]
         dry_run: bool,
+        /// Do not wait until the layers are merged
+        #[arg(long)]
+        no_wait: bool,
         /// Do not ask
         #[arg(long, short)]
         yes: bool,
     },
     /// Read all of a checkpoint against its checksums
     Verify { checkpoint: CheckpointRef },
+    /// List what a running VM is at work on, and what it did last
+    Jobs { name: VmName },
+    /// Call a job of a running VM off
+    Cancel {
+        name: VmName,
+        /// Its id, or the start of it
+        job: String,
+    },
 }
 
 /// A checkpoint as NAME@CHECKPOINT.

@@ -5,23 +5,25 @@ use std::io::IsTerminal;
 use std::sync::Arc;
 
 use anyhow::anyhow;
+use hyper::Method;
 
 use super::args::{ApplyArgs, CheckpointCommand, CheckpointRef};
 use super::error::refused;
 use super::manage::{confirm, existing};
-use super::{output, run};
+use super::{output, run, work};
 use crate::capture::image::Image;
 use crate::checkpoint::Manifest;
 use crate::checkpoint::manifest::DiskPoint;
 use crate::checkpoint::state::read_state;
 use crate::control::client::{self, ClientError};
+use crate::control::jobs::JobList;
 use crate::control::{
-    ApplyBody, ChangeBody, CheckpointInfo, CreateBody, DeleteBody, GoBack, RevertBody, State, TreeInfo,
-    VmInfo,
+    ApplyBody, ChangeBody, CheckpointInfo, CreateBody, DeleteBody, DeletedInfo, GoBack, RevertBody, State,
+    TreeInfo, VmInfo,
 };
 use crate::disk::delta::FrozenDelta;
 use crate::folder::{Definition, VmFolder, VmLock, VmName};
-use crate::progress::Progress;
+use crate::progress::Cancelled;
 use crate::vm::Clock;
 use crate::vmm::checkpoints::create::{Origin, Subject};
 use crate::vmm::checkpoints::{Catalog, CheckpointError, apply, delete, policy, recover};
@@ -39,6 +41,7 @@ pub fn run(command: CheckpointCommand, json: bool) -> anyhow::Result<()> {
             mode,
             full,
             max_pause,
+            no_wait,
         } => {
             let freeze_timeout_ms =
                 freeze_timeout.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
@@ -52,8 +55,23 @@ pub fn run(command: CheckpointCommand, json: bool) -> anyhow::Result<()> {
                 full,
                 max_pause_ms: max_pause,
             };
-            let info = create_checkpoint(&existing(&name)?, &body)?;
-            print_info(&info, json, output::created);
+            let folder = existing(&name)?;
+            if no_wait {
+                let job = work::ask_for_later(&folder.socket(), Method::POST, "/vm/checkpoints", &body)?;
+                output::job(&job, json);
+            } else {
+                print_info(&create_checkpoint(&folder, &body)?, json, output::created);
+            }
+        }
+        CheckpointCommand::Jobs { name } => jobs(&existing(&name)?, json)?,
+        CheckpointCommand::Cancel { name, job } => {
+            let path = format!("/vm/jobs/{}", segment(&job)?);
+            let job = client::delete(&existing(&name)?.socket(), &path, &())?;
+            if json {
+                output::job(&job, json);
+            } else {
+                println!("the job {} ({}) is asked to stop", job.id, job.kind);
+            }
         }
         CheckpointCommand::List { name, flat } => list(&existing(&name)?, flat, json)?,
         CheckpointCommand::Show { checkpoint } => {
@@ -74,11 +92,33 @@ pub fn run(command: CheckpointCommand, json: bool) -> anyhow::Result<()> {
             print_info(&info, json, |info| println!("the note of `{}` is replaced", info.name));
         }
         CheckpointCommand::Apply(args) => apply_checkpoint(args, json)?,
-        CheckpointCommand::Revert { name, run, yes } => revert(&existing(&name)?, run, yes, json)?,
-        CheckpointCommand::Delete { checkpoint, subtree, dry_run, yes } => {
-            delete_checkpoint(&checkpoint, DeleteBody { subtree, dry_run }, yes, json)?;
+        CheckpointCommand::Revert { name, run, force, yes } => {
+            revert(&existing(&name)?, RevertBody { run, force }, yes, json)?;
+        }
+        CheckpointCommand::Delete { checkpoint, subtree, dry_run, no_wait, yes } => {
+            delete_checkpoint(&checkpoint, DeleteBody { subtree, dry_run }, no_wait, yes, json)?;
         }
         CheckpointCommand::Verify { checkpoint } => verify(&checkpoint, json)?,
+    }
+    Ok(())
+}
+
+/// What can be put into a path as it is: an id is nothing else.
+fn segment(job: &str) -> anyhow::Result<&str> {
+    if !job.is_empty() && job.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Ok(job);
+    }
+    Err(refused(format!("`{}` is no id of a job: `piton checkpoint jobs` shows them", job.escape_debug())))
+}
+
+fn jobs(folder: &VmFolder, json: bool) -> anyhow::Result<()> {
+    let asked = answer(client::ask::<JobList>(&folder.socket(), Method::GET, "/vm/jobs", None))?;
+    // Jobs go with the process.
+    let list = asked.unwrap_or(JobList { jobs: Vec::new() });
+    if json {
+        println!("{:#}", serde_json::json!(list));
+    } else {
+        output::jobs(folder.name(), &list);
     }
     Ok(())
 }
@@ -121,7 +161,7 @@ pub fn answer<T>(answer: Result<T, ClientError>) -> anyhow::Result<Option<T>> {
 }
 
 fn create_checkpoint(folder: &VmFolder, body: &CreateBody) -> anyhow::Result<CheckpointInfo> {
-    if let Some(info) = answer(client::post(&folder.socket(), "/vm/checkpoints", body))? {
+    if let Some(info) = work::ask(&folder.socket(), Method::POST, "/vm/checkpoints", body)? {
         return Ok(info);
     }
     let mut vm = Offline::open(folder)?;
@@ -136,7 +176,7 @@ fn create_checkpoint(folder: &VmFolder, body: &CreateBody) -> anyhow::Result<Che
         machine: None,
         origin: Origin::default(),
     };
-    Ok(CheckpointInfo::from(&policy::create(subject, body, &Progress::default())?))
+    Ok(CheckpointInfo::from(&work::here(|progress| policy::create(subject, body, progress))??))
 }
 
 fn list(folder: &VmFolder, flat: bool, json: bool) -> anyhow::Result<()> {
@@ -196,7 +236,7 @@ fn apply_checkpoint(args: ApplyArgs, json: bool) -> anyhow::Result<()> {
         how: GoBack { force: args.force, clock: args.clock },
     };
     let path = format!("/vm/checkpoints/{}/apply", manifest.id);
-    if let Some(info) = answer(client::post::<VmInfo>(&folder.socket(), &path, &body))? {
+    if let Some(info) = work::ask::<VmInfo>(&folder.socket(), Method::POST, &path, &body)? {
         return landed(&folder, &manifest, Some(info), json);
     }
     if body.save_current {
@@ -229,7 +269,9 @@ fn go_back_offline(
         return landed(folder, manifest, Some(client::get(&folder.socket())?), json);
     }
     let mut vm = Offline::open(folder)?;
-    let ready = apply::prepare(folder, &vm.definition, manifest, &Default::default(), how, None)?;
+    let ready = work::here(|progress| {
+        apply::prepare(folder, &vm.definition, manifest, &Default::default(), how, None, progress)
+    })??;
     if let Err(e) = ready.commit(folder, &vm.lock, &mut vm.definition) {
         ready.discard(folder, &vm.definition);
         return Err(e.into());
@@ -255,20 +297,27 @@ fn landed(folder: &VmFolder, manifest: &Manifest, info: Option<VmInfo>, json: bo
     Ok(())
 }
 
-fn revert(folder: &VmFolder, run: bool, yes: bool, json: bool) -> anyhow::Result<()> {
+fn revert(folder: &VmFolder, body: RevertBody, yes: bool, json: bool) -> anyhow::Result<()> {
     let definition = folder.load()?;
     let manifest = Catalog::new(folder, &definition).parent_of_now(&definition)?;
     let question = format!("Go back to checkpoint `{}`? What came after it is lost.", manifest.name);
     if !yes && !confirm(&question)? {
         return Err(refused("nothing was changed"));
     }
-    if let Some(info) = answer(client::post::<VmInfo>(&folder.socket(), "/vm/revert", &RevertBody { run }))? {
+    if let Some(info) = work::ask::<VmInfo>(&folder.socket(), Method::POST, "/vm/revert", &body)? {
         return landed(folder, &manifest, Some(info), json);
     }
-    go_back_offline(folder, &manifest, run, GoBack::default(), json)
+    let how = GoBack { force: body.force, ..Default::default() };
+    go_back_offline(folder, &manifest, body.run, how, json)
 }
 
-fn delete_checkpoint(target: &CheckpointRef, body: DeleteBody, yes: bool, json: bool) -> anyhow::Result<()> {
+fn delete_checkpoint(
+    target: &CheckpointRef,
+    body: DeleteBody,
+    no_wait: bool,
+    yes: bool,
+    json: bool,
+) -> anyhow::Result<()> {
     let folder = existing(&target.vm)?;
     let manifest = find(&folder, &target.checkpoint)?;
     let what = if body.subtree { " and all that descends from it" } else { "" };
@@ -276,26 +325,50 @@ fn delete_checkpoint(target: &CheckpointRef, body: DeleteBody, yes: bool, json: 
         return Err(refused("nothing was deleted"));
     }
     let path = format!("/vm/checkpoints/{}", manifest.id);
-    let deleted = match answer(client::delete(&folder.socket(), &path, &body))? {
+    let asked = work::ask::<DeletedInfo>(&folder.socket(), Method::DELETE, &path, &body)?;
+    let runs = asked.is_some();
+    let deleted = match asked {
         Some(deleted) => deleted,
-        None => {
-            let mut vm = Offline::open(&folder)?;
-            let deleted = delete::run(&folder, &vm.lock, &mut vm.definition, manifest.id, body)?;
-            if !body.dry_run {
-                // The checkpoint is gone; merging can be done any time.
-                if let Err(e) = delete::settle(&folder, &vm.lock, &mut vm.definition, || false) {
-                    log::warn!("layers that nothing needs apart are not merged yet: {e}");
-                }
-            }
-            deleted
-        }
+        None => delete_offline(&folder, &manifest, body, no_wait)?,
     };
     if json {
         println!("{}", serde_json::json!(deleted));
     } else {
         output::deleted(&deleted);
     }
+    let wait = !no_wait && std::io::stderr().is_terminal();
+    let merged = match deleted.merge_job.filter(|_| wait) {
+        Some(job) => work::watch(&folder.socket(), job)?,
+        None => None,
+    };
+    if deleted.merge_later && !json {
+        output::merges(folder.name(), runs, merged.as_ref());
+    }
     Ok(())
+}
+
+fn delete_offline(
+    folder: &VmFolder,
+    manifest: &Manifest,
+    body: DeleteBody,
+    no_wait: bool,
+) -> anyhow::Result<DeletedInfo> {
+    let mut vm = Offline::open(folder)?;
+    let mut deleted = delete::run(folder, &vm.lock, &mut vm.definition, manifest.id, body)?;
+    if !body.dry_run {
+        // The checkpoint is gone; merging can be done any time.
+        let settled = if no_wait {
+            Err(CheckpointError::Cancelled(Cancelled))
+        } else {
+            work::here(|progress| delete::settle(folder, &vm.lock, &mut vm.definition, progress))?
+        };
+        match settled {
+            Err(CheckpointError::Cancelled(_)) => deleted.merge_later = true,
+            Err(e) => log::warn!("layers that nothing needs apart are not merged yet: {e}"),
+            Ok(()) => {}
+        }
+    }
+    Ok(deleted)
 }
 
 fn verify(target: &CheckpointRef, json: bool) -> anyhow::Result<()> {
@@ -348,7 +421,7 @@ pub fn doctor(name: &VmName, repair: bool, json: bool) -> anyhow::Result<()> {
     let mut definition = folder.load()?;
     let findings = recover(&folder, &lock, &mut definition, repair)?;
     if repair {
-        delete::settle(&folder, &lock, &mut definition, || false)?;
+        work::here(|progress| delete::settle(&folder, &lock, &mut definition, progress))??;
     }
     if json {
         let list: Vec<_> = findings

@@ -8,6 +8,7 @@ mod output;
 mod run;
 mod set;
 mod terminal;
+mod work;
 
 use std::process::ExitCode;
 

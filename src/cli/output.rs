@@ -8,6 +8,7 @@ use chrono::{DateTime, Utc};
 use crate::checkpoint::Manifest;
 use crate::checkpoint::tree::{Node, RowItem, Tree, short};
 use crate::config::{DiskConfig, VmConfig};
+use crate::control::jobs::{JobInfo, JobList, JobState};
 use crate::control::{CheckpointInfo, DeletedInfo, State, TreeInfo, VmInfo};
 use crate::folder::VmName;
 
@@ -109,6 +110,9 @@ pub fn show(info: &VmInfo) {
         line("saved in", dir.display().to_string());
     }
     line("folder", info.folder.display().to_string());
+    if let Some(dir) = &info.checkpoint_dir {
+        println!("checkpoints in {}", dir.join(info.name.to_string()).display());
+    }
 }
 
 /// What `piton set` leaves.
@@ -198,8 +202,48 @@ pub fn deleted(info: &DeletedInfo) {
     for checkpoint in &info.deleted {
         println!("checkpoint `{}` {what}", checkpoint.name);
     }
-    if info.merge_later {
-        println!("their disk space is freed when the VM stops");
+}
+
+/// What becomes of the disk space; `merged` is the job that was waited for.
+pub fn merges(vm: &VmName, runs: bool, merged: Option<&JobInfo>) {
+    match merged {
+        Some(JobInfo { state: JobState::Done, .. }) => println!("their layers are merged"),
+        Some(JobInfo { state: JobState::Cancelled, .. }) => {
+            println!("their layers are left as they are for now; they are merged when the VM stops");
+        }
+        Some(JobInfo { error: Some(why), .. }) => complain(&format!("warning: {why}")),
+        _ if runs => {
+            println!("their layers are merged meanwhile; `piton checkpoint jobs {vm}` shows how far it is");
+        }
+        _ => println!("their layers are not merged yet: `piton doctor --repair {vm}` goes on with it"),
+    }
+}
+
+/// A job that is not waited for.
+pub fn job(job: &JobInfo, json: bool) {
+    if json {
+        println!("{}", serde_json::json!(job));
+    } else {
+        println!("{}", job.id);
+    }
+}
+
+pub fn jobs(vm: &VmName, list: &JobList) {
+    if list.jobs.is_empty() {
+        println!("the VM `{vm}` has no jobs");
+        return;
+    }
+    println!("{:<8}  {:<6}  {:<9}  {:<19}  SUBJECT", "JOB", "KIND", "STATE", "ASKED");
+    for job in &list.jobs {
+        let about = match (&job.error, job.state) {
+            (Some(error), _) => format!("  {error}"),
+            (None, JobState::Running) => {
+                format!("  {}", super::work::line(&job.phase, job.done, job.total, job.rate, job.cancelling))
+            }
+            _ => String::new(),
+        };
+        let id = short(job.id);
+        println!("{id}  {:<6}  {:<9}  {}  {}{about}", job.kind, job.state, when(&job.asked), job.subject);
     }
 }
 

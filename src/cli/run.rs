@@ -7,7 +7,6 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::mpsc::Sender;
 
 use anyhow::{Context, anyhow};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -21,9 +20,10 @@ use crate::control::{ApplyBody, GoBack};
 use crate::disk;
 use crate::folder::{Definition, Home, VmFolder, VmLock};
 use crate::id::Id;
+use crate::progress::Progress;
 use crate::storage::Storage;
 use crate::vmm::checkpoints::{Catalog, CheckpointError};
-use crate::vmm::{Message, Outcome, Vmm, VmmError, disks};
+use crate::vmm::{Ender, Outcome, Vmm, VmmError, disks};
 
 const KEYS: &str = "Ctrl-A x ends the VM; Ctrl-A h: help";
 const HELP: &str = "Ctrl-A x ends the VM; Ctrl-A Ctrl-A sends one Ctrl-A to the guest";
@@ -78,7 +78,8 @@ pub fn start(args: StartArgs, json: bool) -> anyhow::Result<()> {
             let how = GoBack { force: args.force, clock: args.clock };
             let catalog = Catalog::new(&folder, vmm.definition());
             let manifest = catalog.store.load(id).map_err(CheckpointError::from)?;
-            vmm.apply_checkpoint(&manifest, &ApplyBody { discard_current: true, how, ..Default::default() })?;
+            let body = ApplyBody { discard_current: true, how, ..Default::default() };
+            vmm.apply_checkpoint(&manifest, &body, &Progress::default())?;
             args.resume
         }
     };
@@ -151,7 +152,7 @@ fn abandon(folder: &VmFolder) {
 /// Runs the VM to its end, with its console on this terminal unless in the background. With `run`
 /// its guest begins at once.
 fn serve(vmm: Vmm, folder: &VmFolder, run: bool, background: bool) -> anyhow::Result<()> {
-    end_on_signals(vmm.sender())?;
+    end_on_signals(vmm.ender())?;
     let outcome = if background {
         begin(vmm, run, || {
             println!("{READY}");
@@ -197,15 +198,14 @@ fn serve_terminal(vmm: Vmm, folder: &VmFolder, run: bool) -> anyhow::Result<Outc
             }
         }
     });
-    let (sender, console) = (vmm.sender(), vmm.console());
+    let (ender, console) = (vmm.ender(), vmm.console());
     std::thread::spawn(move || {
         let left = read_keys(&format!("piton: {HELP}."), |bytes| {
             console.input(bytes);
             Ok(())
         });
         if left {
-            // The VM may have ended by itself.
-            let _ = sender.send(Message::End("Ctrl-A x"));
+            ender.end("Ctrl-A x");
         }
     });
     let outcome = begin(vmm, run, || Ok(()));
@@ -217,7 +217,7 @@ fn serve_terminal(vmm: Vmm, folder: &VmFolder, run: bool) -> anyhow::Result<Outc
     outcome
 }
 
-fn end_on_signals(sender: Sender<Message>) -> anyhow::Result<()> {
+fn end_on_signals(ender: Ender) -> anyhow::Result<()> {
     let mut signals = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM])
         .context("signals cannot be received")?;
     std::thread::Builder::new().name("signals".into()).spawn(move || {
@@ -228,7 +228,7 @@ fn end_on_signals(sender: Sender<Message>) -> anyhow::Result<()> {
                 _ => "a termination signal",
             };
             // After the VMM's end there is nothing left to end.
-            let _ = sender.send(Message::End(name));
+            ender.end(name);
         }
     })?;
     Ok(())

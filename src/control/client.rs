@@ -19,6 +19,9 @@ pub enum ClientError {
     /// Nobody listens: the VM does not run.
     #[error("the VM does not run: `piton start NAME` boots it")]
     NotRunning,
+    /// Its process ended between request and answer.
+    #[error("the VM does not run any more: it ended before it answered")]
+    Ended,
     #[error("the running VM could not be asked: {0}")]
     Broken(String),
     #[error(transparent)]
@@ -44,6 +47,9 @@ pub fn ask<T: DeserializeOwned>(
     body: Option<Vec<u8>>,
 ) -> Result<T, ClientError> {
     let stream = connect(socket)?;
+    // What only looks may find that the VM does not run; what changes something may have been begun.
+    let ended = if method == Method::GET { ClientError::NotRunning } else { ClientError::Ended };
+    let lost = |e: hyper::Error| if is_hang_up(&e) { ended } else { broken(e) };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(broken)?;
     let (status, bytes) = runtime.block_on(async {
         stream.set_nonblocking(true).map_err(broken)?;
@@ -58,10 +64,12 @@ pub fn ask<T: DeserializeOwned>(
             .header(CONTENT_TYPE, "application/json")
             .body(Full::<Bytes>::from(body.unwrap_or_default()))
             .map_err(broken)?;
-        let response = sender.send_request(request).await.map_err(broken)?;
-        let status = response.status();
-        let bytes = response.into_body().collect().await.map_err(broken)?.to_bytes();
-        Ok::<_, ClientError>((status, bytes))
+        let answer = async {
+            let response = sender.send_request(request).await?;
+            let status = response.status();
+            Ok((status, response.into_body().collect().await?.to_bytes()))
+        };
+        answer.await.map_err(lost)
     })?;
     if status.is_success() {
         return serde_json::from_slice(&bytes).map_err(broken);
@@ -72,6 +80,15 @@ pub fn ask<T: DeserializeOwned>(
         StatusCode::INTERNAL_SERVER_ERROR => RequestError::Failed(text),
         _ => RequestError::Refused(text),
     }))
+}
+
+/// The other side went away in the middle.
+fn is_hang_up(error: &hyper::Error) -> bool {
+    let io = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
+    error.is_incomplete_message()
+        || error.is_canceled()
+        || error.is_closed()
+        || io.is_some_and(|e| matches!(e.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset))
 }
 
 pub fn get(socket: &Path) -> Result<VmInfo, ClientError> {

@@ -2,6 +2,7 @@
 //! owns one answers the [`Request`]s.
 
 pub mod client;
+pub mod jobs;
 pub mod server;
 
 use std::time::Duration;
@@ -102,6 +103,9 @@ pub enum RequestError {
     /// It was tried and undone.
     #[error("{0}")]
     Failed(String),
+    /// It was called off and undone.
+    #[error("{0}")]
+    Cancelled(String),
 }
 
 /// What a request that was done is answered with.
@@ -207,6 +211,9 @@ pub struct TreeInfo {
     /// What lies in the folder and cannot be read, with the reason.
     #[serde(default)]
     pub damaged: Vec<String>,
+    /// Merges of layers that are under way or wait for their time.
+    #[serde(default)]
+    pub pending_merges: usize,
 }
 
 /// Body of `POST /vm/checkpoints`.
@@ -268,21 +275,37 @@ pub struct ChangeBody {
 
 /// Body of `POST /vm/checkpoints/{checkpoint}/apply`: one of the first two must be said.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "ApplyFields")]
 pub struct ApplyBody {
     /// Make a checkpoint of the live state first.
-    #[serde(default)]
     pub save_current: bool,
     /// The live state is lost.
-    #[serde(default)]
     pub discard_current: bool,
     /// Name of the checkpoint made first.
-    #[serde(default)]
     pub name: Option<String>,
     /// Resume at once.
-    #[serde(default)]
     pub run: bool,
     #[serde(flatten)]
     pub how: GoBack,
+}
+
+/// [`ApplyBody`] as it is read: serde cannot refuse unknown fields beside a flattened part.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ApplyFields {
+    save_current: bool,
+    discard_current: bool,
+    name: Option<String>,
+    run: bool,
+    force: bool,
+    clock: Clock,
+}
+
+impl From<ApplyFields> for ApplyBody {
+    fn from(fields: ApplyFields) -> Self {
+        let ApplyFields { save_current, discard_current, name, run, force, clock } = fields;
+        Self { save_current, discard_current, name, run, how: GoBack { force, clock } }
+    }
 }
 
 /// Choices about going back.
@@ -313,8 +336,11 @@ pub struct DeleteBody {
 pub struct DeletedInfo {
     pub deleted: Vec<CheckpointInfo>,
     pub dry_run: bool,
-    /// Layers are merged when the VM is off.
+    /// Layers are still merged, or wait for it; the answer does not.
     pub merge_later: bool,
+    /// The job that merges them, in a VM that runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merge_job: Option<Id>,
 }
 
 /// Body of `POST /vm/revert`.
@@ -323,6 +349,9 @@ pub struct DeletedInfo {
 pub struct RevertBody {
     #[serde(default)]
     pub run: bool,
+    /// Even if a base image was changed since.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// Body of `POST /vm/stop`.

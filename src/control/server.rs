@@ -12,10 +12,17 @@
 //! | `POST /vm/checkpoints/{checkpoint}/apply` | [`ApplyBody`](super::ApplyBody) | the VM |
 //! | `DELETE /vm/checkpoints/{checkpoint}` | [`DeleteBody`](super::DeleteBody) or none | what went ([`DeletedInfo`](super::DeletedInfo)) |
 //! | `POST /vm/revert` | [`RevertBody`](super::RevertBody) or none | the VM |
+//! | `GET /vm/jobs` | | long work ([`JobList`](super::jobs::JobList)) |
+//! | `GET /vm/jobs/{job}` | | one job ([`JobInfo`](super::jobs::JobInfo)) |
+//! | `DELETE /vm/jobs/{job}` | | the job, asked to stop |
 //! | `GET /vm/console` with `Upgrade: piton-console` | | 101, then the console's bytes both ways |
 //!
+//! Making, going back and deleting are jobs: their bodies may also hold
+//! [`Waiting`](super::jobs::Waiting), and with `no_wait` the answer is 202 and the job. Requests
+//! about jobs are answered at once, whatever the owner of the machine is busy with.
+//!
 //! Errors are `{"error": "one sentence"}`: 400 for a malformed request, 404, 405, 409 where nothing was tried,
-//! 500 where it was tried and undone.
+//! 500 where it was tried and undone, also because it was cancelled.
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -25,23 +32,33 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
-use axum::extract::{Path as UrlPath, State};
+use axum::extract::{FromRequestParts, Path as UrlPath, State};
 use axum::http::header::{CONNECTION, UPGRADE};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, patch, post};
 use axum::{Json, Router};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::jobs::{Job, JobError, Jobs, Waiting};
 use super::{Answer, CONSOLE_PROTOCOL, ErrorBody, Request, RequestError, StopBody};
 use crate::devices::console::Console;
 
-/// Hands a request to the owner of the machine, who answers through the sender.
-pub type Dispatch = Arc<dyn Fn(Request, oneshot::Sender<Answer>) + Send + Sync>;
+/// A request, the job that it is if it takes long, and where its answer goes.
+pub struct Asked {
+    pub request: Request,
+    pub job: Option<Job>,
+    pub reply: oneshot::Sender<Answer>,
+}
+
+/// Hands a request to the owner of the machine.
+pub type Dispatch = Arc<dyn Fn(Asked) + Send + Sync>;
 
 #[derive(Debug, thiserror::Error)]
 #[error("the control socket {} cannot be set up: {error}", path.display())]
@@ -53,6 +70,7 @@ pub struct ServerError {
 #[derive(Clone)]
 struct Context {
     dispatch: Dispatch,
+    jobs: Jobs,
     console: Arc<Console>,
     /// Consoles that are attached now.
     relays: Arc<AtomicUsize>,
@@ -71,7 +89,12 @@ pub struct Server {
 impl Server {
     /// Listens on `path`, in place of the socket that a killed process may have left there. The
     /// caller holds the VM's lock, so that process is gone.
-    pub fn start(path: &Path, dispatch: Dispatch, console: Arc<Console>) -> Result<Self, ServerError> {
+    pub fn start(
+        path: &Path,
+        dispatch: Dispatch,
+        jobs: Jobs,
+        console: Arc<Console>,
+    ) -> Result<Self, ServerError> {
         let failed = |error| ServerError { path: path.to_owned(), error };
         match std::fs::remove_file(path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(e)),
@@ -87,7 +110,7 @@ impl Server {
             .map_err(failed)?;
         let (stop, stopped) = watch::channel(());
         let relays = Arc::new(AtomicUsize::new(0));
-        let context = Context { dispatch, console, relays: relays.clone() };
+        let context = Context { dispatch, jobs, console, relays: relays.clone() };
         let thread = std::thread::Builder::new()
             .name("control".into())
             .spawn(move || {
@@ -153,27 +176,40 @@ async fn serve(
         .route("/vm/checkpoints", get(|context| ask(context, Request::Checkpoints)))
         .route(
             "/vm/checkpoints",
-            post(|context, body: Bytes| with_body(context, body, Request::CreateCheckpoint)),
+            post(|context, body: Bytes| with_job(context, body, Request::CreateCheckpoint)),
         )
         .route(
             "/vm/checkpoints/{checkpoint}",
-            patch(|context, path: UrlPath<String>, body: Bytes| {
-                with_body(context, body, |body| Request::ChangeCheckpoint(path.0, body))
+            patch(|context, Reference(path): Reference, body: Bytes| {
+                with_body(context, body, |body| Request::ChangeCheckpoint(path, body))
             }),
         )
         .route(
             "/vm/checkpoints/{checkpoint}",
-            delete(|context, path: UrlPath<String>, body: Bytes| {
-                with_body(context, body, |body| Request::DeleteCheckpoint(path.0, body))
+            delete(|context, Reference(path): Reference, body: Bytes| {
+                with_job(context, body, |body| Request::DeleteCheckpoint(path, body))
             }),
         )
         .route(
             "/vm/checkpoints/{checkpoint}/apply",
-            post(|context, path: UrlPath<String>, body: Bytes| {
-                with_body(context, body, |body| Request::ApplyCheckpoint(path.0, body))
+            post(|context, Reference(path): Reference, body: Bytes| {
+                with_job(context, body, |body| Request::ApplyCheckpoint(path, body))
             }),
         )
-        .route("/vm/revert", post(|context, body: Bytes| with_body(context, body, Request::Revert)))
+        .route("/vm/revert", post(|context, body: Bytes| with_job(context, body, Request::Revert)))
+        .route("/vm/jobs", get(async |State(context): State<Context>| Json(context.jobs.list())))
+        .route(
+            "/vm/jobs/{job}",
+            get(async |State(context): State<Context>, Reference(job): Reference| {
+                about_job(StatusCode::OK, context.jobs.find(&job))
+            }),
+        )
+        .route(
+            "/vm/jobs/{job}",
+            delete(async |State(context): State<Context>, Reference(job): Reference| {
+                about_job(StatusCode::ACCEPTED, context.jobs.cancel(&job))
+            }),
+        )
         .route("/vm/console", get(console))
         .fallback(async || {
             error(StatusCode::NOT_FOUND, "there is nothing at this path; GET /vm shows the VM")
@@ -189,28 +225,106 @@ fn error(status: StatusCode, text: impl Into<String>) -> Response {
     (status, Json(ErrorBody { error: text.into() })).into_response()
 }
 
+/// The last part of a path. axum's own complaints are plain text.
+struct Reference(String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Reference {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {
+        match UrlPath::from_request_parts(parts, state).await {
+            Ok(UrlPath(reference)) => Ok(Self(reference)),
+            Err(e) => Err(error(
+                StatusCode::BAD_REQUEST,
+                format!("the path is not as documented: {}", e.body_text()),
+            )),
+        }
+    }
+}
+
 async fn ask(State(context): State<Context>, request: Request) -> Response {
+    wait(&context, request, None).await
+}
+
+/// Waits for the answer of a request.
+async fn wait(context: &Context, request: Request, job: Option<Job>) -> Response {
     let (reply, answer) = oneshot::channel();
-    (context.dispatch)(request, reply);
+    (context.dispatch)(Asked { request, job, reply });
     match answer.await {
         Ok(Ok(reply)) => Json(reply).into_response(),
         Ok(Err(e @ RequestError::Refused(_))) => error(StatusCode::CONFLICT, e.to_string()),
-        Ok(Err(e @ RequestError::Failed(_))) => error(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()),
+        Ok(Err(e @ (RequestError::Failed(_) | RequestError::Cancelled(_)))) => {
+            error(StatusCode::INTERNAL_SERVER_ERROR, e.to_string())
+        }
         Err(_) => error(StatusCode::CONFLICT, "the VM is ending"),
     }
 }
 
+fn about_job<T: serde::Serialize>(status: StatusCode, found: Result<T, JobError>) -> Response {
+    match found {
+        Ok(job) => (status, Json(job)).into_response(),
+        Err(e @ JobError::Unknown(_)) => error(StatusCode::NOT_FOUND, e.to_string()),
+        Err(e) => error(StatusCode::CONFLICT, e.to_string()),
+    }
+}
+
+/// The fields of a body; without a body there are none.
+fn fields(body: &[u8]) -> Result<Map<String, Value>, Response> {
+    if body.is_empty() {
+        return Ok(Map::new());
+    }
+    // `null` is how clients without a body say so.
+    let fields: Option<Map<String, Value>> = serde_json::from_slice(body).map_err(undocumented)?;
+    Ok(fields.unwrap_or_default())
+}
+
+fn typed<T: DeserializeOwned>(fields: Map<String, Value>) -> Result<T, Response> {
+    serde_json::from_value(Value::Object(fields)).map_err(undocumented)
+}
+
+fn undocumented(e: serde_json::Error) -> Response {
+    error(StatusCode::BAD_REQUEST, format!("the body is not as documented: {e}"))
+}
+
 /// A request whose body may be left out where its default says enough.
-async fn with_body<T: DeserializeOwned + Default>(
+async fn with_body<T: DeserializeOwned>(
     context: State<Context>,
     body: Bytes,
     request: impl FnOnce(T) -> Request,
 ) -> Response {
-    let body = if body.is_empty() { Ok(T::default()) } else { serde_json::from_slice(&body) };
-    match body {
+    match fields(&body).and_then(typed) {
         Ok(body) => ask(context, request(body)).await,
-        Err(e) => error(StatusCode::BAD_REQUEST, format!("the body is not as documented: {e}")),
+        Err(answer) => answer,
     }
+}
+
+/// The same for one that takes long.
+async fn with_job<T: DeserializeOwned>(
+    State(context): State<Context>,
+    body: Bytes,
+    request: impl FnOnce(T) -> Request,
+) -> Response {
+    let parsed = fields(&body).and_then(|mut fields| {
+        let waiting = ["no_wait", "job"].iter().filter_map(|field| fields.remove_entry(*field)).collect();
+        Ok((typed::<Waiting>(waiting)?, request(typed(fields)?)))
+    });
+    let (waiting, request) = match parsed {
+        Ok(parsed) => parsed,
+        Err(answer) => return answer,
+    };
+    let Some((kind, subject)) = request.job() else { return wait(&context, request, None).await };
+    let job = match context.jobs.add(waiting.job, kind, subject) {
+        Ok(job) => job,
+        Err(e) => return error(StatusCode::CONFLICT, e.to_string()),
+    };
+    if !waiting.no_wait {
+        return wait(&context, request, Some(job)).await;
+    }
+    let info = job.info();
+    // Whoever wants the answer looks at the job.
+    let (reply, _) = oneshot::channel();
+    (context.dispatch)(Asked { request, job: Some(job), reply });
+    (StatusCode::ACCEPTED, Json(info)).into_response()
 }
 
 async fn console(

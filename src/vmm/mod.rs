@@ -8,13 +8,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use tokio::sync::oneshot;
-
 use crate::agent;
 use crate::checkpoint::Manifest;
-use crate::control::server::{Server, ServerError};
+use crate::control::jobs::{Job, JobKind, Jobs};
+use crate::control::server::{Asked, Server, ServerError};
 use crate::control::{
-    Answer, ApplyBody, CreateBody, DeletedInfo, Reply, Request, RequestError, RevertBody, State, VmInfo,
+    Answer, ApplyBody, CreateBody, DeletedInfo, GoBack, Reply, Request, RequestError, RevertBody, State,
+    VmInfo,
 };
 use crate::devices::console::Console;
 use crate::events::MachineEvent;
@@ -47,7 +47,7 @@ pub enum VmmError {
 
 /// What can happen to a VM while it runs.
 pub enum Message {
-    Request(Request, oneshot::Sender<Answer>),
+    Request(Asked),
     Machine {
         /// Counts the machine's boots: what an earlier one still had to say is no news.
         boot: u64,
@@ -55,6 +55,22 @@ pub enum Message {
     },
     /// End the VM at once: a signal, or the user left its console.
     End(&'static str),
+}
+
+/// Ends a VM from any thread.
+#[derive(Clone)]
+pub struct Ender {
+    sender: Sender<Message>,
+    jobs: Jobs,
+}
+
+impl Ender {
+    /// What the VM's owner is busy with is called off first: it would be in the way.
+    pub fn end(&self, by: &'static str) {
+        self.jobs.cancel_all();
+        // After the VM's end there is nothing left to end.
+        let _ = self.sender.send(Message::End(by));
+    }
 }
 
 /// How a VM's run ended.
@@ -75,6 +91,7 @@ pub struct Vmm {
     console: Arc<Console>,
     queue: Receiver<Message>,
     sender: Sender<Message>,
+    jobs: Jobs,
     machine: Option<Machine>,
     disks: OpenDisks,
     boot: u64,
@@ -99,6 +116,7 @@ impl Vmm {
             console,
             queue,
             sender,
+            jobs: Jobs::default(),
             machine: None,
             disks,
             boot: 0,
@@ -119,9 +137,9 @@ impl Vmm {
         self.console.clone()
     }
 
-    /// Where everybody else puts their messages.
-    pub fn sender(&self) -> Sender<Message> {
-        self.sender.clone()
+    /// For signals, and for the user at the console.
+    pub fn ender(&self) -> Ender {
+        Ender { sender: self.sender.clone(), jobs: self.jobs.clone() }
     }
 
     /// What a machine of boot number `boot` needs beside its definition.
@@ -171,12 +189,17 @@ impl Vmm {
 
     /// Begins to answer on the control socket.
     pub fn listen(&mut self) -> Result<(), VmmError> {
-        let sender = self.sender.clone();
-        let dispatch = Arc::new(move |request, reply| {
+        let (sender, jobs) = (self.sender.clone(), self.jobs.clone());
+        let dispatch = Arc::new(move |asked: Asked| {
+            if asked.request == (Request::Stop { force: true }) {
+                // It would wait for what is to be cut short.
+                jobs.cancel_all();
+            }
             // When the queue is gone the reply is dropped, which the server reports.
-            let _ = sender.send(Message::Request(request, reply));
+            let _ = sender.send(Message::Request(asked));
         });
-        self.server = Some(Server::start(&self.folder.socket(), dispatch, self.console.clone())?);
+        let socket = self.folder.socket();
+        self.server = Some(Server::start(&socket, dispatch, self.jobs.clone(), self.console.clone())?);
         Ok(())
     }
 
@@ -209,14 +232,18 @@ impl Vmm {
             // It cannot be closed while `self.sender` lives.
             let Ok(message) = self.queue.recv() else { break Outcome::Ended("its owner") };
             match message {
-                Message::Request(Request::Stop { force: true }, reply) => {
+                Message::Request(Asked { request: Request::Stop { force: true }, reply, .. }) => {
                     self.machine = None;
                     let _ = reply.send(Ok(self.info().into()));
                     break Outcome::Ended("piton stop --force");
                 }
-                Message::Request(request, reply) => {
+                Message::Request(Asked { request, job, reply }) => {
+                    let answer = self.answer(request, job.as_ref());
+                    if let Some(job) = job {
+                        job.finish(&answer);
+                    }
                     // Who asked may be gone by now.
-                    let _ = reply.send(self.answer(request));
+                    let _ = reply.send(answer);
                     if self.machine.is_none() {
                         break Outcome::Ended("going back to a checkpoint without memory");
                     }
@@ -236,7 +263,7 @@ impl Vmm {
                 Message::End(by) => break Outcome::Ended(by),
             }
         };
-        let Self { folder, mut definition, machine, disks, console, queue, server, lock, .. } = self;
+        let Self { folder, mut definition, machine, disks, console, jobs, server, lock, .. } = self;
         // Guest and disks end first, so that what they last printed is still shown.
         drop(machine);
         disks.flush();
@@ -248,8 +275,11 @@ impl Vmm {
         {
             log::warn!("the automatic checkpoint is left: {e}");
         }
-        let told_to_end = || matches!(queue.try_recv(), Ok(Message::End(_)));
-        if let Err(e) = delete::settle(&folder, &lock, &mut definition, told_to_end) {
+        // A second signal leaves that for later, too.
+        let settled = jobs
+            .add(None, JobKind::Merge, String::new())
+            .map(|job| delete::settle(&folder, &lock, &mut definition, job.progress()));
+        if let Ok(Err(e)) = settled {
             log::warn!("layers that nothing needs apart are not merged yet: {e}");
         }
         drop(lock);
@@ -269,7 +299,17 @@ impl Vmm {
         VmInfo::new(&self.folder, &self.definition, self.state(), pid)
     }
 
-    fn answer(&mut self, request: Request) -> Answer {
+    fn answer(&mut self, request: Request, job: Option<&Job>) -> Answer {
+        let progress = &job.map(|job| job.progress().clone()).unwrap_or_default();
+        progress.check().map_err(CheckpointError::from)?;
+        if let Some(job) = job {
+            job.begin();
+        }
+        let about = |manifest: &Manifest| {
+            if let Some(job) = job {
+                job.set_subject(&manifest.name);
+            }
+        };
         let failed = |e: MachineError| RequestError::Failed(e.to_string());
         let catalog = Catalog::new(&self.folder, &self.definition);
         match (request, self.state()) {
@@ -294,28 +334,38 @@ impl Vmm {
             (Request::ChangeCheckpoint(reference, body), _) => {
                 return Ok(Reply::of(&catalog.change(&self.definition, &reference, &body)?));
             }
-            (Request::CreateCheckpoint(body), _) => return Ok(Reply::of(&self.create_checkpoint(&body)?)),
+            (Request::CreateCheckpoint(body), _) => {
+                let manifest = self.create_checkpoint(&body, progress)?;
+                about(&manifest);
+                return Ok(Reply::of(&manifest));
+            }
             (Request::ApplyCheckpoint(reference, body), _) => {
                 let manifest = catalog.resolve(&self.definition, &reference)?;
-                self.apply_checkpoint(&manifest, &body)?;
+                about(&manifest);
+                self.apply_checkpoint(&manifest, &body, progress)?;
             }
             (Request::DeleteCheckpoint(reference, body), _) => {
-                let id = catalog.resolve(&self.definition, &reference)?.id;
-                let deleted = delete::run(&self.folder, &self.lock, &mut self.definition, id, body)?;
+                let manifest = catalog.resolve(&self.definition, &reference)?;
+                about(&manifest);
+                let deleted = delete::run(&self.folder, &self.lock, &mut self.definition, manifest.id, body)?;
                 return Ok(Reply::Deleted(DeletedInfo { merge_later: !body.dry_run, ..deleted }));
             }
-            (Request::Revert(RevertBody { run }), _) => {
+            (Request::Revert(RevertBody { run, force }), _) => {
                 let manifest = catalog.parent_of_now(&self.definition)?;
-                self.apply_checkpoint(
-                    &manifest,
-                    &ApplyBody { discard_current: true, run, ..Default::default() },
-                )?;
+                about(&manifest);
+                let how = GoBack { force, ..Default::default() };
+                let body = ApplyBody { discard_current: true, run, how, ..Default::default() };
+                self.apply_checkpoint(&manifest, &body, progress)?;
             }
         }
         Ok(self.info().into())
     }
 
-    fn create_checkpoint(&mut self, body: &CreateBody) -> Result<Manifest, CheckpointError> {
+    fn create_checkpoint(
+        &mut self,
+        body: &CreateBody,
+        progress: &Progress,
+    ) -> Result<Manifest, CheckpointError> {
         let manifest = policy::create(
             Subject {
                 folder: &self.folder,
@@ -326,7 +376,7 @@ impl Vmm {
                 origin: Origin::default(),
             },
             body,
-            &Progress::default(),
+            progress,
         )?;
         if body.pause_after {
             self.machine.as_mut().map_or(Ok(()), Machine::pause)?;
@@ -335,7 +385,12 @@ impl Vmm {
     }
 
     /// Goes to a checkpoint; a machine comes out of it standing still unless `run` is asked for.
-    pub fn apply_checkpoint(&mut self, manifest: &Manifest, body: &ApplyBody) -> Result<(), CheckpointError> {
+    pub fn apply_checkpoint(
+        &mut self,
+        manifest: &Manifest,
+        body: &ApplyBody,
+        progress: &Progress,
+    ) -> Result<(), CheckpointError> {
         if body.save_current == body.discard_current {
             return Err(CheckpointError::Refused(
                 "what is to become of the current state: say either that it is saved as a checkpoint, or discarded"
@@ -345,7 +400,8 @@ impl Vmm {
         if body.save_current {
             // Not saved for an apply that is refused.
             apply::check(&self.folder, manifest, body.how)?;
-            self.create_checkpoint(&CreateBody { name: body.name.clone(), ..Default::default() })?;
+            let body = CreateBody { name: body.name.clone(), ..Default::default() };
+            self.create_checkpoint(&body, progress)?;
         }
         let boot = self.boot + 1;
         let reuse = self.disks.left_alone();
@@ -356,6 +412,7 @@ impl Vmm {
             &reuse,
             body.how,
             Some(&|disks| self.parts(boot, disks)),
+            progress,
         )?;
         let was_running = self.state() == State::Running;
         let committed = self
@@ -389,6 +446,11 @@ impl Vmm {
 
 impl From<CheckpointError> for RequestError {
     fn from(error: CheckpointError) -> Self {
-        if error.is_refusal() { Self::Refused(error.to_string()) } else { Self::Failed(error.to_string()) }
+        let text = error.to_string();
+        match () {
+            () if error.is_cancelled() => Self::Cancelled(text),
+            () if error.is_refusal() => Self::Refused(text),
+            () => Self::Failed(text),
+        }
     }
 }

@@ -20,6 +20,7 @@ use crate::folder::{Definition, Now, VmFolder, VmLock};
 use crate::id::Id;
 use crate::machine::{self, Machine, MachineState, Parts};
 use crate::memory;
+use crate::progress::Progress;
 use crate::vmm::disks::{self, OpenDisks, base_path};
 
 /// A checkpoint that is ready to become the active state.
@@ -40,6 +41,7 @@ pub fn prepare(
     reuse: &BTreeMap<String, Arc<dyn Disk>>,
     how: GoBack,
     parts: Option<&dyn Fn(&OpenDisks) -> Parts>,
+    progress: &Progress,
 ) -> Result<Prepared> {
     check(folder, manifest, how)?;
     let catalog = Catalog::new(folder, definition);
@@ -69,7 +71,7 @@ pub fn prepare(
                 let path = catalog.store.memory_path(manifest.id);
                 let image = Image::open(folder.storage(), &path, manifest.id, memory_info.crc)?;
                 let memory = memory::allocate(next.config.memory).map_err(machine::MachineError::from)?;
-                guest::load(&image, &memory)?;
+                guest::load(&image, &memory, progress)?;
                 let parts = parts.ok_or_else(|| {
                     CheckpointError::Refused(format!("checkpoint `{}` holds memory", manifest.name))
                 })?;

@@ -23,6 +23,7 @@ use crate::disk::layer::LayerSpec;
 use crate::disk::merge::{self, Direction, Merge};
 use crate::folder::{Definition, Merging, VmFolder, VmLock};
 use crate::id::Id;
+use crate::progress::Progress;
 use crate::vmm::disks::{DisksError, Layers, base_path};
 
 /// Bytes moved between two looks at whether to stop.
@@ -45,6 +46,7 @@ pub fn run(
         deleted: plan.gone.iter().filter_map(named).collect(),
         dry_run: body.dry_run,
         merge_later: false,
+        merge_job: None,
     };
     if body.dry_run {
         return Ok(deleted);
@@ -111,19 +113,20 @@ fn reparent(
 }
 
 /// Merges all layers that nothing needs apart. The VM must be off. May be cut short anywhere: the
-/// next call goes on. `stop` is asked now and then.
+/// next call goes on.
 pub fn settle(
     folder: &VmFolder,
     lock: &VmLock,
     definition: &mut Definition,
-    mut stop: impl FnMut() -> bool,
+    progress: &Progress,
 ) -> Result<()> {
+    progress.check()?;
     finish_merge(folder, lock, definition)?;
     let catalog = Catalog::new(folder, definition);
     let mut settler = Settler { catalog: &catalog, lock, definition };
     let disks = settler.definition.config.disks.clone();
     for disk in disks.iter().filter(|disk| !disk.readonly && !disk.passthrough) {
-        while settler.merge_one(disk, &mut stop)? {}
+        while settler.merge_one(disk, progress)? {}
         settler.seal(disk)?;
     }
     settler.prune_sums()
@@ -185,7 +188,7 @@ impl Settler<'_> {
     }
 
     /// Does one merge, if there is one to do.
-    fn merge_one(&mut self, disk: &DiskConfig, stop: &mut impl FnMut() -> bool) -> Result<bool> {
+    fn merge_one(&mut self, disk: &DiskConfig, progress: &Progress) -> Result<bool> {
         let layers = Layers::read(self.catalog.folder)?;
         let graph = self.graph(disk, &layers)?;
         let Some(step @ Step::Merge { .. }) = graph.next_step() else { return Ok(false) };
@@ -213,10 +216,15 @@ impl Settler<'_> {
         save(self.catalog.folder, self.lock, self.definition, next)?;
         let children =
             children.iter().map(|id| spec(&layers, *id)).collect::<std::result::Result<Vec<_>, _>>()?;
-        while !merge.step(STEP).map_err(|error| self.failed(disk, error))?.is_done() {
-            if stop() {
-                return Ok(false);
+        progress.phase("merge", merge.progress().total);
+        loop {
+            let before = merge.progress().done;
+            let now = merge.step(STEP).map_err(|error| self.failed(disk, error))?;
+            progress.add(now.done - before);
+            if now.is_done() {
+                break;
             }
+            progress.check()?;
         }
         merge.finish(self.catalog.folder.storage(), &children).map_err(|error| self.failed(disk, error))?;
         drop(merge);

@@ -13,7 +13,6 @@ mod recover;
 
 use std::collections::BTreeMap;
 
-use crate::agent::AgentError;
 use crate::capture::guest::CaptureError;
 use crate::capture::image::ImageError;
 use crate::checkpoint::manifest::DiskPoint;
@@ -29,6 +28,7 @@ use crate::disk::layer::LayerSpec;
 use crate::folder::{Definition, FolderError, VmFolder, VmLock};
 use crate::id::Id;
 use crate::machine::MachineError;
+use crate::progress::Cancelled;
 use crate::storage::StorageError;
 use crate::vmm::disks::{DisksError, remove_layers};
 
@@ -52,7 +52,7 @@ pub enum CheckpointError {
     #[error(transparent)]
     Image(#[from] ImageError),
     #[error(transparent)]
-    Capture(#[from] CaptureError),
+    Capture(CaptureError),
     #[error(transparent)]
     Machine(#[from] MachineError),
     #[error(transparent)]
@@ -65,15 +65,29 @@ pub enum CheckpointError {
     Storage(#[from] StorageError),
     #[error("no random bytes can be had: {0}")]
     Random(std::io::Error),
-    #[error("no checkpoint was made: {0}")]
-    Agent(AgentError),
     #[error("{0}")]
     NoProduction(String),
+    #[error("cancelled: the VM is as it was, and nothing is left of it")]
+    Cancelled(#[from] Cancelled),
 }
 
 impl CheckpointError {
     pub fn is_refusal(&self) -> bool {
         matches!(self, Self::Refused(_) | Self::Name(_) | Self::Resolve(_))
+    }
+
+    /// Called off by the user, and undone.
+    pub fn is_cancelled(&self) -> bool {
+        matches!(self, Self::Cancelled(_))
+    }
+}
+
+impl From<CaptureError> for CheckpointError {
+    fn from(error: CaptureError) -> Self {
+        match error {
+            CaptureError::Cancelled => Self::Cancelled(Cancelled),
+            error => Self::Capture(error),
+        }
     }
 }
 
@@ -154,6 +168,7 @@ impl<'a> Catalog<'a> {
             now: definition.now.parent,
             checkpoints: rows.map(CheckpointInfo::from).collect(),
             damaged: damaged.chain(problems).collect(),
+            pending_merges: 0,
         })
     }
 

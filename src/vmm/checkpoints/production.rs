@@ -19,7 +19,7 @@ use crate::disk::Disk;
 use crate::disk::layer::LayerSpec;
 use crate::id::Id;
 use crate::machine::{Machine, Stood};
-use crate::progress::Progress;
+use crate::progress::{Cancelled, Progress};
 use crate::storage::Storage;
 
 /// Longest time that the guest's file systems are frozen unless another one is asked for.
@@ -53,6 +53,7 @@ pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Resul
     if port.is_thaw_due() {
         agent::thaw_again(&*port).map_err(Failure::Agent)?;
     }
+    progress.phase("agent", 0);
     let mut agent = Agent::connect(&*port, progress).map_err(Failure::Agent)?;
 
     // stage
@@ -72,12 +73,14 @@ pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Resul
     }
 
     // freeze, switch, thaw
+    progress.phase("freeze", 0);
     let storage = folder.storage().clone();
     let frozen = agent.while_frozen(limit, || switch(storage, machine, staged));
     drop(agent);
     let (failure, switched) = match (frozen.outcome, frozen.stayed) {
         (Outcome::Switched(Ok(switched)), Ok(())) => {
             let published = (|| {
+                progress.phase("sync", 0);
                 for disk in disks.values() {
                     disk.flush()?;
                 }
@@ -109,7 +112,7 @@ pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Resul
 /// A cancel is meant for the checkpoint, whatever its type would have been.
 fn called_off(error: AgentError) -> Failure {
     match error {
-        AgentError::CalledOff => Failure::Other(CheckpointError::Agent(error)),
+        AgentError::CalledOff => Failure::Other(Cancelled.into()),
         other => Failure::Agent(other),
     }
 }

@@ -1,0 +1,233 @@
+//! Work that takes a while: shows how far it is, and lets Ctrl-C call it off.
+
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use hyper::Method;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use signal_hook::consts::SIGINT;
+use signal_hook::flag;
+
+use super::output::size;
+use crate::control::client::{self, ClientError};
+use crate::control::jobs::JobInfo;
+use crate::id::Id;
+use crate::progress::Progress;
+
+/// How often the work is looked at.
+const LOOK: Duration = Duration::from_millis(100);
+/// Work that is done by then says nothing of itself.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// Takes Ctrl-C from here on; a second one ends piton as if it had not been taken.
+struct Interrupt(Arc<AtomicBool>);
+
+impl Interrupt {
+    fn take() -> anyhow::Result<Self> {
+        let asked = Arc::new(AtomicBool::new(false));
+        flag::register_conditional_default(SIGINT, asked.clone())
+            .and_then(|_| flag::register(SIGINT, asked.clone()))
+            .context("signals cannot be received")?;
+        Ok(Self(asked))
+    }
+
+    fn came(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// One line on the terminal that is written over again and again; none where nobody looks.
+struct Meter {
+    began: Instant,
+    seen: bool,
+    shown: bool,
+}
+
+impl Meter {
+    fn new() -> Self {
+        Self { began: Instant::now(), seen: std::io::stderr().is_terminal(), shown: false }
+    }
+
+    fn is_due(&self) -> bool {
+        self.seen && self.began.elapsed() >= QUIET
+    }
+
+    fn show(&mut self, line: &str) {
+        self.shown = true;
+        let mut stderr = std::io::stderr();
+        // Without a terminal to write to there is nobody to tell.
+        let _ = write!(stderr, "\r\x1b[K{line}");
+        let _ = stderr.flush();
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        if self.shown {
+            let _ = write!(std::io::stderr(), "\r\x1b[K");
+        }
+    }
+}
+
+/// How far work is, in a line.
+pub fn line(phase: &str, done: u64, total: u64, rate: u64, cancelling: bool) -> String {
+    let phase = if phase.is_empty() { "waiting" } else { phase };
+    let mut line = phase.to_owned();
+    if total > 0 {
+        line += &format!(": {} of {} ({} %)", size(done), size(total), done.min(total) * 100 / total);
+    } else if done > 0 {
+        line += &format!(": {}", size(done));
+    }
+    if rate > 0 {
+        line += &format!(", {}/s", size(rate));
+    }
+    if cancelling {
+        line += ", being cancelled";
+    }
+    line
+}
+
+fn line_of(job: &JobInfo) -> String {
+    line(&job.phase, job.done, job.total, job.rate, job.cancelling)
+}
+
+fn job_path(job: Id) -> String {
+    format!("/vm/jobs/{job}")
+}
+
+/// The body with the fields that make it a job of this id.
+fn as_job(body: &impl Serialize, fields: &[(&str, serde_json::Value)]) -> anyhow::Result<Vec<u8>> {
+    let mut body = serde_json::to_value(body)?;
+    if let Some(object) = body.as_object_mut() {
+        object.extend(fields.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
+    }
+    Ok(serde_json::to_vec(&body)?)
+}
+
+/// Asks a running VM for long work and waits for its answer; none if it does not run.
+pub fn ask<T: DeserializeOwned + Send>(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: &impl Serialize,
+) -> anyhow::Result<Option<T>> {
+    let job = Id::random().context("no random bytes can be had")?;
+    let body = as_job(body, &[("job", serde_json::json!(job))])?;
+    let interrupt = Interrupt::take()?;
+    let mut meter = Meter::new();
+    let (sender, answer) = channel();
+    let answer = std::thread::scope(|scope| {
+        scope.spawn(move || {
+            // The receiver waits for just this.
+            let _ = sender.send(client::ask::<T>(socket, method, path, Some(body)));
+        });
+        let mut cancelled = false;
+        loop {
+            match answer.recv_timeout(LOOK) {
+                Ok(answer) => return answer,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(ClientError::Broken("its answer was lost".into()));
+                }
+            }
+            if interrupt.came() && !cancelled {
+                // Refused only as long as the VM does not know of it.
+                let asked = client::delete::<JobInfo>(socket, &job_path(job), &());
+                cancelled = asked.is_ok();
+            }
+            if meter.is_due()
+                && let Ok(job) = client::ask::<JobInfo>(socket, Method::GET, &job_path(job), None)
+            {
+                meter.show(&line_of(&job));
+            }
+        }
+    });
+    drop(meter);
+    match answer {
+        Ok(value) => Ok(Some(value)),
+        Err(ClientError::NotRunning) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Asks a running VM for long work and does not wait for it.
+pub fn ask_for_later(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: &impl Serialize,
+) -> Result<JobInfo, anyhow::Error> {
+    let body = as_job(body, &[("no_wait", true.into())])?;
+    Ok(client::ask(socket, method, path, Some(body))?)
+}
+
+/// Waits for a job until it is over; Ctrl-C calls it off. None if the VM ended meanwhile.
+pub fn watch(socket: &Path, job: Id) -> anyhow::Result<Option<JobInfo>> {
+    let interrupt = Interrupt::take()?;
+    let mut meter = Meter::new();
+    let mut cancelled = false;
+    loop {
+        let info = match client::ask::<JobInfo>(socket, Method::GET, &job_path(job), None) {
+            Ok(info) => info,
+            Err(ClientError::NotRunning) => return Ok(None),
+            Err(e) => return Err(e.into()),
+        };
+        if info.state.is_over() {
+            return Ok(Some(info));
+        }
+        if interrupt.came() && !cancelled {
+            // Over by now, perhaps; the next look tells.
+            cancelled = client::delete::<JobInfo>(socket, &job_path(job), &()).is_ok();
+        }
+        if meter.is_due() {
+            meter.show(&line_of(&info));
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// Does long work in this process.
+pub fn here<T>(work: impl FnOnce(&Progress) -> T) -> anyhow::Result<T> {
+    let interrupt = Interrupt::take()?;
+    let progress = Progress::default();
+    let (working, done) = channel::<()>();
+    Ok(std::thread::scope(|scope| {
+        let watched = &progress;
+        scope.spawn(move || {
+            let mut meter = Meter::new();
+            while done.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
+                if interrupt.came() {
+                    watched.cancel();
+                }
+                if meter.is_due() {
+                    let now = watched.snapshot();
+                    meter.show(&line(now.phase, now.done, now.total, watched.rate(), watched.is_cancelled()));
+                }
+            }
+        });
+        let result = work(&progress);
+        drop(working);
+        result
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_says_what_is_known() {
+        assert_eq!(line("", 0, 0, 0, false), "waiting");
+        assert_eq!(line("memory", 5 << 20, 0, 0, false), "memory: 5 MiB");
+        assert_eq!(
+            line("memory", 512 << 20, 2 << 30, 3 << 20, true),
+            "memory: 512 MiB of 2 GiB (25 %), 3 MiB/s, being cancelled"
+        );
+    }
+}
