@@ -11,6 +11,10 @@ use vmm_sys_util::eventfd::EventFd;
 /// bounded, too: the device takes no request while there is no room.
 const KEPT: usize = 64 << 10;
 
+/// How often the guest opening the port is told of for one freeze: a guest that opens it again and
+/// again does not get anybody's attention for it without end.
+const CONTACTS: u32 = 3;
+
 /// Called when the guest opens the port while its file systems may be frozen.
 pub type OnContact = Box<dyn Fn() + Send + Sync>;
 
@@ -26,6 +30,8 @@ struct Inner {
     open: bool,
     listening: bool,
     thaw_due: bool,
+    /// How often contact may still be told of.
+    contacts: u32,
     to_guest: VecDeque<u8>,
     from_guest: Vec<u8>,
     doorbell: Option<EventFd>,
@@ -65,7 +71,9 @@ impl Port {
     }
 
     pub fn set_thaw_due(&self, due: bool) {
-        self.lock().thaw_due = due;
+        let mut inner = self.lock();
+        inner.thaw_due = due;
+        inner.contacts = if due { CONTACTS } else { 0 };
     }
 
     /// Takes what the guest sends from now on; before, it was thrown away.
@@ -121,11 +129,11 @@ impl Port {
         if !open {
             inner.to_guest.clear();
         }
-        if opened
-            && inner.thaw_due
-            && let Some(on_contact) = &inner.on_contact
-        {
-            on_contact();
+        if opened && inner.contacts > 0 {
+            inner.contacts -= 1;
+            if let Some(on_contact) = &inner.on_contact {
+                on_contact();
+            }
         }
         self.changed.notify_all();
     }

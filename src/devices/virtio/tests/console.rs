@@ -252,13 +252,23 @@ fn a_thaw_that_is_due_is_remembered_and_told() {
     assert_eq!(guest.contacts.load(Ordering::SeqCst), 0, "it was open");
     let saved: ConsoleState = guest.driver.backend.lock().device.save();
     let json = serde_json::to_vec(&saved).unwrap();
-    let mut other = Guest::new();
+    let other = Guest::new();
     other.driver.backend.lock().device.restore(&serde_json::from_slice(&json).unwrap());
     assert!(other.port.is_open() && other.port.is_thaw_due());
     assert_eq!(other.driver.backend.lock().device.save(), saved);
     guest.control(PORT_OPEN, 0);
     guest.open();
     assert_eq!(guest.contacts.load(Ordering::SeqCst), 1);
+    // As often as it likes.
+    for _ in 0..100 {
+        guest.control(PORT_OPEN, 0);
+        guest.open();
+    }
+    assert_eq!(guest.contacts.load(Ordering::SeqCst), 3);
+    guest.port.set_thaw_due(false);
+    guest.control(PORT_OPEN, 0);
+    guest.open();
+    assert_eq!(guest.contacts.load(Ordering::SeqCst), 3);
 }
 
 #[test]
