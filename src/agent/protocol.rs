@@ -152,11 +152,8 @@ impl Matcher {
 /// An answer and the number that it bears; none if it is no answer.
 fn parse(line: &[u8]) -> Option<(Answer, Option<u64>)> {
     let value: Value = serde_json::from_slice(line).ok()?;
-    let id = match value.get("id") {
-        None => None,
-        // A number that we never send is that of no call.
-        Some(id) => Some(id.as_u64().unwrap_or(u64::MAX)),
-    };
+    // A number that we never send is that of no call.
+    let id = value.get("id").map(|id| id.as_u64().unwrap_or(u64::MAX));
     if let Some(error) = value.get("error") {
         let text = error.get("desc").and_then(Value::as_str).unwrap_or("it gave no reason");
         return Some((Answer::Error(told(text)), id));
@@ -178,7 +175,7 @@ mod tests {
     fn in_step(id: u64, repeats: bool) -> Matcher {
         let mut matcher = Matcher::sync(id);
         let tail = if repeats { format!(", \"id\": {id}") } else { String::new() };
-        let answer = matcher.take(format!("\u{0}old\n").as_bytes());
+        let answer = matcher.take(b"\0old\n");
         assert_eq!(answer, None);
         let mut bytes = vec![RESET];
         bytes.extend(format!("{{\"return\": {id}{tail}}}\n").bytes());
