@@ -11,6 +11,7 @@ use super::args::{ApplyArgs, CheckpointCommand, CheckpointRef};
 use super::error::refused;
 use super::manage::{confirm, existing};
 use super::{output, run, work};
+use crate::capture::chain::MemoryChain;
 use crate::capture::image::Image;
 use crate::checkpoint::Manifest;
 use crate::checkpoint::manifest::DiskPoint;
@@ -26,7 +27,7 @@ use crate::folder::{Definition, VmFolder, VmLock, VmName};
 use crate::progress::Cancelled;
 use crate::vm::Clock;
 use crate::vmm::checkpoints::create::{Origin, Subject};
-use crate::vmm::checkpoints::{Catalog, CheckpointError, apply, delete, policy, recover};
+use crate::vmm::checkpoints::{Catalog, CheckpointError, Finding, apply, delete, memory, policy, recover};
 use crate::vmm::disks::{self, Layers};
 
 pub fn run(command: CheckpointCommand, json: bool) -> anyhow::Result<()> {
@@ -174,6 +175,7 @@ fn create_checkpoint(folder: &VmFolder, body: &CreateBody) -> anyhow::Result<Che
         definition: &mut vm.definition,
         disks: &disks.live,
         machine: None,
+        pending: None,
         origin: Origin::default(),
     };
     Ok(CheckpointInfo::from(&work::here(|progress| policy::create(subject, body, progress))??))
@@ -381,11 +383,11 @@ fn verify(target: &CheckpointRef, json: bool) -> anyhow::Result<()> {
         let state = read_state(folder.storage(), &catalog.store.state_path(manifest.id), info);
         bytes += state.map_err(CheckpointError::from)?.len() as u64;
     }
-    if let Some(info) = &manifest.memory {
-        let path = catalog.store.memory_path(manifest.id);
-        let image = Image::open(folder.storage(), &path, manifest.id, info.crc)?;
-        image.verify(|_, _| std::ops::ControlFlow::Continue(()))?;
-        bytes += info.stored_bytes;
+    if manifest.memory.is_some() {
+        let specs = catalog.store.memory_chain(&manifest).map_err(CheckpointError::from)?;
+        let chain = MemoryChain::open(folder.storage(), &specs)?;
+        chain.verify(|_, _| std::ops::ControlFlow::Continue(()))?;
+        bytes += chain.images().iter().map(Image::stored_bytes).sum::<u64>();
     }
     let (layers, sums) = (Layers::read(&folder)?, catalog.layer_sums(&definition)?);
     let mut unchecked = Vec::new();
@@ -419,7 +421,9 @@ pub fn doctor(name: &VmName, repair: bool, json: bool) -> anyhow::Result<()> {
     let folder = existing(name)?;
     let lock = folder.lock()?;
     let mut definition = folder.load()?;
-    let findings = recover(&folder, &lock, &mut definition, repair)?;
+    let mut findings = recover(&folder, &lock, &mut definition, repair)?;
+    let missing = memory::missing(&Catalog::new(&folder, &definition))?;
+    findings.extend(missing.into_iter().map(|text| Finding { text, mended: false }));
     if repair {
         work::here(|progress| delete::settle(&folder, &lock, &mut definition, progress))??;
     }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use crate::agent;
+use crate::capture::lazy::Filling;
 use crate::checkpoint::Manifest;
 use crate::control::jobs::{Job, JobKind, Jobs};
 use crate::control::server::{Asked, Server, ServerError};
@@ -93,6 +94,8 @@ pub struct Vmm {
     sender: Sender<Message>,
     jobs: Jobs,
     machine: Option<Machine>,
+    /// Of the machine's memory; to be dropped after it.
+    filling: Option<Filling>,
     disks: OpenDisks,
     boot: u64,
     /// Dropped before the lock: nobody may find the socket of a VM that is not locked.
@@ -118,6 +121,7 @@ impl Vmm {
             sender,
             jobs: Jobs::default(),
             machine: None,
+            filling: None,
             disks,
             boot: 0,
             server: None,
@@ -162,6 +166,7 @@ impl Vmm {
     pub fn boot(&mut self) -> Result<(), VmmError> {
         // The former machine and its disks end first: they hold the images' locks.
         self.machine = None;
+        self.filling = None;
         self.disks.flush();
         self.disks = OpenDisks::default();
         self.boot += 1;
@@ -206,6 +211,9 @@ impl Vmm {
     pub fn resume(&mut self) -> Result<(), MachineError> {
         let Some(machine) = &mut self.machine else { return Ok(()) };
         machine.resume()?;
+        if let Some(filling) = &mut self.filling {
+            filling.fetch();
+        }
         if machine.agent().is_thaw_due() {
             // In its turn: whoever asked for the resume does not wait for the agent.
             let _ = self.sender.send(Message::Machine { boot: self.boot, event: MachineEvent::AgentBack });
@@ -233,7 +241,9 @@ impl Vmm {
             let Ok(message) = self.queue.recv() else { break Outcome::Ended("its owner") };
             match message {
                 Message::Request(Asked { request: Request::Stop { force: true }, reply, .. }) => {
-                    self.machine = None;
+                    if !self.filling.as_ref().is_some_and(Filling::is_broken) {
+                        self.machine = None;
+                    }
                     let _ = reply.send(Ok(self.info().into()));
                     break Outcome::Ended("piton stop --force");
                 }
@@ -263,9 +273,18 @@ impl Vmm {
                 Message::End(by) => break Outcome::Ended(by),
             }
         };
-        let Self { folder, mut definition, machine, disks, console, jobs, server, lock, .. } = self;
+        let Self { folder, mut definition, machine, mut filling, disks, console, jobs, server, lock, .. } =
+            self;
+        if let Some(filling) = filling.take_if(|filling| filling.is_broken()) {
+            // Threads of the machine wait for memory that will not come, and end with the process.
+            std::mem::forget((machine, disks));
+            filling.abandon();
+            console.close();
+            return outcome;
+        }
         // Guest and disks end first, so that what they last printed is still shown.
         drop(machine);
+        drop(filling);
         disks.flush();
         drop(disks);
         console.close();
@@ -374,6 +393,7 @@ impl Vmm {
                 disks: &self.disks.live,
                 machine: self.machine.as_mut(),
                 origin: Origin::default(),
+                pending: self.filling.as_ref().and_then(Filling::pending),
             },
             body,
             progress,
@@ -430,6 +450,7 @@ impl Vmm {
         }
         self.boot = boot;
         self.machine = ready.machine;
+        self.filling = ready.filling;
         self.disks = ready.disks;
         if let Some(machine) = &self.machine
             && let Err(e) = machine.take_console(&self.console)

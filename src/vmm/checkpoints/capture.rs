@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::create::Staged;
 use super::{CheckpointError, Result};
+use crate::capture::chain::MemoryChain;
 use crate::capture::guest::{self, CaptureError};
 use crate::capture::image::{ImageInfo, ImageWriter};
 use crate::capture::live::{self, Limits, Report};
@@ -49,6 +50,8 @@ pub struct Plan<'a> {
     pub id: Id,
     /// What Now descends from.
     pub parent: Option<Id>,
+    /// Where memory that the machine does not have yet is read from.
+    pub pending: Option<Arc<MemoryChain>>,
     pub image: &'a Path,
     pub body: &'a CreateBody,
     pub progress: &'a Progress,
@@ -66,6 +69,7 @@ struct Work {
     staged: BTreeMap<String, Staged>,
     mode: Mode,
     delta: bool,
+    pending: Option<Arc<MemoryChain>>,
 }
 
 enum Outcome {
@@ -120,6 +124,7 @@ pub fn machine(
         staged,
         mode: plan.body.mode,
         delta: parent.is_some(),
+        pending: plan.pending.clone(),
     };
     if work.mode == Mode::Live {
         work.write_first()?;
@@ -160,7 +165,7 @@ impl Work {
         Ok(if self.delta {
             live::write_changed(tracker, &mut self.image, &self.progress)
         } else {
-            live::write_all(tracker, &mut self.image, &self.progress)
+            live::write_all(tracker, &mut self.image, self.pending.as_deref(), &self.progress)
         }?)
     }
 

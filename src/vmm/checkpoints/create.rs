@@ -12,6 +12,7 @@ use chrono::Utc;
 
 use super::capture::{self, Frozen, Plan};
 use super::{Catalog, CheckpointError, Result, remove_unless_named, save};
+use crate::capture::chain::MemoryChain;
 use crate::capture::guest::CaptureError;
 use crate::capture::image::ImageInfo;
 use crate::checkpoint::manifest::{DiskPoint, LeftOut, LeftOutWhy, MemoryInfo};
@@ -38,6 +39,8 @@ pub struct Subject<'a> {
     pub disks: &'a BTreeMap<String, Arc<LiveDisk>>,
     /// None: the VM is off, and the checkpoint holds disks only.
     pub machine: Option<&'a mut Machine>,
+    /// Where memory that the machine does not have yet is read from.
+    pub pending: Option<Arc<MemoryChain>>,
     pub origin: Origin,
 }
 
@@ -59,6 +62,7 @@ impl Subject<'_> {
             definition: self.definition,
             disks: self.disks,
             machine: self.machine.as_deref_mut(),
+            pending: self.pending.clone(),
             origin: self.origin.clone(),
         }
     }
@@ -73,7 +77,7 @@ pub(super) struct Staged {
 }
 
 pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Result<Manifest> {
-    let Subject { folder, lock, definition, disks, machine, origin } = subject;
+    let Subject { folder, lock, definition, disks, machine, pending, origin } = subject;
     let catalog = Catalog::new(folder, definition);
     let name = catalog.new_name(body.name.as_deref())?;
     let id = Id::random().map_err(CheckpointError::Random)?;
@@ -101,7 +105,7 @@ pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Resul
         None => capture::switch(folder.storage(), staged, &mut frozen).map(|()| None),
         Some(machine) => {
             let (storage, parent) = (folder.storage(), before.now.parent);
-            let plan = Plan { storage, id, parent, image: &image, body, progress };
+            let plan = Plan { storage, id, parent, pending, image: &image, body, progress };
             capture::machine(&plan, machine, staged, &mut frozen).map(Some)
         }
     };
@@ -130,7 +134,8 @@ pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Resul
             let json = serde_json::to_vec(&state).map_err(CheckpointError::Decode)?;
             manifest.state = Some(write_state(folder.storage(), &staging.state_path(), &json)?);
             let ImageInfo { guest_bytes, stored_bytes, crc } = image;
-            manifest.memory = Some(MemoryInfo { guest_bytes, stored_bytes, crc, parent });
+            manifest.memory =
+                Some(MemoryInfo { guest_bytes, stored_bytes, crc, parent, ..Default::default() });
         }
         for disk in disks.values() {
             disk.flush()?;

@@ -51,6 +51,7 @@ pub fn run(
     if body.dry_run {
         return Ok(deleted);
     }
+    super::memory::keep(&catalog, &manifests, &plan.gone)?;
     // Children and Now get their new parent before the old one goes, so that it is never missing.
     let former: Vec<(Id, Option<Id>)> =
         manifests.iter().map(|manifest| (manifest.id, manifest.parent)).collect();
@@ -129,6 +130,8 @@ pub fn settle(
         while settler.merge_one(disk, progress)? {}
         settler.seal(disk)?;
     }
+    catalog.store.merge_images(progress)?;
+    progress.check()?;
     settler.prune_sums()
 }
 

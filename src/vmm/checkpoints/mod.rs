@@ -7,6 +7,7 @@ pub mod apply;
 mod capture;
 pub mod create;
 pub mod delete;
+pub mod memory;
 pub mod policy;
 mod production;
 mod recover;

@@ -124,7 +124,8 @@ pub fn at_start(folder: &VmFolder, lock: &VmLock, definition: &mut Definition) -
     let Definition { config, now, .. } = &*definition;
     let disks = disks::open(folder, config, &now.tops, &sums, &BTreeMap::new())?;
     let origin = Origin { automatic: true, ..Origin::default() };
-    let subject = Subject { folder, lock, definition, disks: &disks.live, machine: None, origin };
+    let subject =
+        Subject { folder, lock, definition, disks: &disks.live, machine: None, pending: None, origin };
     create::create(subject, &CreateBody::default(), &Progress::default()).map(Some)
 }
 

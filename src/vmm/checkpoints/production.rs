@@ -43,7 +43,7 @@ impl<E: Into<CheckpointError>> From<E> for Failure {
 
 /// Of a subject with a machine that runs.
 pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Result<Manifest, Failure> {
-    let Subject { folder, lock, definition, disks, machine, origin } = subject;
+    let Subject { folder, lock, definition, disks, machine, pending: _, origin } = subject;
     let limit = freeze_timeout(body)?;
     let catalog = Catalog::new(folder, definition);
     let name = catalog.new_name(body.name.as_deref())?;

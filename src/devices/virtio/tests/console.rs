@@ -50,7 +50,7 @@ impl Guest {
         let contacts = Arc::new(AtomicUsize::new(0));
         let count = contacts.clone();
         let doorbell = driver.backend.doorbell.try_clone().unwrap();
-        port.connect(doorbell, Box::new(move || drop(count.fetch_add(1, Ordering::SeqCst))));
+        port.connect(doorbell, Box::new(move || _ = count.fetch_add(1, Ordering::SeqCst)));
         let mut guest = Self { driver, port, contacts, next: [0; 4], seen: [0; 4] };
         guest.start(MULTIPORT | VERSION_1);
         guest
