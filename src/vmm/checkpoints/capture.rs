@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::create::Staged;
-use super::{CheckpointError, Result};
+use super::{Catalog, CheckpointError, Result};
 use crate::capture::chain::MemoryChain;
 use crate::capture::guest::{self, CaptureError};
 use crate::capture::image::{ImageInfo, ImageWriter};
@@ -198,6 +198,34 @@ impl Work {
         }
         switch(&self.storage, std::mem::take(&mut self.staged), frozen)?;
         Ok(Some(state))
+    }
+}
+
+/// What the memory of the checkpoint that a machine is tracked since lies on. Looked at before
+/// checkpoints are deleted: that one may be among them.
+pub struct Below(Option<MemoryChain>);
+
+impl Below {
+    pub fn of(catalog: &Catalog, machine: Option<&Machine>) -> Self {
+        let parent = machine.and_then(|machine| lock(&machine.tracker()).parent());
+        let chain = parent.map(|id| {
+            let specs = catalog.store.memory_chain(&catalog.store.load(id)?)?;
+            Ok::<_, CheckpointError>(MemoryChain::open(catalog.folder.storage(), &specs)?)
+        });
+        // What cannot be read will not be known.
+        Self(chain.and_then(Result::ok))
+    }
+
+    /// Now descends from `parent`: the machine is tracked since that one from here on.
+    pub fn follow(&self, machine: Option<&Machine>, parent: Option<Id>) {
+        let (Some(machine), Some(chain)) = (machine, &self.0) else { return };
+        let tracker = machine.tracker();
+        let tracker = &mut lock(&tracker);
+        if tracker.parent() != parent
+            && let Err(e) = tracker.go_up(parent, chain)
+        {
+            log::warn!("the next checkpoint stores all of memory: {e}");
+        }
     }
 }
 

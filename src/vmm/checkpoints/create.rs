@@ -69,7 +69,7 @@ impl Subject<'_> {
 }
 
 /// A disk's next overlay, and what the disk was made of before.
-pub(super) struct Staged {
+pub struct Staged {
     pub disk: Arc<LiveDisk>,
     pub overlay: Prepared,
     pub before: Option<Id>,

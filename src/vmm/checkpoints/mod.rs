@@ -4,7 +4,7 @@
 //! its only actor: the VMM's queue while the VM runs, one command otherwise.
 
 pub mod apply;
-mod capture;
+pub mod capture;
 pub mod create;
 pub mod delete;
 pub mod memory;
