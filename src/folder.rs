@@ -101,8 +101,59 @@ pub struct Definition {
     /// Folder for checkpoints, absolute; none: in the VM's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint_dir: Option<PathBuf>,
+    /// What checkpoints are made unless one is asked for by its type.
+    #[serde(default)]
+    pub checkpoint_type: CheckpointType,
+    /// Every start makes a checkpoint if there is none; a clean shutdown removes it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub auto_checkpoint: bool,
     #[serde(default)]
     pub now: Now,
+}
+
+/// What kind of checkpoint `create` makes of a VM that runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CheckpointType {
+    /// None at all, of a VM that is off neither: for guests that going back would corrupt.
+    Disabled,
+    /// With memory.
+    Standard,
+    /// Disks as the guest's agent quiesced them; a standard one where it cannot.
+    #[default]
+    Production,
+    /// As `Production`, and an error where the agent cannot.
+    ProductionOnly,
+}
+
+impl CheckpointType {
+    const ALL: [Self; 4] = [Self::Disabled, Self::Standard, Self::Production, Self::ProductionOnly];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Disabled => "disabled",
+            Self::Standard => "standard",
+            Self::Production => "production",
+            Self::ProductionOnly => "production-only",
+        }
+    }
+}
+
+impl std::fmt::Display for CheckpointType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for CheckpointType {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|one| one.as_str() == text);
+        found.ok_or_else(|| {
+            format!("`{text}` is no type of checkpoints: there are disabled, standard, production and production-only")
+        })
+    }
 }
 
 /// The live state.
@@ -144,7 +195,15 @@ pub struct Merging {
 
 impl Definition {
     pub fn new(config: VmConfig) -> Self {
-        Self { format: FORMAT, created: Utc::now(), config, checkpoint_dir: None, now: Now::default() }
+        Self {
+            format: FORMAT,
+            created: Utc::now(),
+            config,
+            checkpoint_dir: None,
+            checkpoint_type: CheckpointType::default(),
+            auto_checkpoint: false,
+            now: Now::default(),
+        }
     }
 }
 

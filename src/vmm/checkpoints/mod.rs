@@ -8,6 +8,8 @@ pub mod capture;
 pub mod create;
 pub mod delete;
 pub mod memory;
+pub mod policy;
+mod production;
 mod recover;
 mod shadow;
 
@@ -65,6 +67,8 @@ pub enum CheckpointError {
     Storage(#[from] StorageError),
     #[error("no random bytes can be had: {0}")]
     Random(std::io::Error),
+    #[error("{0}")]
+    NoProduction(String),
     #[error("cancelled: the VM is as it was, and nothing is left of it")]
     Cancelled(#[from] Cancelled),
 }
