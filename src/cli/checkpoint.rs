@@ -104,7 +104,7 @@ fn jobs(folder: &VmFolder, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn find(folder: &VmFolder, reference: &str) -> anyhow::Result<Manifest> {
+pub(super) fn find(folder: &VmFolder, reference: &str) -> anyhow::Result<Manifest> {
     let definition = folder.load()?;
     Ok(Catalog::new(folder, &definition).resolve(&definition, reference)?)
 }
@@ -146,14 +146,14 @@ fn print_info(info: &CheckpointInfo, json: bool, tell: impl FnOnce(&CheckpointIn
 
 /// What a stopped VM is worked on with: nobody else works on it meanwhile, and what a crash left
 /// is mended.
-struct Offline<'a> {
-    folder: &'a VmFolder,
-    lock: VmLock,
-    definition: Definition,
+pub(super) struct Offline<'a> {
+    pub folder: &'a VmFolder,
+    pub lock: VmLock,
+    pub definition: Definition,
 }
 
 impl<'a> Offline<'a> {
-    fn open(folder: &'a VmFolder) -> anyhow::Result<Self> {
+    pub fn open(folder: &'a VmFolder) -> anyhow::Result<Self> {
         let lock = folder.lock()?;
         let mut definition = folder.load()?;
         for finding in recover(folder, &lock, &mut definition, true)? {
@@ -164,7 +164,7 @@ impl<'a> Offline<'a> {
 }
 
 /// The running VM's answer, or none if it does not run.
-fn answer<T>(answer: Result<T, ClientError>) -> anyhow::Result<Option<T>> {
+pub(super) fn answer<T>(answer: Result<T, ClientError>) -> anyhow::Result<Option<T>> {
     match answer {
         Ok(value) => Ok(Some(value)),
         Err(ClientError::NotRunning) => Ok(None),

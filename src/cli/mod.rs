@@ -2,6 +2,7 @@
 
 mod args;
 mod checkpoint;
+mod clone;
 mod error;
 mod manage;
 mod output;
@@ -36,6 +37,7 @@ pub fn main() -> ExitCode {
         Command::List => manage::list(json),
         Command::Set { name, checkpoint_dir } => checkpoint::set_checkpoint_dir(&name, &checkpoint_dir, json),
         Command::Checkpoint(command) => checkpoint::run(command, json),
+        Command::Clone(args) => clone::run(&args, json),
         Command::Doctor { name, repair } => checkpoint::doctor(&name, repair, json),
     };
     match result {

@@ -13,8 +13,8 @@ use crate::checkpoint::Manifest;
 use crate::control::jobs::{Job, JobKind, Jobs};
 use crate::control::server::{Asked, Server, ServerError};
 use crate::control::{
-    Answer, ApplyBody, CreateBody, DeletedInfo, GoBack, Reply, Request, RequestError, RevertBody, State,
-    VmInfo,
+    Answer, ApplyBody, CloneBody, CreateBody, DeletedInfo, GoBack, Reply, Request, RequestError, RevertBody,
+    State, VmInfo,
 };
 use crate::devices::console::Console;
 use crate::events::MachineEvent;
@@ -341,6 +341,10 @@ impl Vmm {
                 about(&manifest);
                 let deleted = delete::run(&self.folder, &self.lock, &mut self.definition, manifest.id, body)?;
                 return Ok(Reply::Deleted(DeletedInfo { merge_later: !body.dry_run, ..deleted }));
+            }
+            (Request::CloneCheckpoint(reference, CloneBody { names }), _) => {
+                let manifest = catalog.resolve(&self.definition, &reference)?;
+                checkpoints::clone::make(&self.folder, &self.definition, &manifest, &names)?;
             }
             (Request::Revert(RevertBody { run, force }), _) => {
                 let manifest = catalog.parent_of_now(&self.definition)?;
