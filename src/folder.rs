@@ -127,6 +127,9 @@ pub struct Now {
     /// something else than what the guest did last. None: not chosen yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<Id>,
+    /// Nothing ran since this was put at its parent: going there is staying here.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub untouched: bool,
     /// A checkpoint that is being made: once it is published, it is the parent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub creating: Option<Id>,

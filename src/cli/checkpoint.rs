@@ -282,7 +282,7 @@ fn go_back_offline(
     }
     let mut vm = Offline::open(folder)?;
     let ready = work::here(|progress| {
-        apply::prepare(folder, &vm.definition, manifest, &Default::default(), how, None, progress)
+        apply::prepare(folder, &vm.definition, manifest, &Default::default(), true, how, None, progress)
     })??;
     if let Err(e) = ready.commit(folder, &vm.lock, &mut vm.definition) {
         ready.discard(folder, &vm.definition);

@@ -169,6 +169,7 @@ impl Vmm {
         self.disks.flush();
         self.disks = OpenDisks::default();
         self.boot += 1;
+        self.touch()?;
         if self.definition.now.generation.is_none() {
             // Of a VM that was defined without one.
             self.definition.now.generation = Some(Id::random().map_err(CheckpointError::Random)?);
@@ -199,7 +200,22 @@ impl Vmm {
         Ok(())
     }
 
+    /// Before the guest runs, so that nobody takes what it leaves for untouched.
+    fn touch(&mut self) -> Result<(), VmmError> {
+        if self.definition.now.untouched {
+            let mut next = self.definition.clone();
+            next.now.untouched = false;
+            self.folder.save(&self.lock, &next)?;
+            self.definition = next;
+        }
+        Ok(())
+    }
+
     pub fn resume(&mut self) -> Result<(), MachineError> {
+        self.touch().map_err(|e| MachineError::Setup {
+            what: "the note that the guest runs",
+            error: std::io::Error::other(e.to_string()),
+        })?;
         self.machine.as_mut().map_or(Ok(()), Machine::resume)?;
         if let Some(filling) = &mut self.filling {
             filling.fetch();
@@ -406,6 +422,7 @@ impl Vmm {
             &self.definition,
             manifest,
             &reuse,
+            self.machine.is_none() && self.disks.machine.is_empty(),
             body.how,
             Some(&|disks| self.parts(boot, disks)),
             progress,
@@ -433,7 +450,9 @@ impl Vmm {
         {
             log::warn!("what is typed does not reach the guest: {e}");
         }
-        apply::forget_former(&self.folder, &self.definition);
+        if !ready.stays {
+            apply::forget_former(&self.folder, &self.definition);
+        }
         if body.run {
             self.resume()?;
         }

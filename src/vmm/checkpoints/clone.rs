@@ -116,7 +116,7 @@ fn check<'a>(
     let layer_sums = layers.iter().filter_map(|layer| Some((layer.id, *all.get(&layer.id)?))).collect();
     let definition = Definition {
         cloned_from: Some(Origin { vm: folder.name().clone(), checkpoint: manifest.id }),
-        now: Now { parent: Some(manifest.id), layer_sums, ..Now::default() },
+        now: Now { parent: Some(manifest.id), layer_sums, untouched: true, ..Now::default() },
         ..Definition::new(config)
     };
     Ok(Source { folder, store, manifest, layers, definition })
