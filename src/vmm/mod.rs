@@ -22,6 +22,7 @@ use crate::folder::{Definition, FolderError, VmFolder, VmLock};
 use crate::id::Id;
 use crate::machine::{self, Machine, MachineError, Parts};
 use crate::progress::Progress;
+use checkpoints::capture::Below;
 use checkpoints::create::{Subject, create};
 use checkpoints::{Catalog, CheckpointError, apply, delete};
 use disks::{DisksError, OpenDisks};
@@ -355,7 +356,9 @@ impl Vmm {
             (Request::DeleteCheckpoint(reference, body), _) => {
                 let manifest = catalog.resolve(&self.definition, &reference)?;
                 about(&manifest);
+                let below = Below::of(&catalog, self.machine.as_ref());
                 let deleted = delete::run(&self.folder, &self.lock, &mut self.definition, manifest.id, body)?;
+                below.follow(self.machine.as_ref(), self.definition.now.parent);
                 return Ok(Reply::Deleted(DeletedInfo { merge_later: !body.dry_run, ..deleted }));
             }
             (Request::CloneCheckpoint(reference, CloneBody { names }), _) => {

@@ -44,7 +44,7 @@ pub struct Subject<'a> {
 }
 
 /// A disk's next overlay, and what the disk was made of before.
-pub(super) struct Staged {
+pub struct Staged {
     pub disk: Arc<LiveDisk>,
     pub overlay: Prepared,
     pub before: Option<Id>,
@@ -106,6 +106,7 @@ pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Resul
     // publish
     let published = (|| {
         let mut manifest = describe(folder, &before, id, name, body)?;
+        let shadow = captured.as_ref().and_then(|captured| captured.shadow.clone());
         if let Some(captured) = captured {
             let micros = |pause: Duration| u64::try_from(pause.as_micros()).unwrap_or(u64::MAX);
             manifest.kind = Kind::Standard;
@@ -127,6 +128,9 @@ pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Resul
             return Err(CaptureError::Cancelled.into());
         }
         catalog.store.publish(staging, &manifest)?;
+        if let Some(shadow) = shadow {
+            shadow.compare(&catalog, &manifest)?;
+        }
         Ok(manifest)
     })();
     let mut now = definition.now.clone();

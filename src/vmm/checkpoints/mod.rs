@@ -4,12 +4,13 @@
 //! its only actor: the VMM's queue while the VM runs, one command otherwise.
 
 pub mod apply;
-mod capture;
+pub mod capture;
 pub mod clone;
 pub mod create;
 pub mod delete;
 pub mod memory;
 mod recover;
+mod shadow;
 
 use std::collections::BTreeMap;
 
