@@ -17,6 +17,8 @@ use crate::storage::{Access, File, Lock, Storage, StorageError};
 const FORMAT: u32 = 1;
 const DEFINITION: &str = "vm.json";
 const LOCK: &str = "lock";
+/// Folders of VMs that are being made, or that a crash cut short; no name of a VM begins so.
+const STAGING: &str = ".clone-";
 /// Longest name of a VM.
 const NAME_MAX: usize = 64;
 /// Longest path of a Unix socket, without its final NUL (unix(7)).
@@ -107,6 +109,9 @@ pub struct Definition {
     /// Every start makes a checkpoint if there is none; a clean shutdown removes it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub auto_checkpoint: bool,
+    /// The checkpoint that it began as, if it is a clone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cloned_from: Option<Origin>,
     #[serde(default)]
     pub now: Now,
 }
@@ -156,6 +161,13 @@ impl FromStr for CheckpointType {
     }
 }
 
+/// What a clone was made of. Both go their own ways since.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    pub vm: VmName,
+    pub checkpoint: Id,
+}
+
 /// The live state.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Now {
@@ -166,6 +178,9 @@ pub struct Now {
     /// something else than what the guest did last. None: not chosen yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<Id>,
+    /// Nothing ran since this was put at its parent: going there is staying here.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub untouched: bool,
     /// A checkpoint that is being made: once it is published, it is the parent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub creating: Option<Id>,
@@ -202,6 +217,7 @@ impl Definition {
             checkpoint_dir: None,
             checkpoint_type: CheckpointType::default(),
             auto_checkpoint: false,
+            cloned_from: None,
             now: Now::default(),
         }
     }
@@ -385,6 +401,67 @@ impl VmFolder {
             return Ok(());
         }
         Err(FolderError::Missing { name: self.name.clone(), home: self.home.clone() })
+    }
+
+    /// Another VM of the same home.
+    pub fn sibling(&self, name: &VmName) -> Self {
+        Self { name: name.clone(), path: self.home.join(&name.0), ..self.clone() }
+    }
+
+    /// Whether a VM can be made here; what an interrupted creation left is removed.
+    pub fn make_room(&self) -> Result<(), FolderError> {
+        self.check()?;
+        if self.exists()? {
+            return Err(FolderError::Taken { name: self.name.clone() });
+        }
+        if self.storage.exists(&self.path)? {
+            let lock = self.lock_leftover()?;
+            self.storage.remove_tree(&self.path)?;
+            drop(lock);
+        }
+        Ok(())
+    }
+
+    /// A folder of its own to make this VM in, locked, which nobody takes for a VM.
+    pub fn stage(&self, mark: Id) -> Result<(Self, VmLock), FolderError> {
+        let path = self.home.join(format!("{STAGING}{}-{mark}", self.name));
+        self.storage.create_dir(&path)?;
+        let staged = Self { path, ..self.clone() };
+        let lock = staged.take_lock()?;
+        Ok((staged, lock))
+    }
+
+    /// Makes what was staged this VM, in one step.
+    pub fn publish(&self, staged: &Self) -> Result<(), FolderError> {
+        self.storage.rename(&staged.path, &self.path)?;
+        Ok(self.storage.sync_dir(&self.home)?)
+    }
+
+    /// Removes what is left of VMs whose making was cut short.
+    pub fn sweep(&self) -> Result<(), FolderError> {
+        for name in self.storage.list_dir(&self.home)? {
+            if name.to_str().is_some_and(|name| name.starts_with(STAGING)) {
+                let left = Self { path: self.home.join(name), ..self.clone() };
+                // Whoever is at work on it holds its lock.
+                if let Ok(lock) = left.take_lock() {
+                    self.storage.remove_tree(&left.path)?;
+                    drop(lock);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a VM of this home but this one has `base` for an image of a disk, or may have: of
+    /// what cannot be read nothing is known.
+    pub fn others_rest_on(&self, base: &Path) -> Result<bool, FolderError> {
+        let home = Home { root: self.home.clone(), storage: self.storage.clone() };
+        let others = home.all()?.into_iter().filter(|other| other.path != self.path);
+        Ok(others.into_iter().any(|other| match other.load() {
+            Ok(definition) => definition.config.disks.iter().any(|disk| other.path.join(&disk.path) == base),
+            Err(FolderError::Missing { .. }) => false,
+            Err(_) => true,
+        }))
     }
 
     fn take_lock(&self) -> Result<VmLock, FolderError> {

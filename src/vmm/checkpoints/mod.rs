@@ -5,6 +5,7 @@
 
 pub mod apply;
 pub mod capture;
+pub mod clone;
 pub mod create;
 pub mod delete;
 pub mod memory;
@@ -75,7 +76,13 @@ pub enum CheckpointError {
 
 impl CheckpointError {
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Refused(_) | Self::Name(_) | Self::Resolve(_))
+        matches!(
+            self,
+            Self::Refused(_)
+                | Self::Name(_)
+                | Self::Resolve(_)
+                | Self::Folder(FolderError::Taken { .. } | FolderError::Busy(_))
+        )
     }
 
     /// Called off by the user, and undone.
