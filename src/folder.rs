@@ -223,7 +223,12 @@ impl Home {
             .or_else(|| var("HOME").map(|home| home.join(".local/share/piton")))
             .ok_or(FolderError::NoHome)?;
         let root = std::path::absolute(&root).unwrap_or(root);
-        Ok(Self { root, storage })
+        Ok(Self::at(root, storage))
+    }
+
+    /// The folder `root`, an absolute path.
+    pub fn at(root: PathBuf, storage: Storage) -> Self {
+        Self { root, storage }
     }
 
     pub fn folder(&self, name: &VmName) -> VmFolder {

@@ -7,6 +7,7 @@
 //! primitives.
 
 mod os;
+pub mod sim;
 
 use std::ffi::OsString;
 use std::fmt;
