@@ -269,6 +269,12 @@ impl Storage {
     }
 }
 
+/// Whether a file of this name may be what a [`Storage::replace`] that was cut short left.
+pub fn is_temporary(name: &std::ffi::OsStr) -> bool {
+    let name = name.as_encoded_bytes();
+    name.starts_with(b".") && name.ends_with(b".tmp")
+}
+
 /// An open file that knows its path, so that every error names it.
 #[derive(Debug)]
 pub struct File {

@@ -109,8 +109,8 @@ fn stamps(disk: &dyn Backing) -> Vec<u32> {
     let sectors = near.chunks(512).chain(far.chunks(512));
     let stamps: Vec<u32> = sectors
         .map(|sector| {
-            let (first, rest) = sector.split_first_chunk::<4>().unwrap();
-            assert!(rest.chunks(4).all(|word| word == first), "a torn sector");
+            let first = sector.first_chunk::<4>().unwrap();
+            assert!(sector[4..] == sector[..508], "a torn sector");
             u32::from_le_bytes(*first)
         })
         .collect();

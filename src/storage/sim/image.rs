@@ -149,7 +149,8 @@ impl Content {
     pub fn next_data(&self, offset: u64) -> Option<Range<u64>> {
         let mut sectors = self.sectors.range(offset / SECTOR..).map(|(at, _)| *at);
         let first = sectors.next()?;
-        let last = sectors.zip(first + 1..).take_while(|(at, next)| at == next).count() as u64 + first;
+        let last =
+            sectors.zip(first + 1..first + 64).take_while(|(at, next)| at == next).count() as u64 + first;
         let found = (first * SECTOR).max(offset)..((last + 1) * SECTOR).min(self.len);
         (!found.is_empty()).then_some(found)
     }
