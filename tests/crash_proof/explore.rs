@@ -48,6 +48,22 @@ pub struct Recording {
     pub expects: Vec<Expect>,
 }
 
+/// The first failure among the states that one crash can leave.
+pub fn first_failure(recording: &Recording, states: usize, seed: u64) -> Option<String> {
+    let mut rng = Rng::new(seed);
+    let points = points(&recording.start, &recording.log);
+    let each = (states / points.len()).max(24);
+    for point in &points {
+        let expect = &recording.expects[point.epoch as usize];
+        for choice in point.choices(each, &mut rng).0 {
+            if let Err(e) = check(&Sim::mount(point.state(&choice)), expect, false) {
+                return Some(e);
+            }
+        }
+    }
+    None
+}
+
 struct Explorer<'a> {
     recording: &'a Recording,
     rng: Rng,
@@ -115,7 +131,9 @@ impl Explorer<'_> {
         let changes: Vec<usize> = (0..log.len()).filter(|at| !matches!(log[*at].op, Op::Mark(_))).collect();
         // Each is worth about this many states.
         let most = (states / 24).max(2);
-        for at in changes.iter().step_by(changes.len().div_ceil(most).max(1)) {
+        let step = changes.len().div_ceil(most).max(1);
+        let first = self.rng.below(step as u64) as usize;
+        for at in changes.iter().skip(first).step_by(step) {
             let epoch = log[..*at].iter().rev().find_map(|l| match l.op {
                 Op::Mark(epoch) => Some(epoch),
                 _ => None,

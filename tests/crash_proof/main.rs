@@ -9,6 +9,7 @@ mod check;
 mod explore;
 mod lab;
 mod model;
+mod mutants;
 mod scenarios;
 
 use std::sync::Mutex;
