@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
-use piton::capture::image::Image as MemoryImage;
+use piton::capture::chain::MemoryChain;
 use piton::checkpoint::Manifest;
 use piton::checkpoint::manifest::DiskPoint;
 use piton::checkpoint::state::read_state;
@@ -13,11 +13,12 @@ use piton::disk::frozen::FrozenChain;
 use piton::disk::{Backing, open_base};
 use piton::folder::{Definition, Home, VmFolder, VmLock};
 use piton::id::Id;
+use piton::progress::Progress;
 use piton::storage::sim::Sim;
 use piton::vmm::checkpoints::{Catalog, delete, recover};
 use piton::vmm::disks::{self, Layers, base_path};
 
-use crate::model::{Expect, Memory, NodeModel, NowModel, stamps};
+use crate::model::{Expect, NodeModel, NowModel, stamps};
 
 pub const HOME: &str = "/home";
 pub const VM: &str = "demo";
@@ -80,7 +81,7 @@ fn settled(
     definition: &mut Definition,
     expect: &Expect,
 ) -> Outcome<()> {
-    delete::settle(folder, lock, definition, || false).map_err(|e| e.to_string())?;
+    delete::settle(folder, lock, definition, &Progress::default()).map_err(|e| e.to_string())?;
     contents(sim, folder, definition, expect).map(drop)
 }
 
@@ -164,15 +165,14 @@ fn node_memory(catalog: &Catalog, manifest: &Manifest, node: &NodeModel, files: 
     if manifest.memory.is_some() != node.memory.is_some() {
         return Err("it has memory and should not, or the other way round".into());
     }
-    let (Some(memory), Some(state), Some(expected)) = (&manifest.memory, &manifest.state, &node.memory)
-    else {
+    let (Some(state), Some(expected)) = (&manifest.state, &node.memory) else {
         return Ok(());
     };
-    files.need(store.memory_path(manifest.id));
     files.need(store.state_path(manifest.id));
-    let image = MemoryImage::open(store.storage(), &store.memory_path(manifest.id), manifest.id, memory.crc)
-        .map_err(|e| e.to_string())?;
-    let found = read_memory(&image)?;
+    let specs = store.memory_chain(manifest).map_err(|e| e.to_string())?;
+    specs.iter().for_each(|spec| files.need(spec.path.clone()));
+    let chain = MemoryChain::open(store.storage(), &specs).map_err(|e| e.to_string())?;
+    let found = read_memory(&chain)?;
     let json =
         read_state(store.storage(), &store.state_path(manifest.id), state).map_err(|e| e.to_string())?;
     if found != expected.pages || json != expected.state.as_bytes() {
@@ -182,26 +182,26 @@ fn node_memory(catalog: &Catalog, manifest: &Manifest, node: &NodeModel, files: 
 }
 
 /// Pages that are not zeros; each is one byte all over, or an error.
-pub fn read_memory(image: &MemoryImage) -> Outcome<BTreeMap<u64, u8>> {
+pub fn read_memory(chain: &MemoryChain) -> Outcome<BTreeMap<u64, u8>> {
     let mut pages = BTreeMap::new();
-    for run in image.present() {
-        for gpa in run.step_by(4096) {
-            let mut page = [0; 4096];
-            image.read(gpa, &mut page).map_err(|e| e.to_string())?;
-            if page[1..] != page[..4095] {
-                return Err(format!("page {gpa:#x} is mixed"));
+    for (start, len) in chain.ranges() {
+        for piece in chain.pieces(*start, *len).map_err(|e| e.to_string())? {
+            if piece.image.is_none() {
+                continue;
             }
-            if page[0] != 0 {
-                pages.insert(gpa, page[0]);
+            let mut bytes = vec![0; (piece.at.end - piece.at.start) as usize];
+            chain.read_piece(&piece, &mut bytes).map_err(|e| e.to_string())?;
+            for (gpa, page) in piece.at.step_by(4096).zip(bytes.chunks_exact(4096)) {
+                if page[1..] != page[..4095] {
+                    return Err(format!("page {gpa:#x} is mixed"));
+                }
+                if page[0] != 0 {
+                    pages.insert(gpa, page[0]);
+                }
             }
         }
     }
     Ok(pages)
-}
-
-/// Whether a state holds this memory, for whoever makes one.
-pub fn pages_of(memory: &Memory) -> impl Iterator<Item = (u64, [u8; 4096])> + '_ {
-    memory.pages.iter().map(|(gpa, byte)| (*gpa, [*byte; 4096]))
 }
 
 fn now(

@@ -16,12 +16,13 @@ use piton::disk::live::Prepared;
 use piton::disk::{Backing, Disk};
 use piton::folder::{Definition, VmFolder, VmLock};
 use piton::id::{self, Id};
+use piton::progress::Progress;
 use piton::storage::sim::{Rng, Sim};
 use piton::vmm::checkpoints::create::{Subject, create};
 use piton::vmm::checkpoints::{Catalog, CheckpointError, apply, delete, recover};
 use piton::vmm::disks::{self, OpenDisks, base_path, new_layer_path};
 
-use crate::check::{self, pages_of};
+use crate::check;
 use crate::model::{Expect, Memory, NodeModel, NowModel, SECTOR, exactly, fill, stamps};
 
 /// Sectors: two chunks of checksums and an end within a block; and a small one.
@@ -252,7 +253,9 @@ impl Lab {
         let body = CreateBody { name: Some(name.into()), ..CreateBody::default() };
         let act = |lab: &mut Self| {
             let Self { folder, lock, definition, disks, .. } = lab;
-            create(Subject { folder, lock, definition, disks: &disks.live, machine: None }, &body)
+            let disks = &disks.live;
+            let subject = Subject { folder, lock, definition, disks, machine: None, pending: None };
+            create(subject, &body, &Progress::default())
         };
         let made = self.step(format!("create {name}"), act, |lab, during, after, manifest| {
             Self::made(lab, during, after, manifest, None);
@@ -287,9 +290,19 @@ impl Lab {
         next.now.tops.extend(staged.iter().map(|(disk, overlay, _)| (disk.clone(), overlay.spec().id)));
         self.folder.save(&self.lock, &next)?;
         self.definition = next;
-        let mut image = ImageWriter::create(&storage, &staging.memory_path(), id, &[(0, MEMORY)])?;
-        for (gpa, page) in pages_of(memory) {
-            image.write(gpa, &page)?;
+        // Over a parent with memory only what changed since is written.
+        let below = parent.and_then(|id| Some((id, self.expect().node(id)?.memory.clone()?)));
+        let (path, ranges) = (staging.memory_path(), [(0, MEMORY)]);
+        let mut image = match &below {
+            None => ImageWriter::create(&storage, &path, id, &ranges)?,
+            Some((parent, _)) => ImageWriter::create_delta(&storage, &path, id, *parent, &ranges)?,
+        };
+        let before = below.as_ref().map(|(_, memory)| memory.pages.clone()).unwrap_or_default();
+        for gpa in before.keys().chain(memory.pages.keys().filter(|gpa| !before.contains_key(gpa))) {
+            let byte = |pages: &BTreeMap<u64, u8>| pages.get(gpa).copied().unwrap_or(0);
+            if byte(&before) != byte(&memory.pages) {
+                image.write(*gpa, &[byte(&memory.pages); 4096])?;
+            }
         }
         let mut frozen = BTreeMap::new();
         for (disk, overlay, before) in staged {
@@ -328,7 +341,10 @@ impl Lab {
                 guest_bytes: image.guest_bytes,
                 stored_bytes: image.stored_bytes,
                 crc: image.crc,
+                parent: below.map(|(parent, _)| parent),
+                ..MemoryInfo::default()
             }),
+            capture: None,
             state: Some(state),
             pause_us: None,
             disk_bytes: 0,
@@ -349,7 +365,15 @@ impl Lab {
             let manifest = lab.catalog().store.load(id)?;
             let Self { folder, lock, definition, disks, .. } = lab;
             let reuse = disks.left_alone();
-            let ready = apply::prepare(folder, definition, &manifest, &reuse, GoBack::default(), None)?;
+            let ready = apply::prepare(
+                folder,
+                definition,
+                &manifest,
+                &reuse,
+                GoBack::default(),
+                None,
+                &Progress::default(),
+            )?;
             if let Err(e) = ready.commit(folder, lock, definition) {
                 ready.discard(folder, definition);
                 return Err(e);
@@ -425,7 +449,7 @@ impl Lab {
         self.flush()?;
         let act = |lab: &mut Self| {
             lab.disks = OpenDisks::default();
-            let done = delete::settle(&lab.folder, &lab.lock, &mut lab.definition, || false);
+            let done = delete::settle(&lab.folder, &lab.lock, &mut lab.definition, &Progress::default());
             lab.open()?;
             done
         };

@@ -138,6 +138,21 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "delete a subtree", run: |lab| delete(lab, |f| vec![f.a], true) },
     Scenario { name: "delete everything", run: |lab| delete(lab, |f| vec![f.r], true) },
     Scenario {
+        name: "delete below memory deltas",
+        run: |lab| {
+            let first = lab.standard("first", memory(1))?;
+            lab.scribble(2)?;
+            let second = lab.standard("second", memory(2))?;
+            lab.scribble(2)?;
+            lab.standard("third", memory(3))?;
+            lab.begin();
+            lab.delete(first, false)?;
+            lab.settle()?;
+            lab.delete(second, false)?;
+            lab.settle()
+        },
+    },
+    Scenario {
         name: "rename and note",
         run: |lab| {
             let f = family(lab)?;

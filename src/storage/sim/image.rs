@@ -203,6 +203,12 @@ impl Image {
         }
     }
 
+    /// How many names it has.
+    pub fn links(&self, ino: Ino) -> u64 {
+        let dirs = (0..self.nodes.len()).filter_map(|dir| self.dir(dir));
+        dirs.flat_map(BTreeMap::values).filter(|named| **named == ino).count() as u64
+    }
+
     pub fn find(&self, path: &Path) -> io::Result<Ino> {
         let mut at = ROOT;
         for part in path.components() {

@@ -126,6 +126,7 @@ impl World {
             modified: SystemTime::UNIX_EPOCH + Duration::from_nanos(file.map_or(0, Content::modified)),
             dev: 1,
             ino: ino as u64,
+            links: self.live.links(ino),
         }
     }
 
