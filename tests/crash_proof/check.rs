@@ -23,6 +23,9 @@ use crate::model::{Expect, NodeModel, NowModel, stamps};
 pub const HOME: &str = "/home";
 pub const VM: &str = "demo";
 
+/// Begins what the model finds wrong, not piton.
+pub const OTHERWISE: &str = "reads otherwise";
+
 /// What recovery found.
 pub struct Seen {
     pub checkpoints: Vec<Id>,
@@ -86,7 +89,33 @@ fn settled(
 }
 
 /// Everything that can be read, and that nothing else lies around.
-pub fn contents(sim: &Sim, folder: &VmFolder, definition: &Definition, expect: &Expect) -> Outcome<Vec<Id>> {
+fn contents(sim: &Sim, folder: &VmFolder, definition: &Definition, expect: &Expect) -> Outcome<Vec<Id>> {
+    let mut files = Files::of(sim, folder, definition);
+    let ids = checkpoints(folder, definition, expect, &mut files)?;
+    now(folder, definition, expect, &mut files).map_err(|e| format!("Now: {e}"))?;
+    files.check()?;
+    Ok(ids)
+}
+
+/// What a VM says that may be damaged: recovery, and then its checkpoints are read. Now's own
+/// writes have no checksums yet, as on any disk.
+pub fn damaged(sim: &Sim, expect: &Expect) -> Outcome<()> {
+    let folder = folder(sim);
+    let lock = folder.lock().map_err(|e| text("lock")(&e))?;
+    let mut definition = folder.load().map_err(|e| text("vm.json")(&e))?;
+    let found = recover(&folder, &lock, &mut definition, true).map_err(|e| text("recovery")(&e))?;
+    if let Some(damage) = found.iter().find(|finding| !finding.mended) {
+        return Err(damage.text.clone());
+    }
+    checkpoints(&folder, &definition, expect, &mut Files::of(sim, &folder, &definition)).map(drop)
+}
+
+fn checkpoints(
+    folder: &VmFolder,
+    definition: &Definition,
+    expect: &Expect,
+    files: &mut Files,
+) -> Outcome<Vec<Id>> {
     let catalog = Catalog::new(folder, definition);
     let listing = catalog.listing().map_err(|e| text("listing")(&e))?;
     if let Some(damaged) = listing.damaged.first() {
@@ -98,30 +127,28 @@ pub fn contents(sim: &Sim, folder: &VmFolder, definition: &Definition, expect: &
     }
     let ids: Vec<Id> = listing.manifests.iter().map(|manifest| manifest.id).collect();
     if let Some((id, node)) = expect.must.iter().find(|(id, _)| !ids.contains(id)) {
-        return Err(format!("checkpoint `{}` ({id}) is gone", node.names[0]));
+        return Err(format!("{OTHERWISE}: checkpoint `{}` ({id}) is gone", node.names[0]));
     }
     let layers = Layers::read(folder).map_err(|e| text("layers")(&e))?;
     let sums = catalog.layer_sums(definition).map_err(|e| text("sums")(&e))?;
-    let mut files = Files::of(sim, folder, definition);
     for manifest in &listing.manifests {
         let named = |e: String| format!("checkpoint `{}`: {e}", manifest.name);
-        let node = expect.node(manifest.id).ok_or_else(|| named("it must not be there".into()))?;
+        let node =
+            expect.node(manifest.id).ok_or_else(|| named(format!("{OTHERWISE}: it must not be there")))?;
         described(manifest, node).map_err(named)?;
-        node_disks(folder, manifest, node, &layers, &sums, &mut files).map_err(named)?;
-        node_memory(&catalog, manifest, node, &mut files).map_err(named)?;
+        node_disks(folder, manifest, node, &layers, &sums, files).map_err(named)?;
+        node_memory(&catalog, manifest, node, files).map_err(named)?;
     }
-    now(folder, definition, expect, &layers, &sums, &mut files).map_err(|e| format!("Now: {e}"))?;
-    files.check()?;
     Ok(ids)
 }
 
 fn described(manifest: &Manifest, node: &NodeModel) -> Outcome<()> {
     let name = manifest.name.as_str();
     if !node.names.iter().any(|known| known == name) || !node.notes.contains(&manifest.note) {
-        return Err(format!("name `{name}` or note `{}` was never given", manifest.note));
+        return Err(format!("{OTHERWISE}: name `{name}` or note `{}` was never given", manifest.note));
     }
     if !node.parents.contains(&manifest.parent) {
-        return Err(format!("its parent is {:?}, not of {:?}", manifest.parent, node.parents));
+        return Err(format!("{OTHERWISE}: its parent is {:?}, not of {:?}", manifest.parent, node.parents));
     }
     Ok(())
 }
@@ -152,7 +179,10 @@ fn node_disks(
         }
         let (found, expected) = (stamps(&chain)?, node.disks.get(disk).ok_or("an unknown disk")?);
         if let Some(at) = (0..found.len()).find(|at| found.get(*at) != expected.get(*at)) {
-            return Err(format!("disk `{disk}`, sector {at}: {} instead of {}", found[at], expected[at]));
+            return Err(format!(
+                "{OTHERWISE}: disk `{disk}`, sector {at}: {} instead of {}",
+                found[at], expected[at]
+            ));
         }
     }
     Ok(())
@@ -163,7 +193,7 @@ fn node_memory(catalog: &Catalog, manifest: &Manifest, node: &NodeModel, files: 
     files.need(store.path(manifest.id).join(""));
     files.need(store.manifest_path(manifest.id));
     if manifest.memory.is_some() != node.memory.is_some() {
-        return Err("it has memory and should not, or the other way round".into());
+        return Err(format!("{OTHERWISE}: it has memory and should not, or the other way round"));
     }
     let (Some(state), Some(expected)) = (&manifest.state, &node.memory) else {
         return Ok(());
@@ -176,7 +206,7 @@ fn node_memory(catalog: &Catalog, manifest: &Manifest, node: &NodeModel, files: 
     let json =
         read_state(store.storage(), &store.state_path(manifest.id), state).map_err(|e| e.to_string())?;
     if found != expected.pages || json != expected.state.as_bytes() {
-        return Err("its memory or state is not what it was".into());
+        return Err(format!("{OTHERWISE}: its memory or state is not what it was"));
     }
     Ok(())
 }
@@ -193,7 +223,7 @@ pub fn read_memory(chain: &MemoryChain) -> Outcome<BTreeMap<u64, u8>> {
             chain.read_piece(&piece, &mut bytes).map_err(|e| e.to_string())?;
             for (gpa, page) in piece.at.step_by(4096).zip(bytes.chunks_exact(4096)) {
                 if page[1..] != page[..4095] {
-                    return Err(format!("page {gpa:#x} is mixed"));
+                    return Err(format!("{OTHERWISE}: page {gpa:#x} is mixed"));
                 }
                 if page[0] != 0 {
                     pages.insert(gpa, page[0]);
@@ -204,14 +234,9 @@ pub fn read_memory(chain: &MemoryChain) -> Outcome<BTreeMap<u64, u8>> {
     Ok(pages)
 }
 
-fn now(
-    folder: &VmFolder,
-    definition: &Definition,
-    expect: &Expect,
-    layers: &Layers,
-    sums: &BTreeMap<Id, u32>,
-    files: &mut Files,
-) -> Outcome<()> {
+fn now(folder: &VmFolder, definition: &Definition, expect: &Expect, files: &mut Files) -> Outcome<()> {
+    let layers = Layers::read(folder).map_err(|e| text("layers")(&e))?;
+    let sums = &Catalog::new(folder, definition).layer_sums(definition).map_err(|e| text("sums")(&e))?;
     let Definition { config, now, .. } = definition;
     for top in now.tops.values() {
         let chain = layers.chain(*top).map_err(|e| e.to_string())?;

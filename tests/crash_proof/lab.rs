@@ -108,12 +108,7 @@ impl Lab {
             Self { sim, folder, lock, definition, disks, expects: Vec::new(), first, rng, stamp: 50_000 };
         lab.open()?;
         let found = lab.reads();
-        let fits = |now: &NowModel| {
-            let sectors = now.disks.iter().flat_map(|(disk, allowed)| allowed.iter().zip(&found[disk]));
-            now.parents.contains(&parent)
-                && sectors.into_iter().all(|(allowed, stamp)| allowed.contains(stamp))
-        };
-        expect.now.retain(fits);
+        expect.now.retain(|now| now.parents.contains(&parent) && fits(now, &found));
         // Recovery made durable what Now descends from, and nothing of what the guest did not flush.
         expect.now.iter_mut().for_each(|now| now.parents = vec![parent]);
         lab.expect_from_here(expect);
@@ -202,6 +197,10 @@ impl Lab {
         }
         let mut next = Expect { doing: "after: flush".into(), ..self.expect().clone() };
         let found = self.reads();
+        // After a step that failed there is one that it was to lead to, and the one that is.
+        if next.now.len() > 1 {
+            next.now.retain(|now| fits(now, &found));
+        }
         next.now.iter_mut().for_each(|now| collapse(now, &found));
         self.expect_from_here(next);
         Ok(())
@@ -231,7 +230,13 @@ impl Lab {
         manifest: Option<&Manifest>,
         memory: Option<Memory>,
     ) {
-        let Some(manifest) = manifest else { return };
+        // After an error it may be there all the same, but then it is whole.
+        let left = |lab: &Self| {
+            let found = lab.catalog().manifests().unwrap_or_default();
+            found.into_iter().find(|manifest| !during.must.contains_key(&manifest.id))
+        };
+        let left = if manifest.is_none() { left(lab) } else { None };
+        let Some(manifest) = manifest.or(left.as_ref()) else { return };
         let found = lab.reads();
         let node = NodeModel {
             names: vec![manifest.name.to_string()],
@@ -470,6 +475,11 @@ impl Lab {
         };
         self.step("checkpoint-dir".into(), act, |_, _, _, _| {})
     }
+}
+
+fn fits(now: &NowModel, found: &BTreeMap<String, Vec<u32>>) -> bool {
+    let mut sectors = now.disks.iter().flat_map(|(disk, allowed)| allowed.iter().zip(&found[disk]));
+    sectors.all(|(allowed, stamp)| allowed.contains(stamp))
 }
 
 /// After a flush what is read is what was written last, which for a discard only the disk knows.

@@ -7,6 +7,8 @@
 
 mod check;
 mod explore;
+mod faults;
+mod flips;
 mod lab;
 mod model;
 mod mutants;

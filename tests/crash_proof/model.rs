@@ -75,7 +75,7 @@ pub fn stamps(disk: &dyn Backing) -> Result<Sectors, String> {
     disk.read_at(&mut bytes, 0).map_err(|e| e.to_string())?;
     let stamp = |(at, sector): (usize, &[u8])| {
         if sector[4..] != sector[..SECTOR - 4] {
-            return Err(format!("sector {at} is torn"));
+            return Err(format!("{}: sector {at} is torn", crate::check::OTHERWISE));
         }
         Ok(u32::from_le_bytes([sector[0], sector[1], sector[2], sector[3]]))
     };

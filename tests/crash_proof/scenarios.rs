@@ -20,21 +20,21 @@ impl Scenario {
     }
 }
 
-fn memory(seed: u64) -> Memory {
+pub fn memory(seed: u64) -> Memory {
     let pages = (0..6).map(|page| ((seed * 7 + page * 331) % 2048 * 4096, (seed * 16 + page + 1) as u8));
     Memory { pages: pages.collect(), state: format!(r#"{{"of": {seed}, "pad": "{}"}}"#, "x".repeat(600)) }
 }
 
 /// Root r, below it a with b and c below that, then d below r; Now is below c.
-struct Family {
-    r: Id,
-    a: Id,
-    b: Id,
-    c: Id,
-    d: Id,
+pub struct Family {
+    pub r: Id,
+    pub a: Id,
+    pub b: Id,
+    pub c: Id,
+    pub d: Id,
 }
 
-fn family(lab: &mut Lab) -> Result<Family> {
+pub fn family(lab: &mut Lab) -> Result<Family> {
     lab.scribble(4)?;
     let r = lab.create("r")?;
     lab.scribble(4)?;
