@@ -608,7 +608,8 @@ fn the_own_disk_of_a_vm_goes_back_too() {
 fn shows_lists_renames_and_notes() {
     let lab = Lab::new();
     let mut vm = lab.boot("--memory 64M");
-    assert_eq!(lab.list(), json!({ "checkpoints": [], "damaged": [], "now": null }));
+    let nothing = json!({ "checkpoints": [], "damaged": [], "now": null, "pending_merges": 0 });
+    assert_eq!(lab.list(), nothing);
     let args = ["checkpoint", "create", "demo", "before upgrade", "--note", "all is well", "--json"];
     let one = lab.args(args).json();
     assert_eq!(one["name"], "before upgrade");

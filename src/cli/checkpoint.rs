@@ -3,7 +3,6 @@
 
 use std::io::IsTerminal;
 use std::path::Path;
-use std::sync::Arc;
 
 use anyhow::anyhow;
 use hyper::Method;
@@ -11,24 +10,20 @@ use hyper::Method;
 use super::args::{ApplyArgs, CheckpointCommand, CheckpointRef};
 use super::error::refused;
 use super::manage::{confirm, existing};
-use super::{output, run, work};
-use crate::capture::image::Image;
+use super::{output, run, verify, work};
 use crate::checkpoint::Manifest;
-use crate::checkpoint::manifest::DiskPoint;
-use crate::checkpoint::state::read_state;
 use crate::control::client::{self, ClientError};
 use crate::control::jobs::JobList;
 use crate::control::{
     ApplyBody, ChangeBody, CheckpointInfo, CreateBody, DeleteBody, DeletedInfo, GoBack, RevertBody, State,
     TreeInfo, VmInfo,
 };
-use crate::disk::delta::FrozenDelta;
 use crate::folder::{Definition, VmFolder, VmLock, VmName};
 use crate::progress::Cancelled;
 use crate::vm::Clock;
 use crate::vmm::checkpoints::create::{Subject, create};
-use crate::vmm::checkpoints::{Catalog, CheckpointError, apply, delete, recover};
-use crate::vmm::disks::{self, Layers};
+use crate::vmm::checkpoints::{Catalog, CheckpointError, Finding, apply, delete, merge, recover};
+use crate::vmm::disks;
 
 pub fn run(command: CheckpointCommand, json: bool) -> anyhow::Result<()> {
     match command {
@@ -78,7 +73,7 @@ pub fn run(command: CheckpointCommand, json: bool) -> anyhow::Result<()> {
         CheckpointCommand::Delete { checkpoint, subtree, dry_run, no_wait, yes } => {
             delete_checkpoint(&checkpoint, DeleteBody { subtree, dry_run }, no_wait, yes, json)?;
         }
-        CheckpointCommand::Verify { checkpoint } => verify(&checkpoint, json)?,
+        CheckpointCommand::Verify { checkpoint } => verify::run(&checkpoint, json)?,
     }
     Ok(())
 }
@@ -202,7 +197,15 @@ fn list(folder: &VmFolder, flat: bool, json: bool) -> anyhow::Result<()> {
     for damaged in &tree.damaged {
         output::complain(damaged);
     }
+    if tree.pending_merges > 0 && !json {
+        output::complain(&pending(tree.pending_merges));
+    }
     Ok(())
+}
+
+fn pending(merges: usize) -> String {
+    let what = if merges == 1 { "merge of layers waits or is" } else { "merges of layers wait or are" };
+    format!("{merges} {what} under way, which frees disk space")
 }
 
 fn change(target: &CheckpointRef, body: ChangeBody) -> anyhow::Result<CheckpointInfo> {
@@ -365,7 +368,7 @@ fn delete_offline(
         let settled = if no_wait {
             Err(CheckpointError::Cancelled(Cancelled))
         } else {
-            work::here(|progress| delete::settle(folder, &vm.lock, &mut vm.definition, progress))?
+            work::here(|progress| merge::settle(folder, &vm.lock, &mut vm.definition, progress))?
         };
         match settled {
             Err(CheckpointError::Cancelled(_)) => deleted.merge_later = true,
@@ -376,57 +379,21 @@ fn delete_offline(
     Ok(deleted)
 }
 
-fn verify(target: &CheckpointRef, json: bool) -> anyhow::Result<()> {
-    let folder = existing(&target.vm)?;
-    let definition = folder.load()?;
-    let catalog = Catalog::new(&folder, &definition);
-    let manifest = catalog.resolve(&definition, &target.checkpoint)?;
-    let mut bytes = 0;
-    if let Some(info) = &manifest.state {
-        let state = read_state(folder.storage(), &catalog.store.state_path(manifest.id), info);
-        bytes += state.map_err(CheckpointError::from)?.len() as u64;
-    }
-    if let Some(info) = &manifest.memory {
-        let path = catalog.store.memory_path(manifest.id);
-        let image = Image::open(folder.storage(), &path, manifest.id, info.crc)?;
-        image.verify(|_, _| std::ops::ControlFlow::Continue(()))?;
-        bytes += info.stored_bytes;
-    }
-    let (layers, sums) = (Layers::read(&folder)?, catalog.layer_sums(&definition)?);
-    let mut unchecked = Vec::new();
-    for (disk, point) in &manifest.disks {
-        let DiskPoint::Layer { id, .. } = point else { continue };
-        for spec in layers.chain(*id)? {
-            let layer: Arc<FrozenDelta> = FrozenDelta::open(folder.storage(), &spec)?;
-            match sums.get(&spec.id) {
-                Some(crc) => {
-                    layer.attach_sums(folder.storage(), *crc)?;
-                    layer.verify(|_| ())?;
-                    bytes += layer.allocated_bytes()?;
-                }
-                None => unchecked.push(format!("{} of disk `{disk}`", spec.path.display())),
-            }
-        }
-    }
-    if json {
-        let result = serde_json::json!({ "checkpoint": manifest.id, "bytes": bytes, "unchecked": unchecked });
-        println!("{result}");
-        return Ok(());
-    }
-    println!("checkpoint `{}` is as it was written: {} read and checked", manifest.name, output::size(bytes));
-    for layer in unchecked {
-        println!("not checked, it has no checksums: {layer}");
-    }
-    Ok(())
-}
-
 pub fn doctor(name: &VmName, repair: bool, json: bool) -> anyhow::Result<()> {
     let folder = existing(name)?;
     let lock = folder.lock()?;
     let mut definition = folder.load()?;
-    let findings = recover(&folder, &lock, &mut definition, repair)?;
+    let mut findings = recover(&folder, &lock, &mut definition, repair)?;
+    // An interrupted one is among the findings already, and what it lies on is seen after it.
+    let merges = match definition.now.merging {
+        Some(_) => 0,
+        None => merge::pending(&Catalog::new(&folder, &definition), &definition)?,
+    };
+    if merges > 0 {
+        findings.push(Finding { text: pending(merges), mended: true });
+    }
     if repair {
-        work::here(|progress| delete::settle(&folder, &lock, &mut definition, progress))??;
+        work::here(|progress| merge::settle(&folder, &lock, &mut definition, progress))??;
     }
     if json {
         let list: Vec<_> = findings

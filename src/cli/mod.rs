@@ -7,6 +7,7 @@ mod manage;
 mod output;
 mod run;
 mod terminal;
+mod verify;
 mod work;
 
 use std::process::ExitCode;

@@ -97,6 +97,8 @@ pub enum Reply {
     Checkpoint(Box<CheckpointInfo>),
     Tree(TreeInfo),
     Deleted(DeletedInfo),
+    /// There is nothing to tell of it.
+    Done {},
 }
 
 impl Reply {

@@ -3,17 +3,18 @@
 
 pub mod checkpoints;
 pub mod disks;
+mod merging;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
 
 use crate::checkpoint::Manifest;
 use crate::control::jobs::{Job, JobKind, Jobs};
 use crate::control::server::{Asked, Server, ServerError};
 use crate::control::{
-    Answer, ApplyBody, CreateBody, DeletedInfo, GoBack, Reply, Request, RequestError, RevertBody, State,
-    VmInfo,
+    Answer, ApplyBody, CreateBody, GoBack, Reply, Request, RequestError, RevertBody, State, VmInfo,
 };
 use crate::devices::console::Console;
 use crate::events::MachineEvent;
@@ -22,11 +23,14 @@ use crate::id::Id;
 use crate::machine::{self, Machine, MachineError, Parts};
 use crate::progress::Progress;
 use checkpoints::create::{Subject, create};
-use checkpoints::{Catalog, CheckpointError, apply, delete};
+use checkpoints::{Catalog, CheckpointError, apply, delete, merge};
 use disks::{DisksError, OpenDisks};
 
 /// The guest that comes with piton.
 const BUNDLED_GUEST: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/guest.elf"));
+
+/// After so long without a message nobody is in a hurry.
+const QUIET: Duration = Duration::from_secs(1);
 
 #[derive(Debug, thiserror::Error)]
 pub enum VmmError {
@@ -52,6 +56,8 @@ pub enum Message {
         boot: u64,
         event: MachineEvent,
     },
+    /// The thread of this number that merges layers has come to its end.
+    Merged(u64),
     /// End the VM at once: a signal, or the user left its console.
     End(&'static str),
 }
@@ -91,6 +97,7 @@ pub struct Vmm {
     queue: Receiver<Message>,
     sender: Sender<Message>,
     jobs: Jobs,
+    merging: Option<merging::Series>,
     machine: Option<Machine>,
     disks: OpenDisks,
     boot: u64,
@@ -116,6 +123,7 @@ impl Vmm {
             queue,
             sender,
             jobs: Jobs::default(),
+            merging: None,
             machine: None,
             disks,
             boot: 0,
@@ -159,6 +167,7 @@ impl Vmm {
 
     /// Puts a fresh machine in place of what ran before, standing still.
     pub fn boot(&mut self) -> Result<(), VmmError> {
+        self.park_merge();
         // The former machine and its disks end first: they hold the images' locks.
         self.machine = None;
         self.disks.flush();
@@ -200,9 +209,23 @@ impl Vmm {
 
     /// Serves until the VM ends.
     pub fn run(mut self) -> Outcome {
+        // What an earlier run left to merge waits until nobody is in a hurry.
+        let mut patience = Some(QUIET);
         let outcome = loop {
-            // It cannot be closed while `self.sender` lives.
-            let Ok(message) = self.queue.recv() else { break Outcome::Ended("its owner") };
+            let message = match patience {
+                Some(patience) => self.queue.recv_timeout(patience),
+                None => self.queue.recv().map_err(RecvTimeoutError::from),
+            };
+            let message = match message {
+                Ok(message) => message,
+                Err(RecvTimeoutError::Timeout) => {
+                    patience = None;
+                    self.merge_layers();
+                    continue;
+                }
+                // It cannot be closed while `self.sender` lives.
+                Err(RecvTimeoutError::Disconnected) => break Outcome::Ended("its owner"),
+            };
             match message {
                 Message::Request(Asked { request: Request::Stop { force: true }, reply, .. }) => {
                     self.machine = None;
@@ -228,12 +251,15 @@ impl Vmm {
                         if let Err(e) = self.boot().and_then(|()| Ok(self.resume()?)) {
                             break Outcome::Crashed(format!("the guest could not be rebooted: {e}"));
                         }
+                        self.merge_on();
                     }
                 },
                 Message::Machine { .. } => {}
+                Message::Merged(number) => self.merge_goes_on(number),
                 Message::End(by) => break Outcome::Ended(by),
             }
         };
+        self.end_merge();
         let Self { folder, mut definition, machine, disks, console, jobs, server, lock, .. } = self;
         // Guest and disks end first, so that what they last printed is still shown.
         drop(machine);
@@ -244,7 +270,7 @@ impl Vmm {
         // A second signal leaves that for later, too.
         let settled = jobs
             .add(None, JobKind::Merge, String::new())
-            .map(|job| delete::settle(&folder, &lock, &mut definition, job.progress()));
+            .map(|job| merge::settle(&folder, &lock, &mut definition, job.progress()));
         if let Ok(Err(e)) = settled {
             log::warn!("layers that nothing needs apart are not merged yet: {e}");
         }
@@ -273,6 +299,22 @@ impl Vmm {
     }
 
     fn answer(&mut self, request: Request, job: Option<&Job>) -> Answer {
+        let (changes, creates) = (request.job().is_some(), matches!(request, Request::CreateCheckpoint(_)));
+        let mut answer = self.do_request(request, job);
+        // It may have left layers that nothing needs apart; only a checkpoint that was made has not.
+        if changes && self.machine.is_some() && !(creates && answer.is_ok()) {
+            let merge_job = self.merge_layers();
+            if let Ok(Reply::Deleted(deleted)) = &mut answer
+                && !deleted.dry_run
+            {
+                deleted.merge_job = merge_job;
+                deleted.merge_later = merge_job.is_some();
+            }
+        }
+        answer
+    }
+
+    fn do_request(&mut self, request: Request, job: Option<&Job>) -> Answer {
         let progress = &job.map(|job| job.progress().clone()).unwrap_or_default();
         progress.check().map_err(CheckpointError::from)?;
         if let Some(job) = job {
@@ -319,8 +361,11 @@ impl Vmm {
             (Request::DeleteCheckpoint(reference, body), _) => {
                 let manifest = catalog.resolve(&self.definition, &reference)?;
                 about(&manifest);
+                if !body.dry_run {
+                    self.park_merge();
+                }
                 let deleted = delete::run(&self.folder, &self.lock, &mut self.definition, manifest.id, body)?;
-                return Ok(Reply::Deleted(DeletedInfo { merge_later: !body.dry_run, ..deleted }));
+                return Ok(Reply::Deleted(deleted));
             }
             (Request::Revert(RevertBody { run, force }), _) => {
                 let manifest = catalog.parent_of_now(&self.definition)?;
@@ -374,6 +419,7 @@ impl Vmm {
             let body = CreateBody { name: body.name.clone(), ..Default::default() };
             self.create_checkpoint(&body, progress)?;
         }
+        self.park_merge();
         let boot = self.boot + 1;
         let reuse = self.disks.left_alone();
         let ready = apply::prepare(

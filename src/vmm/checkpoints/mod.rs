@@ -7,6 +7,7 @@ pub mod apply;
 mod capture;
 pub mod create;
 pub mod delete;
+pub mod merge;
 mod recover;
 
 use std::collections::BTreeMap;
@@ -54,15 +55,17 @@ pub enum CheckpointError {
     #[error(transparent)]
     Machine(#[from] MachineError),
     #[error(transparent)]
-    Disks(#[from] DisksError),
+    Disks(DisksError),
     #[error(transparent)]
-    Disk(#[from] DiskError),
+    Disk(DiskError),
     #[error(transparent)]
     Folder(#[from] FolderError),
     #[error(transparent)]
     Storage(#[from] StorageError),
     #[error("no random bytes can be had: {0}")]
     Random(std::io::Error),
+    #[error("a thread cannot be started: {0}")]
+    Thread(std::io::Error),
     #[error("cancelled: the VM is as it was, and nothing is left of it")]
     Cancelled(#[from] Cancelled),
 }
@@ -83,6 +86,24 @@ impl From<CaptureError> for CheckpointError {
         match error {
             CaptureError::Cancelled => Self::Cancelled(Cancelled),
             error => Self::Capture(error),
+        }
+    }
+}
+
+impl From<DiskError> for CheckpointError {
+    fn from(error: DiskError) -> Self {
+        match error {
+            DiskError::Cancelled(cancelled) => Self::Cancelled(cancelled),
+            error => Self::Disk(error),
+        }
+    }
+}
+
+impl From<DisksError> for CheckpointError {
+    fn from(error: DisksError) -> Self {
+        match error {
+            DisksError::Disk { error: DiskError::Cancelled(cancelled), .. } => Self::Cancelled(cancelled),
+            error => Self::Disks(error),
         }
     }
 }
@@ -164,7 +185,7 @@ impl<'a> Catalog<'a> {
             now: definition.now.parent,
             checkpoints: rows.map(CheckpointInfo::from).collect(),
             damaged: damaged.chain(problems).collect(),
-            pending_merges: 0,
+            pending_merges: merge::pending(self, definition).unwrap_or(0),
         })
     }
 
