@@ -6,7 +6,7 @@ mod common;
 use std::collections::BTreeMap;
 
 use ckpt_common::{Lab, MIB, pattern, same, unchanged};
-use common::{Vm, until};
+use common::{Mount, Vm, is_root, skip, until};
 use serde_json::{Value, json};
 
 /// Both disks of the lab, and one that takes a while to merge.
@@ -276,4 +276,113 @@ fn what_a_killed_vm_had_to_merge_is_merged_after_its_start() {
     lab.tidy();
     let nodes: BTreeMap<_, _> = lab.nodes();
     unchanged(&before, &nodes);
+}
+
+#[test]
+fn killed_at_any_moment_of_a_merge() {
+    let lab = Lab::new();
+    let big = lab.image("big.raw", 64 * MIB);
+    let mut dice = ckpt_common::Dice::from_env("killed_at_any_moment_of_a_merge");
+    let mut vm = lab.boot(&format!("--disk {big},id=big --memory 32M"));
+    for round in 0..8 {
+        let mut now = Vec::new();
+        for n in 0..3u64 {
+            let seed = round * 10 + n + 1;
+            // Each hides a part of the one before.
+            let offset = n * 6 * MIB + dice.below(8) * 4096;
+            vm.ok(&format!("blk 2 write {offset} 8M {seed}"));
+            vm.ok(&format!("blk 0 write {} 256K {seed}", n * 128 * 1024));
+            now.push((offset, seed));
+            create(&lab, &format!("r{round}n{n}"));
+        }
+        vm.ok(&format!("blk 2 write 40M 6M {}", round + 100));
+        for disk in 0..3 {
+            vm.ok(&format!("blk {disk} flush"));
+        }
+        let before = lab.nodes();
+        let names = lab.names();
+        let victims: Vec<String> = match round % 3 {
+            0 => names.clone(),
+            1 => vec![dice.pick(&names).clone()],
+            _ => vec![format!("r{round}n2"), names[0].clone()],
+        };
+        for victim in &victims {
+            lab.delete(victim);
+        }
+        std::thread::sleep(std::time::Duration::from_micros(dice.below(120_000)));
+        vm.signal(libc::SIGKILL);
+        vm.exit();
+        drop(vm);
+        vm = lab.home.boot("start demo --attach");
+        let seq = vm.journal();
+        let check = |vm: &mut Vm| {
+            for (at, (offset, seed)) in now.iter().enumerate() {
+                // Up to where the next one begins.
+                let end = now.get(at + 1).map_or(offset + 8 * MIB, |next| next.0);
+                vm.ok(&format!("blk 2 verify {offset} {} {seed}", end - offset));
+            }
+            vm.ok(&format!("blk 2 verify 40M 6M {}", round + 100));
+        };
+        check(&mut vm);
+        until("the merges to be done", || (lab.list()["pending_merges"] == 0).then_some(()));
+        merged(&lab);
+        check(&mut vm);
+        vm.journal_goes_on(seq);
+        let left: Vec<String> = names.iter().filter(|name| !victims.contains(name)).cloned().collect();
+        assert_eq!(lab.names(), left);
+        unchanged(&before, &lab.nodes());
+        for name in &left {
+            assert_eq!(lab.verify(name)["unchecked"], json!([]), "{name}");
+        }
+    }
+    assert!(!vm.power_off().console.contains("MISMATCH"));
+    for name in lab.names() {
+        lab.delete(&name);
+    }
+    lab.tidy();
+    assert!(lab.deltas("a").is_empty() && lab.deltas("big").is_empty());
+    lab.template_is_untouched();
+}
+
+#[test]
+fn a_merge_without_room_is_put_off_and_the_guest_goes_on() {
+    if !is_root() {
+        return skip("a small tmpfs is mounted as root only");
+    }
+    let lab = Lab::new();
+    let dir = lab.beside("small");
+    let _mount = Mount::new(&["-t", "tmpfs", "-o", "size=24m", "tmpfs"], &dir);
+    let small = dir.join("small.raw");
+    std::fs::File::create(&small).unwrap().set_len(16 * MIB).unwrap();
+    let mut vm = lab.boot(&format!("--disk {},id=small --memory 32M", small.display()));
+    vm.ok("blk 2 write 0 2M 1");
+    create(&lab, "one");
+    vm.ok("blk 2 write 1M 12M 2");
+    vm.ok("blk 2 flush");
+    let junk = dir.join("junk");
+    let filled = std::fs::write(&junk, vec![1; 24 << 20]);
+    assert!(filled.is_err(), "it has to be full");
+    let seq = vm.journal();
+    lab.delete("one");
+    lab.at_rest();
+    let failed = merges(&lab).pop().unwrap();
+    assert_eq!(failed["state"], "failed", "{failed}");
+    assert!(failed["error"].as_str().unwrap().contains("small.raw"), "{failed}");
+    assert_ne!(lab.list()["pending_merges"], 0);
+    let check = |vm: &mut Vm| {
+        vm.ok("blk 2 verify 0 1M 1");
+        vm.ok("blk 2 verify 1M 12M 2");
+    };
+    check(&mut vm);
+    vm.journal_goes_on(seq + 2);
+    // With room again, and a reason to look, it works.
+    std::fs::remove_file(&junk).unwrap();
+    create(&lab, "two");
+    lab.delete("two");
+    lab.at_rest();
+    assert_eq!(lab.list()["pending_merges"], 0);
+    assert!(lab.deltas("small").is_empty());
+    check(&mut vm);
+    vm.power_off();
+    lab.tidy();
 }

@@ -3,13 +3,14 @@
 
 use std::io::IsTerminal;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::anyhow;
 use hyper::Method;
 
 use super::args::{ApplyArgs, CheckpointCommand, CheckpointRef};
 use super::error::refused;
-use super::manage::{confirm, existing};
+use super::manage::{confirm, existing, has_ended, lock};
 use super::{output, run, verify, work};
 use crate::checkpoint::Manifest;
 use crate::control::client::{self, ClientError};
@@ -19,11 +20,15 @@ use crate::control::{
     TreeInfo, VmInfo,
 };
 use crate::folder::{Definition, VmFolder, VmLock, VmName};
+use crate::id::Id;
 use crate::progress::Cancelled;
 use crate::vm::Clock;
 use crate::vmm::checkpoints::create::{Subject, create};
 use crate::vmm::checkpoints::{Catalog, CheckpointError, Finding, apply, delete, merge, recover};
 use crate::vmm::disks;
+
+/// How long the process of a VM that went back to being off may take to end.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 pub fn run(command: CheckpointCommand, json: bool) -> anyhow::Result<()> {
     match command {
@@ -148,7 +153,7 @@ struct Offline<'a> {
 
 impl<'a> Offline<'a> {
     fn open(folder: &'a VmFolder) -> anyhow::Result<Self> {
-        let lock = folder.lock()?;
+        let lock = lock(folder)?;
         let mut definition = folder.load()?;
         for finding in recover(folder, &lock, &mut definition, true)? {
             log::warn!("{}", finding.text);
@@ -245,7 +250,7 @@ fn apply_checkpoint(args: ApplyArgs, json: bool) -> anyhow::Result<()> {
     };
     let path = format!("/vm/checkpoints/{}/apply", manifest.id);
     if let Some(info) = work::ask::<VmInfo>(&folder.socket(), Method::POST, &path, &body)? {
-        return landed(&folder, &manifest, Some(info), json);
+        return landed(&folder, &manifest, Some(info), body.run, json);
     }
     if body.save_current {
         apply::check(&folder, &manifest, body.how)?;
@@ -274,7 +279,7 @@ fn go_back_offline(
         let flags = [(run, "--resume"), (how.force, "--force"), (how.clock == Clock::Host, "--clock=host")];
         args.extend(flags.iter().filter(|(on, _)| *on).map(|(_, flag)| flag.into()));
         run::detach(args)?;
-        return landed(folder, manifest, Some(client::get(&folder.socket())?), json);
+        return landed(folder, manifest, Some(client::get(&folder.socket())?), run, json);
     }
     let mut vm = Offline::open(folder)?;
     let ready = work::here(|progress| {
@@ -286,11 +291,32 @@ fn go_back_offline(
     }
     drop(ready);
     apply::forget_former(folder, &vm.definition);
-    landed(folder, manifest, None, json)
+    // Given back, so that it can be booted.
+    drop(vm);
+    landed(folder, manifest, None, run, json)
 }
 
-fn landed(folder: &VmFolder, manifest: &Manifest, info: Option<VmInfo>, json: bool) -> anyhow::Result<()> {
+/// Tells where the VM is. With `run` one that has no memory to go on from is booted.
+fn landed(
+    folder: &VmFolder,
+    manifest: &Manifest,
+    mut info: Option<VmInfo>,
+    run: bool,
+    json: bool,
+) -> anyhow::Result<()> {
     let name = folder.name();
+    let is_off = info.as_ref().is_none_or(|info| info.state == State::Stopped);
+    if run && is_off {
+        // The process that ran it ends first; it may have layers to merge.
+        if !has_ended(folder, PATIENCE) {
+            return Err(anyhow!(
+                "the VM `{name}` is at checkpoint `{}` and its process has not ended yet: `piton start {name}` boots it",
+                manifest.name
+            ));
+        }
+        run::detach(["start".into(), name.to_string().into()])?;
+        info = Some(client::get(&folder.socket())?);
+    }
     let state = info.as_ref().map_or(State::Stopped, |info| info.state);
     if json {
         println!("{}", serde_json::json!({ "vm": name, "checkpoint": manifest.id, "state": state }));
@@ -313,7 +339,7 @@ fn revert(folder: &VmFolder, body: RevertBody, yes: bool, json: bool) -> anyhow:
         return Err(refused("nothing was changed"));
     }
     if let Some(info) = work::ask::<VmInfo>(&folder.socket(), Method::POST, "/vm/revert", &body)? {
-        return landed(folder, &manifest, Some(info), json);
+        return landed(folder, &manifest, Some(info), body.run, json);
     }
     let how = GoBack { force: body.force, ..Default::default() };
     go_back_offline(folder, &manifest, body.run, how, json)
@@ -327,17 +353,18 @@ fn delete_checkpoint(
     json: bool,
 ) -> anyhow::Result<()> {
     let folder = existing(&target.vm)?;
-    let manifest = find(&folder, &target.checkpoint)?;
+    let definition = folder.load()?;
+    let (id, name) = Catalog::new(&folder, &definition).resolve_any(&definition, &target.checkpoint)?;
     let what = if body.subtree { " and all that descends from it" } else { "" };
-    if !yes && !body.dry_run && !confirm(&format!("Delete checkpoint `{}`{what}?", manifest.name))? {
+    if !yes && !body.dry_run && !confirm(&format!("Delete checkpoint `{name}`{what}?"))? {
         return Err(refused("nothing was deleted"));
     }
-    let path = format!("/vm/checkpoints/{}", manifest.id);
+    let path = format!("/vm/checkpoints/{id}");
     let asked = work::ask::<DeletedInfo>(&folder.socket(), Method::DELETE, &path, &body)?;
     let runs = asked.is_some();
     let deleted = match asked {
         Some(deleted) => deleted,
-        None => delete_offline(&folder, &manifest, body, no_wait)?,
+        None => delete_offline(&folder, id, body, no_wait)?,
     };
     if json {
         println!("{}", serde_json::json!(deleted));
@@ -355,14 +382,9 @@ fn delete_checkpoint(
     Ok(())
 }
 
-fn delete_offline(
-    folder: &VmFolder,
-    manifest: &Manifest,
-    body: DeleteBody,
-    no_wait: bool,
-) -> anyhow::Result<DeletedInfo> {
+fn delete_offline(folder: &VmFolder, id: Id, body: DeleteBody, no_wait: bool) -> anyhow::Result<DeletedInfo> {
     let mut vm = Offline::open(folder)?;
-    let mut deleted = delete::run(folder, &vm.lock, &mut vm.definition, manifest.id, body)?;
+    let mut deleted = delete::run(folder, &vm.lock, &mut vm.definition, id, body)?;
     if !body.dry_run {
         // The checkpoint is gone; merging can be done any time.
         let settled = if no_wait {
@@ -381,7 +403,7 @@ fn delete_offline(
 
 pub fn doctor(name: &VmName, repair: bool, json: bool) -> anyhow::Result<()> {
     let folder = existing(name)?;
-    let lock = folder.lock()?;
+    let lock = lock(&folder)?;
     let mut definition = folder.load()?;
     let mut findings = recover(&folder, &lock, &mut definition, repair)?;
     // An interrupted one is among the findings already, and what it lies on is seen after it.

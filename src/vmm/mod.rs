@@ -8,7 +8,7 @@ mod merging;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::checkpoint::Manifest;
 use crate::control::jobs::{Job, JobKind, Jobs};
@@ -29,8 +29,8 @@ use disks::{DisksError, OpenDisks};
 /// The guest that comes with piton.
 const BUNDLED_GUEST: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/guest.elf"));
 
-/// After so long without a message nobody is in a hurry.
-const QUIET: Duration = Duration::from_secs(1);
+/// So long after its start a VM has time for what an earlier run left.
+const CALM: Duration = Duration::from_secs(1);
 
 #[derive(Debug, thiserror::Error)]
 pub enum VmmError {
@@ -209,17 +209,17 @@ impl Vmm {
 
     /// Serves until the VM ends.
     pub fn run(mut self) -> Outcome {
-        // What an earlier run left to merge waits until nobody is in a hurry.
-        let mut patience = Some(QUIET);
+        // What an earlier run left to merge must not hold up the start.
+        let mut begin = Some(Instant::now() + CALM);
         let outcome = loop {
-            let message = match patience {
-                Some(patience) => self.queue.recv_timeout(patience),
+            let message = match begin {
+                Some(begin) => self.queue.recv_timeout(begin.saturating_duration_since(Instant::now())),
                 None => self.queue.recv().map_err(RecvTimeoutError::from),
             };
             let message = match message {
                 Ok(message) => message,
                 Err(RecvTimeoutError::Timeout) => {
-                    patience = None;
+                    begin = None;
                     self.merge_layers();
                     continue;
                 }
@@ -359,12 +359,14 @@ impl Vmm {
                 self.apply_checkpoint(&manifest, &body, progress)?;
             }
             (Request::DeleteCheckpoint(reference, body), _) => {
-                let manifest = catalog.resolve(&self.definition, &reference)?;
-                about(&manifest);
+                let (id, name) = catalog.resolve_any(&self.definition, &reference)?;
+                if let Some(job) = job {
+                    job.set_subject(name);
+                }
                 if !body.dry_run {
                     self.park_merge();
                 }
-                let deleted = delete::run(&self.folder, &self.lock, &mut self.definition, manifest.id, body)?;
+                let deleted = delete::run(&self.folder, &self.lock, &mut self.definition, id, body)?;
                 return Ok(Reply::Deleted(deleted));
             }
             (Request::Revert(RevertBody { run, force }), _) => {

@@ -7,7 +7,8 @@
 use std::collections::BTreeMap;
 
 use super::recover::orphans;
-use super::{Catalog, Result, save, sums_of};
+use super::{Catalog, CheckpointError, Result, save, sums_of};
+use crate::checkpoint::Manifest;
 use crate::checkpoint::store::StoreError;
 use crate::checkpoint::tree::{DeletePlan, Tree};
 use crate::control::{CheckpointInfo, DeleteBody, DeletedInfo};
@@ -25,10 +26,15 @@ pub fn run(
     let catalog = Catalog::new(folder, definition);
     let manifests = catalog.manifests()?;
     let tree = Tree::of(&manifests, definition.now.parent);
-    let plan = tree.plan_delete(if body.subtree { tree.subtree(id) } else { vec![id] });
+    let damaged = (!manifests.iter().any(|manifest| manifest.id == id)).then_some(id);
+    let plan = match damaged {
+        Some(id) => plan_damaged(&manifests, definition, id, body)?,
+        None => tree.plan_delete(if body.subtree { tree.subtree(id) } else { vec![id] }),
+    };
     let named = |id: &Id| manifests.iter().find(|manifest| manifest.id == *id).map(CheckpointInfo::from);
     let deleted = DeletedInfo {
         deleted: plan.gone.iter().filter_map(named).collect(),
+        damaged,
         dry_run: body.dry_run,
         merge_later: false,
         merge_job: None,
@@ -79,6 +85,34 @@ pub fn run(
         orphans(&catalog, definition, true)?;
     }
     Ok(deleted)
+}
+
+/// What deleting a checkpoint does whose manifest cannot be read: where it descended from, nobody
+/// knows any more.
+fn plan_damaged(
+    manifests: &[Manifest],
+    definition: &Definition,
+    id: Id,
+    body: DeleteBody,
+) -> Result<DeletePlan> {
+    if body.subtree {
+        return Err(CheckpointError::Refused(format!(
+            "checkpoint {id} is damaged: delete it without --subtree, and those that descend from it each"
+        )));
+    }
+    let needs = |manifest: &&Manifest| manifest.memory.is_some_and(|memory| memory.parent == Some(id));
+    if let Some(child) = manifests.iter().find(needs) {
+        return Err(CheckpointError::Refused(format!(
+            "the memory of checkpoint `{}` lies on that of {id}, which is damaged: delete that one first",
+            child.name
+        )));
+    }
+    let children = manifests.iter().filter(|manifest| manifest.parent == Some(id));
+    Ok(DeletePlan {
+        gone: vec![id],
+        reparent: children.map(|child| (child.id, None)).collect(),
+        now: (definition.now.parent == Some(id)).then_some(None),
+    })
 }
 
 /// `sums` are checksums that go with the checkpoints; their layers may stay a while.

@@ -56,6 +56,7 @@ pub fn recover(
     }
     let how = if repair { Recovery::Mend } else { Recovery::Look };
     findings.extend(catalog.store.recover(how)?.into_iter().map(|found| Finding::mended(found.to_string())));
+    findings.extend(temporaries(folder, repair)?);
     findings.extend(listing.damaged.iter().map(|damaged| Finding::damage(damaged.error.to_string())));
     if let Some(merging) = &definition.now.merging {
         findings
@@ -72,6 +73,30 @@ pub fn recover(
     // Layers of an unfinished merge may look as if nothing needed them.
     if definition.now.merging.is_none() {
         findings.extend(orphans(&catalog, definition, repair)?);
+    }
+    Ok(findings)
+}
+
+/// Files that a crash kept from replacing another, as `Storage::replace` calls them.
+fn temporaries(folder: &VmFolder, repair: bool) -> Result<Vec<Finding>> {
+    let storage = folder.storage();
+    let mut findings = Vec::new();
+    for (dir, of) in [(folder.path().to_owned(), "vm.json."), (folder.disks(), ".delta.sums.")] {
+        let names = match storage.list_dir(&dir) {
+            Err(e) if e.is_not_found() => continue,
+            names => names?,
+        };
+        for name in names.iter().map(|name| name.to_string_lossy()) {
+            if !(name.starts_with('.') && name.contains(of) && name.ends_with(".tmp")) {
+                continue;
+            }
+            let path = dir.join(&*name);
+            if repair {
+                storage.remove_file_if_exists(&path)?;
+            }
+            findings
+                .push(Finding::mended(format!("{} did not come to replace another file", path.display())));
+        }
     }
     Ok(findings)
 }
