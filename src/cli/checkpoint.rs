@@ -24,7 +24,7 @@ use crate::id::Id;
 use crate::progress::Cancelled;
 use crate::vm::Clock;
 use crate::vmm::checkpoints::create::{Subject, create};
-use crate::vmm::checkpoints::{Catalog, CheckpointError, Finding, apply, delete, merge, recover};
+use crate::vmm::checkpoints::{Catalog, CheckpointError, Finding, apply, delete, memory, merge, recover};
 use crate::vmm::disks;
 
 /// How long the process of a VM that went back to being off may take to end.
@@ -179,8 +179,14 @@ fn create_checkpoint(folder: &VmFolder, body: &CreateBody) -> anyhow::Result<Che
     let sums = Catalog::new(folder, &vm.definition).layer_sums(&vm.definition)?;
     let Definition { config, now, .. } = &vm.definition;
     let disks = disks::open(folder, config, &now.tops, &sums, &Default::default())?;
-    let subject =
-        Subject { folder, lock: &vm.lock, definition: &mut vm.definition, disks: &disks.live, machine: None };
+    let subject = Subject {
+        folder,
+        lock: &vm.lock,
+        definition: &mut vm.definition,
+        disks: &disks.live,
+        machine: None,
+        pending: None,
+    };
     Ok(CheckpointInfo::from(&work::here(|progress| create(subject, body, progress))??))
 }
 
@@ -414,6 +420,8 @@ pub fn doctor(name: &VmName, repair: bool, json: bool) -> anyhow::Result<()> {
     if merges > 0 {
         findings.push(Finding { text: pending(merges), mended: true });
     }
+    let missing = memory::missing(&Catalog::new(&folder, &definition))?;
+    findings.extend(missing.into_iter().map(|text| Finding { text, mended: false }));
     if repair {
         work::here(|progress| merge::settle(&folder, &lock, &mut definition, progress))??;
     }

@@ -296,7 +296,7 @@ pub fn show_checkpoint(manifest: &Manifest) {
     if let Some(us) = manifest.pause_us {
         line("pause", format!("{:.1} ms", us as f64 / 1000.0));
     }
-    if let Some(memory) = manifest.memory {
+    if let Some(memory) = &manifest.memory {
         line("memory", format!("{} of {}", size(memory.stored_bytes), size(memory.guest_bytes)));
     }
     line("disk", size(manifest.disk_bytes));

@@ -6,6 +6,7 @@ use super::args::CheckpointRef;
 use super::error::refused;
 use super::manage::existing;
 use super::{output, work};
+use crate::capture::chain::MemoryChain;
 use crate::capture::image::{Image, ImageError};
 use crate::checkpoint::Manifest;
 use crate::checkpoint::manifest::DiskPoint;
@@ -70,12 +71,11 @@ fn check(
     if let Some(info) = &manifest.state {
         bytes += read_state(folder.storage(), &catalog.store.state_path(manifest.id), info)?.len() as u64;
     }
-    if let Some(info) = &manifest.memory {
-        let path = catalog.store.memory_path(manifest.id);
-        let image = Image::open(folder.storage(), &path, manifest.id, info.crc)?;
-        progress.phase("memory", info.stored_bytes);
+    if manifest.memory.is_some() {
+        let chain = MemoryChain::open(folder.storage(), &catalog.store.memory_chain(manifest)?)?;
+        progress.phase("memory", chain.images().iter().map(Image::present_bytes).sum());
         let mut before = 0;
-        let read = image.verify(|done, _| {
+        let read = chain.verify(|done, _| {
             progress.add(done - std::mem::replace(&mut before, done));
             if progress.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
@@ -83,7 +83,7 @@ fn check(
             Err(ImageError::Cancelled { .. }) => return Err(Cancelled.into()),
             read => read?,
         }
-        bytes += info.stored_bytes;
+        bytes += chain.images().iter().map(Image::stored_bytes).sum::<u64>();
     }
     let (layers, sums) = (Layers::read(folder)?, catalog.layer_sums(definition)?);
     let mut unchecked = Vec::new();

@@ -85,6 +85,8 @@ pub struct Metadata {
     pub modified: SystemTime,
     pub dev: u64,
     pub ino: u64,
+    /// Names that the file has; with more than one, somebody else may count on what is in it.
+    pub links: u64,
 }
 
 /// Primitive operations on names.
@@ -302,6 +304,24 @@ impl File {
 
     pub fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
         self.inner.write_at(buf, offset).map_err(|e| self.range("write", offset, buf.len() as u64, e))
+    }
+
+    /// Copies a range from the same place of another file; where the file system can, both then
+    /// share it.
+    pub fn copy_from(&self, source: &File, offset: u64, len: u64) -> Result<()> {
+        const STEP: u64 = 1 << 20;
+        let (mut at, end) = (offset, offset + len);
+        if let (Some(from), Some(to)) = (source.as_fd(), self.as_fd()) {
+            at += os::copy_range(from, to, offset, len).map_err(|e| self.range("copy", offset, len, e))?;
+        }
+        let mut buf = vec![0; (end - at).min(STEP) as usize];
+        while at < end {
+            let part = &mut buf[..(end - at).min(STEP) as usize];
+            source.read_at(part, at)?;
+            self.write_at(part, at)?;
+            at += part.len() as u64;
+        }
+        Ok(())
     }
 
     pub fn metadata(&self) -> Result<Metadata> {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
+use crate::capture::lazy::Filling;
 use crate::checkpoint::Manifest;
 use crate::control::jobs::{Job, JobKind, Jobs};
 use crate::control::server::{Asked, Server, ServerError};
@@ -22,6 +23,7 @@ use crate::folder::{Definition, FolderError, VmFolder, VmLock};
 use crate::id::Id;
 use crate::machine::{self, Machine, MachineError, Parts};
 use crate::progress::Progress;
+use checkpoints::capture::Below;
 use checkpoints::create::{Subject, create};
 use checkpoints::{Catalog, CheckpointError, apply, delete, merge};
 use disks::{DisksError, OpenDisks};
@@ -99,6 +101,8 @@ pub struct Vmm {
     jobs: Jobs,
     merging: Option<merging::Series>,
     machine: Option<Machine>,
+    /// Of the machine's memory; to be dropped after it.
+    filling: Option<Filling>,
     disks: OpenDisks,
     boot: u64,
     /// Dropped before the lock: nobody may find the socket of a VM that is not locked.
@@ -125,6 +129,7 @@ impl Vmm {
             jobs: Jobs::default(),
             merging: None,
             machine: None,
+            filling: None,
             disks,
             boot: 0,
             server: None,
@@ -170,6 +175,7 @@ impl Vmm {
         self.park_merge();
         // The former machine and its disks end first: they hold the images' locks.
         self.machine = None;
+        self.filling = None;
         self.disks.flush();
         self.disks = OpenDisks::default();
         self.boot += 1;
@@ -204,7 +210,11 @@ impl Vmm {
     }
 
     pub fn resume(&mut self) -> Result<(), MachineError> {
-        self.machine.as_mut().map_or(Ok(()), Machine::resume)
+        self.machine.as_mut().map_or(Ok(()), Machine::resume)?;
+        if let Some(filling) = &mut self.filling {
+            filling.fetch();
+        }
+        Ok(())
     }
 
     /// Serves until the VM ends.
@@ -228,7 +238,9 @@ impl Vmm {
             };
             match message {
                 Message::Request(Asked { request: Request::Stop { force: true }, reply, .. }) => {
-                    self.machine = None;
+                    if !self.filling.as_ref().is_some_and(Filling::is_broken) {
+                        self.machine = None;
+                    }
                     let _ = reply.send(Ok(self.info().into()));
                     break Outcome::Ended("piton stop --force");
                 }
@@ -260,9 +272,18 @@ impl Vmm {
             }
         };
         self.end_merge();
-        let Self { folder, mut definition, machine, disks, console, jobs, server, lock, .. } = self;
+        let Self { folder, mut definition, machine, mut filling, disks, console, jobs, server, lock, .. } =
+            self;
+        if let Some(filling) = filling.take_if(|filling| filling.is_broken()) {
+            // Threads of the machine wait for memory that will not come, and end with the process.
+            std::mem::forget((machine, disks));
+            filling.abandon();
+            console.close();
+            return outcome;
+        }
         // Guest and disks end first, so that what they last printed is still shown.
         drop(machine);
+        drop(filling);
         disks.flush();
         drop(disks);
         console.close();
@@ -366,7 +387,10 @@ impl Vmm {
                 if !body.dry_run {
                     self.park_merge();
                 }
+                let catalog = Catalog::new(&self.folder, &self.definition);
+                let below = Below::of(&catalog, self.machine.as_ref());
                 let deleted = delete::run(&self.folder, &self.lock, &mut self.definition, id, body)?;
+                below.follow(self.machine.as_ref(), self.definition.now.parent);
                 return Ok(Reply::Deleted(deleted));
             }
             (Request::Revert(RevertBody { run, force }), _) => {
@@ -392,6 +416,7 @@ impl Vmm {
                 definition: &mut self.definition,
                 disks: &self.disks.live,
                 machine: self.machine.as_mut(),
+                pending: self.filling.as_ref().and_then(Filling::pending),
             },
             body,
             progress,
@@ -449,6 +474,7 @@ impl Vmm {
         }
         self.boot = boot;
         self.machine = ready.machine;
+        self.filling = ready.filling;
         self.disks = ready.disks;
         if let Some(machine) = &self.machine
             && let Err(e) = machine.take_console(&self.console)

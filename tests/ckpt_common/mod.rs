@@ -319,3 +319,8 @@ impl Dice {
         &from[usize::try_from(self.below(from.len() as u64)).unwrap()]
     }
 }
+
+/// A checkpoint with its parent, as [`Lab::parents`] has them.
+pub fn owned((name, parent): (&str, &str)) -> (String, String) {
+    (name.to_owned(), parent.to_owned())
+}

@@ -105,15 +105,42 @@ impl std::fmt::Display for LeftOutWhy {
     }
 }
 
-/// The memory image; as [`crate::capture::image::ImageInfo`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The memory image; the numbers are [`crate::capture::image::ImageInfo`]'s.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryInfo {
     pub guest_bytes: u64,
     pub stored_bytes: u64,
     pub crc: u32,
-    /// The checkpoint whose image this one lies on; nothing: it is full.
+    /// The checkpoint whose image it lies on; none: it is full.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<Id>,
+    /// How often a merge has put another file in place of the first one.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub file: u32,
+    /// Images of other checkpoints that this one reads through and that lie in its own folder,
+    /// because they are gone or another VM's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept: Vec<KeptImage>,
+}
+
+fn is_first(file: &u32) -> bool {
+    *file == 0
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptImage {
+    /// Of the checkpoint that it was made for.
+    pub id: Id,
+    pub crc: u32,
+    /// What it lies on; none: it is full.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Id>,
+}
+
+impl MemoryInfo {
+    pub fn kept(&self, id: Id) -> Option<&KeptImage> {
+        self.kept.iter().find(|kept| kept.id == id)
+    }
 }
 
 /// How memory is copied.
@@ -246,6 +273,13 @@ impl Manifest {
         for id in spoken_of {
             if !self.config.disks.iter().any(|disk| disk.id == *id) {
                 return refuse(format!("it holds a disk `{id}` that its VM has not"));
+            }
+        }
+        if let Some(memory) = &self.memory {
+            let mut ids: Vec<Id> = memory.kept.iter().map(|kept| kept.id).chain([self.id]).collect();
+            ids.sort_unstable();
+            if memory.parent == Some(self.id) || ids.windows(2).any(|pair| pair[0] == pair[1]) {
+                return refuse("it keeps a memory image twice, or one that lies on itself".into());
             }
         }
         match (self.kind, &self.memory, &self.state) {

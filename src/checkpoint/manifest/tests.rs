@@ -39,7 +39,7 @@ pub(in crate::checkpoint) fn sample(id: Id, name: &str, parent: Option<Id>) -> M
         ]),
         bases: BTreeMap::from([("root".into(), BaseStamp { len: 512, modified: time, sample: 7 })]),
         left_out: vec![LeftOut { disk: "cd".into(), why: LeftOutWhy::ReadOnly }],
-        memory: Some(MemoryInfo { guest_bytes: 64 << 20, stored_bytes: 4096, crc: 5, parent: None }),
+        memory: Some(MemoryInfo { guest_bytes: 64 << 20, stored_bytes: 4096, crc: 5, ..Default::default() }),
         state: Some(StateInfo { bytes: 100, crc: 6 }),
         capture: None,
         pause_us: Some(210),

@@ -197,6 +197,7 @@ impl BackendFile for Handle {
             modified: SystemTime::UNIX_EPOCH,
             dev: 0,
             ino: self.1 as u64,
+            links: 1,
         })
     }
     fn set_len(&self, len: u64) -> io::Result<()> {

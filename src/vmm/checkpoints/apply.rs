@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use super::recover::orphans;
 use super::{Catalog, CheckpointError, Result, remove_unless_named, save};
-use crate::capture::guest;
-use crate::capture::image::Image;
+use crate::capture::chain::MemoryChain;
+use crate::capture::lazy::Filling;
 use crate::checkpoint::Manifest;
 use crate::checkpoint::stamp::BaseChange;
 use crate::checkpoint::state::read_state;
@@ -29,6 +29,8 @@ pub struct Prepared {
     pub disks: OpenDisks,
     /// Standing still; none for a checkpoint without memory.
     pub machine: Option<Machine>,
+    /// Of the machine's memory; to be dropped after it.
+    pub filling: Option<Filling>,
     made: Vec<LayerSpec>,
 }
 
@@ -64,32 +66,27 @@ pub fn prepare(
     let built = (|| {
         let disks =
             disks::open(folder, &next.config, &next.now.tops, &catalog.layer_sums(definition)?, reuse)?;
-        let machine = match (&manifest.memory, &manifest.state) {
-            (Some(memory_info), Some(state_info)) => {
+        let (machine, filling) = match (&manifest.memory, &manifest.state) {
+            (Some(_), Some(state_info)) => {
                 let json = read_state(folder.storage(), &catalog.store.state_path(manifest.id), state_info)?;
                 let state: MachineState = serde_json::from_slice(&json).map_err(CheckpointError::Decode)?;
-                let path = catalog.store.memory_path(manifest.id);
-                let image = Image::open(folder.storage(), &path, manifest.id, memory_info.crc)?;
+                let specs = catalog.store.memory_chain(manifest)?;
+                let chain = MemoryChain::open(folder.storage(), &specs)?;
                 let memory = memory::allocate(next.config.memory).map_err(machine::MachineError::from)?;
-                guest::load(&image, &memory, progress)?;
                 let parts = parts.ok_or_else(|| {
                     CheckpointError::Refused(format!("checkpoint `{}` holds memory", manifest.name))
                 })?;
-                Some(machine::restore(
-                    manifest.id,
-                    &next.config,
-                    memory,
-                    &state,
-                    how.clock,
-                    Parts { generation, ..parts(&disks) },
-                )?)
+                let parts = Parts { generation, ..parts(&disks) };
+                let filling = Filling::begin(chain, &memory, parts.events.clone(), progress)?;
+                let machine = machine::restore(manifest.id, &next.config, memory, &state, how.clock, parts)?;
+                (Some(machine), Some(filling))
             }
-            _ => None,
+            _ => (None, None),
         };
-        Ok((disks, machine))
+        Ok((disks, machine, filling))
     })();
     match built {
-        Ok((disks, machine)) => Ok(Prepared { definition: next, disks, machine, made }),
+        Ok((disks, machine, filling)) => Ok(Prepared { definition: next, disks, machine, filling, made }),
         Err(e) => {
             disks::remove_layers(folder, &made);
             Err(e)
@@ -128,8 +125,9 @@ impl Prepared {
 
     /// Undoes the preparation.
     pub fn discard(self, folder: &VmFolder, definition: &Definition) {
-        let Self { disks, machine, made, .. } = self;
+        let Self { disks, machine, filling, made, .. } = self;
         drop(machine);
+        drop(filling);
         drop(disks);
         remove_unless_named(folder, definition, &made);
     }

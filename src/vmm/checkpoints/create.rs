@@ -12,6 +12,7 @@ use chrono::Utc;
 
 use super::capture::{self, Frozen, Plan};
 use super::{Catalog, CheckpointError, Result, remove_unless_named, save};
+use crate::capture::chain::MemoryChain;
 use crate::capture::guest::CaptureError;
 use crate::capture::image::ImageInfo;
 use crate::checkpoint::manifest::{DiskPoint, LeftOut, LeftOutWhy, MemoryInfo};
@@ -38,10 +39,12 @@ pub struct Subject<'a> {
     pub disks: &'a BTreeMap<String, Arc<LiveDisk>>,
     /// None: the VM is off, and the checkpoint holds disks only.
     pub machine: Option<&'a mut Machine>,
+    /// Where memory that the machine does not have yet is read from.
+    pub pending: Option<Arc<MemoryChain>>,
 }
 
 /// A disk's next overlay, and what the disk was made of before.
-pub(super) struct Staged {
+pub struct Staged {
     pub disk: Arc<LiveDisk>,
     pub overlay: Prepared,
     pub before: Option<Id>,
@@ -49,7 +52,7 @@ pub(super) struct Staged {
 }
 
 pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Result<Manifest> {
-    let Subject { folder, lock, definition, disks, machine } = subject;
+    let Subject { folder, lock, definition, disks, machine, pending } = subject;
     let catalog = Catalog::new(folder, definition);
     let name = catalog.new_name(body.name.as_deref())?;
     let id = Id::random().map_err(CheckpointError::Random)?;
@@ -77,7 +80,7 @@ pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Resul
         None => capture::switch(folder.storage(), staged, &mut frozen).map(|()| None),
         Some(machine) => {
             let (storage, parent) = (folder.storage(), before.now.parent);
-            let plan = Plan { storage, id, parent, image: &image, body, progress };
+            let plan = Plan { storage, id, parent, pending, image: &image, body, progress };
             capture::machine(&plan, machine, staged, &mut frozen).map(Some)
         }
     };
@@ -103,6 +106,7 @@ pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Resul
     // publish
     let published = (|| {
         let mut manifest = describe(folder, &before, id, name, body)?;
+        let shadow = captured.as_ref().and_then(|captured| captured.shadow.clone());
         if let Some(captured) = captured {
             let micros = |pause: Duration| u64::try_from(pause.as_micros()).unwrap_or(u64::MAX);
             manifest.kind = Kind::Standard;
@@ -113,7 +117,8 @@ pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Resul
             let json = serde_json::to_vec(&state).map_err(CheckpointError::Decode)?;
             manifest.state = Some(write_state(folder.storage(), &staging.state_path(), &json)?);
             let ImageInfo { guest_bytes, stored_bytes, crc } = image;
-            manifest.memory = Some(MemoryInfo { guest_bytes, stored_bytes, crc, parent });
+            manifest.memory =
+                Some(MemoryInfo { guest_bytes, stored_bytes, crc, parent, ..Default::default() });
         }
         for disk in disks.values() {
             disk.flush()?;
@@ -123,6 +128,9 @@ pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Resul
             return Err(CaptureError::Cancelled.into());
         }
         catalog.store.publish(staging, &manifest)?;
+        if let Some(shadow) = shadow {
+            shadow.compare(&catalog, &manifest)?;
+        }
         Ok(manifest)
     })();
     let mut now = definition.now.clone();

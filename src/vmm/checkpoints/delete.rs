@@ -42,6 +42,7 @@ pub fn run(
     if body.dry_run {
         return Ok(deleted);
     }
+    super::memory::keep(&catalog, &manifests, &plan.gone)?;
     // Children and Now get their new parent before the old one goes, so that it is never missing.
     let former: Vec<(Id, Option<Id>)> =
         manifests.iter().map(|manifest| (manifest.id, manifest.parent)).collect();
@@ -100,7 +101,8 @@ fn plan_damaged(
             "checkpoint {id} is damaged: delete it without --subtree, and those that descend from it each"
         )));
     }
-    let needs = |manifest: &&Manifest| manifest.memory.is_some_and(|memory| memory.parent == Some(id));
+    let needs =
+        |manifest: &&Manifest| manifest.memory.as_ref().is_some_and(|memory| memory.parent == Some(id));
     if let Some(child) = manifests.iter().find(needs) {
         return Err(CheckpointError::Refused(format!(
             "the memory of checkpoint `{}` lies on that of {id}, which is damaged: delete that one first",

@@ -46,6 +46,8 @@ pub fn settle(
         }
         settler.seal(&disk, progress)?;
     }
+    catalog.store.merge_images(progress)?;
+    progress.check()?;
     settler.prune_sums()
 }
 

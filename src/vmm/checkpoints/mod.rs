@@ -4,11 +4,13 @@
 //! its only actor: the VMM's queue while the VM runs, one command otherwise.
 
 pub mod apply;
-mod capture;
+pub mod capture;
 pub mod create;
 pub mod delete;
+pub mod memory;
 pub mod merge;
 mod recover;
+mod shadow;
 
 use std::collections::BTreeMap;
 
