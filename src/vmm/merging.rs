@@ -408,10 +408,8 @@ impl Vmm {
     /// `park`.
     fn conclude(&mut self, running: Running, park: bool) {
         let Running { pair, merging, thread, .. } = running;
-        let outcome = thread.join().unwrap_or_else(|_| {
-            // It may have been anywhere.
-            Outcome::Halfway(DiskError::Broken)
-        });
+        // One that panicked may have been anywhere.
+        let outcome = thread.join().unwrap_or(Outcome::Halfway(DiskError::Broken));
         let concluded = match (outcome, merging) {
             // Whoever stopped it goes on from here another time.
             (Outcome::Stopped(DiskError::Cancelled(_)), _) => self.with_settler(|settler| settler.give_up()),
