@@ -8,6 +8,7 @@ mod flat;
 mod home;
 mod http;
 mod lane;
+mod mount;
 mod terminal;
 mod vm;
 
@@ -16,6 +17,7 @@ pub use flat::{e2fsck, flatten};
 pub use home::Home;
 pub use http::Response;
 pub use lane::{LinuxGuest, is_emulated, is_root, patience, skip};
+pub use mount::Mount;
 pub use terminal::{Terminal, field, has_word};
 pub use vm::{Exit, Vm};
 
