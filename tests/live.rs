@@ -25,7 +25,12 @@ fn all_restore(lab: &Lab, vm: &mut Vm, names: &[&str]) {
 
 fn at_rate(cpus: u32, rate: &str) {
     let lab = Lab::new();
-    let mut vm = lab.boot(&format!("--memory 192M --cpus {cpus}"));
+    let line = format!("run demo {} --memory 192M --cpus {cpus}", lab.disks());
+    let mut command = lab.command(line.split(' '));
+    // Every image is compared with a copy of memory taken in the pause.
+    command.env("PITON_SHADOW", "1");
+    let mut vm = Vm::spawn(command);
+    vm.ready();
     vm.ok("journal tick 5");
     vm.ok("fill 64 9");
     vm.ok(&format!("dirty 48 {rate}"));

@@ -51,6 +51,8 @@ pub enum Command {
     /// Work with a VM's checkpoints
     #[command(subcommand, visible_alias = "cp")]
     Checkpoint(CheckpointCommand),
+    /// Make new VMs that begin at a checkpoint
+    Clone(CloneArgs),
     /// Find what a crash left, and mend it
     Doctor {
         name: VmName,
@@ -189,6 +191,19 @@ pub struct ApplyArgs {
     /// What the guest's clock goes on from
     #[arg(long, value_enum, default_value_t = Clock::Saved)]
     pub clock: Clock,
+}
+
+#[derive(Debug, Args)]
+pub struct CloneArgs {
+    pub checkpoint: CheckpointRef,
+    /// Name of the new VM
+    pub new: VmName,
+    /// Make this many, called NEW-1, NEW-2 and so on
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub count: Option<u32>,
+    /// Let them run at once
+    #[arg(long)]
+    pub run: bool,
 }
 
 #[derive(Debug, Args)]

@@ -124,7 +124,7 @@ fn jobs(folder: &VmFolder, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn find(folder: &VmFolder, reference: &str) -> anyhow::Result<Manifest> {
+pub(super) fn find(folder: &VmFolder, reference: &str) -> anyhow::Result<Manifest> {
     let definition = folder.load()?;
     Ok(Catalog::new(folder, &definition).resolve(&definition, reference)?)
 }
@@ -272,7 +272,7 @@ fn go_back_offline(
     }
     let mut vm = Offline::open(folder)?;
     let ready = work::here(|progress| {
-        apply::prepare(folder, &vm.definition, manifest, &Default::default(), how, None, progress)
+        apply::prepare(folder, &vm.definition, manifest, &Default::default(), true, how, None, progress)
     })??;
     if let Err(e) = ready.commit(folder, &vm.lock, &mut vm.definition) {
         ready.discard(folder, &vm.definition);

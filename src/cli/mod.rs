@@ -2,6 +2,7 @@
 
 mod args;
 mod checkpoint;
+mod clone;
 mod error;
 mod manage;
 mod output;
@@ -37,6 +38,7 @@ pub fn main() -> ExitCode {
         Command::List => manage::list(json),
         Command::Set(args) => set::run(args, json),
         Command::Checkpoint(command) => checkpoint::run(command, json),
+        Command::Clone(args) => clone::run(&args, json),
         Command::Doctor { name, repair } => checkpoint::doctor(&name, repair, json),
     };
     match result {

@@ -40,6 +40,7 @@ pub enum Request {
     DeleteCheckpoint(String, DeleteBody),
     Revert(RevertBody),
     Set(SetBody),
+    CloneCheckpoint(String, CloneBody),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -352,6 +353,14 @@ pub struct RevertBody {
     /// Even if a base image was changed since.
     #[serde(default)]
     pub force: bool,
+}
+
+/// Body of `POST /vm/checkpoints/{checkpoint}/clone`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CloneBody {
+    /// Of the new VMs.
+    pub names: Vec<VmName>,
 }
 
 /// Body of `POST /vm/stop`.

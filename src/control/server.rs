@@ -11,6 +11,7 @@
 //! | `PATCH /vm/checkpoints/{checkpoint}` | [`ChangeBody`](super::ChangeBody) | the checkpoint |
 //! | `POST /vm/checkpoints/{checkpoint}/apply` | [`ApplyBody`](super::ApplyBody) | the VM |
 //! | `DELETE /vm/checkpoints/{checkpoint}` | [`DeleteBody`](super::DeleteBody) or none | what went ([`DeletedInfo`](super::DeletedInfo)) |
+//! | `POST /vm/checkpoints/{checkpoint}/clone` | [`CloneBody`](super::CloneBody) | the VM |
 //! | `POST /vm/revert` | [`RevertBody`](super::RevertBody) or none | the VM |
 //! | `GET /vm/jobs` | | long work ([`JobList`](super::jobs::JobList)) |
 //! | `GET /vm/jobs/{job}` | | one job ([`JobInfo`](super::jobs::JobInfo)) |
@@ -194,6 +195,12 @@ async fn serve(
             "/vm/checkpoints/{checkpoint}/apply",
             post(|context, Reference(path): Reference, body: Bytes| {
                 with_job(context, body, |body| Request::ApplyCheckpoint(path, body))
+            }),
+        )
+        .route(
+            "/vm/checkpoints/{checkpoint}/clone",
+            post(|context, Reference(path): Reference, body: Bytes| {
+                with_body(context, body, |body| Request::CloneCheckpoint(path, body))
             }),
         )
         .route("/vm/revert", post(|context, body: Bytes| with_job(context, body, Request::Revert)))

@@ -14,8 +14,8 @@ use crate::checkpoint::Manifest;
 use crate::control::jobs::{Job, JobKind, Jobs};
 use crate::control::server::{Asked, Server, ServerError};
 use crate::control::{
-    Answer, ApplyBody, CreateBody, DeletedInfo, GoBack, Reply, Request, RequestError, RevertBody, State,
-    VmInfo,
+    Answer, ApplyBody, CloneBody, CreateBody, DeletedInfo, GoBack, Reply, Request, RequestError, RevertBody,
+    State, VmInfo,
 };
 use crate::devices::console::Console;
 use crate::events::MachineEvent;
@@ -171,6 +171,7 @@ impl Vmm {
         self.disks.flush();
         self.disks = OpenDisks::default();
         self.boot += 1;
+        self.touch()?;
         if self.definition.now.generation.is_none() {
             // Of a VM that was defined without one.
             self.definition.now.generation = Some(Id::random().map_err(CheckpointError::Random)?);
@@ -209,7 +210,22 @@ impl Vmm {
         Ok(())
     }
 
+    /// Before the guest runs, so that nobody takes what it leaves for untouched.
+    fn touch(&mut self) -> Result<(), VmmError> {
+        if self.definition.now.untouched {
+            let mut next = self.definition.clone();
+            next.now.untouched = false;
+            self.folder.save(&self.lock, &next)?;
+            self.definition = next;
+        }
+        Ok(())
+    }
+
     pub fn resume(&mut self) -> Result<(), MachineError> {
+        self.touch().map_err(|e| MachineError::Setup {
+            what: "the note that the guest runs",
+            error: std::io::Error::other(e.to_string()),
+        })?;
         let Some(machine) = &mut self.machine else { return Ok(()) };
         machine.resume()?;
         if let Some(filling) = &mut self.filling {
@@ -372,6 +388,10 @@ impl Vmm {
                 below.follow(self.machine.as_ref(), self.definition.now.parent);
                 return Ok(Reply::Deleted(DeletedInfo { merge_later: !body.dry_run, ..deleted }));
             }
+            (Request::CloneCheckpoint(reference, CloneBody { names }), _) => {
+                let manifest = catalog.resolve(&self.definition, &reference)?;
+                checkpoints::clone::make(&self.folder, &self.definition, &manifest, &names)?;
+            }
             (Request::Revert(RevertBody { run, force }), _) => {
                 let manifest = catalog.parent_of_now(&self.definition)?;
                 about(&manifest);
@@ -433,6 +453,7 @@ impl Vmm {
             &self.definition,
             manifest,
             &reuse,
+            self.machine.is_none() && self.disks.machine.is_empty(),
             body.how,
             Some(&|disks| self.parts(boot, disks)),
             progress,
@@ -460,7 +481,9 @@ impl Vmm {
         {
             log::warn!("what is typed does not reach the guest: {e}");
         }
-        apply::forget_former(&self.folder, &self.definition);
+        if !ready.stays {
+            apply::forget_former(&self.folder, &self.definition);
+        }
         if body.run {
             self.resume()?;
         }

@@ -88,7 +88,9 @@ impl Lab {
     pub fn ended(&self) {
         until("the VM to end", || {
             let shown = self.home.piton("show demo --json");
-            (shown.code == Some(0) && shown.json()["state"] == "stopped").then_some(())
+            let is_off = shown.code == Some(0) && shown.json()["state"] == "stopped";
+            // Its process may still be merging what a delete left.
+            (is_off && self.home.piton("doctor demo").code != Some(3)).then_some(())
         });
     }
 

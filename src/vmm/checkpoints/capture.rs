@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::create::Staged;
+use super::shadow::Shadow;
 use super::{Catalog, CheckpointError, Result};
 use crate::capture::chain::MemoryChain;
 use crate::capture::guest::{self, CaptureError};
@@ -40,6 +41,7 @@ pub struct Captured {
     pub info: CaptureInfo,
     /// The image that this one lies on.
     pub parent: Option<Id>,
+    pub shadow: Option<Shadow>,
     image: ImageWriter,
     staging: Staging,
 }
@@ -69,6 +71,7 @@ struct Work {
     staged: BTreeMap<String, Staged>,
     mode: Mode,
     delta: bool,
+    shadow: Option<Shadow>,
     pending: Option<Arc<MemoryChain>>,
 }
 
@@ -124,6 +127,7 @@ pub fn machine(
         staged,
         mode: plan.body.mode,
         delta: parent.is_some(),
+        shadow: None,
         pending: plan.pending.clone(),
     };
     if work.mode == Mode::Live {
@@ -150,8 +154,8 @@ pub fn machine(
                 lock(&work.tracker).captured(plan.id).map_err(CaptureError::from)?;
                 let Report { rounds, slowed, rest } = work.report;
                 let info = CaptureInfo { mode: work.mode, rounds, slowed, rest_bytes: rest * PAGE_SIZE };
-                let Work { image, staging, .. } = work;
-                return Ok(Captured { state: *state, pause, info, parent, image, staging });
+                let Work { image, staging, shadow, .. } = work;
+                return Ok(Captured { state: *state, pause, info, parent, shadow, image, staging });
             }
         }
     }
@@ -196,6 +200,7 @@ impl Work {
         if !rest {
             return Ok(None);
         }
+        self.shadow = Shadow::take(lock(&self.tracker).vm().memory())?;
         switch(&self.storage, std::mem::take(&mut self.staged), frozen)?;
         Ok(Some(state))
     }

@@ -124,6 +124,7 @@ pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Resul
         let mut manifest = describe(folder, &before, id, name, body)?;
         manifest.fallback = origin.fallback;
         manifest.automatic = origin.automatic;
+        let shadow = captured.as_ref().and_then(|captured| captured.shadow.clone());
         if let Some(captured) = captured {
             let micros = |pause: Duration| u64::try_from(pause.as_micros()).unwrap_or(u64::MAX);
             manifest.kind = Kind::Standard;
@@ -145,6 +146,9 @@ pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Resul
             return Err(CaptureError::Cancelled.into());
         }
         catalog.store.publish(staging, &manifest)?;
+        if let Some(shadow) = shadow {
+            shadow.compare(&catalog, &manifest)?;
+        }
         Ok(manifest)
     })();
     conclude(folder, lock, definition, id, published)

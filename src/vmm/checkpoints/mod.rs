@@ -5,12 +5,14 @@
 
 pub mod apply;
 pub mod capture;
+pub mod clone;
 pub mod create;
 pub mod delete;
 pub mod memory;
 pub mod policy;
 mod production;
 mod recover;
+mod shadow;
 
 use std::collections::BTreeMap;
 
@@ -74,7 +76,13 @@ pub enum CheckpointError {
 
 impl CheckpointError {
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Refused(_) | Self::Name(_) | Self::Resolve(_))
+        matches!(
+            self,
+            Self::Refused(_)
+                | Self::Name(_)
+                | Self::Resolve(_)
+                | Self::Folder(FolderError::Taken { .. } | FolderError::Busy(_))
+        )
     }
 
     /// Called off by the user, and undone.
