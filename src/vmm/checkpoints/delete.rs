@@ -197,10 +197,11 @@ impl Settler<'_> {
         }
         let base = base_path(self.catalog.folder, disk);
         // In the VM's own folder it is shared by another name, elsewhere by its path.
-        let own = disk.format == DiskFormat::Raw
-            && !disk.overlay
-            && !(disk.path.is_relative() && is_linked(&base)?)
-            && !self.catalog.folder.others_rest_on(&base)?;
+        let is_others = || -> Result<bool> {
+            let by_name = disk.path.is_relative() && is_linked(&base)?;
+            Ok(by_name || self.catalog.folder.others_rest_on(&base)?)
+        };
+        let own = disk.format == DiskFormat::Raw && !disk.overlay && !is_others()?;
         let role = if own { BaseRole::Mergeable } else { BaseRole::Fixed };
         let complete = is_complete(&listing, self.definition);
         Ok(LayerGraph::new(role, parents, users, complete).share(shared))
