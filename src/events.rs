@@ -11,6 +11,8 @@ pub enum MachineEvent {
     Reset,
     /// The guest cannot go on; the text says why.
     Crash(String),
+    /// The guest's agent is there again, and file systems may be frozen since it went.
+    AgentBack,
 }
 
 /// Takes events from any thread of the machine; must not block.

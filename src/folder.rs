@@ -8,6 +8,7 @@ use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::config::{ConfigError, VmConfig};
 use crate::id::Id;
@@ -16,6 +17,7 @@ use crate::storage::{Access, File, Lock, Storage, StorageError};
 /// Version of vm.json that this piton writes; it reads this and older ones.
 const FORMAT: u32 = 1;
 const DEFINITION: &str = "vm.json";
+const CRC: &str = "crc";
 const LOCK: &str = "lock";
 /// Folders of VMs that are being made, or that a crash cut short; no name of a VM begins so.
 const STAGING: &str = ".clone-";
@@ -103,11 +105,62 @@ pub struct Definition {
     /// Folder for checkpoints, absolute; none: in the VM's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint_dir: Option<PathBuf>,
+    /// What checkpoints are made unless one is asked for by its type.
+    #[serde(default)]
+    pub checkpoint_type: CheckpointType,
+    /// Every start makes a checkpoint if there is none; a clean shutdown removes it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub auto_checkpoint: bool,
     /// The checkpoint that it began as, if it is a clone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cloned_from: Option<Origin>,
     #[serde(default)]
     pub now: Now,
+}
+
+/// What kind of checkpoint `create` makes of a VM that runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CheckpointType {
+    /// None at all, of a VM that is off neither: for guests that going back would corrupt.
+    Disabled,
+    /// With memory.
+    Standard,
+    /// Disks as the guest's agent quiesced them; a standard one where it cannot.
+    #[default]
+    Production,
+    /// As `Production`, and an error where the agent cannot.
+    ProductionOnly,
+}
+
+impl CheckpointType {
+    const ALL: [Self; 4] = [Self::Disabled, Self::Standard, Self::Production, Self::ProductionOnly];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Disabled => "disabled",
+            Self::Standard => "standard",
+            Self::Production => "production",
+            Self::ProductionOnly => "production-only",
+        }
+    }
+}
+
+impl std::fmt::Display for CheckpointType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for CheckpointType {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|one| one.as_str() == text);
+        found.ok_or_else(|| {
+            format!("`{text}` is no type of checkpoints: there are disabled, standard, production and production-only")
+        })
+    }
 }
 
 /// What a clone was made of. Both go their own ways since.
@@ -164,10 +217,25 @@ impl Definition {
             created: Utc::now(),
             config,
             checkpoint_dir: None,
+            checkpoint_type: CheckpointType::default(),
+            auto_checkpoint: false,
             cloned_from: None,
             now: Now::default(),
         }
     }
+}
+
+#[derive(Serialize)]
+struct OnDisk<'a> {
+    #[serde(flatten)]
+    definition: &'a Definition,
+    crc: u32,
+}
+
+/// Of the JSON without spaces and with the keys of every object in order, `crc` left out.
+fn crc_of(mut value: Value) -> u32 {
+    value.sort_all_objects();
+    crc32fast::hash(value.to_string().as_bytes())
 }
 
 /// The folder that holds all VMs of a user.
@@ -186,7 +254,12 @@ impl Home {
             .or_else(|| var("HOME").map(|home| home.join(".local/share/piton")))
             .ok_or(FolderError::NoHome)?;
         let root = std::path::absolute(&root).unwrap_or(root);
-        Ok(Self { root, storage })
+        Ok(Self::at(root, storage))
+    }
+
+    /// The folder `root`, an absolute path.
+    pub fn at(root: PathBuf, storage: Storage) -> Self {
+        Self { root, storage }
     }
 
     pub fn folder(&self, name: &VmName) -> VmFolder {
@@ -432,24 +505,36 @@ impl VmFolder {
         let bytes = self.storage.read(&path)?;
         let damaged = |error: String| FolderError::Damaged { path: path.clone(), error };
         // The version is looked at first: a newer format may have anything beside it.
-        let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
-        let format = value.get("format").and_then(serde_json::Value::as_u64);
+        let mut value: Value = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
+        let format = value.get("format").and_then(Value::as_u64);
         let found = format.ok_or_else(|| damaged("it names no format version".into()))?;
         if found > FORMAT.into() {
             return Err(FolderError::Newer { path, found });
         }
+        let recorded = value.as_object_mut().and_then(|fields| fields.remove(CRC));
+        let found = crc_of(value.clone());
         let definition: Definition = serde_json::from_value(value).map_err(|e| damaged(e.to_string()))?;
-        match definition.config.validate() {
-            Ok(()) => Ok(definition),
-            Err(error) => Err(FolderError::Impossible { path, error }),
+        if let Err(error) = definition.config.validate() {
+            return Err(FolderError::Impossible { path, error });
+        }
+        // None: written by an older piton, or by hand.
+        match recorded {
+            Some(recorded) if recorded.as_u64() != Some(found.into()) => {
+                Err(damaged(format!("its checksum is {found}, but it says {recorded}")))
+            }
+            _ => Ok(definition),
         }
     }
 
     /// Replaces vm.json in one step.
     pub fn save(&self, _: &VmLock, definition: &Definition) -> Result<(), FolderError> {
         let path = self.definition_path();
-        let mut bytes = serde_json::to_vec_pretty(definition)
-            .map_err(|e| FolderError::Damaged { path: path.clone(), error: e.to_string() })?;
+        let encode = || {
+            let crc = crc_of(serde_json::to_value(definition)?);
+            serde_json::to_vec_pretty(&OnDisk { definition, crc })
+        };
+        let mut bytes =
+            encode().map_err(|e| FolderError::Damaged { path: path.clone(), error: e.to_string() })?;
         bytes.push(b'\n');
         Ok(self.storage.replace(&path, &bytes)?)
     }
@@ -551,6 +636,26 @@ mod tests {
         assert!(write(r#"{"format": 2, "new": true}"#).contains("newer piton"));
         let text = serde_json::to_string(&Definition::new(VmConfig { cpus: 0, ..config() })).unwrap();
         assert!(write(&text).contains("impossible definition"));
+    }
+
+    #[test]
+    fn a_flipped_bit_in_a_definition_is_noticed() {
+        let (_dir, home) = home();
+        let folder = home.folder(&"demo".parse().unwrap());
+        let lock = folder.create().unwrap();
+        let definition = Definition::new(config());
+        folder.save(&lock, &definition).unwrap();
+        let text = std::fs::read_to_string(folder.definition_path()).unwrap();
+        let other = text.replace(&(64u64 << 20).to_string(), &(65u64 << 20).to_string());
+        assert_ne!(text, other);
+        std::fs::write(folder.definition_path(), &other).unwrap();
+        let error = folder.load().unwrap_err().to_string();
+        assert!(error.contains("checksum") && error.contains("vm.json"), "{error}");
+        // As an older piton wrote it.
+        let mut value: Value = serde_json::from_str(&text).unwrap();
+        value.as_object_mut().unwrap().remove(CRC).unwrap();
+        std::fs::write(folder.definition_path(), value.to_string()).unwrap();
+        assert_eq!(folder.load().unwrap(), definition);
     }
 
     #[test]

@@ -2,7 +2,6 @@
 //! under its lock.
 
 use std::io::IsTerminal;
-use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::anyhow;
@@ -27,15 +26,36 @@ use crate::disk::delta::FrozenDelta;
 use crate::folder::{Definition, VmFolder, VmLock, VmName};
 use crate::progress::Cancelled;
 use crate::vm::Clock;
-use crate::vmm::checkpoints::create::{Subject, create};
-use crate::vmm::checkpoints::{Catalog, CheckpointError, Finding, apply, delete, memory, recover};
+use crate::vmm::checkpoints::create::{Origin, Subject};
+use crate::vmm::checkpoints::{Catalog, CheckpointError, Finding, apply, delete, memory, policy, recover};
 use crate::vmm::disks::{self, Layers};
 
 pub fn run(command: CheckpointCommand, json: bool) -> anyhow::Result<()> {
     match command {
-        CheckpointCommand::Create { name, checkpoint, note, pause_after, mode, full, max_pause, no_wait } => {
-            let body =
-                CreateBody { name: checkpoint, note, pause_after, mode, full, max_pause_ms: max_pause };
+        CheckpointCommand::Create {
+            name,
+            checkpoint,
+            note,
+            pause_after,
+            kind,
+            freeze_timeout,
+            mode,
+            full,
+            max_pause,
+            no_wait,
+        } => {
+            let freeze_timeout_ms =
+                freeze_timeout.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+            let body = CreateBody {
+                name: checkpoint,
+                note,
+                pause_after,
+                kind,
+                freeze_timeout_ms,
+                mode,
+                full,
+                max_pause_ms: max_pause,
+            };
             let folder = existing(&name)?;
             if no_wait {
                 let job = work::ask_for_later(&folder.socket(), Method::POST, "/vm/checkpoints", &body)?;
@@ -109,44 +129,13 @@ pub(super) fn find(folder: &VmFolder, reference: &str) -> anyhow::Result<Manifes
     Ok(Catalog::new(folder, &definition).resolve(&definition, reference)?)
 }
 
-/// Where checkpoints of a VM go. Those that it has would be lost from sight, so it must have none.
-pub fn set_checkpoint_dir(name: &VmName, dir: &Path, json: bool) -> anyhow::Result<()> {
-    let folder = existing(name)?;
-    let mut vm = Offline::open(&folder)?;
-    let listing = Catalog::new(&folder, &vm.definition).listing()?;
-    if !listing.manifests.is_empty() || !listing.damaged.is_empty() {
-        return Err(refused(format!(
-            "the VM `{name}` has checkpoints: their folder can only be changed when there are none"
-        )));
-    }
-    let dir = std::path::absolute(dir)?;
-    if !dir.is_dir() {
-        return Err(refused(format!("{} is no folder: make it first", dir.display())));
-    }
-    vm.definition.checkpoint_dir = Some(dir.clone());
-    // Made now, so that its absence later means that its disk is not mounted.
-    let own = folder.checkpoints(&vm.definition);
-    let storage = folder.storage();
-    if !storage.exists(&own)? {
-        storage.create_dir(&own)?;
-        storage.sync_dir(&dir)?;
-    }
-    folder.save(&vm.lock, &vm.definition)?;
-    if json {
-        println!("{}", serde_json::json!({ "vm": name, "checkpoint_dir": dir }));
-    } else {
-        println!("checkpoints of the VM `{name}` go to {}", dir.join(name.to_string()).display());
-    }
-    Ok(())
-}
-
 fn print_info(info: &CheckpointInfo, json: bool, tell: impl FnOnce(&CheckpointInfo)) {
     if json { println!("{}", serde_json::json!(info)) } else { tell(info) }
 }
 
 /// What a stopped VM is worked on with: nobody else works on it meanwhile, and what a crash left
 /// is mended.
-pub(super) struct Offline<'a> {
+pub struct Offline<'a> {
     pub folder: &'a VmFolder,
     pub lock: VmLock,
     pub definition: Definition,
@@ -164,7 +153,7 @@ impl<'a> Offline<'a> {
 }
 
 /// The running VM's answer, or none if it does not run.
-pub(super) fn answer<T>(answer: Result<T, ClientError>) -> anyhow::Result<Option<T>> {
+pub fn answer<T>(answer: Result<T, ClientError>) -> anyhow::Result<Option<T>> {
     match answer {
         Ok(value) => Ok(Some(value)),
         Err(ClientError::NotRunning) => Ok(None),
@@ -187,8 +176,9 @@ fn create_checkpoint(folder: &VmFolder, body: &CreateBody) -> anyhow::Result<Che
         disks: &disks.live,
         machine: None,
         pending: None,
+        origin: Origin::default(),
     };
-    Ok(CheckpointInfo::from(&work::here(|progress| create(subject, body, progress))??))
+    Ok(CheckpointInfo::from(&work::here(|progress| policy::create(subject, body, progress))??))
 }
 
 fn list(folder: &VmFolder, flat: bool, json: bool) -> anyhow::Result<()> {

@@ -3,6 +3,7 @@
 //! | request | body | answer |
 //! | --- | --- | --- |
 //! | `GET /vm` | | the VM ([`VmInfo`](super::VmInfo)) |
+//! | `PATCH /vm` | [`SetBody`](super::SetBody) | the VM |
 //! | `POST /vm/pause`, `POST /vm/resume` | | the VM |
 //! | `POST /vm/stop` | `{"force": bool}` or none | the VM; it may still be shutting down |
 //! | `GET /vm/checkpoints` | | the tree ([`TreeInfo`](super::TreeInfo)) |
@@ -164,6 +165,7 @@ async fn serve(
     let listener = UnixListener::from_std(listener)?;
     let app = Router::new()
         .route("/vm", get(|context| ask(context, Request::Show)))
+        .route("/vm", patch(|context, body: Bytes| with_body(context, body, Request::Set)))
         .route("/vm/pause", post(|context| ask(context, Request::Pause)))
         .route("/vm/resume", post(|context| ask(context, Request::Resume)))
         .route(

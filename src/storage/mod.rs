@@ -7,6 +7,7 @@
 //! primitives.
 
 mod os;
+pub mod sim;
 
 use std::ffi::OsString;
 use std::fmt;
@@ -266,6 +267,12 @@ impl Storage {
         }
         self.sync_parent(path)
     }
+}
+
+/// Whether a file of this name may be what a [`Storage::replace`] that was cut short left.
+pub fn is_temporary(name: &std::ffi::OsStr) -> bool {
+    let name = name.as_encoded_bytes();
+    name.starts_with(b".") && name.ends_with(b".tmp")
 }
 
 /// An open file that knows its path, so that every error names it.

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
+use crate::agent;
 use crate::capture::lazy::Filling;
 use crate::checkpoint::Manifest;
 use crate::control::jobs::{Job, JobKind, Jobs};
@@ -23,8 +24,8 @@ use crate::id::Id;
 use crate::machine::{self, Machine, MachineError, Parts};
 use crate::progress::Progress;
 use checkpoints::capture::Below;
-use checkpoints::create::{Subject, create};
-use checkpoints::{Catalog, CheckpointError, apply, delete};
+use checkpoints::create::{Origin, Subject};
+use checkpoints::{Catalog, CheckpointError, apply, delete, policy};
 use disks::{DisksError, OpenDisks};
 
 /// The guest that comes with piton.
@@ -185,6 +186,14 @@ impl Vmm {
         Ok(())
     }
 
+    /// Boots a VM that was off, as its settings say with a checkpoint of what it was before.
+    pub fn start(&mut self) -> Result<(), VmmError> {
+        if let Err(e) = policy::at_start(&self.folder, &self.lock, &mut self.definition) {
+            log::warn!("no automatic checkpoint was made: {e}");
+        }
+        self.boot()
+    }
+
     /// Begins to answer on the control socket.
     pub fn listen(&mut self) -> Result<(), VmmError> {
         let (sender, jobs) = (self.sender.clone(), self.jobs.clone());
@@ -217,11 +226,29 @@ impl Vmm {
             what: "the note that the guest runs",
             error: std::io::Error::other(e.to_string()),
         })?;
-        self.machine.as_mut().map_or(Ok(()), Machine::resume)?;
+        let Some(machine) = &mut self.machine else { return Ok(()) };
+        machine.resume()?;
         if let Some(filling) = &mut self.filling {
             filling.fetch();
         }
+        if machine.agent().is_thaw_due() {
+            // In its turn: whoever asked for the resume does not wait for the agent.
+            let _ = self.sender.send(Message::Machine { boot: self.boot, event: MachineEvent::AgentBack });
+        }
         Ok(())
+    }
+
+    /// Thaws what a checkpoint could not thaw, if the guest runs and its agent is there; if not,
+    /// that will be told.
+    fn thaw_again(&self) {
+        let Some(machine) = self.machine.as_ref().filter(|machine| machine.is_running()) else { return };
+        let port = machine.agent();
+        if port.is_thaw_due()
+            && port.is_open()
+            && let Err(e) = agent::thaw_again(&*port)
+        {
+            log::warn!("the guest's file systems may be frozen still: {e}");
+        }
     }
 
     /// Serves until the VM ends.
@@ -249,6 +276,7 @@ impl Vmm {
                     }
                 }
                 Message::Machine { boot, event } if boot == self.boot => match event {
+                    MachineEvent::AgentBack => self.thaw_again(),
                     MachineEvent::PowerOff => break Outcome::PoweredOff,
                     MachineEvent::Crash(text) => break Outcome::Crashed(text),
                     MachineEvent::Reset => {
@@ -278,6 +306,11 @@ impl Vmm {
         drop(disks);
         console.close();
         drop(server);
+        if outcome == Outcome::PoweredOff
+            && let Err(e) = policy::at_shutdown(&folder, &lock, &mut definition)
+        {
+            log::warn!("the automatic checkpoint is left: {e}");
+        }
         // A second signal leaves that for later, too.
         let settled = jobs
             .add(None, JobKind::Merge, String::new())
@@ -298,15 +331,8 @@ impl Vmm {
     }
 
     fn info(&self) -> VmInfo {
-        VmInfo {
-            name: self.folder.name().clone(),
-            state: self.state(),
-            pid: self.machine.is_some().then(std::process::id),
-            created: self.definition.created,
-            folder: self.folder.path().to_owned(),
-            checkpoint_dir: self.definition.checkpoint_dir.clone(),
-            config: self.definition.config.clone(),
-        }
+        let pid = self.machine.is_some().then(std::process::id);
+        VmInfo::new(&self.folder, &self.definition, self.state(), pid)
     }
 
     fn answer(&mut self, request: Request, job: Option<&Job>) -> Answer {
@@ -339,6 +365,7 @@ impl Vmm {
             }
             // Pausing what is paused and resuming what runs are done already.
             (Request::Show | Request::Pause | Request::Resume, _) => {}
+            (Request::Set(body), _) => policy::set(&self.folder, &self.lock, &mut self.definition, &body)?,
             (Request::Checkpoints, _) => return Ok(Reply::Tree(catalog.info(&self.definition)?)),
             (Request::ChangeCheckpoint(reference, body), _) => {
                 return Ok(Reply::of(&catalog.change(&self.definition, &reference, &body)?));
@@ -381,13 +408,14 @@ impl Vmm {
         body: &CreateBody,
         progress: &Progress,
     ) -> Result<Manifest, CheckpointError> {
-        let manifest = create(
+        let manifest = policy::create(
             Subject {
                 folder: &self.folder,
                 lock: &self.lock,
                 definition: &mut self.definition,
                 disks: &self.disks.live,
                 machine: self.machine.as_mut(),
+                origin: Origin::default(),
                 pending: self.filling.as_ref().and_then(Filling::pending),
             },
             body,

@@ -202,6 +202,8 @@ impl Device for Block {
         self.flush_each_write = features >> VIRTIO_BLK_F_FLUSH & 1 == 0;
     }
 
+    fn reset(&mut self) {}
+
     fn serve(&mut self, _: usize, memory: &GuestMemory, chain: Chain<'_>) -> Result<u32, Violation> {
         let mut parsed = Parsed::new(memory, chain)?;
         let outcome = match &mut parsed.request {

@@ -309,6 +309,7 @@ impl<D: Device> Transport<D> {
         self.backend.registers.status.store(0, Ordering::SeqCst);
         self.backend.registers.interrupt_status.store(0, Ordering::SeqCst);
         active.queues.iter_mut().for_each(QueueT::reset);
+        active.device.reset();
         *choices = Choices::default();
     }
 }

@@ -170,7 +170,7 @@ impl<D: Device> Active<D> {
     fn serve_one(&mut self, memory: &GuestMemory) -> Result<Served, Violation> {
         for index in 0..self.queues.len() {
             let queue = &mut self.queues[index];
-            if !queue.ready() {
+            if !queue.ready() || !self.device.wants(index) {
                 continue;
             }
             let broken = Violation::from_error("the available ring is broken");

@@ -41,6 +41,31 @@ pub struct Subject<'a> {
     pub machine: Option<&'a mut Machine>,
     /// Where memory that the machine does not have yet is read from.
     pub pending: Option<Arc<MemoryChain>>,
+    pub origin: Origin,
+}
+
+/// What the manifest says of how it came about.
+#[derive(Debug, Clone, Default)]
+pub struct Origin {
+    /// Why it is no production checkpoint, although one was wanted.
+    pub fallback: Option<String>,
+    /// A start makes it, and not a user.
+    pub automatic: bool,
+}
+
+impl Subject<'_> {
+    /// The same for one more attempt.
+    pub(super) fn again(&mut self) -> Subject<'_> {
+        Subject {
+            folder: self.folder,
+            lock: self.lock,
+            definition: self.definition,
+            disks: self.disks,
+            machine: self.machine.as_deref_mut(),
+            pending: self.pending.clone(),
+            origin: self.origin.clone(),
+        }
+    }
 }
 
 /// A disk's next overlay, and what the disk was made of before.
@@ -52,7 +77,7 @@ pub struct Staged {
 }
 
 pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Result<Manifest> {
-    let Subject { folder, lock, definition, disks, machine, pending } = subject;
+    let Subject { folder, lock, definition, disks, machine, pending, origin } = subject;
     let catalog = Catalog::new(folder, definition);
     let name = catalog.new_name(body.name.as_deref())?;
     let id = Id::random().map_err(CheckpointError::Random)?;
@@ -89,16 +114,7 @@ pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Resul
         Err(error) => {
             // First of all the room that it took, so that vm.json finds some.
             drop(staging);
-            // The guest runs on: on its old layer where no overlay was put on it.
-            let (pushed, unused): (BTreeMap<_, _>, BTreeMap<_, _>) =
-                specs.into_iter().partition(|(disk, _)| frozen.contains_key(disk));
-            let mut now = before.now.clone();
-            now.tops.extend(pushed.into_iter().map(|(disk, layer)| (disk, layer.id)));
-            match save(folder, lock, definition, Definition { now, ..before }) {
-                Ok(()) => remove_layers(folder, unused.values()),
-                // As it stands vm.json reads the same; recovery finds what is too much.
-                Err(e) => log::warn!("{e}"),
-            }
+            take_back(folder, lock, definition, before, specs, &frozen);
             return Err(error);
         }
     };
@@ -106,6 +122,8 @@ pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Resul
     // publish
     let published = (|| {
         let mut manifest = describe(folder, &before, id, name, body)?;
+        manifest.fallback = origin.fallback;
+        manifest.automatic = origin.automatic;
         let shadow = captured.as_ref().and_then(|captured| captured.shadow.clone());
         if let Some(captured) = captured {
             let micros = |pause: Duration| u64::try_from(pause.as_micros()).unwrap_or(u64::MAX);
@@ -133,10 +151,42 @@ pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Resul
         }
         Ok(manifest)
     })();
+    conclude(folder, lock, definition, id, published)
+}
+
+/// vm.json as it is without a checkpoint that came to nothing. The guest runs on: on its old layer
+/// where no overlay was put on it.
+pub(super) fn take_back(
+    folder: &VmFolder,
+    lock: &VmLock,
+    definition: &mut Definition,
+    before: Definition,
+    specs: BTreeMap<String, LayerSpec>,
+    frozen: &BTreeMap<String, Frozen>,
+) {
+    let (pushed, unused): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        specs.into_iter().partition(|(disk, _)| frozen.contains_key(disk));
+    let mut now = before.now.clone();
+    now.tops.extend(pushed.into_iter().map(|(disk, layer)| (disk, layer.id)));
+    match save(folder, lock, definition, Definition { now, ..before }) {
+        Ok(()) => remove_layers(folder, unused.values()),
+        // As it stands vm.json reads the same; recovery finds what is too much.
+        Err(e) => log::warn!("{e}"),
+    }
+}
+
+/// Now descends from what was published.
+pub(super) fn conclude(
+    folder: &VmFolder,
+    lock: &VmLock,
+    definition: &mut Definition,
+    id: Id,
+    published: Result<Manifest>,
+) -> Result<Manifest> {
     let mut now = definition.now.clone();
     now.creating = None;
     // An error at the very end may leave it there.
-    if published.is_ok() || catalog.store.load(id).is_ok() {
+    if published.is_ok() || Catalog::new(folder, definition).store.load(id).is_ok() {
         now.parent = Some(id);
     }
     let next = Definition { now, ..definition.clone() };
@@ -230,6 +280,9 @@ pub(super) fn describe(
         state: None,
         pause_us: None,
         capture: None,
+        frozen_us: None,
+        fallback: None,
+        automatic: false,
         piton: env!("CARGO_PKG_VERSION").into(),
         warnings,
     })

@@ -9,6 +9,8 @@ pub mod clone;
 pub mod create;
 pub mod delete;
 pub mod memory;
+pub mod policy;
+mod production;
 mod recover;
 mod shadow;
 
@@ -66,6 +68,8 @@ pub enum CheckpointError {
     Storage(#[from] StorageError),
     #[error("no random bytes can be had: {0}")]
     Random(std::io::Error),
+    #[error("{0}")]
+    NoProduction(String),
     #[error("cancelled: the VM is as it was, and nothing is left of it")]
     Cancelled(#[from] Cancelled),
 }

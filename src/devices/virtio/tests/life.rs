@@ -256,6 +256,7 @@ impl Device for Slow {
         Vec::new()
     }
     fn activate(&mut self, _: u64) {}
+    fn reset(&mut self) {}
     fn serve(&mut self, _: usize, _: &GuestMemory, _: Chain<'_>) -> Result<u32, Violation> {
         let _ = self.1.send(());
         std::thread::sleep(self.0);
@@ -337,6 +338,7 @@ fn a_busy_device_lets_others_on_its_thread_go() {
             Vec::new()
         }
         fn activate(&mut self, _: u64) {}
+        fn reset(&mut self) {}
         fn serve(&mut self, _: usize, memory: &GuestMemory, _: Chain<'_>) -> Result<u32, Violation> {
             let index: u16 = memory.read_obj(GuestAddress(AVAIL + 2)).unwrap();
             memory.write_obj(index.wrapping_add(1), GuestAddress(AVAIL + 2)).unwrap();
