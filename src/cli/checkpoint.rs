@@ -280,8 +280,9 @@ fn go_back_offline(
         return landed(folder, manifest, Some(client::get(&folder.socket())?), run, json);
     }
     let mut vm = Offline::open(folder)?;
+    let around = apply::Around { reuse: &Default::default(), idle: true };
     let ready = work::here(|progress| {
-        apply::prepare(folder, &vm.definition, manifest, &Default::default(), true, how, None, progress)
+        apply::prepare(folder, &vm.definition, manifest, around, how, None, progress)
     })??;
     if let Err(e) = ready.commit(folder, &vm.lock, &mut vm.definition) {
         ready.discard(folder, &vm.definition);
