@@ -18,7 +18,7 @@ use piton::folder::{Definition, VmFolder, VmLock};
 use piton::id::{self, Id};
 use piton::progress::Progress;
 use piton::storage::sim::{Rng, Sim};
-use piton::vmm::checkpoints::create::{Subject, create};
+use piton::vmm::checkpoints::create::{Origin, Subject, create};
 use piton::vmm::checkpoints::{Catalog, CheckpointError, apply, delete, recover};
 use piton::vmm::disks::{self, OpenDisks, base_path, new_layer_path};
 
@@ -259,7 +259,15 @@ impl Lab {
         let act = |lab: &mut Self| {
             let Self { folder, lock, definition, disks, .. } = lab;
             let disks = &disks.live;
-            let subject = Subject { folder, lock, definition, disks, machine: None, pending: None };
+            let subject = Subject {
+                folder,
+                lock,
+                definition,
+                disks,
+                machine: None,
+                pending: None,
+                origin: Origin::default(),
+            };
             create(subject, &body, &Progress::default())
         };
         let made = self.step(format!("create {name}"), act, |lab, during, after, manifest| {
@@ -350,6 +358,9 @@ impl Lab {
                 ..MemoryInfo::default()
             }),
             capture: None,
+            automatic: false,
+            fallback: None,
+            frozen_us: None,
             state: Some(state),
             pause_us: None,
             disk_bytes: 0,
