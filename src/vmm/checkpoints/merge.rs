@@ -115,10 +115,10 @@ fn graph(
     }
     let base = base_path(folder, disk);
     // In the VM's own folder it is shared by another name, elsewhere by its path.
-    let own = disk.format == DiskFormat::Raw
-        && !disk.overlay
-        && !(disk.path.is_relative() && is_linked(&base)?)
-        && !folder.others_rest_on(&base)?;
+    let is_others = || -> Result<bool> {
+        Ok((disk.path.is_relative() && is_linked(&base)?) || folder.others_rest_on(&base)?)
+    };
+    let own = disk.format == DiskFormat::Raw && !disk.overlay && !is_others()?;
     let role = if own { BaseRole::Mergeable } else { BaseRole::Fixed };
     Ok(LayerGraph::new(role, parents, users, is_complete(listing, definition)).share(shared))
 }
