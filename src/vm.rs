@@ -20,6 +20,8 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::layout::{KVM_IDENTITY_MAP_START, KVM_TSS_START};
 use crate::memory::GuestMemory;
 
+pub use dirty_log::DirtyLog;
+
 #[derive(Debug, thiserror::Error)]
 pub enum VmError {
     #[error(
@@ -133,17 +135,17 @@ pub struct Vm {
 }
 
 impl Vm {
-    pub fn new(kvm: Kvm, memory: GuestMemory, cpus: u32) -> Result<Self, VmError> {
+    pub fn new(kvm: Kvm, memory: GuestMemory, cpus: u32, log: DirtyLog) -> Result<Self, VmError> {
         let max = kvm.get_max_vcpus();
         if cpus as usize > max {
             return Err(VmError::TooManyCpus { asked: cpus, max });
         }
         let fd = kvm.create_vm().map_err(VmError::kvm("create a VM"))?;
-        let vm = Self { kvm, fd, memory, logs: AtomicBool::new(false) };
-        vm.prepare_dirty_log()?;
+        let vm = Self { kvm, fd, memory, logs: AtomicBool::new(log == DirtyLog::FromTheStart) };
+        vm.prepare_dirty_log(log)?;
         // Slots come before the irqchip: the other way round costs 5 ms more (the kernel waits
         // for a grace period of its I/O bus for each slot).
-        vm.set_memory_slots(0)?;
+        vm.set_memory_slots(log.slot_flags())?;
         vm.fd
             .set_identity_map_address(KVM_IDENTITY_MAP_START)
             .map_err(VmError::kvm("place the identity map"))?;

@@ -41,16 +41,12 @@ impl Tracker {
         &self.vm
     }
 
-    /// Memory is as checkpoint `id` has it, and the guest stands still.
-    pub fn start_from(&mut self, id: Id) -> Result<(), VmError> {
-        self.vm.start_dirty_log()?;
+    /// Memory is as checkpoint `id` has it, and the guest has not run since its log began.
+    pub fn start_from(&mut self, id: Id) {
         self.note_own_writes();
         self.own.clear();
         self.since.clear();
-        self.fresh.words_mut().fill(u64::MAX);
-        self.vm.clear_dirty_log(&self.fresh, 0..self.vm.pages())?;
-        self.parent = Some(id);
-        Ok(())
+        self.parent = Some(id).filter(|_| self.vm.logs());
     }
 
     /// The parent is gone: from here on `id` is it. `below` are the images that the parent's memory

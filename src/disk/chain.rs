@@ -193,6 +193,10 @@ impl Chain {
     pub(super) fn fold(&self, storage: &Storage) -> Result<Lower> {
         let inner = self.write();
         let below = &inner.below;
+        if let Some(delta) = below.deltas.last() {
+            // What it holds is read from its file.
+            delta.sync()?;
+        }
         below.lock_below(below.deltas.len(), Lock::None)?;
         let folded = (|| {
             let lower = match below.deltas.last() {

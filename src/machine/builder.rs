@@ -32,7 +32,7 @@ use crate::layout::{
 };
 use crate::memory::{self, GuestMemory};
 use crate::vcpu::{self, Vcpu, Wiring};
-use crate::vm::{Clock, RestoredClock, Vm, VmError, open_kvm};
+use crate::vm::{Clock, DirtyLog, RestoredClock, Vm, VmError, open_kvm};
 
 /// What a machine is made of beside its definition.
 pub struct Parts {
@@ -68,7 +68,7 @@ pub fn boot(config: &VmConfig, parts: Parts) -> Result<Machine, MachineError> {
     let kvm = open_kvm()?;
     let memory = memory::allocate(config.memory)?;
     let generation = parts.generation;
-    let assembled = assemble(Vm::new(kvm, memory, config.cpus)?, config, parts)?;
+    let assembled = assemble(Vm::new(kvm, memory, config.cpus, DirtyLog::Later)?, config, parts)?;
     let payload = Payload {
         kernel,
         initrd: config.initrd.as_deref(),
@@ -100,7 +100,8 @@ pub fn restore(
 ) -> Result<Machine, MachineError> {
     let misfit = |what: String| MachineError::Misfit(what);
     let generation = parts.generation;
-    let assembled = assemble(Vm::new(open_kvm()?, memory, config.cpus)?, config, parts)?;
+    let assembled =
+        assemble(Vm::new(open_kvm()?, memory, config.cpus, DirtyLog::FromTheStart)?, config, parts)?;
     if state.vcpus.len() != assembled.vcpus.len() || state.virtio.len() != assembled.transports.len() {
         return Err(misfit(format!(
             "it has {} vCPUs and {} devices, the VM {} and {}",
@@ -123,7 +124,7 @@ pub fn restore(
     assembled.serial.restore(&state.serial).map_err(|e| misfit(e.to_string()))?;
     assembled.power.restore(state.power_events);
     let machine = Machine { clock: Some(clock), ..assembled.start_threads()? };
-    machine.tracker().lock().unwrap_or_else(PoisonError::into_inner).start_from(id)?;
+    machine.tracker().lock().unwrap_or_else(PoisonError::into_inner).start_from(id);
     // From here on it differs from the checkpoint.
     genid::write(machine.vm.memory(), generation)?;
     machine.power.note_generation();

@@ -2,7 +2,8 @@
 //! and a page is logged again once it has been cleared (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 in the
 //! kernel's Documentation/virt/kvm/api.rst).
 //!
-//! When the log begins every page counts as written, so that nothing has to be protected at once.
+//! When the log begins later than the VM, every page counts as written at first, so that nothing has
+//! to be protected at once.
 //! Pages are numbered through all slots, in the order of their addresses.
 
 use std::ops::Range;
@@ -25,6 +26,24 @@ use crate::pages::PageSet;
 ioctl_iow_nr!(KVM_GET_DIRTY_LOG, KVMIO, 0x42, kvm_dirty_log);
 ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, kvm_clear_dirty_log);
 
+/// When a VM's log begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DirtyLog {
+    /// With [`Vm::start_dirty_log`], and every page as written.
+    Later,
+    /// At once, and no page as written.
+    FromTheStart,
+}
+
+impl DirtyLog {
+    pub(super) fn slot_flags(self) -> u32 {
+        match self {
+            Self::Later => 0,
+            Self::FromTheStart => KVM_MEM_LOG_DIRTY_PAGES,
+        }
+    }
+}
+
 const MODE: u32 = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET;
 
 pub(super) fn is_supported(kvm: &Kvm) -> bool {
@@ -37,10 +56,14 @@ fn last_error(what: &'static str) -> VmError {
 }
 
 impl Vm {
-    pub(super) fn prepare_dirty_log(&self) -> Result<(), VmError> {
+    pub(super) fn prepare_dirty_log(&self, log: DirtyLog) -> Result<(), VmError> {
+        let mode = match log {
+            DirtyLog::Later => MODE,
+            DirtyLog::FromTheStart => KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
+        };
         let cap = kvm_enable_cap {
             cap: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
-            args: [MODE.into(), 0, 0, 0],
+            args: [mode.into(), 0, 0, 0],
             ..Default::default()
         };
         self.fd.enable_cap(&cap).map_err(VmError::kvm("log dirty pages"))
@@ -51,7 +74,7 @@ impl Vm {
         self.memory.iter().map(|region| region.len() / PAGE_SIZE).sum()
     }
 
-    /// Begins to log the guest's writes, with every page as written.
+    /// Begins to log the guest's writes, unless that is done already.
     pub fn start_dirty_log(&self) -> Result<(), VmError> {
         if !self.logs.swap(true, Ordering::SeqCst)
             && let Err(e) = self.set_memory_slots(KVM_MEM_LOG_DIRTY_PAGES)

@@ -3,8 +3,11 @@
 #![allow(dead_code, reason = "each test binary uses a part of this")]
 
 use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 
+use piton::capture::chain::MemoryChain;
+use piton::checkpoint::store::Store;
 use piton::disk::frozen::FrozenChain;
 use piton::disk::layer::{ancestry, inspect};
 use piton::disk::{Backing, ImageFormat, open_base};
@@ -178,10 +181,32 @@ impl Lab {
             };
             disks.insert(disk.clone(), content);
         }
-        // The checksums stand for all of memory and state, which verify reads.
-        let sums = [&manifest["memory"]["crc"], &manifest["state"]["crc"]].map(Value::as_u64);
+        let state = manifest["state"]["crc"].as_u64();
         self.verify(name);
-        Node { disks, sums }
+        Node { disks, sums: [self.memory(&manifest), state] }
+    }
+
+    /// A checksum of what guest memory holds, whichever images it is in.
+    fn memory(&self, manifest: &Value) -> Option<u64> {
+        let folder = self.folder(manifest);
+        let store = Store::new(Storage::os(), folder.parent().unwrap().to_owned());
+        let manifest = store.load(manifest["id"].as_str().unwrap().parse().unwrap()).unwrap();
+        manifest.memory.as_ref()?;
+        let chain = MemoryChain::open(&Storage::os(), &store.memory_chain(&manifest).unwrap()).unwrap();
+        let mut hash = std::hash::DefaultHasher::new();
+        for &(start, len) in chain.ranges() {
+            for piece in chain.pieces(start, len).unwrap().iter().filter(|piece| piece.image.is_some()) {
+                let mut bytes = vec![0; (piece.at.end - piece.at.start) as usize];
+                chain.read_piece(piece, &mut bytes).unwrap();
+                for (at, page) in (piece.at.start..).step_by(4096).zip(bytes.chunks(4096)) {
+                    // One image may hold zeros that another leaves out.
+                    if page.iter().any(|byte| *byte != 0) {
+                        (at, page).hash(&mut hash);
+                    }
+                }
+            }
+        }
+        Some(hash.finish())
     }
 
     fn base(&self, config: &Value, disk: &str) -> PathBuf {

@@ -1,21 +1,22 @@
 //! A VM's folder: its name, its definition (vm.json), its lock and where everything else in it
 //! lies.
 
-use std::collections::BTreeMap;
+mod definition;
+
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::config::{ConfigError, VmConfig};
+use crate::config::ConfigError;
 use crate::id::Id;
 use crate::storage::{Access, File, Lock, Storage, StorageError};
+use definition::{FORMAT, OnDisk, crc_of};
 
-/// Version of vm.json that this piton writes; it reads this and older ones.
-const FORMAT: u32 = 1;
+pub use definition::{CheckpointType, Definition, Merging, Now, Origin};
+
 const DEFINITION: &str = "vm.json";
 const CRC: &str = "crc";
 const LOCK: &str = "lock";
@@ -95,148 +96,6 @@ impl std::fmt::Display for VmName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0)
     }
-}
-
-/// The definition of a VM, as vm.json holds it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Definition {
-    pub format: u32,
-    pub created: DateTime<Utc>,
-    pub config: VmConfig,
-    /// Folder for checkpoints, absolute; none: in the VM's own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub checkpoint_dir: Option<PathBuf>,
-    /// What checkpoints are made unless one is asked for by its type.
-    #[serde(default)]
-    pub checkpoint_type: CheckpointType,
-    /// Every start makes a checkpoint if there is none; a clean shutdown removes it.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub auto_checkpoint: bool,
-    /// The checkpoint that it began as, if it is a clone.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cloned_from: Option<Origin>,
-    #[serde(default)]
-    pub now: Now,
-}
-
-/// What kind of checkpoint `create` makes of a VM that runs.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum CheckpointType {
-    /// None at all, of a VM that is off neither: for guests that going back would corrupt.
-    Disabled,
-    /// With memory.
-    Standard,
-    /// Disks as the guest's agent quiesced them; a standard one where it cannot.
-    #[default]
-    Production,
-    /// As `Production`, and an error where the agent cannot.
-    ProductionOnly,
-}
-
-impl CheckpointType {
-    const ALL: [Self; 4] = [Self::Disabled, Self::Standard, Self::Production, Self::ProductionOnly];
-
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Disabled => "disabled",
-            Self::Standard => "standard",
-            Self::Production => "production",
-            Self::ProductionOnly => "production-only",
-        }
-    }
-}
-
-impl std::fmt::Display for CheckpointType {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(self.as_str())
-    }
-}
-
-impl FromStr for CheckpointType {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let found = Self::ALL.into_iter().find(|one| one.as_str() == text);
-        found.ok_or_else(|| {
-            format!("`{text}` is no type of checkpoints: there are disabled, standard, production and production-only")
-        })
-    }
-}
-
-/// What a clone was made of. Both go their own ways since.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Origin {
-    pub vm: VmName,
-    pub checkpoint: Id,
-}
-
-/// The live state.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Now {
-    /// The checkpoint that it descends from.
-    #[serde(default)]
-    pub parent: Option<Id>,
-    /// The VM generation id that the guest is told: another one whenever the live state became
-    /// something else than what the guest did last. None: not chosen yet.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub generation: Option<Id>,
-    /// Nothing ran since this was put at its parent: going there is staying here.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub untouched: bool,
-    /// A checkpoint that is being made: once it is published, it is the parent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub creating: Option<Id>,
-    /// Checksums of layers whose checkpoint is gone while others still read through them.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub layer_sums: BTreeMap<Id, u32>,
-    /// A merge of two layers that was begun.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub merging: Option<Merging>,
-    /// The writable layer of each disk that has one; a disk that is not named writes to its base.
-    #[serde(default)]
-    pub tops: BTreeMap<String, Id>,
-}
-
-/// A merge, so that it can be brought to its end after a crash.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Merging {
-    pub disk: String,
-    /// None: the base.
-    pub lower: Option<Id>,
-    pub upper: Id,
-    /// The upper layer goes down into the lower one; otherwise the lower one comes up.
-    pub commit: bool,
-    /// Layers on the upper one.
-    pub children: Vec<Id>,
-}
-
-impl Definition {
-    pub fn new(config: VmConfig) -> Self {
-        Self {
-            format: FORMAT,
-            created: Utc::now(),
-            config,
-            checkpoint_dir: None,
-            checkpoint_type: CheckpointType::default(),
-            auto_checkpoint: false,
-            cloned_from: None,
-            now: Now::default(),
-        }
-    }
-}
-
-#[derive(Serialize)]
-struct OnDisk<'a> {
-    #[serde(flatten)]
-    definition: &'a Definition,
-    crc: u32,
-}
-
-/// Of the JSON without spaces and with the keys of every object in order, `crc` left out.
-fn crc_of(mut value: Value) -> u32 {
-    value.sort_all_objects();
-    crc32fast::hash(value.to_string().as_bytes())
 }
 
 /// The folder that holds all VMs of a user.
