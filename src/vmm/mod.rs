@@ -491,13 +491,15 @@ impl Vmm {
                     .into(),
             ));
         }
+        self.park_merge();
+        // A merge may have put it on another layer, or changed the base below it.
+        let manifest = &Catalog::new(&self.folder, &self.definition).store.load(manifest.id)?;
         if body.save_current {
             // Not saved for an apply that is refused.
             apply::check(&self.folder, manifest, body.how)?;
             let body = CreateBody { name: body.name.clone(), ..Default::default() };
             self.create_checkpoint(&body, progress)?;
         }
-        self.park_merge();
         let boot = self.boot + 1;
         let reuse = self.disks.left_alone();
         let ready = apply::prepare(
