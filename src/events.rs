@@ -11,6 +11,8 @@ pub enum MachineEvent {
     Reset,
     /// The guest cannot go on; the text says why.
     Crash(String),
+    /// A device cannot serve a request until somebody helps the host; the device says why.
+    Stuck,
 }
 
 /// Takes events from any thread of the machine; must not block.

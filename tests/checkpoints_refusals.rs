@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use ckpt_common::{Lab, files, unchanged};
-use common::{is_root, skip};
+use common::{Mount, is_root, skip};
 use serde_json::{Value, json};
 
 #[test]
@@ -399,30 +399,13 @@ fn a_flipped_bit_in_vm_json_is_noticed() {
     lab.tidy();
 }
 
-struct Mount(PathBuf);
-
-impl Mount {
-    fn new(args: &[&str], at: &Path) -> Self {
-        std::fs::create_dir_all(at).unwrap();
-        let mounted = Command::new("mount").args(args).arg(at).output().unwrap();
-        assert!(mounted.status.success(), "{}", String::from_utf8_lossy(&mounted.stderr));
-        Self(at.to_owned())
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).output();
-    }
-}
-
 #[test]
 fn a_full_disk_while_creating_leaves_nothing() {
     if !is_root() {
         return skip("a small tmpfs is mounted as root only");
     }
     let lab = Lab::new();
-    let _mount = Mount::new(&["-t", "tmpfs", "-o", "size=12m", "tmpfs"], &lab.root());
+    let mount = Mount::tmpfs("12m", &lab.root());
     let mut vm = lab.boot("--memory 64M --cpus 2");
     vm.ok("fill 2 1");
     lab.create("small");
@@ -454,8 +437,7 @@ fn a_full_disk_while_creating_leaves_nothing() {
     assert_eq!(used(&lab)[0], before[0], "a layer is left");
     assert_eq!(lab.parents()["Now"], "small");
     // With room again it works again.
-    let remounted = Command::new("mount").args(["-o", "remount,size=200m"]).arg(lab.root()).status();
-    assert!(remounted.unwrap().success());
+    mount.resize("200m");
     lab.create("big");
     vm.ok("fill 4 1");
     lab.apply("big", "--run");
@@ -472,7 +454,7 @@ fn little_room_leaves_nothing_half_made() {
         return skip("a small tmpfs is mounted as root only");
     }
     let lab = Lab::new();
-    let _mount = Mount::new(&["-t", "tmpfs", "-o", "size=40m", "tmpfs"], &lab.root());
+    let _mount = Mount::tmpfs("40m", &lab.root());
     let mut vm = lab.boot("--memory 32M");
     vm.ok("journal off");
     let ballast = lab.root().join("ballast");

@@ -214,6 +214,9 @@ pub struct RunArgs {
     /// Run in the background; `piton console` attaches
     #[arg(long)]
     pub detach: bool,
+    /// Do not restrict the system calls of the VM's process
+    #[arg(long)]
+    pub no_seccomp: bool,
     /// This process is the background one
     #[arg(long, hide = true)]
     pub background: bool,
@@ -225,6 +228,9 @@ pub struct StartArgs {
     /// Stay in the foreground with the VM's console
     #[arg(long)]
     pub attach: bool,
+    /// Do not restrict the system calls of the VM's process
+    #[arg(long)]
+    pub no_seccomp: bool,
     /// This process is the background one
     #[arg(long, hide = true)]
     pub background: bool,

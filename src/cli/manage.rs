@@ -37,6 +37,7 @@ fn info(folder: &VmFolder) -> anyhow::Result<VmInfo> {
         Err(ClientError::NotRunning) => {
             let definition = folder.load()?;
             Ok(VmInfo {
+                reason: None,
                 name: folder.name().clone(),
                 state: State::Stopped,
                 pid: None,

@@ -229,6 +229,7 @@ impl Vmm {
                             break Outcome::Crashed(format!("the guest could not be rebooted: {e}"));
                         }
                     }
+                    MachineEvent::Stuck => self.pause_if_stuck(),
                 },
                 Message::Machine { .. } => {}
                 Message::End(by) => break Outcome::Ended(by),
@@ -264,11 +265,26 @@ impl Vmm {
         VmInfo {
             name: self.folder.name().clone(),
             state: self.state(),
+            // Of a machine that runs, it would have to wait for requests in flight.
+            reason: self.machine.as_ref().filter(|machine| !machine.is_running()).and_then(Machine::stuck),
             pid: self.machine.is_some().then(std::process::id),
             created: self.definition.created,
             folder: self.folder.path().to_owned(),
             checkpoint_dir: self.definition.checkpoint_dir.clone(),
             config: self.definition.config.clone(),
+        }
+    }
+
+    /// The guest waits for the user, rather than seeing its disk fail. It may be over already: a
+    /// checkpoint lets devices try again.
+    fn pause_if_stuck(&mut self) {
+        let Some(machine) = &mut self.machine else { return };
+        let Some(why) = machine.stuck() else { return };
+        let name = self.folder.name();
+        let paused = if machine.is_running() { machine.pause() } else { Ok(()) };
+        match paused {
+            Ok(()) => log::error!("{why}: the VM is paused; make room, then `piton resume {name}`"),
+            Err(e) => log::error!("{why}, and the VM cannot be paused: {e}"),
         }
     }
 

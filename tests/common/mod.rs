@@ -7,6 +7,7 @@ mod finished;
 mod home;
 mod http;
 mod lane;
+mod mount;
 mod terminal;
 mod vm;
 
@@ -14,6 +15,7 @@ pub use finished::Finished;
 pub use home::Home;
 pub use http::Response;
 pub use lane::{LinuxGuest, is_emulated, is_root, patience, skip};
+pub use mount::Mount;
 pub use terminal::{Terminal, field, has_word};
 pub use vm::{Exit, Vm};
 

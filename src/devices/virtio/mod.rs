@@ -30,6 +30,17 @@ impl Violation {
     }
 }
 
+/// Why a request was not served.
+#[derive(Debug, thiserror::Error)]
+pub enum NotServed {
+    #[error(transparent)]
+    Violation(#[from] Violation),
+    /// The host cannot serve it now. The request stays in the available ring, and the device
+    /// stands still until it is resumed. The text says why.
+    #[error("{0}")]
+    Stuck(String),
+}
+
 /// What makes one kind of device: identity, features, configuration space, and how it answers
 /// one request.
 pub trait Device: Send + 'static {
@@ -44,7 +55,7 @@ pub trait Device: Send + 'static {
     /// Called when the driver is ready, with the features that it accepted.
     fn activate(&mut self, features: u64);
     /// Serves one request of queue `queue`; returns the number of bytes written to the guest.
-    fn serve(&mut self, queue: usize, memory: &GuestMemory, chain: Chain<'_>) -> Result<u32, Violation>;
+    fn serve(&mut self, queue: usize, memory: &GuestMemory, chain: Chain<'_>) -> Result<u32, NotServed>;
 }
 
 #[cfg(test)]
