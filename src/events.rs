@@ -13,6 +13,8 @@ pub enum MachineEvent {
     Crash(String),
     /// A device cannot serve a request until somebody helps the host; the device says why.
     Stuck,
+    /// The guest's agent is there again, and file systems may be frozen since it went.
+    AgentBack,
 }
 
 /// Takes events from any thread of the machine; must not block.

@@ -8,6 +8,7 @@ use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::config::{ConfigError, VmConfig};
 use crate::id::Id;
@@ -16,7 +17,10 @@ use crate::storage::{Access, File, Lock, Storage, StorageError};
 /// Version of vm.json that this piton writes; it reads this and older ones.
 const FORMAT: u32 = 1;
 const DEFINITION: &str = "vm.json";
+const CRC: &str = "crc";
 const LOCK: &str = "lock";
+/// Folders of VMs that are being made, or that a crash cut short; no name of a VM begins so.
+const STAGING: &str = ".clone-";
 /// Longest name of a VM.
 const NAME_MAX: usize = 64;
 /// Longest path of a Unix socket, without its final NUL (unix(7)).
@@ -101,8 +105,69 @@ pub struct Definition {
     /// Folder for checkpoints, absolute; none: in the VM's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint_dir: Option<PathBuf>,
+    /// What checkpoints are made unless one is asked for by its type.
+    #[serde(default)]
+    pub checkpoint_type: CheckpointType,
+    /// Every start makes a checkpoint if there is none; a clean shutdown removes it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub auto_checkpoint: bool,
+    /// The checkpoint that it began as, if it is a clone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cloned_from: Option<Origin>,
     #[serde(default)]
     pub now: Now,
+}
+
+/// What kind of checkpoint `create` makes of a VM that runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CheckpointType {
+    /// None at all, of a VM that is off neither: for guests that going back would corrupt.
+    Disabled,
+    /// With memory.
+    Standard,
+    /// Disks as the guest's agent quiesced them; a standard one where it cannot.
+    #[default]
+    Production,
+    /// As `Production`, and an error where the agent cannot.
+    ProductionOnly,
+}
+
+impl CheckpointType {
+    const ALL: [Self; 4] = [Self::Disabled, Self::Standard, Self::Production, Self::ProductionOnly];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Disabled => "disabled",
+            Self::Standard => "standard",
+            Self::Production => "production",
+            Self::ProductionOnly => "production-only",
+        }
+    }
+}
+
+impl std::fmt::Display for CheckpointType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for CheckpointType {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|one| one.as_str() == text);
+        found.ok_or_else(|| {
+            format!("`{text}` is no type of checkpoints: there are disabled, standard, production and production-only")
+        })
+    }
+}
+
+/// What a clone was made of. Both go their own ways since.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    pub vm: VmName,
+    pub checkpoint: Id,
 }
 
 /// The live state.
@@ -115,6 +180,9 @@ pub struct Now {
     /// something else than what the guest did last. None: not chosen yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<Id>,
+    /// Nothing ran since this was put at its parent: going there is staying here.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub untouched: bool,
     /// A checkpoint that is being made: once it is published, it is the parent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub creating: Option<Id>,
@@ -144,8 +212,30 @@ pub struct Merging {
 
 impl Definition {
     pub fn new(config: VmConfig) -> Self {
-        Self { format: FORMAT, created: Utc::now(), config, checkpoint_dir: None, now: Now::default() }
+        Self {
+            format: FORMAT,
+            created: Utc::now(),
+            config,
+            checkpoint_dir: None,
+            checkpoint_type: CheckpointType::default(),
+            auto_checkpoint: false,
+            cloned_from: None,
+            now: Now::default(),
+        }
     }
+}
+
+#[derive(Serialize)]
+struct OnDisk<'a> {
+    #[serde(flatten)]
+    definition: &'a Definition,
+    crc: u32,
+}
+
+/// Of the JSON without spaces and with the keys of every object in order, `crc` left out.
+fn crc_of(mut value: Value) -> u32 {
+    value.sort_all_objects();
+    crc32fast::hash(value.to_string().as_bytes())
 }
 
 /// The folder that holds all VMs of a user.
@@ -164,7 +254,12 @@ impl Home {
             .or_else(|| var("HOME").map(|home| home.join(".local/share/piton")))
             .ok_or(FolderError::NoHome)?;
         let root = std::path::absolute(&root).unwrap_or(root);
-        Ok(Self { root, storage })
+        Ok(Self::at(root, storage))
+    }
+
+    /// The folder `root`, an absolute path.
+    pub fn at(root: PathBuf, storage: Storage) -> Self {
+        Self { root, storage }
     }
 
     pub fn folder(&self, name: &VmName) -> VmFolder {
@@ -328,6 +423,67 @@ impl VmFolder {
         Err(FolderError::Missing { name: self.name.clone(), home: self.home.clone() })
     }
 
+    /// Another VM of the same home.
+    pub fn sibling(&self, name: &VmName) -> Self {
+        Self { name: name.clone(), path: self.home.join(&name.0), ..self.clone() }
+    }
+
+    /// Whether a VM can be made here; what an interrupted creation left is removed.
+    pub fn make_room(&self) -> Result<(), FolderError> {
+        self.check()?;
+        if self.exists()? {
+            return Err(FolderError::Taken { name: self.name.clone() });
+        }
+        if self.storage.exists(&self.path)? {
+            let lock = self.lock_leftover()?;
+            self.storage.remove_tree(&self.path)?;
+            drop(lock);
+        }
+        Ok(())
+    }
+
+    /// A folder of its own to make this VM in, locked, which nobody takes for a VM.
+    pub fn stage(&self, mark: Id) -> Result<(Self, VmLock), FolderError> {
+        let path = self.home.join(format!("{STAGING}{}-{mark}", self.name));
+        self.storage.create_dir(&path)?;
+        let staged = Self { path, ..self.clone() };
+        let lock = staged.take_lock()?;
+        Ok((staged, lock))
+    }
+
+    /// Makes what was staged this VM, in one step.
+    pub fn publish(&self, staged: &Self) -> Result<(), FolderError> {
+        self.storage.rename(&staged.path, &self.path)?;
+        Ok(self.storage.sync_dir(&self.home)?)
+    }
+
+    /// Removes what is left of VMs whose making was cut short.
+    pub fn sweep(&self) -> Result<(), FolderError> {
+        for name in self.storage.list_dir(&self.home)? {
+            if name.to_str().is_some_and(|name| name.starts_with(STAGING)) {
+                let left = Self { path: self.home.join(name), ..self.clone() };
+                // Whoever is at work on it holds its lock.
+                if let Ok(lock) = left.take_lock() {
+                    self.storage.remove_tree(&left.path)?;
+                    drop(lock);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a VM of this home but this one has `base` for an image of a disk, or may have: of
+    /// what cannot be read nothing is known.
+    pub fn others_rest_on(&self, base: &Path) -> Result<bool, FolderError> {
+        let home = Home { root: self.home.clone(), storage: self.storage.clone() };
+        let others = home.all()?.into_iter().filter(|other| other.path != self.path);
+        Ok(others.into_iter().any(|other| match other.load() {
+            Ok(definition) => definition.config.disks.iter().any(|disk| other.path.join(&disk.path) == base),
+            Err(FolderError::Missing { .. }) => false,
+            Err(_) => true,
+        }))
+    }
+
     fn take_lock(&self) -> Result<VmLock, FolderError> {
         let path = self.path.join(LOCK);
         let file = match self.storage.create_new(&path) {
@@ -349,24 +505,36 @@ impl VmFolder {
         let bytes = self.storage.read(&path)?;
         let damaged = |error: String| FolderError::Damaged { path: path.clone(), error };
         // The version is looked at first: a newer format may have anything beside it.
-        let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
-        let format = value.get("format").and_then(serde_json::Value::as_u64);
+        let mut value: Value = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
+        let format = value.get("format").and_then(Value::as_u64);
         let found = format.ok_or_else(|| damaged("it names no format version".into()))?;
         if found > FORMAT.into() {
             return Err(FolderError::Newer { path, found });
         }
+        let recorded = value.as_object_mut().and_then(|fields| fields.remove(CRC));
+        let found = crc_of(value.clone());
         let definition: Definition = serde_json::from_value(value).map_err(|e| damaged(e.to_string()))?;
-        match definition.config.validate() {
-            Ok(()) => Ok(definition),
-            Err(error) => Err(FolderError::Impossible { path, error }),
+        if let Err(error) = definition.config.validate() {
+            return Err(FolderError::Impossible { path, error });
+        }
+        // None: written by an older piton, or by hand.
+        match recorded {
+            Some(recorded) if recorded.as_u64() != Some(found.into()) => {
+                Err(damaged(format!("its checksum is {found}, but it says {recorded}")))
+            }
+            _ => Ok(definition),
         }
     }
 
     /// Replaces vm.json in one step.
     pub fn save(&self, _: &VmLock, definition: &Definition) -> Result<(), FolderError> {
         let path = self.definition_path();
-        let mut bytes = serde_json::to_vec_pretty(definition)
-            .map_err(|e| FolderError::Damaged { path: path.clone(), error: e.to_string() })?;
+        let encode = || {
+            let crc = crc_of(serde_json::to_value(definition)?);
+            serde_json::to_vec_pretty(&OnDisk { definition, crc })
+        };
+        let mut bytes =
+            encode().map_err(|e| FolderError::Damaged { path: path.clone(), error: e.to_string() })?;
         bytes.push(b'\n');
         Ok(self.storage.replace(&path, &bytes)?)
     }
@@ -468,6 +636,26 @@ mod tests {
         assert!(write(r#"{"format": 2, "new": true}"#).contains("newer piton"));
         let text = serde_json::to_string(&Definition::new(VmConfig { cpus: 0, ..config() })).unwrap();
         assert!(write(&text).contains("impossible definition"));
+    }
+
+    #[test]
+    fn a_flipped_bit_in_a_definition_is_noticed() {
+        let (_dir, home) = home();
+        let folder = home.folder(&"demo".parse().unwrap());
+        let lock = folder.create().unwrap();
+        let definition = Definition::new(config());
+        folder.save(&lock, &definition).unwrap();
+        let text = std::fs::read_to_string(folder.definition_path()).unwrap();
+        let other = text.replace(&(64u64 << 20).to_string(), &(65u64 << 20).to_string());
+        assert_ne!(text, other);
+        std::fs::write(folder.definition_path(), &other).unwrap();
+        let error = folder.load().unwrap_err().to_string();
+        assert!(error.contains("checksum") && error.contains("vm.json"), "{error}");
+        // As an older piton wrote it.
+        let mut value: Value = serde_json::from_str(&text).unwrap();
+        value.as_object_mut().unwrap().remove(CRC).unwrap();
+        std::fs::write(folder.definition_path(), value.to_string()).unwrap();
+        assert_eq!(folder.load().unwrap(), definition);
     }
 
     #[test]

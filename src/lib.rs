@@ -8,6 +8,7 @@
 //! | 8 | [`cli`] | the command line |
 //! | 7 | [`vmm`] | owner of the machine; one request queue |
 //! | 6 | [`machine`] | memory, vCPUs and devices as one thing that runs or stands still |
+//! | 5 | [`agent`] | asking the guest's agent to freeze its file systems |
 //! | 5 | [`control`] | what can be asked of a running VM, and the HTTP that carries it |
 //! | 4 | [`checkpoint`] | checkpoints in their folder, and the tree that they form |
 //! | 4 | [`vcpu`] | one thread a vCPU |
@@ -28,6 +29,7 @@
 //! | 0 | [`progress`] | how far long work is, and calling it off |
 //! | 0 | [`seccomp`] | what each thread may ask of the kernel |
 
+pub mod agent;
 pub mod boot;
 pub mod bus;
 pub mod capture;

@@ -6,73 +6,9 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use ckpt_common::{Lab, MIB, same, unchanged};
+use ckpt_common::{Lab, MIB, owned, same, unchanged};
 use common::{Home, field};
 use serde_json::json;
-
-fn under_load(cpus: u32) {
-    let lab = Lab::new();
-    let mut vm = lab.boot(&format!("--memory 128M --cpus {cpus}"));
-    vm.ok("journal tick 5");
-    vm.ok("fill 16 9");
-    vm.ok("blk 0 write 0 1M 1");
-    vm.ok("blk 1 write 0 1M 2");
-    vm.ok("dirty 32 100");
-    let sum = vm.ok("sum");
-    vm.journal_goes_on(3);
-    let at = lab.create("before");
-    assert_eq!(at["type"], "standard");
-    assert_eq!(at["lands"], "paused");
-    assert_eq!(at["memory"], 128 * MIB);
-    assert!(at["pause_us"].as_u64().unwrap() > 0, "{at}");
-    let before = lab.nodes();
-
-    let seq = vm.journal();
-    for round in 0..3 {
-        vm.journal_goes_on(seq + 5);
-        vm.ok("fill 16 10");
-        vm.ok("blk 0 write 0 1M 3");
-        vm.ok("blk 1 write 512K 256K 4");
-        vm.ok("blk 1 flush");
-        let later = vm.journal();
-        lab.apply("before", if round == 0 { "" } else { "--run" });
-        if round == 0 {
-            assert_eq!(lab.state(), "paused");
-            lab.piton("resume demo").ok();
-        }
-        assert_eq!(lab.state(), "running");
-        assert!(vm.journal() <= later + 5, "the journal went back");
-        assert_eq!(vm.ok("sum"), sum);
-        vm.ok("blk 0 verify 0 1M 1");
-        vm.ok("blk 1 verify 0 1M 2");
-        let seq = vm.journal();
-        vm.journal_goes_on(seq + 2);
-        if round == 2 {
-            vm.ok("dirty check");
-        }
-    }
-    unchanged(&before, &lab.nodes());
-    assert_eq!(lab.parents(), BTreeMap::from([("before", "-"), ("Now", "before")].map(owned)));
-    let console = vm.power_off().console;
-    assert!(!console.contains("MISMATCH"), "memory and disks are not of one instant");
-    unchanged(&before, &lab.nodes());
-    lab.tidy();
-    lab.template_is_untouched();
-}
-
-fn owned((name, parent): (&str, &str)) -> (String, String) {
-    (name.to_owned(), parent.to_owned())
-}
-
-#[test]
-fn goes_back_under_load() {
-    under_load(1);
-}
-
-#[test]
-fn goes_back_under_load_with_two_vcpus() {
-    under_load(2);
-}
 
 #[test]
 fn many_checkpoints_under_load_are_each_of_one_instant() {
@@ -296,19 +232,26 @@ fn checkpoint_apply_checkpoint_is_the_same_page_by_page() {
     vm.journal_goes_on(3);
     lab.create("one");
     lab.apply("one", "");
-    lab.create("two");
+    // Full, though most of it was not read from "one" into memory yet.
+    lab.cp("create demo two --full").ok();
     let [one, two] = ["one", "two"].map(|name| {
         let folder = lab.folder(&lab.show(name));
         (std::fs::read(folder.join("memory")).unwrap(), std::fs::read(folder.join("state")).unwrap())
     });
     for page in 0..(64 * MIB / 4096) as usize {
-        let range = page * 4096..(page + 1) * 4096;
+        let mut range = page * 4096..(page + 1) * 4096;
+        if range.start as u64 == piton::layout::GENERATION_PAGE {
+            let id = range.start..range.start + 16;
+            assert!(one.0[id.clone()] != two.0[id], "it went back and has no other generation id");
+            range.start += 16;
+        }
         assert!(one.0[range.clone()] == two.0[range], "page {page} differs");
     }
     let state = |bytes: &[u8]| serde_json::from_slice::<serde_json::Value>(&bytes[24..]).unwrap();
     let differences = differing("", &state(&one.1), &state(&two.1));
-    // Clocks go on between restore and save; nothing else may.
-    let others: Vec<_> = differences.iter().filter(|path| !is_clock(path)).collect();
+    // Clocks go on between restore and save, and the guest has yet to be told of its generation.
+    let others: Vec<_> =
+        differences.iter().filter(|path| !is_clock(path) && path.as_str() != ".power_events: 0 2").collect();
     assert!(others.is_empty(), "the state differs at {others:?}");
     let (one, two) = (lab.node("one"), lab.node("two"));
     for disk in ["a", "b"] {
@@ -327,7 +270,9 @@ fn is_clock(path: &str) -> bool {
         let byte: usize = path.strip_prefix(".vm.pit[")?.split(']').next()?.parse().ok()?;
         Some(byte < 72 && byte % 24 >= 16)
     };
-    path.contains(".msrs.16:") || path.starts_with(".vm.clock") || pit(path) == Some(true)
+    // The current count of the local APIC's timer.
+    let timer = (0x390..0x394).any(|byte| path.contains(&format!(".lapic[{byte}]:")));
+    timer || path.contains(".msrs.16:") || path.starts_with(".vm.clock") || pit(path) == Some(true)
 }
 
 /// Paths at which two JSON values differ.

@@ -125,40 +125,11 @@ fn processes_go_on_and_files_are_back() {
 
 /// What the checkpoint holds of the disk, after its journal is replayed.
 fn fsck_is_clean(home: &Home, base: &std::path::Path) {
-    use piton::disk::{Backing, ImageFormat, frozen::FrozenChain, layer, open_base};
-    let manifest = home.piton("checkpoint show demo@before --json").json();
-    let top = manifest["disks"]["root"]["layer"]["id"].as_str().unwrap().parse().unwrap();
-    let storage = piton::storage::Storage::os();
-    let files = std::fs::read_dir(home.vm("demo").join("disks")).unwrap();
-    let layers: Vec<_> = files
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "delta"))
-        .map(|path| layer::inspect(&storage, &path).unwrap())
-        .collect();
-    let chain = layer::ancestry(&layers, top).unwrap();
-    let base = open_base(&storage, base, ImageFormat::Raw).unwrap();
-    let chain = FrozenChain::open(&storage, base, &chain).unwrap();
-    let image = home.beside("flat.ext4");
-    let file = std::fs::File::create(&image).unwrap();
-    file.set_len(chain.len()).unwrap();
-    let (mut at, mut buffer) = (0, vec![0; 1 << 20]);
-    while at < chain.len() {
-        let count = usize::try_from((chain.len() - at).min(1 << 20)).unwrap();
-        chain.read_at(&mut buffer[..count], at).unwrap();
-        if buffer[..count].iter().any(|byte| *byte != 0) {
-            std::os::unix::fs::FileExt::write_all_at(&file, &buffer[..count], at).unwrap();
-        }
-        at += count as u64;
-    }
+    let image = common::flatten(home, "before", base);
     // The first replays the journal, the second finds nothing.
     for options in ["-fy", "-fn"] {
-        match std::process::Command::new("/sbin/e2fsck").arg(options).arg(&image).output() {
-            Ok(fsck) => {
-                let text = String::from_utf8_lossy(&fsck.stdout).into_owned();
-                let code = fsck.status.code().unwrap_or(99);
-                assert!(code == 0 || options == "-fy" && code == 1, "{options}: {code}: {text}");
-            }
-            Err(e) => eprintln!("e2fsck: {e}"),
+        if let Some((code, text)) = common::e2fsck(options, &image) {
+            assert!(code == 0 || options == "-fy" && code == 1, "{options}: {code}: {text}");
         }
     }
 }

@@ -76,6 +76,16 @@ apt_install() {
         -o DPkg::Lock::Timeout=300 "$@" </dev/null
 }
 
+# fetch_package DIR PACKAGE: downloads the .deb into DIR; nothing is installed.
+fetch_package() {
+    # apt's own user cannot enter a private folder; root reading for it is only worth a warning.
+    local get=(apt-get -q -o APT::Sandbox::User=root download "$2")
+    (cd -- "$1" && "${get[@]}") >&2 </dev/null && return
+    ((EUID == 0)) || die "apt does not know $2 or its files; run: sudo apt-get update"
+    one_at_a_time apt-get update -q >&2 </dev/null || die "apt-get update failed"
+    (cd -- "$1" && "${get[@]}") >&2 </dev/null || die "could not download $2"
+}
+
 # publish TEMP FINAL: whoever comes second keeps the first one's result.
 publish() {
     if ! mv -T -- "$1" "$2" 2>/dev/null; then

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion};
 
-use super::image::{Image, ImageError};
+use super::chain::MemoryChain;
+use super::image::ImageError;
 use crate::layout::PAGE_SIZE;
 use crate::memory::GuestMemory;
 use crate::pages::PageSet;
@@ -44,6 +45,10 @@ pub enum CaptureError {
     NoRoom,
     #[error("/proc/self/pagemap cannot be read: {0}")]
     Pagemap(std::io::Error),
+    #[error("guest memory cannot be watched: {0}")]
+    Watch(std::io::Error),
+    #[error("a thread to fill memory cannot be started: {0}")]
+    Thread(std::io::Error),
     #[error("the image holds memory at {image:x?}, the VM has it at {vm:x?} (start, length)")]
     OtherMemory { image: Vec<(u64, u64)>, vm: Vec<(u64, u64)> },
 }
@@ -53,24 +58,33 @@ pub fn ranges(memory: &GuestMemory) -> Vec<(u64, u64)> {
     memory.iter().map(|region| (region.start_addr().raw_value(), region.len())).collect()
 }
 
-/// Fills fresh guest memory with what the image holds, each page checked.
-pub fn load(image: &Image, memory: &GuestMemory, progress: &Progress) -> Result<(), CaptureError> {
-    let vm = ranges(memory);
-    if image.ranges() != vm {
-        return Err(CaptureError::OtherMemory { image: image.ranges().to_vec(), vm });
-    }
-    progress.phase("memory", image.present()?.iter().map(|run| run.end - run.start).sum());
+/// Fills fresh guest memory with what the chain holds, each page checked.
+pub fn load(chain: &MemoryChain, memory: &GuestMemory, progress: &Progress) -> Result<(), CaptureError> {
+    check_ranges(chain, memory)?;
+    progress.phase("memory", chain.ranges().iter().map(|(_, len)| len).sum());
     let mut buffer = vec![0; STEP as usize];
-    for run in image.present()? {
-        for at in run.clone().step_by(STEP as usize) {
+    for &(start, len) in chain.ranges() {
+        for at in (start..start + len).step_by(STEP as usize) {
             progress.check().map_err(|_| CaptureError::Cancelled)?;
-            let part = &mut buffer[..(run.end - at).min(STEP) as usize];
-            image.read(at, part)?;
-            memory.write_slice(part, GuestAddress(at))?;
-            progress.add(part.len() as u64);
+            let pieces = chain.pieces(at, STEP.min(start + len - at))?;
+            for piece in pieces.iter().filter(|piece| piece.image.is_some()) {
+                let part = &mut buffer[..(piece.at.end - piece.at.start) as usize];
+                chain.read_piece(piece, part)?;
+                memory.write_slice(part, GuestAddress(piece.at.start))?;
+            }
+            progress.add(STEP.min(start + len - at));
         }
     }
     Ok(())
+}
+
+/// Whether an image is of memory that lies as the VM's does.
+pub fn check_ranges(chain: &MemoryChain, memory: &GuestMemory) -> Result<(), CaptureError> {
+    let vm = ranges(memory);
+    if chain.ranges() == vm {
+        return Ok(());
+    }
+    Err(CaptureError::OtherMemory { image: chain.ranges().to_vec(), vm })
 }
 
 /// Tells which pages of this process have memory behind them.

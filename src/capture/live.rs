@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
+use super::chain::MemoryChain;
 use super::guest::{CaptureError, STEP, Touched};
 use super::image::ImageWriter;
 use super::staging::Staging;
@@ -106,10 +107,12 @@ fn write_pages(
     Ok(())
 }
 
-/// Writes all that was ever touched. From here on the log tells what changed after it.
+/// Writes all that was ever touched, and what memory that is still being filled lacks of `pending`.
+/// From here on the log tells what changed after it.
 pub fn write_all(
     tracker: &mut Tracker,
     image: &mut ImageWriter,
+    pending: Option<&MemoryChain>,
     progress: &Progress,
 ) -> Result<(), CaptureError> {
     let vm = tracker.vm().clone();
@@ -130,6 +133,9 @@ pub fn write_all(
             let mapping = region.as_ptr() as u64 + (chunk.start - first) * PAGE_SIZE;
             set.clear();
             touched.find(mapping, chunk.clone(), &mut set)?;
+            if let Some(chain) = pending {
+                write_absent(memory, chain, image, &set, chunk.clone())?;
+            }
             let found = parts(memory, &set, chunk.clone());
             let bytes: u64 = found.iter().map(|(_, len)| len).sum();
             progress.add((chunk.end - chunk.start) * PAGE_SIZE - bytes);
@@ -137,6 +143,28 @@ pub fn write_all(
             at = chunk.end;
         }
         first = end;
+    }
+    Ok(())
+}
+
+/// Writes those pages of the chain that were not touched. One that is touched now is written again
+/// if it changes.
+fn write_absent(
+    memory: &GuestMemory,
+    chain: &MemoryChain,
+    image: &mut ImageWriter,
+    touched: &PageSet,
+    within: Range<u64>,
+) -> Result<(), CaptureError> {
+    let mut absent = touched.clone();
+    absent.words_mut().iter_mut().for_each(|word| *word = !*word);
+    let mut buffer = vec![0; STEP as usize];
+    for (gpa, len) in parts(memory, &absent, within) {
+        for piece in chain.pieces(gpa, len)?.iter().filter(|piece| piece.image.is_some()) {
+            let part = &mut buffer[..(piece.at.end - piece.at.start) as usize];
+            chain.read_piece(piece, part)?;
+            image.write(piece.at.start, part)?;
+        }
     }
     Ok(())
 }
@@ -251,7 +279,7 @@ pub fn copy_rest(
 
 #[cfg(test)]
 mod tests {
-    use super::super::image::Image;
+    use super::super::chain::ImageSpec;
     use super::*;
     use crate::capture::guest::{load, ranges};
     use crate::id::Id;
@@ -282,14 +310,14 @@ mod tests {
         let info = writer.finish().unwrap();
         assert_eq!((info.guest_bytes, info.stored_bytes), (size, 5 * PAGE_SIZE));
         assert_eq!(progress.snapshot().done, 5 * PAGE_SIZE);
-        let image = Image::open(&Storage::os(), &path, id, info.crc).unwrap();
+        let chain = MemoryChain::open(&Storage::os(), &[ImageSpec { path, id, crc: info.crc }]).unwrap();
         let copy = crate::memory::allocate(size).unwrap();
-        load(&image, &copy, &progress).unwrap();
+        load(&chain, &copy, &progress).unwrap();
         for (at, byte) in written {
             assert_eq!(copy.read_obj::<u8>(GuestAddress(at)).unwrap(), byte);
         }
         let other = crate::memory::allocate(16 << 20).unwrap();
-        assert!(matches!(load(&image, &other, &progress), Err(CaptureError::OtherMemory { .. })));
+        assert!(matches!(load(&chain, &other, &progress), Err(CaptureError::OtherMemory { .. })));
     }
 
     #[test]

@@ -6,9 +6,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use vm_memory::{GuestMemoryBackend, MmapRegion};
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion, MmapRegion};
 
+use super::chain::MemoryChain;
+use super::image::ImageError;
 use crate::id::Id;
+use crate::layout::PAGE_SIZE;
 use crate::pages::PageSet;
 use crate::vm::{Vm, VmError};
 
@@ -50,10 +53,36 @@ impl Tracker {
         Ok(())
     }
 
-    /// The parent is gone, and what changed since `id`, which it was made on, are `pages` more.
-    pub fn go_up(&mut self, id: Id, pages: &PageSet) {
-        self.since.union(pages);
-        self.parent = Some(id);
+    /// The parent is gone: from here on `id` is it. `below` are the images that the parent's memory
+    /// is read through, its own first. If none of them was made on `id`, nothing is known since it.
+    pub fn go_up(&mut self, id: Option<Id>, below: &MemoryChain) -> Result<(), ImageError> {
+        let mut more = PageSet::new(self.vm.pages());
+        for image in below.images() {
+            if Some(image.id()) == id {
+                self.since.union(&more);
+                self.parent = id;
+                return Ok(());
+            }
+            for run in image.present()? {
+                self.insert(&mut more, run);
+            }
+        }
+        self.parent = None;
+        Ok(())
+    }
+
+    /// Adds a run of guest addresses, which lies in one region.
+    fn insert(&self, set: &mut PageSet, run: Range<u64>) {
+        let mut first = 0;
+        for region in self.vm.memory().iter() {
+            let start = region.start_addr().raw_value();
+            if (start..start + region.len()).contains(&run.start) {
+                let page = first + (run.start - start) / PAGE_SIZE;
+                let count = (run.end - run.start) / PAGE_SIZE;
+                (page..page + count).for_each(|page| set.insert(page));
+            }
+            first += region.len() / PAGE_SIZE;
+        }
     }
 
     /// Begins anew: nothing is known since any checkpoint. What comes now is for a full capture,

@@ -1,12 +1,13 @@
 //! What can be typed.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::checkpoint::manifest::Mode;
 use crate::config::{DiskArg, parse_memory};
-use crate::folder::{FolderError, VmName};
+use crate::folder::{CheckpointType, FolderError, VmName};
 use crate::id::Id;
 use crate::vm::Clock;
 
@@ -45,16 +46,13 @@ pub enum Command {
     Rm(RmArgs),
     /// List all VMs
     List,
-    /// Change a stopped VM's settings
-    Set {
-        name: VmName,
-        /// Put its checkpoints into this folder
-        #[arg(long, value_name = "DIR")]
-        checkpoint_dir: PathBuf,
-    },
+    /// Change settings of VMs, running or off
+    Set(SetArgs),
     /// Work with a VM's checkpoints
     #[command(subcommand, visible_alias = "cp")]
     Checkpoint(CheckpointCommand),
+    /// Make new VMs that begin at a checkpoint
+    Clone(CloneArgs),
     /// Find what a crash left, and mend it
     Doctor {
         name: VmName,
@@ -76,6 +74,12 @@ pub enum CheckpointCommand {
         /// Leave the VM paused
         #[arg(long)]
         pause_after: bool,
+        /// standard, production or production-only; without it as `piton set` says
+        #[arg(long = "type", value_name = "TYPE")]
+        kind: Option<CheckpointType>,
+        /// Longest time that the guest's file systems may be frozen [default: 2]
+        #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+        freeze_timeout: Option<Duration>,
         /// Copy memory while the guest runs, or while it stands still
         #[arg(long, value_enum, default_value_t)]
         mode: Mode,
@@ -190,6 +194,19 @@ pub struct ApplyArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct CloneArgs {
+    pub checkpoint: CheckpointRef,
+    /// Name of the new VM
+    pub new: VmName,
+    /// Make this many, called NEW-1, NEW-2 and so on
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub count: Option<u32>,
+    /// Let them run at once
+    #[arg(long)]
+    pub run: bool,
+}
+
+#[derive(Debug, Args)]
 pub struct RunArgs {
     /// Name of the new VM
     pub name: VmName,
@@ -255,6 +272,41 @@ pub struct StopArgs {
     /// Deadline in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub timeout: u64,
+}
+
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("setting").required(true).multiple(true)))]
+pub struct SetArgs {
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<VmName>,
+    /// What checkpoints are made: disabled, standard, production (standard where the guest cannot)
+    /// or production-only
+    #[arg(long, value_name = "TYPE", group = "setting")]
+    pub checkpoint_type: Option<CheckpointType>,
+    /// Put checkpoints into this folder; there must be none yet
+    #[arg(long, value_name = "DIR", group = "setting")]
+    pub checkpoint_dir: Option<PathBuf>,
+    /// Make a checkpoint at every start if there is none, and remove it at a clean shutdown
+    #[arg(long, value_name = "on|off", group = "setting")]
+    pub auto_checkpoint: Option<Switch>,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub enum Switch {
+    On,
+    Off,
+}
+
+impl Switch {
+    pub fn is_on(self) -> bool {
+        matches!(self, Self::On)
+    }
+}
+
+/// Seconds, with a fraction or without.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let time = text.parse().ok().and_then(|seconds: f64| Duration::try_from_secs_f64(seconds).ok());
+    time.ok_or_else(|| format!("`{text}` is no number of seconds"))
 }
 
 #[derive(Debug, Args)]

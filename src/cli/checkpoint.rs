@@ -2,7 +2,6 @@
 //! under its lock.
 
 use std::io::IsTerminal;
-use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::anyhow;
@@ -12,6 +11,7 @@ use super::args::{ApplyArgs, CheckpointCommand, CheckpointRef};
 use super::error::refused;
 use super::manage::{confirm, existing};
 use super::{output, run, work};
+use crate::capture::chain::MemoryChain;
 use crate::capture::image::Image;
 use crate::checkpoint::Manifest;
 use crate::checkpoint::manifest::DiskPoint;
@@ -26,15 +26,36 @@ use crate::disk::delta::FrozenDelta;
 use crate::folder::{Definition, VmFolder, VmLock, VmName};
 use crate::progress::Cancelled;
 use crate::vm::Clock;
-use crate::vmm::checkpoints::create::{Subject, create};
-use crate::vmm::checkpoints::{Catalog, CheckpointError, apply, delete, recover};
+use crate::vmm::checkpoints::create::{Origin, Subject};
+use crate::vmm::checkpoints::{Catalog, CheckpointError, Finding, apply, delete, memory, policy, recover};
 use crate::vmm::disks::{self, Layers};
 
 pub fn run(command: CheckpointCommand, json: bool) -> anyhow::Result<()> {
     match command {
-        CheckpointCommand::Create { name, checkpoint, note, pause_after, mode, full, max_pause, no_wait } => {
-            let body =
-                CreateBody { name: checkpoint, note, pause_after, mode, full, max_pause_ms: max_pause };
+        CheckpointCommand::Create {
+            name,
+            checkpoint,
+            note,
+            pause_after,
+            kind,
+            freeze_timeout,
+            mode,
+            full,
+            max_pause,
+            no_wait,
+        } => {
+            let freeze_timeout_ms =
+                freeze_timeout.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+            let body = CreateBody {
+                name: checkpoint,
+                note,
+                pause_after,
+                kind,
+                freeze_timeout_ms,
+                mode,
+                full,
+                max_pause_ms: max_pause,
+            };
             let folder = existing(&name)?;
             if no_wait {
                 let job = work::ask_for_later(&folder.socket(), Method::POST, "/vm/checkpoints", &body)?;
@@ -103,40 +124,9 @@ fn jobs(folder: &VmFolder, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn find(folder: &VmFolder, reference: &str) -> anyhow::Result<Manifest> {
+pub(super) fn find(folder: &VmFolder, reference: &str) -> anyhow::Result<Manifest> {
     let definition = folder.load()?;
     Ok(Catalog::new(folder, &definition).resolve(&definition, reference)?)
-}
-
-/// Where checkpoints of a VM go. Those that it has would be lost from sight, so it must have none.
-pub fn set_checkpoint_dir(name: &VmName, dir: &Path, json: bool) -> anyhow::Result<()> {
-    let folder = existing(name)?;
-    let mut vm = Offline::open(&folder)?;
-    let listing = Catalog::new(&folder, &vm.definition).listing()?;
-    if !listing.manifests.is_empty() || !listing.damaged.is_empty() {
-        return Err(refused(format!(
-            "the VM `{name}` has checkpoints: their folder can only be changed when there are none"
-        )));
-    }
-    let dir = std::path::absolute(dir)?;
-    if !dir.is_dir() {
-        return Err(refused(format!("{} is no folder: make it first", dir.display())));
-    }
-    vm.definition.checkpoint_dir = Some(dir.clone());
-    // Made now, so that its absence later means that its disk is not mounted.
-    let own = folder.checkpoints(&vm.definition);
-    let storage = folder.storage();
-    if !storage.exists(&own)? {
-        storage.create_dir(&own)?;
-        storage.sync_dir(&dir)?;
-    }
-    folder.save(&vm.lock, &vm.definition)?;
-    if json {
-        println!("{}", serde_json::json!({ "vm": name, "checkpoint_dir": dir }));
-    } else {
-        println!("checkpoints of the VM `{name}` go to {}", dir.join(name.to_string()).display());
-    }
-    Ok(())
 }
 
 fn print_info(info: &CheckpointInfo, json: bool, tell: impl FnOnce(&CheckpointInfo)) {
@@ -145,14 +135,14 @@ fn print_info(info: &CheckpointInfo, json: bool, tell: impl FnOnce(&CheckpointIn
 
 /// What a stopped VM is worked on with: nobody else works on it meanwhile, and what a crash left
 /// is mended.
-struct Offline<'a> {
-    folder: &'a VmFolder,
-    lock: VmLock,
-    definition: Definition,
+pub struct Offline<'a> {
+    pub folder: &'a VmFolder,
+    pub lock: VmLock,
+    pub definition: Definition,
 }
 
 impl<'a> Offline<'a> {
-    fn open(folder: &'a VmFolder) -> anyhow::Result<Self> {
+    pub fn open(folder: &'a VmFolder) -> anyhow::Result<Self> {
         let lock = folder.lock()?;
         let mut definition = folder.load()?;
         for finding in recover(folder, &lock, &mut definition, true)? {
@@ -163,7 +153,7 @@ impl<'a> Offline<'a> {
 }
 
 /// The running VM's answer, or none if it does not run.
-fn answer<T>(answer: Result<T, ClientError>) -> anyhow::Result<Option<T>> {
+pub fn answer<T>(answer: Result<T, ClientError>) -> anyhow::Result<Option<T>> {
     match answer {
         Ok(value) => Ok(Some(value)),
         Err(ClientError::NotRunning) => Ok(None),
@@ -179,9 +169,16 @@ fn create_checkpoint(folder: &VmFolder, body: &CreateBody) -> anyhow::Result<Che
     let sums = Catalog::new(folder, &vm.definition).layer_sums(&vm.definition)?;
     let Definition { config, now, .. } = &vm.definition;
     let disks = disks::open(folder, config, &now.tops, &sums, &Default::default())?;
-    let subject =
-        Subject { folder, lock: &vm.lock, definition: &mut vm.definition, disks: &disks.live, machine: None };
-    Ok(CheckpointInfo::from(&work::here(|progress| create(subject, body, progress))??))
+    let subject = Subject {
+        folder,
+        lock: &vm.lock,
+        definition: &mut vm.definition,
+        disks: &disks.live,
+        machine: None,
+        pending: None,
+        origin: Origin::default(),
+    };
+    Ok(CheckpointInfo::from(&work::here(|progress| policy::create(subject, body, progress))??))
 }
 
 fn list(folder: &VmFolder, flat: bool, json: bool) -> anyhow::Result<()> {
@@ -275,7 +272,7 @@ fn go_back_offline(
     }
     let mut vm = Offline::open(folder)?;
     let ready = work::here(|progress| {
-        apply::prepare(folder, &vm.definition, manifest, &Default::default(), how, None, progress)
+        apply::prepare(folder, &vm.definition, manifest, &Default::default(), true, how, None, progress)
     })??;
     if let Err(e) = ready.commit(folder, &vm.lock, &mut vm.definition) {
         ready.discard(folder, &vm.definition);
@@ -386,11 +383,11 @@ fn verify(target: &CheckpointRef, json: bool) -> anyhow::Result<()> {
         let state = read_state(folder.storage(), &catalog.store.state_path(manifest.id), info);
         bytes += state.map_err(CheckpointError::from)?.len() as u64;
     }
-    if let Some(info) = &manifest.memory {
-        let path = catalog.store.memory_path(manifest.id);
-        let image = Image::open(folder.storage(), &path, manifest.id, info.crc)?;
-        image.verify(|_, _| std::ops::ControlFlow::Continue(()))?;
-        bytes += info.stored_bytes;
+    if manifest.memory.is_some() {
+        let specs = catalog.store.memory_chain(&manifest).map_err(CheckpointError::from)?;
+        let chain = MemoryChain::open(folder.storage(), &specs)?;
+        chain.verify(|_, _| std::ops::ControlFlow::Continue(()))?;
+        bytes += chain.images().iter().map(Image::stored_bytes).sum::<u64>();
     }
     let (layers, sums) = (Layers::read(&folder)?, catalog.layer_sums(&definition)?);
     let mut unchecked = Vec::new();
@@ -424,7 +421,9 @@ pub fn doctor(name: &VmName, repair: bool, json: bool) -> anyhow::Result<()> {
     let folder = existing(name)?;
     let lock = folder.lock()?;
     let mut definition = folder.load()?;
-    let findings = recover(&folder, &lock, &mut definition, repair)?;
+    let mut findings = recover(&folder, &lock, &mut definition, repair)?;
+    let missing = memory::missing(&Catalog::new(&folder, &definition))?;
+    findings.extend(missing.into_iter().map(|text| Finding { text, mended: false }));
     if repair {
         work::here(|progress| delete::settle(&folder, &lock, &mut definition, progress))??;
     }

@@ -47,10 +47,15 @@ pub fn sentence(error: &anyhow::Error) -> String {
 }
 
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
-    if let Some(Told { code }) = error.downcast_ref() {
-        return ExitCode::from(*code);
+    ExitCode::from(exit_code_of(error))
+}
+
+pub fn exit_code_of(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref() {
+        Some(Told { code }) => *code,
+        None if error.chain().any(is_refusal) => REFUSED,
+        None => FAILED,
     }
-    ExitCode::from(if error.chain().any(is_refusal) { REFUSED } else { FAILED })
 }
 
 fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {

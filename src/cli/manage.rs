@@ -34,19 +34,7 @@ pub fn existing(name: &VmName) -> anyhow::Result<VmFolder> {
 fn info(folder: &VmFolder) -> anyhow::Result<VmInfo> {
     match client::get(&folder.socket()) {
         Ok(info) => Ok(info),
-        Err(ClientError::NotRunning) => {
-            let definition = folder.load()?;
-            Ok(VmInfo {
-                reason: None,
-                name: folder.name().clone(),
-                state: State::Stopped,
-                pid: None,
-                created: definition.created,
-                folder: folder.path().to_owned(),
-                checkpoint_dir: definition.checkpoint_dir,
-                config: definition.config,
-            })
-        }
+        Err(ClientError::NotRunning) => Ok(VmInfo::new(folder, &folder.load()?, State::Stopped, None)),
         Err(e) => Err(e.into()),
     }
 }

@@ -2,10 +2,12 @@
 
 mod args;
 mod checkpoint;
+mod clone;
 mod error;
 mod manage;
 mod output;
 mod run;
+mod set;
 mod terminal;
 mod work;
 
@@ -34,8 +36,9 @@ pub fn main() -> ExitCode {
         Command::Show { name } => manage::show(&name, json),
         Command::Rm(args) => manage::remove(args, json),
         Command::List => manage::list(json),
-        Command::Set { name, checkpoint_dir } => checkpoint::set_checkpoint_dir(&name, &checkpoint_dir, json),
+        Command::Set(args) => set::run(args, json),
         Command::Checkpoint(command) => checkpoint::run(command, json),
+        Command::Clone(args) => clone::run(&args, json),
         Command::Doctor { name, repair } => checkpoint::doctor(&name, repair, json),
     };
     match result {

@@ -107,10 +107,25 @@ pub fn show(info: &VmInfo) {
     for config in &info.config.disks {
         line("disk", disk(config));
     }
+    let automatic = if info.auto_checkpoint { ", automatic at every start" } else { "" };
+    line("saves", format!("{}{automatic}", info.checkpoint_type));
+    if let Some(dir) = &info.checkpoint_dir {
+        line("saved in", dir.display().to_string());
+    }
     line("folder", info.folder.display().to_string());
     if let Some(dir) = &info.checkpoint_dir {
         println!("checkpoints in {}", dir.join(info.name.to_string()).display());
     }
+}
+
+/// What `piton set` leaves.
+pub fn settings(info: &VmInfo) {
+    let automatic = if info.auto_checkpoint { "; one at every start if there is none" } else { "" };
+    let dir = info
+        .checkpoint_dir
+        .as_ref()
+        .map_or(String::new(), |dir| format!("; they go to {}", dir.join(info.name.to_string()).display()));
+    println!("checkpoints of the VM `{}`: {}{automatic}{dir}", info.name, info.checkpoint_type);
 }
 
 /// A VM in a list: what is known of it, or why nothing is.
@@ -173,7 +188,11 @@ pub fn done(info: &VmInfo, json: bool) {
 pub fn created(info: &CheckpointInfo) {
     let pause = info.pause_us.map_or(String::new(), |us| format!("paused {:.1} ms, ", us as f64 / 1000.0));
     let disk = size(info.disk_bytes);
-    println!("checkpoint \"{}\" created: {pause}{}disk {disk}", info.name, memory(info));
+    let frozen = info.frozen_us.map_or(String::new(), |us| format!("frozen {:.1} ms, ", us as f64 / 1000.0));
+    println!("checkpoint \"{}\" created: {frozen}{pause}{}disk {disk}", info.name, memory(info));
+    if let Some(why) = &info.fallback {
+        println!("it is a standard checkpoint and no production one: {why}");
+    }
     for left in &info.left_out {
         println!("disk `{}` is not part of it: it is {}", left.disk, left.why);
     }
@@ -245,7 +264,14 @@ fn when(time: &DateTime<Utc>) -> String {
 
 /// One line about a checkpoint, behind its name.
 fn about(info: &CheckpointInfo) -> String {
-    format!("{}  {}  {}disk {}", info.kind, when(&info.created), memory(info), size(info.disk_bytes))
+    let automatic = if info.automatic { ", automatic" } else { "" };
+    format!(
+        "{}{automatic}  {}  {}disk {}",
+        info.kind,
+        when(&info.created),
+        memory(info),
+        size(info.disk_bytes)
+    )
 }
 
 pub fn flat(tree: &TreeInfo) {
@@ -289,15 +315,24 @@ pub fn show_checkpoint(manifest: &Manifest) {
     line("id", manifest.id.to_string());
     line("vm", manifest.vm.clone());
     line("type", manifest.kind.to_string());
+    if let Some(why) = &manifest.fallback {
+        line("because", why.clone());
+    }
     line("created", when(&manifest.created));
+    if manifest.automatic {
+        line("made by", "a start; a clean shutdown removes it".into());
+    }
     if !manifest.note.is_empty() {
         line("note", manifest.note.clone());
     }
     line("parent", manifest.parent.map_or("none".into(), |id| id.to_string()));
+    if let Some(us) = manifest.frozen_us {
+        line("frozen", format!("{:.1} ms", us as f64 / 1000.0));
+    }
     if let Some(us) = manifest.pause_us {
         line("pause", format!("{:.1} ms", us as f64 / 1000.0));
     }
-    if let Some(memory) = manifest.memory {
+    if let Some(memory) = &manifest.memory {
         line("memory", format!("{} of {}", size(memory.stored_bytes), size(memory.guest_bytes)));
     }
     line("disk", size(manifest.disk_bytes));

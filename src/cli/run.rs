@@ -74,7 +74,7 @@ pub fn start(args: StartArgs, json: bool) -> anyhow::Result<()> {
     let mut vmm = Vmm::new(folder.clone(), folder.load()?, lock)?;
     let run = match args.restore {
         None => {
-            vmm.boot()?;
+            vmm.start()?;
             true
         }
         Some(id) => {

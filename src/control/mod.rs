@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::manifest::{CaptureInfo, LeftOut, Mode};
 use crate::checkpoint::{CheckpointName, Kind, Manifest};
 use crate::config::VmConfig;
-use crate::folder::VmName;
+use crate::folder::{CheckpointType, Definition, VmFolder, VmName};
 use crate::id::Id;
 use crate::vm::Clock;
 
@@ -39,6 +39,8 @@ pub enum Request {
     ApplyCheckpoint(String, ApplyBody),
     DeleteCheckpoint(String, DeleteBody),
     Revert(RevertBody),
+    Set(SetBody),
+    CloneCheckpoint(String, CloneBody),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,10 +74,29 @@ pub struct VmInfo {
     pub pid: Option<u32>,
     pub created: chrono::DateTime<chrono::Utc>,
     pub folder: std::path::PathBuf,
-    /// Where its checkpoints are, if not in its folder.
+    pub checkpoint_type: CheckpointType,
+    pub auto_checkpoint: bool,
+    /// Absent: in the VM's folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint_dir: Option<std::path::PathBuf>,
     pub config: VmConfig,
+}
+
+impl VmInfo {
+    pub fn new(folder: &VmFolder, definition: &Definition, state: State, pid: Option<u32>) -> Self {
+        Self {
+            name: folder.name().clone(),
+            state,
+            reason: None,
+            pid,
+            created: definition.created,
+            folder: folder.path().to_owned(),
+            checkpoint_type: definition.checkpoint_type,
+            auto_checkpoint: definition.auto_checkpoint,
+            checkpoint_dir: definition.checkpoint_dir.clone(),
+            config: definition.config.clone(),
+        }
+    }
 }
 
 /// Why a request was not done.
@@ -131,6 +152,15 @@ pub struct CheckpointInfo {
     /// How long the guest stood still, in microseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pause_us: Option<u64>,
+    /// How long the guest's file systems were frozen at most, in microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frozen_us: Option<u64>,
+    /// Why it is no production checkpoint, although one was wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<String>,
+    /// Made by a start; a clean shutdown removes it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub automatic: bool,
     /// How a capture of memory went.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capture: Option<CaptureInfo>,
@@ -162,10 +192,13 @@ impl From<&Manifest> for CheckpointInfo {
             created: manifest.created,
             lands: if manifest.memory.is_some() { State::Paused } else { State::Stopped },
             pause_us: manifest.pause_us,
+            frozen_us: manifest.frozen_us,
+            fallback: manifest.fallback.clone(),
+            automatic: manifest.automatic,
             capture: manifest.capture,
-            memory_parent: manifest.memory.and_then(|memory| memory.parent),
-            memory_stored: manifest.memory.map(|memory| memory.stored_bytes),
-            memory: manifest.memory.map(|memory| memory.guest_bytes),
+            memory_parent: manifest.memory.as_ref().and_then(|memory| memory.parent),
+            memory_stored: manifest.memory.as_ref().map(|memory| memory.stored_bytes),
+            memory: manifest.memory.as_ref().map(|memory| memory.guest_bytes),
             disk_bytes: manifest.disk_bytes,
             left_out: manifest.left_out.clone(),
             warnings: manifest.warnings.clone(),
@@ -200,6 +233,12 @@ pub struct CreateBody {
     /// Leave the VM paused.
     #[serde(default)]
     pub pause_after: bool,
+    /// None: as the VM's settings say.
+    #[serde(default, rename = "type")]
+    pub kind: Option<CheckpointType>,
+    /// Longest time that the guest's file systems may be frozen, in milliseconds; none: 2000.
+    #[serde(default)]
+    pub freeze_timeout_ms: Option<u64>,
     #[serde(default)]
     pub mode: Mode,
     /// All of memory, not only what changed since the parent.
@@ -214,6 +253,19 @@ impl CreateBody {
     pub fn max_pause(&self) -> Duration {
         self.max_pause_ms.map_or(DEFAULT_MAX_PAUSE, |ms| Duration::from_millis(ms.into()))
     }
+}
+
+/// Body of `PATCH /vm`: what is left out stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetBody {
+    #[serde(default)]
+    pub checkpoint_type: Option<CheckpointType>,
+    #[serde(default)]
+    pub auto_checkpoint: Option<bool>,
+    /// Absolute.
+    #[serde(default)]
+    pub checkpoint_dir: Option<std::path::PathBuf>,
 }
 
 /// Body of `PATCH /vm/checkpoints/{checkpoint}`.
@@ -305,6 +357,14 @@ pub struct RevertBody {
     /// Even if a base image was changed since.
     #[serde(default)]
     pub force: bool,
+}
+
+/// Body of `POST /vm/checkpoints/{checkpoint}/clone`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CloneBody {
+    /// Of the new VMs.
+    pub names: Vec<VmName>,
 }
 
 /// Body of `POST /vm/stop`.

@@ -3,6 +3,7 @@
 //! | request | body | answer |
 //! | --- | --- | --- |
 //! | `GET /vm` | | the VM ([`VmInfo`](super::VmInfo)) |
+//! | `PATCH /vm` | [`SetBody`](super::SetBody) | the VM |
 //! | `POST /vm/pause`, `POST /vm/resume` | | the VM |
 //! | `POST /vm/stop` | `{"force": bool}` or none | the VM; it may still be shutting down |
 //! | `GET /vm/checkpoints` | | the tree ([`TreeInfo`](super::TreeInfo)) |
@@ -10,6 +11,7 @@
 //! | `PATCH /vm/checkpoints/{checkpoint}` | [`ChangeBody`](super::ChangeBody) | the checkpoint |
 //! | `POST /vm/checkpoints/{checkpoint}/apply` | [`ApplyBody`](super::ApplyBody) | the VM |
 //! | `DELETE /vm/checkpoints/{checkpoint}` | [`DeleteBody`](super::DeleteBody) or none | what went ([`DeletedInfo`](super::DeletedInfo)) |
+//! | `POST /vm/checkpoints/{checkpoint}/clone` | [`CloneBody`](super::CloneBody) | the VM |
 //! | `POST /vm/revert` | [`RevertBody`](super::RevertBody) or none | the VM |
 //! | `GET /vm/jobs` | | long work ([`JobList`](super::jobs::JobList)) |
 //! | `GET /vm/jobs/{job}` | | one job ([`JobInfo`](super::jobs::JobInfo)) |
@@ -193,6 +195,7 @@ async fn serve(
     let listener = OwnersOnly(UnixListener::from_std(listener)?);
     let app = Router::new()
         .route("/vm", get(|context| ask(context, Request::Show)))
+        .route("/vm", patch(|context, body: Bytes| with_body(context, body, Request::Set)))
         .route("/vm/pause", post(|context| ask(context, Request::Pause)))
         .route("/vm/resume", post(|context| ask(context, Request::Resume)))
         .route(
@@ -222,6 +225,12 @@ async fn serve(
             "/vm/checkpoints/{checkpoint}/apply",
             post(|context, Reference(path): Reference, body: Bytes| {
                 with_job(context, body, |body| Request::ApplyCheckpoint(path, body))
+            }),
+        )
+        .route(
+            "/vm/checkpoints/{checkpoint}/clone",
+            post(|context, Reference(path): Reference, body: Bytes| {
+                with_body(context, body, |body| Request::CloneCheckpoint(path, body))
             }),
         )
         .route("/vm/revert", post(|context, body: Bytes| with_job(context, body, Request::Revert)))

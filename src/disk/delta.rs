@@ -59,6 +59,9 @@ impl Delta {
     pub(super) fn open_locked(storage: &Storage, spec: &LayerSpec, lock: Lock) -> Result<Self> {
         let file = storage.open(&spec.path, Access::ReadWrite)?;
         file.lock(lock)?;
+        // A killed process may have written bitmap pages and not synced them. Were one taken for
+        // durable, the next flush would overwrite the copy that is.
+        file.sync_data()?;
         Ok(Self { core: Core::open(file, spec)? })
     }
 
@@ -148,6 +151,11 @@ impl FrozenDelta {
         let file = storage.open(&spec.path, Access::ReadOnly)?;
         file.lock(Lock::Shared)?;
         Ok(Arc::new(Self { core: Core::open(file, spec)?, sums: RwLock::new(None) }))
+    }
+
+    /// Makes durable what a killed process wrote to it, too: before anything is built on it.
+    pub(super) fn sync_former(&self) -> Result<()> {
+        Ok(self.core.file.sync_data()?)
     }
 
     pub fn id(&self) -> LayerId {

@@ -58,7 +58,12 @@ impl LiveDisk {
             None => Inner::Raw(RawDisk::open(storage, base)?),
             Some((top, below)) => {
                 let below = FrozenChain::open(storage, open_base(storage, base, format)?, below)?;
+                // The guest's next flush is to cover what it wrote before a kill, wherever that is.
+                if let Base::Raw(image) = below.base() {
+                    image.sync_former()?;
+                }
                 for layer in below.deltas() {
+                    layer.sync_former()?;
                     if let Some(crc) = sums.get(&layer.id()) {
                         layer.attach_sums(storage, *crc)?;
                     }

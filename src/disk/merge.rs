@@ -313,8 +313,9 @@ pub fn resume(
     children: &[LayerSpec],
 ) -> Result<PathBuf> {
     let below = inspect(storage, &lower.path)?.parent;
-    // A pull relinks as its last act.
+    // A pull relinks as its last act, of which perhaps only the sync is missing.
     if direction == Direction::Pull && inspect(storage, &upper.path)?.parent == below {
+        relink(storage, upper, below)?;
         return Ok(lower.path.clone());
     }
     Merge::open(storage, lower, upper, Some(direction))?.finish(storage, children)

@@ -66,6 +66,17 @@ impl RawImage {
         self.file.path()
     }
 
+    /// Makes durable what a killed process wrote to it. A file system that is never written has
+    /// nothing to sync, and may say so.
+    pub(super) fn sync_former(&self) -> Result<()> {
+        match self.file.sync_data() {
+            Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::ReadOnlyFilesystem) => {
+                Ok(())
+            }
+            other => Ok(other?),
+        }
+    }
+
     /// Gives up or takes back the shared lock, around another handle's exclusive one.
     pub(super) fn lock(&self, lock: Lock) -> Result<()> {
         Ok(self.file.lock(lock)?)

@@ -53,6 +53,12 @@ pub fn path_of(layer: &Path) -> PathBuf {
     name.into()
 }
 
+/// The layer that a file of this name has the checksums of.
+pub fn layer_of(sums: &Path) -> Option<PathBuf> {
+    let name = sums.file_name()?.to_str()?.strip_suffix(".sums")?;
+    Some(sums.with_file_name(name))
+}
+
 /// Reads all of `runs` and publishes their checksums.
 pub(super) fn seal(
     storage: &Storage,

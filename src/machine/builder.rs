@@ -8,7 +8,7 @@ use kvm_ioctls::VcpuFd;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::event_loop::{EventLoop, OnEvent};
-use super::{Machine, MachineDisk, MachineError, MachineState};
+use super::{AgentLine, Machine, MachineDisk, MachineError, MachineState};
 use crate::boot::{self, Kernel, Payload};
 use crate::bus::Bus;
 use crate::capture::tracker::Tracker;
@@ -19,10 +19,12 @@ use crate::devices::i8042::I8042;
 use crate::devices::power::Power;
 use crate::devices::serial::Serial;
 use crate::devices::virtio::block::Block;
+use crate::devices::virtio::console::Console as AgentConsole;
+use crate::devices::virtio::console_port::Port;
 use crate::devices::virtio::mmio::{QUEUE_NOTIFY, SaveTransport, Transport};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::{Backend, Device, Worker};
-use crate::events::EventSink;
+use crate::events::{EventSink, MachineEvent};
 use crate::id::Id;
 use crate::layout::{
     COM1_GSI, COM1_PORT, COM1_PORTS, GED_GSI, I8042_PORT, I8042_PORTS, POWER_PORT, POWER_PORTS, VIRTIO_GSIS,
@@ -51,6 +53,7 @@ struct Assembled {
     virtio: Vec<(u64, u32)>,
     blocks: Vec<Arc<Backend<Block>>>,
     rng: Arc<Backend<Rng>>,
+    agent: AgentLine,
     workers: Vec<Worker>,
     transports: Vec<Arc<dyn SaveTransport>>,
     serial: Arc<Serial>,
@@ -116,6 +119,7 @@ pub fn restore(
     for (transport, saved) in assembled.transports.iter().zip(&state.virtio) {
         transport.restore(saved).map_err(|e| misfit(e.to_string()))?;
     }
+    assembled.agent.device.lock().device.restore(&state.agent);
     assembled.serial.restore(&state.serial).map_err(|e| misfit(e.to_string()))?;
     assembled.power.restore(state.power_events);
     let machine = Machine { clock: Some(clock), ..assembled.start_threads()? };
@@ -164,6 +168,7 @@ impl Assembled {
             _workers: self.workers,
             blocks: self.blocks,
             rng: self.rng,
+            agent: self.agent,
             transports: self.transports,
             serial: self.serial,
             console_input: self.console_input,
@@ -213,6 +218,8 @@ fn assemble(vm: Vm, config: &VmConfig, parts: Parts) -> Result<Assembled, Machin
         served.serve();
     }));
 
+    let agent = plug_agent(&mut slots, &mut subscribers, &parts.events)?;
+
     let VirtioSlots { mmio, used: virtio, transports, .. } = slots;
     let event_loop = EventLoop::start(subscribers).map_err(MachineError::setup("the device loop"))?;
     let wiring = Wiring { ports: Arc::new(ports), mmio: Arc::new(mmio), events: parts.events };
@@ -223,6 +230,7 @@ fn assemble(vm: Vm, config: &VmConfig, parts: Parts) -> Result<Assembled, Machin
         virtio,
         blocks,
         rng,
+        agent,
         workers,
         transports,
         serial,
@@ -230,6 +238,23 @@ fn assemble(vm: Vm, config: &VmConfig, parts: Parts) -> Result<Assembled, Machin
         power,
         event_loop,
     })
+}
+
+fn plug_agent(
+    slots: &mut VirtioSlots,
+    subscribers: &mut Vec<OnEvent>,
+    events: &EventSink,
+) -> Result<AgentLine, MachineError> {
+    let port = Arc::new(Port::default());
+    let device = slots.plug(AgentConsole::new(port.clone()))?;
+    let doorbell = || device.doorbell.try_clone().map_err(MachineError::setup("an event"));
+    let events = events.clone();
+    port.connect(doorbell()?, Box::new(move || events(MachineEvent::AgentBack)));
+    let served = device.clone();
+    subscribers.push(OnEvent::new(doorbell()?, move || {
+        served.serve();
+    }));
+    Ok(AgentLine { device, port })
 }
 
 fn interrupt(vm: &Vm, gsi: u32) -> Result<EventFd, MachineError> {

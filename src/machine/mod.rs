@@ -19,6 +19,8 @@ use crate::devices::genid::GenerationError;
 use crate::devices::power::Power;
 use crate::devices::serial::{Serial, SerialState};
 use crate::devices::virtio::block::Block;
+use crate::devices::virtio::console::{Console as AgentConsole, ConsoleState};
+use crate::devices::virtio::console_port::Port;
 use crate::devices::virtio::mmio::{SaveTransport, TransportState};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::{Backend, Worker};
@@ -80,6 +82,13 @@ pub struct MachineState {
     pub power_events: u8,
     /// In the order of the slots.
     pub virtio: Vec<TransportState>,
+    pub agent: ConsoleState,
+}
+
+/// The device that the guest's agent talks through, and our end of it.
+struct AgentLine {
+    device: Arc<Backend<AgentConsole>>,
+    port: Arc<Port>,
 }
 
 /// A machine with its threads. Born standing still; dropping it ends it at once.
@@ -92,6 +101,7 @@ pub struct Machine {
     _workers: Vec<Worker>,
     blocks: Vec<Arc<Backend<Block>>>,
     rng: Arc<Backend<Rng>>,
+    agent: AgentLine,
     transports: Vec<Arc<dyn SaveTransport>>,
     serial: Arc<Serial>,
     console_input: EventFd,
@@ -170,6 +180,7 @@ impl Machine {
             transports: self.transports.clone(),
             serial: self.serial.clone(),
             power: self.power.clone(),
+            agent: self.agent.device.clone(),
             clock: self.clock.as_ref().map(|clock| clock.saved),
         };
         vcpu::gather(&self.vcpus, move |vcpus, waited| {
@@ -189,11 +200,13 @@ impl Machine {
     fn pause_devices(&self) {
         self.blocks.iter().for_each(|block| block.pause());
         self.rng.pause();
+        self.agent.device.pause();
     }
 
     fn resume_devices(&self) {
         self.blocks.iter().for_each(|block| block.resume());
         self.rng.resume();
+        self.agent.device.resume();
     }
 
     /// Which pages changed since which checkpoint.
@@ -211,6 +224,11 @@ impl Machine {
         let event = self.console_input.try_clone().map_err(MachineError::setup("the console"))?;
         console.on_input(Some(event));
         Ok(())
+    }
+
+    /// Our end of the guest agent's port.
+    pub fn agent(&self) -> Arc<Port> {
+        self.agent.port.clone()
     }
 
     /// Asks the guest to switch itself off.
@@ -233,6 +251,7 @@ struct Saver {
     transports: Vec<Arc<dyn SaveTransport>>,
     serial: Arc<Serial>,
     power: Arc<Power>,
+    agent: Arc<Backend<AgentConsole>>,
     /// Of a restored machine that has not run.
     clock: Option<kvm_clock_data>,
 }
@@ -258,6 +277,7 @@ impl Standstill<'_> {
             serial: saver.serial.save(),
             power_events: saver.power.save(),
             virtio: saver.transports.iter().map(|transport| transport.save()).collect(),
+            agent: saver.agent.lock().device.save(),
         })
     }
 }

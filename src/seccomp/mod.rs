@@ -38,6 +38,8 @@ pub enum Thread {
     Devices,
     Console,
     Control,
+    /// Fills memory of a restored guest.
+    Fill,
     Signals,
     Terminal,
 }
@@ -51,6 +53,7 @@ impl Thread {
             Self::Devices => "devices",
             Self::Console => "console",
             Self::Control => "control",
+            Self::Fill => "fill",
             Self::Signals => "signals",
             Self::Terminal => "terminal",
         }
@@ -100,8 +103,7 @@ fn install(thread: Thread) -> Result<(), SeccompError> {
     // forbids to install more.
     for compile in [compile_failing, compile] {
         let program = compile(thread).map_err(|error| SeccompError::Compile { thread: name, error })?;
-        seccompiler::apply_filter(&program)
-            .map_err(|error| SeccompError::Install { thread: name, error })?;
+        seccompiler::apply_filter(&program).map_err(|error| SeccompError::Install { thread: name, error })?;
     }
     Ok(())
 }
@@ -187,13 +189,14 @@ fn decimal(mut number: u32, digits: &mut [u8; 10]) -> &[u8] {
 mod tests {
     use super::*;
 
-    const ALL: [Thread; 8] = [
+    const ALL: [Thread; 9] = [
         Thread::Main,
         Thread::Vcpu,
         Thread::Disk,
         Thread::Devices,
         Thread::Console,
         Thread::Control,
+        Thread::Fill,
         Thread::Signals,
         Thread::Terminal,
     ];
@@ -239,12 +242,17 @@ mod tests {
                 assert!(!never.contains(&call), "{thread:?}: {call}");
             }
         }
-        let files = [libc::SYS_openat, libc::SYS_unlink, libc::SYS_clone3, libc::SYS_accept4];
-        for thread in [Thread::Vcpu, Thread::Disk, Thread::Devices] {
+        let files = [libc::SYS_unlink, libc::SYS_rename, libc::SYS_clone3, libc::SYS_accept4];
+        for thread in [Thread::Vcpu, Thread::Disk, Thread::Devices, Thread::Fill] {
             for (call, ..) in thread.tables().concat() {
                 assert!(!files.contains(&call), "{thread:?}: {call}");
             }
         }
+        // A vCPU opens files to read them, and the others no file at all.
+        let opens = |thread: Thread| {
+            thread.tables().concat().iter().filter(|rule| rule.0 == libc::SYS_openat).count()
+        };
+        assert_eq!([Thread::Vcpu, Thread::Disk, Thread::Devices, Thread::Fill].map(opens), [1, 0, 0, 0]);
     }
 
     #[test]

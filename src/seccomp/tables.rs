@@ -7,7 +7,11 @@ use super::Thread;
 pub enum When {
     Always,
     /// The bits of `mask` of argument number `index` are those of `value`.
-    Bits { index: u8, mask: u64, value: u64 },
+    Bits {
+        index: u8,
+        mask: u64,
+        value: u64,
+    },
 }
 
 /// A system call, when it is allowed, and what needs it.
@@ -86,6 +90,32 @@ const VCPU: &[Rule] = &[
     (libc::SYS_ioctl, request(0xae42), "KVM_GET_DIRTY_LOG"),
     (libc::SYS_ioctl, request(0xaec0), "KVM_CLEAR_DIRTY_LOG"),
     (libc::SYS_fcntl, argument(1, F_OFD_SETLK), "the lock of an image that is frozen"),
+    // A checkpoint with `--mode stop` is written by the vCPU that stops last.
+    (libc::SYS_openat, READ_ONLY, "which pages were touched (/proc/self/pagemap)"),
+    (libc::SYS_pread64, Always, "which pages were touched; a memory image"),
+    (libc::SYS_preadv, Always, "a memory image"),
+    (libc::SYS_pwrite64, Always, "a memory image"),
+    (libc::SYS_ftruncate, Always, "a memory image"),
+    (libc::SYS_fallocate, Always, "a memory image"),
+    (libc::SYS_lseek, Always, "a memory image"),
+    (libc::SYS_fstat, Always, "a memory image"),
+    (libc::SYS_statx, Always, "a memory image"),
+    (libc::SYS_fdatasync, Always, "a memory image"),
+];
+
+/// Of openat: not for writing, and not a new file.
+const READ_ONLY: When =
+    When::Bits { index: 2, mask: (libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC) as u64, value: 0 };
+
+/// Fills memory of a restored guest from its image.
+const FILL: &[Rule] = &[
+    (libc::SYS_poll, Always, "waits for pages that are touched"),
+    (libc::SYS_ioctl, requests_of(0xaa), "userfaultfd"),
+    (libc::SYS_pread64, Always, "the image"),
+    (libc::SYS_preadv, Always, "the image"),
+    (libc::SYS_lseek, Always, "the image"),
+    (libc::SYS_fstat, Always, "the image"),
+    (libc::SYS_statx, Always, "the image"),
 ];
 
 const F_OFD_SETLK: u64 = libc::F_OFD_SETLK as u64;
@@ -222,10 +252,11 @@ impl Thread {
             Self::Disk => &[RUNTIME, DISK],
             Self::Devices => &[RUNTIME, DEVICES],
             Self::Console => &[RUNTIME, CONSOLE],
+            Self::Fill => &[RUNTIME, FILL],
             Self::Control => &[RUNTIME, CONTROL],
             Self::Signals => &[RUNTIME, SIGNALS],
             Self::Terminal => &[RUNTIME, TERMINAL],
-            Self::Main => &[RUNTIME, VCPU, DISK, DEVICES, CONSOLE, CONTROL, SIGNALS, TERMINAL, MAIN],
+            Self::Main => &[RUNTIME, VCPU, DISK, DEVICES, CONSOLE, CONTROL, FILL, SIGNALS, TERMINAL, MAIN],
         }
     }
 }

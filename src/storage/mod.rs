@@ -7,6 +7,7 @@
 //! primitives.
 
 mod os;
+pub mod sim;
 
 use std::ffi::OsString;
 use std::fmt;
@@ -85,6 +86,8 @@ pub struct Metadata {
     pub modified: SystemTime,
     pub dev: u64,
     pub ino: u64,
+    /// Names that the file has; with more than one, somebody else may count on what is in it.
+    pub links: u64,
 }
 
 /// Primitive operations on names.
@@ -266,6 +269,12 @@ impl Storage {
     }
 }
 
+/// Whether a file of this name may be what a [`Storage::replace`] that was cut short left.
+pub fn is_temporary(name: &std::ffi::OsStr) -> bool {
+    let name = name.as_encoded_bytes();
+    name.starts_with(b".") && name.ends_with(b".tmp")
+}
+
 /// An open file that knows its path, so that every error names it.
 #[derive(Debug)]
 pub struct File {
@@ -302,6 +311,24 @@ impl File {
 
     pub fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
         self.inner.write_at(buf, offset).map_err(|e| self.range("write", offset, buf.len() as u64, e))
+    }
+
+    /// Copies a range from the same place of another file; where the file system can, both then
+    /// share it.
+    pub fn copy_from(&self, source: &File, offset: u64, len: u64) -> Result<()> {
+        const STEP: u64 = 1 << 20;
+        let (mut at, end) = (offset, offset + len);
+        if let (Some(from), Some(to)) = (source.as_fd(), self.as_fd()) {
+            at += os::copy_range(from, to, offset, len).map_err(|e| self.range("copy", offset, len, e))?;
+        }
+        let mut buf = vec![0; (end - at).min(STEP) as usize];
+        while at < end {
+            let part = &mut buf[..(end - at).min(STEP) as usize];
+            source.read_at(part, at)?;
+            self.write_at(part, at)?;
+            at += part.len() as u64;
+        }
+        Ok(())
     }
 
     pub fn metadata(&self) -> Result<Metadata> {

@@ -195,6 +195,32 @@ impl OsFile {
     }
 }
 
+/// Copies within the kernel; returns how much, less than `len` where that cannot be done.
+pub(super) fn copy_range(from: BorrowedFd, to: BorrowedFd, offset: u64, len: u64) -> io::Result<u64> {
+    let mut done = 0;
+    while done < len {
+        let (mut source, mut target) = (off_t(offset + done)?, off_t(offset + done)?);
+        let count = usize::try_from(len - done).unwrap_or(usize::MAX);
+        // SAFETY: both descriptors are open while they are borrowed, and the offsets outlive the
+        // call; no other memory is passed.
+        let copied = unsafe {
+            libc::copy_file_range(from.as_raw_fd(), &mut source, to.as_raw_fd(), &mut target, count, 0)
+        };
+        if let Ok(copied @ 1..) = u64::try_from(copied) {
+            done += copied;
+            continue;
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            _ if copied == 0 => break,
+            Some(libc::EXDEV | libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP) => break,
+            Some(libc::EINTR) => {}
+            _ => return Err(error),
+        }
+    }
+    Ok(done)
+}
+
 fn off_t(value: u64) -> io::Result<libc::off_t> {
     libc::off_t::try_from(value)
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "offset out of range"))
@@ -230,5 +256,6 @@ fn convert(meta: &fs::Metadata, len: u64) -> io::Result<Metadata> {
         modified: meta.modified()?,
         dev: meta.dev(),
         ino: meta.ino(),
+        links: meta.nlink(),
     })
 }

@@ -8,12 +8,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
+use crate::agent;
+use crate::capture::lazy::Filling;
 use crate::checkpoint::Manifest;
 use crate::control::jobs::{Job, JobKind, Jobs};
 use crate::control::server::{Asked, Server, ServerError};
 use crate::control::{
-    Answer, ApplyBody, CreateBody, DeletedInfo, GoBack, Reply, Request, RequestError, RevertBody, State,
-    VmInfo,
+    Answer, ApplyBody, CloneBody, CreateBody, DeletedInfo, GoBack, Reply, Request, RequestError, RevertBody,
+    State, VmInfo,
 };
 use crate::devices::console::Console;
 use crate::events::MachineEvent;
@@ -21,8 +23,9 @@ use crate::folder::{Definition, FolderError, VmFolder, VmLock};
 use crate::id::Id;
 use crate::machine::{self, Machine, MachineError, Parts};
 use crate::progress::Progress;
-use checkpoints::create::{Subject, create};
-use checkpoints::{Catalog, CheckpointError, apply, delete};
+use checkpoints::capture::Below;
+use checkpoints::create::{Origin, Subject};
+use checkpoints::{Catalog, CheckpointError, apply, delete, policy};
 use disks::{DisksError, OpenDisks};
 
 /// The guest that comes with piton.
@@ -92,6 +95,8 @@ pub struct Vmm {
     sender: Sender<Message>,
     jobs: Jobs,
     machine: Option<Machine>,
+    /// Of the machine's memory; to be dropped after it.
+    filling: Option<Filling>,
     disks: OpenDisks,
     boot: u64,
     /// Dropped before the lock: nobody may find the socket of a VM that is not locked.
@@ -117,6 +122,7 @@ impl Vmm {
             sender,
             jobs: Jobs::default(),
             machine: None,
+            filling: None,
             disks,
             boot: 0,
             server: None,
@@ -161,9 +167,11 @@ impl Vmm {
     pub fn boot(&mut self) -> Result<(), VmmError> {
         // The former machine and its disks end first: they hold the images' locks.
         self.machine = None;
+        self.filling = None;
         self.disks.flush();
         self.disks = OpenDisks::default();
         self.boot += 1;
+        self.touch()?;
         if self.definition.now.generation.is_none() {
             // Of a VM that was defined without one.
             self.definition.now.generation = Some(Id::random().map_err(CheckpointError::Random)?);
@@ -176,6 +184,14 @@ impl Vmm {
         machine.take_console(&self.console)?;
         self.machine = Some(machine);
         Ok(())
+    }
+
+    /// Boots a VM that was off, as its settings say with a checkpoint of what it was before.
+    pub fn start(&mut self) -> Result<(), VmmError> {
+        if let Err(e) = policy::at_start(&self.folder, &self.lock, &mut self.definition) {
+            log::warn!("no automatic checkpoint was made: {e}");
+        }
+        self.boot()
     }
 
     /// Begins to answer on the control socket.
@@ -194,8 +210,45 @@ impl Vmm {
         Ok(())
     }
 
+    /// Before the guest runs, so that nobody takes what it leaves for untouched.
+    fn touch(&mut self) -> Result<(), VmmError> {
+        if self.definition.now.untouched {
+            let mut next = self.definition.clone();
+            next.now.untouched = false;
+            self.folder.save(&self.lock, &next)?;
+            self.definition = next;
+        }
+        Ok(())
+    }
+
     pub fn resume(&mut self) -> Result<(), MachineError> {
-        self.machine.as_mut().map_or(Ok(()), Machine::resume)
+        self.touch().map_err(|e| MachineError::Setup {
+            what: "the note that the guest runs",
+            error: std::io::Error::other(e.to_string()),
+        })?;
+        let Some(machine) = &mut self.machine else { return Ok(()) };
+        machine.resume()?;
+        if let Some(filling) = &mut self.filling {
+            filling.fetch();
+        }
+        if machine.agent().is_thaw_due() {
+            // In its turn: whoever asked for the resume does not wait for the agent.
+            let _ = self.sender.send(Message::Machine { boot: self.boot, event: MachineEvent::AgentBack });
+        }
+        Ok(())
+    }
+
+    /// Thaws what a checkpoint could not thaw, if the guest runs and its agent is there; if not,
+    /// that will be told.
+    fn thaw_again(&self) {
+        let Some(machine) = self.machine.as_ref().filter(|machine| machine.is_running()) else { return };
+        let port = machine.agent();
+        if port.is_thaw_due()
+            && port.is_open()
+            && let Err(e) = agent::thaw_again(&*port)
+        {
+            log::warn!("the guest's file systems may be frozen still: {e}");
+        }
     }
 
     /// Serves until the VM ends.
@@ -205,7 +258,9 @@ impl Vmm {
             let Ok(message) = self.queue.recv() else { break Outcome::Ended("its owner") };
             match message {
                 Message::Request(Asked { request: Request::Stop { force: true }, reply, .. }) => {
-                    self.machine = None;
+                    if !self.filling.as_ref().is_some_and(Filling::is_broken) {
+                        self.machine = None;
+                    }
                     let _ = reply.send(Ok(self.info().into()));
                     break Outcome::Ended("piton stop --force");
                 }
@@ -221,6 +276,7 @@ impl Vmm {
                     }
                 }
                 Message::Machine { boot, event } if boot == self.boot => match event {
+                    MachineEvent::AgentBack => self.thaw_again(),
                     MachineEvent::PowerOff => break Outcome::PoweredOff,
                     MachineEvent::Crash(text) => break Outcome::Crashed(text),
                     MachineEvent::Reset => {
@@ -235,13 +291,27 @@ impl Vmm {
                 Message::End(by) => break Outcome::Ended(by),
             }
         };
-        let Self { folder, mut definition, machine, disks, console, jobs, server, lock, .. } = self;
+        let Self { folder, mut definition, machine, mut filling, disks, console, jobs, server, lock, .. } =
+            self;
+        if let Some(filling) = filling.take_if(|filling| filling.is_broken()) {
+            // Threads of the machine wait for memory that will not come, and end with the process.
+            std::mem::forget((machine, disks));
+            filling.abandon();
+            console.close();
+            return outcome;
+        }
         // Guest and disks end first, so that what they last printed is still shown.
         drop(machine);
+        drop(filling);
         disks.flush();
         drop(disks);
         console.close();
         drop(server);
+        if outcome == Outcome::PoweredOff
+            && let Err(e) = policy::at_shutdown(&folder, &lock, &mut definition)
+        {
+            log::warn!("the automatic checkpoint is left: {e}");
+        }
         // A second signal leaves that for later, too.
         let settled = jobs
             .add(None, JobKind::Merge, String::new())
@@ -262,17 +332,10 @@ impl Vmm {
     }
 
     fn info(&self) -> VmInfo {
-        VmInfo {
-            name: self.folder.name().clone(),
-            state: self.state(),
-            // Of a machine that runs, it would have to wait for requests in flight.
-            reason: self.machine.as_ref().filter(|machine| !machine.is_running()).and_then(Machine::stuck),
-            pid: self.machine.is_some().then(std::process::id),
-            created: self.definition.created,
-            folder: self.folder.path().to_owned(),
-            checkpoint_dir: self.definition.checkpoint_dir.clone(),
-            config: self.definition.config.clone(),
-        }
+        let pid = self.machine.is_some().then(std::process::id);
+        // Of a machine that runs, it would have to wait for requests in flight.
+        let reason = self.machine.as_ref().filter(|machine| !machine.is_running()).and_then(Machine::stuck);
+        VmInfo { reason, ..VmInfo::new(&self.folder, &self.definition, self.state(), pid) }
     }
 
     /// The guest waits for the user, rather than seeing its disk fail. It may be over already: a
@@ -318,6 +381,7 @@ impl Vmm {
             }
             // Pausing what is paused and resuming what runs are done already.
             (Request::Show | Request::Pause | Request::Resume, _) => {}
+            (Request::Set(body), _) => policy::set(&self.folder, &self.lock, &mut self.definition, &body)?,
             (Request::Checkpoints, _) => return Ok(Reply::Tree(catalog.info(&self.definition)?)),
             (Request::ChangeCheckpoint(reference, body), _) => {
                 return Ok(Reply::of(&catalog.change(&self.definition, &reference, &body)?));
@@ -335,8 +399,14 @@ impl Vmm {
             (Request::DeleteCheckpoint(reference, body), _) => {
                 let manifest = catalog.resolve(&self.definition, &reference)?;
                 about(&manifest);
+                let below = Below::of(&catalog, self.machine.as_ref());
                 let deleted = delete::run(&self.folder, &self.lock, &mut self.definition, manifest.id, body)?;
+                below.follow(self.machine.as_ref(), self.definition.now.parent);
                 return Ok(Reply::Deleted(DeletedInfo { merge_later: !body.dry_run, ..deleted }));
+            }
+            (Request::CloneCheckpoint(reference, CloneBody { names }), _) => {
+                let manifest = catalog.resolve(&self.definition, &reference)?;
+                checkpoints::clone::make(&self.folder, &self.definition, &manifest, &names)?;
             }
             (Request::Revert(RevertBody { run, force }), _) => {
                 let manifest = catalog.parent_of_now(&self.definition)?;
@@ -354,13 +424,15 @@ impl Vmm {
         body: &CreateBody,
         progress: &Progress,
     ) -> Result<Manifest, CheckpointError> {
-        let manifest = create(
+        let manifest = policy::create(
             Subject {
                 folder: &self.folder,
                 lock: &self.lock,
                 definition: &mut self.definition,
                 disks: &self.disks.live,
                 machine: self.machine.as_mut(),
+                origin: Origin::default(),
+                pending: self.filling.as_ref().and_then(Filling::pending),
             },
             body,
             progress,
@@ -397,6 +469,7 @@ impl Vmm {
             &self.definition,
             manifest,
             &reuse,
+            self.machine.is_none() && self.disks.machine.is_empty(),
             body.how,
             Some(&|disks| self.parts(boot, disks)),
             progress,
@@ -417,13 +490,16 @@ impl Vmm {
         }
         self.boot = boot;
         self.machine = ready.machine;
+        self.filling = ready.filling;
         self.disks = ready.disks;
         if let Some(machine) = &self.machine
             && let Err(e) = machine.take_console(&self.console)
         {
             log::warn!("what is typed does not reach the guest: {e}");
         }
-        apply::forget_former(&self.folder, &self.definition);
+        if !ready.stays {
+            apply::forget_former(&self.folder, &self.definition);
+        }
         if body.run {
             self.resume()?;
         }

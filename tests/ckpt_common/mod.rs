@@ -90,7 +90,9 @@ impl Lab {
     pub fn ended(&self) {
         until("the VM to end", || {
             let shown = self.home.piton("show demo --json");
-            (shown.code == Some(0) && shown.json()["state"] == "stopped").then_some(())
+            let is_off = shown.code == Some(0) && shown.json()["state"] == "stopped";
+            // Its process may still be merging what a delete left.
+            (is_off && self.home.piton("doctor demo").code != Some(3)).then_some(())
         });
     }
 
@@ -307,4 +309,9 @@ impl Dice {
     pub fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
         &from[usize::try_from(self.below(from.len() as u64)).unwrap()]
     }
+}
+
+/// A checkpoint with its parent, as [`Lab::parents`] has them.
+pub fn owned((name, parent): (&str, &str)) -> (String, String) {
+    (name.to_owned(), parent.to_owned())
 }

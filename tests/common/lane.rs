@@ -37,6 +37,8 @@ pub struct LinuxGuest {
     pub vmlinux: PathBuf,
     pub initrd: PathBuf,
     pub rootfs: PathBuf,
+    /// The unpacked kernel of linux-image-amd64.
+    pub generic: PathBuf,
 }
 
 impl LinuxGuest {
@@ -54,10 +56,11 @@ impl LinuxGuest {
                 vmlinux: path("PITON_GUEST_VMLINUX")?,
                 initrd: path("PITON_GUEST_INITRD")?,
                 rootfs: path("PITON_GUEST_ROOTFS")?,
+                generic: path("PITON_GUEST_GENERIC")?,
             })
         })();
         if found.is_none() {
-            skip("no images: PITON_GUEST_KERNEL, _VMLINUX, _INITRD and _ROOTFS name them");
+            skip("no images: PITON_GUEST_KERNEL, _VMLINUX, _INITRD, _ROOTFS and _GENERIC name them");
         }
         found
     }

@@ -4,6 +4,7 @@
 #![allow(dead_code, unused_imports, reason = "each test binary uses a part of this")]
 
 mod finished;
+mod flat;
 mod home;
 mod http;
 mod lane;
@@ -12,6 +13,7 @@ mod terminal;
 mod vm;
 
 pub use finished::Finished;
+pub use flat::{e2fsck, flatten};
 pub use home::Home;
 pub use http::Response;
 pub use lane::{LinuxGuest, is_emulated, is_root, patience, skip};

@@ -100,21 +100,21 @@ impl Entry {
 
 /// Which pages of a group the file holds, and their checksums.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Group {
+pub(in crate::capture) struct Group {
     pub bitmap: [u64; GROUP_WORDS],
     /// 0 where there is no page.
     pub crcs: [u32; GROUP as usize],
 }
 
 impl Group {
-    pub fn entry(bitmap: &[u8], crcs: &[u8], present: u32) -> Entry {
+    pub(super) fn entry(bitmap: &[u8], crcs: &[u8], present: u32) -> Entry {
         let mut hasher = crc32fast::Hasher::new();
         hasher.update(bitmap);
         hasher.update(crcs);
         Entry { crc: hasher.finalize(), present }
     }
 
-    pub fn decode(bitmap: &[u8; BITMAP as usize], crcs: &[u8; CRCS as usize]) -> Box<Self> {
+    pub(super) fn decode(bitmap: &[u8; BITMAP as usize], crcs: &[u8; CRCS as usize]) -> Box<Self> {
         let mut group = Box::new(Self { bitmap: [0; GROUP_WORDS], crcs: [0; GROUP as usize] });
         for (word, bytes) in group.bitmap.iter_mut().zip(bitmap.chunks_exact(8)) {
             *word = u64_at(bytes, 0);
@@ -125,7 +125,7 @@ impl Group {
         group
     }
 
-    pub fn present(&self) -> u32 {
+    pub(super) fn present(&self) -> u32 {
         self.bitmap.iter().map(|word| word.count_ones()).sum()
     }
 }

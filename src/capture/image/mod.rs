@@ -5,6 +5,7 @@
 //! so that a restore may read any page by itself and still never hands out a wrong one.
 
 mod format;
+mod merge;
 mod pages;
 mod reader;
 mod writer;
@@ -15,6 +16,9 @@ use crate::id::Id;
 use crate::storage::StorageError;
 
 pub use format::{FormatError, Kind};
+pub use merge::Merge;
+pub(super) use merge::resolve;
+pub(super) use pages::GROUP;
 pub use reader::Image;
 pub use writer::{ImageInfo, ImageWriter};
 
@@ -36,6 +40,8 @@ pub enum ImageError {
     InParent { path: PathBuf, gpa: u64 },
     #[error("{len} bytes at guest address {gpa:#x} are not whole pages of guest memory")]
     NotRam { gpa: u64, len: u64 },
+    #[error("memory image {} {what}: the chain of images is broken", path.display())]
+    Chain { path: PathBuf, what: String },
     #[error("guest memory at {0:x?} (start, length) cannot be put into an image")]
     Ranges(Vec<(u64, u64)>),
     #[error("memory image {} cannot be completed: a write to it failed", path.display())]

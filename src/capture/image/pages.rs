@@ -8,8 +8,8 @@ use crate::layout::PAGE_SIZE;
 const END_MAX: u64 = 1 << 43;
 pub(super) const RANGES_MAX: usize = 2;
 /// Pages whose part of the index is read and checked together.
-pub(super) const GROUP: u64 = 1024;
-pub(super) const GROUP_WORDS: usize = GROUP as usize / 64;
+pub(in crate::capture) const GROUP: u64 = 1024;
+pub(in crate::capture) const GROUP_WORDS: usize = GROUP as usize / 64;
 
 /// Where RAM lies. Its pages are numbered through, in the order of their addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,7 +120,7 @@ impl PageSet {
 }
 
 /// Runs of pages of one group, `within` it, that have their bit set, or that have not.
-pub(super) fn runs_of(
+pub(in crate::capture) fn runs_of(
     words: &[u64; GROUP_WORDS],
     within: Range<u64>,
     present: bool,

@@ -91,6 +91,11 @@ impl Image {
         self.header.ram.bytes()
     }
 
+    /// What a check of all of it reads.
+    pub fn present_bytes(&self) -> u64 {
+        self.header.present * PAGE_SIZE
+    }
+
     pub fn stored_bytes(&self) -> u64 {
         self.header.stored * PAGE_SIZE
     }
@@ -104,7 +109,7 @@ impl Image {
     }
 
     /// What the index says of a group; `None` if the file holds no page of it.
-    pub(super) fn group(&self, index: usize) -> Result<Option<&Group>> {
+    pub(in crate::capture) fn group(&self, index: usize) -> Result<Option<&Group>> {
         if self.table[index].present == 0 {
             return Ok(None);
         }
@@ -219,9 +224,27 @@ impl Image {
         })
     }
 
-    pub(super) fn numbers(&self, gpa: u64, len: usize) -> Result<Range<u64>> {
+    pub(in crate::capture) fn numbers(&self, gpa: u64, len: usize) -> Result<Range<u64>> {
         let len = len as u64;
         self.header.ram.numbers(gpa, len).ok_or(ImageError::NotRam { gpa, len })
+    }
+
+    /// A run of pages that one group has all of, each checked.
+    pub(in crate::capture) fn read_present(
+        &self,
+        numbers: Range<u64>,
+        gpa: u64,
+        buf: &mut [u8],
+    ) -> Result<()> {
+        let first = numbers.start / GROUP * GROUP;
+        match self.group((numbers.start / GROUP) as usize)? {
+            Some(group) if numbers.end - first <= GROUP => {
+                self.file.read_at(buf, gpa)?;
+                let crcs = &group.crcs[(numbers.start - first) as usize..(numbers.end - first) as usize];
+                self.check_run(crcs, gpa, buf)
+            }
+            _ => Err(ImageError::InParent { path: self.path().to_owned(), gpa }),
+        }
     }
 
     fn check_run(&self, crcs: &[u32], gpa: u64, bytes: &[u8]) -> Result<()> {
@@ -239,7 +262,7 @@ impl Image {
 
     /// Reads and checks all of it. `progress` is told bytes done and in all, and may stop it.
     pub fn verify(&self, mut progress: impl FnMut(u64, u64) -> ControlFlow<()>) -> Result<()> {
-        let total = self.header.present * PAGE_SIZE;
+        let total = self.present_bytes();
         let mut done = 0;
         let mut told = |more: u64| {
             done += more;

@@ -254,6 +254,10 @@ proptest! {
         let len = fs::metadata(&path).unwrap().len();
         let offset = at.index((len - 24 * PAGE) as usize) as u64;
         let offset = if offset < 40 * PAGE { offset } else { offset + 24 * PAGE };
+        // What the index has for a group without pages means nothing, nor what fills up its bitmap.
+        let places = Places::new(&Ram::new(&RAM).unwrap());
+        let known = if info.stored_bytes == 0 { places.crcs } else { places.bitmap + 128 };
+        prop_assume!(!(known..places.table).contains(&offset));
         flip(&path, offset, bit);
         let error = Image::open(&storage, &path, ID, info.crc).and_then(|image| image.verify(go_on)).unwrap_err();
         prop_assert!(error.to_string().contains(path.to_str().unwrap()));

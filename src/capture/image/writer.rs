@@ -132,6 +132,37 @@ impl ImageWriter {
         Ok(())
     }
 
+    /// Pages as another image has them, with their checksums.
+    pub(super) fn adopt(&mut self, numbers: Range<u64>, gpa: u64, crcs: &[u32], source: &File) -> Result<()> {
+        let done = self.copy(numbers, gpa, crcs, source);
+        self.failed |= done.is_err();
+        done
+    }
+
+    fn copy(&mut self, numbers: Range<u64>, gpa: u64, crcs: &[u32], source: &File) -> Result<()> {
+        let end = gpa + (numbers.end - numbers.start) * PAGE_SIZE;
+        let mut at = gpa;
+        while at < end {
+            let data = source.next_data(at)?.filter(|data| data.start < end).unwrap_or(end..end);
+            // Whole pages, whatever the file system counts in.
+            let start = (data.start / PAGE_SIZE * PAGE_SIZE).max(at);
+            let upto = data.end.next_multiple_of(PAGE_SIZE).clamp(start, end);
+            self.file.copy_from(source, start, upto - start)?;
+            for page in (at..upto).step_by(PAGE) {
+                let offset = (page - gpa) / PAGE_SIZE;
+                let (number, crc) = (numbers.start + offset, crcs[offset as usize]);
+                // A hole that should not be one keeps the checksum that tells.
+                let is_zero = page < start && crc == self.zero_crc;
+                let present = !is_zero || self.kind != Kind::Full;
+                self.present.put(number, present);
+                self.stored.put(number, page >= start);
+                self.crcs[number as usize] = if present { crc } else { 0 };
+            }
+            at = upto;
+        }
+        Ok(())
+    }
+
     /// Completes the file and makes its contents durable; its name is for the caller.
     pub fn finish(self) -> Result<ImageInfo> {
         if self.failed {

@@ -82,6 +82,8 @@ pub struct LayerGraph {
     base: BaseRole,
     parents: BTreeMap<LayerId, Parent>,
     users: BTreeMap<User, Parent>,
+    /// Layers that others read, too.
+    shared: BTreeSet<LayerId>,
     complete: bool,
 }
 
@@ -95,7 +97,15 @@ impl LayerGraph {
         complete: bool,
     ) -> Self {
         let (parents, users) = (layers.into_iter().collect(), users.into_iter().collect());
-        Self { base, parents, users, complete }
+        Self { base, parents, users, shared: BTreeSet::new(), complete }
+    }
+
+    /// `layers` are files that another VM has, too: nothing is merged into them, nor are they
+    /// given another parent. Nor is anything merged out of them: a copy would cost more than it
+    /// saves.
+    pub fn share(mut self, layers: impl IntoIterator<Item = LayerId>) -> Self {
+        self.shared.extend(layers);
+        self
     }
 
     pub fn layers(&self) -> &BTreeMap<LayerId, Parent> {
@@ -158,6 +168,7 @@ impl LayerGraph {
             // Two that form a ring, or lie on nothing, are for nobody to merge.
             if let [upper] = self.on(lower)[..]
                 && self.is_grounded(upper)
+                && !self.is_shared(lower, upper)
             {
                 return Some(Step::Merge {
                     lower,
@@ -168,6 +179,16 @@ impl LayerGraph {
             }
         }
         None
+    }
+
+    /// Whether a merge of these, whichever way it went, would touch what others have.
+    fn is_shared(&self, lower: Parent, upper: LayerId) -> bool {
+        let lower = match lower {
+            Parent::Base => None,
+            Parent::Delta(layer) => Some(layer),
+        };
+        let mut touched = lower.into_iter().chain([upper]).chain(self.on(Parent::Delta(upper)));
+        touched.any(|layer| self.shared.contains(&layer))
     }
 
     fn is_grounded(&self, layer: LayerId) -> bool {

@@ -105,15 +105,42 @@ impl std::fmt::Display for LeftOutWhy {
     }
 }
 
-/// The memory image; as [`crate::capture::image::ImageInfo`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The memory image; the numbers are [`crate::capture::image::ImageInfo`]'s.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryInfo {
     pub guest_bytes: u64,
     pub stored_bytes: u64,
     pub crc: u32,
-    /// The checkpoint whose image this one lies on; nothing: it is full.
+    /// The checkpoint whose image it lies on; none: it is full.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<Id>,
+    /// How often a merge has put another file in place of the first one.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub file: u32,
+    /// Images of other checkpoints that this one reads through and that lie in its own folder,
+    /// because they are gone or another VM's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept: Vec<KeptImage>,
+}
+
+fn is_first(file: &u32) -> bool {
+    *file == 0
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptImage {
+    /// Of the checkpoint that it was made for.
+    pub id: Id,
+    pub crc: u32,
+    /// What it lies on; none: it is full.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Id>,
+}
+
+impl MemoryInfo {
+    pub fn kept(&self, id: Id) -> Option<&KeptImage> {
+        self.kept.iter().find(|kept| kept.id == id)
+    }
 }
 
 /// How memory is copied.
@@ -170,6 +197,15 @@ pub struct Manifest {
     /// How long the guest did not run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pause_us: Option<u64>,
+    /// How long the guest's file systems were frozen, at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frozen_us: Option<u64>,
+    /// Why this is a standard checkpoint although a production one was wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<String>,
+    /// Made by a start and not by a user; a clean shutdown removes it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub automatic: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capture: Option<CaptureInfo>,
     /// What the disks had written since the parent.
@@ -246,6 +282,13 @@ impl Manifest {
         for id in spoken_of {
             if !self.config.disks.iter().any(|disk| disk.id == *id) {
                 return refuse(format!("it holds a disk `{id}` that its VM has not"));
+            }
+        }
+        if let Some(memory) = &self.memory {
+            let mut ids: Vec<Id> = memory.kept.iter().map(|kept| kept.id).chain([self.id]).collect();
+            ids.sort_unstable();
+            if memory.parent == Some(self.id) || ids.windows(2).any(|pair| pair[0] == pair[1]) {
+                return refuse("it keeps a memory image twice, or one that lies on itself".into());
             }
         }
         match (self.kind, &self.memory, &self.state) {

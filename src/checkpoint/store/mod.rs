@@ -8,16 +8,20 @@
 //!
 //! Each step from one to the next is a rename. Whoever writes holds the VM's lock.
 
+mod images;
+mod merge;
 mod recover;
 mod staged;
 
 use std::path::{Path, PathBuf};
 
+use crate::capture::image::ImageError;
 use crate::id::Id;
 use crate::storage::{Storage, StorageError};
 
 use super::manifest::{Manifest, ManifestError};
 
+pub use images::FoundImage;
 pub use recover::{Finding, Leftover, Outcome, Recovery};
 pub use staged::Staged;
 
@@ -31,8 +35,12 @@ const DELETED: &str = ".deleted-";
 pub enum StoreError {
     #[error(transparent)]
     Storage(#[from] StorageError),
+    #[error(transparent)]
+    Image(#[from] ImageError),
     #[error("manifest {}: {source}", path.display())]
     Manifest { path: PathBuf, source: ManifestError },
+    #[error("the memory of checkpoint {id} lies on the image of checkpoint {image}, which is missing")]
+    NoImage { id: Id, image: Id },
     #[error("there is no checkpoint {id} in {}", dir.display())]
     Missing { id: Id, dir: PathBuf },
     #[error("{} holds no manifest: it is no checkpoint, or a damaged one", .0.display())]
@@ -99,8 +107,10 @@ impl Store {
         self.path(id).join(MANIFEST)
     }
 
-    pub fn memory_path(&self, id: Id) -> PathBuf {
-        self.path(id).join(MEMORY)
+    /// The checkpoint's own memory image.
+    pub fn memory_path(&self, manifest: &Manifest) -> PathBuf {
+        let file = manifest.memory.as_ref().map_or(0, |memory| memory.file);
+        self.path(manifest.id).join(images::own_name(file))
     }
 
     pub fn state_path(&self, id: Id) -> PathBuf {

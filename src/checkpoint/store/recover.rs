@@ -22,6 +22,8 @@ pub enum Leftover {
     Deleted,
     /// A manifest that did not come to replace the one that is there.
     Temporary,
+    /// A memory image that its manifest does not name: not yet, or not any more.
+    Image,
 }
 
 #[derive(Debug)]
@@ -59,6 +61,7 @@ impl fmt::Display for Leftover {
             Self::Staging => "an unfinished checkpoint",
             Self::Deleted => "what is left of a deleted checkpoint",
             Self::Temporary => "a manifest that was not put in place",
+            Self::Image => "a memory image that nothing needs",
         })
     }
 }
@@ -102,7 +105,8 @@ impl Store {
             let path = self.dir.join(name);
             if let Some(what) = Leftover::of(name) {
                 found.push((what, path));
-            } else if id_of(name).is_some() {
+            } else if let Some(id) = id_of(name) {
+                found.extend(self.unneeded_images(id)?.into_iter().map(|path| (Leftover::Image, path)));
                 // One that cannot be listed is damaged, and a listing says so.
                 for file in self.storage.list_dir(&path).unwrap_or_default() {
                     // As Storage::replace calls them.
@@ -118,7 +122,7 @@ impl Store {
 
     fn mend(&self, what: Leftover, path: &Path) -> std::result::Result<(), StorageError> {
         match what {
-            Leftover::Temporary => {
+            Leftover::Temporary | Leftover::Image => {
                 self.storage.remove_file(path)?;
                 self.storage.sync_parent(path)
             }

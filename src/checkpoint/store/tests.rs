@@ -299,7 +299,7 @@ fn seen(store: &Store) -> (Option<String>, bool) {
     let listing = store.list().unwrap();
     assert!(listing.damaged.is_empty(), "{:?}", listing.damaged);
     for manifest in &listing.manifests {
-        assert_eq!(fs::read(store.memory_path(manifest.id)).unwrap(), b"pages");
+        assert_eq!(fs::read(store.memory_path(&manifest)).unwrap(), b"pages");
         let state = manifest.state.unwrap();
         crate::checkpoint::state::read_state(store.storage(), &store.state_path(manifest.id), &state)
             .unwrap();
@@ -384,4 +384,198 @@ fn errors_say_what_to_do() {
     let (storage, _) = Faulty::storage(1..usize::MAX, io::ErrorKind::Other);
     let error = Store::new(storage, store.dir.clone()).remove(id(1)).unwrap_err().to_string();
     assert!(error.contains("is deleted") && error.contains("doctor"), "{error}");
+}
+
+mod images {
+    use std::ops::ControlFlow;
+
+    use super::*;
+    use crate::capture::chain::MemoryChain;
+    use crate::capture::image::ImageWriter;
+    use crate::progress::Progress;
+
+    const RAM: [(u64, u64); 1] = [(0, 64 << 20)];
+    const PAGE: usize = 4096;
+
+    /// Makes checkpoint `n` above `n - 1`; the first is full. Each writes its own page, and page 0.
+    fn make(store: &Store, n: u8) {
+        let staged = store.stage(id(n)).unwrap();
+        let path = staged.memory_path();
+        let mut writer = match n {
+            1 => ImageWriter::create(store.storage(), &path, id(n), &RAM).unwrap(),
+            _ => ImageWriter::create_delta(store.storage(), &path, id(n), id(n - 1), &RAM).unwrap(),
+        };
+        for number in [0, u64::from(n)] {
+            writer.write(number * PAGE as u64, &[n; PAGE]).unwrap();
+        }
+        let info = writer.finish().unwrap();
+        let parent = (n > 1).then(|| id(n - 1));
+        let mut manifest = sample(id(n), &format!("c{n}"), parent);
+        manifest.state = Some(write_state(store.storage(), &staged.state_path(), b"{}").unwrap());
+        let memory = manifest.memory.as_mut().unwrap();
+        (memory.crc, memory.stored_bytes, memory.parent) = (info.crc, info.stored_bytes, parent);
+        store.publish(staged, &manifest).unwrap();
+    }
+
+    fn tree(depth: u8) -> (TempDir, Store) {
+        let (dir, store) = place();
+        (1..=depth).for_each(|n| make(&store, n));
+        (dir, store)
+    }
+
+    /// The first byte of the first pages, all of it checked.
+    fn read(store: &Store, n: u8) -> Vec<u8> {
+        let manifest = store.load(id(n)).unwrap();
+        let specs = store.memory_chain(&manifest).unwrap();
+        let chain = MemoryChain::open(store.storage(), &specs).unwrap();
+        chain.verify(|_, _| ControlFlow::Continue(())).unwrap();
+        let mut buf = vec![0; 9 * PAGE];
+        chain.read(0, &mut buf).unwrap();
+        buf.chunks(PAGE).map(|page| page[0]).collect()
+    }
+
+    fn expected(n: u8) -> Vec<u8> {
+        (0..9)
+            .map(|page| {
+                if page == 0 {
+                    n
+                } else if page <= n {
+                    page
+                } else {
+                    0
+                }
+            })
+            .collect()
+    }
+
+    /// Deletes as `piton checkpoint delete` does, but for the layers.
+    fn delete(store: &Store, gone: u8) -> Result<()> {
+        let manifests = store.list()?.manifests;
+        let parent = store.load(id(gone))?.parent;
+        for manifest in manifests.iter().filter(|manifest| manifest.id != id(gone)) {
+            store.keep_images(manifest, &manifests, &[id(gone)])?;
+        }
+        for manifest in manifests.iter().filter(|manifest| manifest.parent == Some(id(gone))) {
+            store.update(manifest.id, |manifest| manifest.parent = parent)?;
+        }
+        store.remove(id(gone))
+    }
+
+    fn settle(store: &Store) -> Result<()> {
+        store.merge_images(&Progress::default())
+    }
+
+    fn depth(store: &Store, n: u8) -> usize {
+        store.images(&store.load(id(n)).unwrap()).unwrap().len()
+    }
+
+    fn files(store: &Store, n: u8) -> Vec<String> {
+        let names = store.storage().list_dir(&store.path(id(n))).unwrap();
+        names.into_iter().map(|name| name.into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_delete_leaves_what_others_read_and_a_merge_makes_it_one_file() {
+        let (_dir, store) = tree(5);
+        for gone in [3, 1, 2] {
+            delete(&store, gone).unwrap();
+            for n in 1..=5 {
+                if store.load(id(n)).is_ok() {
+                    assert_eq!(read(&store, n), expected(n), "{n} after the delete of {gone}");
+                }
+            }
+        }
+        assert_eq!((depth(&store, 4), depth(&store, 5)), (4, 5));
+        settle(&store).unwrap();
+        assert_eq!((depth(&store, 4), depth(&store, 5)), (1, 2));
+        assert_eq!(files(&store, 4), ["manifest.json", "memory-1", "state"]);
+        assert!(store.load(id(4)).unwrap().memory.unwrap().parent.is_none());
+        delete(&store, 4).unwrap();
+        settle(&store).unwrap();
+        assert_eq!((read(&store, 5), depth(&store, 5)), (expected(5), 1));
+        assert!(store.recover(Recovery::Look).unwrap().is_empty());
+    }
+
+    #[test]
+    fn two_children_share_what_they_lie_on() {
+        let (_dir, store) = tree(2);
+        let staged = store.stage(id(9)).unwrap();
+        let mut writer =
+            ImageWriter::create_delta(store.storage(), &staged.memory_path(), id(9), id(1), &RAM).unwrap();
+        writer.write(0, &[9; PAGE]).unwrap();
+        let info = writer.finish().unwrap();
+        let mut manifest = sample(id(9), "c9", Some(id(1)));
+        manifest.state = Some(write_state(store.storage(), &staged.state_path(), b"{}").unwrap());
+        let memory = manifest.memory.as_mut().unwrap();
+        (memory.crc, memory.parent) = (info.crc, Some(id(1)));
+        store.publish(staged, &manifest).unwrap();
+        delete(&store, 1).unwrap();
+        settle(&store).unwrap();
+        assert_eq!((depth(&store, 2), depth(&store, 9)), (2, 2), "no copy is made for each");
+        assert_eq!((read(&store, 2), read(&store, 9)), (expected(2), [9, 1, 0, 0, 0, 0, 0, 0, 0].to_vec()));
+        // The last one has it for itself.
+        delete(&store, 2).unwrap();
+        settle(&store).unwrap();
+        assert_eq!((read(&store, 9), depth(&store, 9)), ([9, 1, 0, 0, 0, 0, 0, 0, 0].to_vec(), 1));
+    }
+
+    #[test]
+    fn a_missing_image_is_named() {
+        let (_dir, store) = tree(3);
+        store.remove(id(2)).unwrap();
+        let error = store.images(&store.load(id(3)).unwrap()).unwrap_err();
+        assert!(matches!(error, StoreError::NoImage { image, .. } if image == id(2)), "{error}");
+        fs::remove_file(store.path(id(1)).join("memory")).unwrap();
+        assert!(
+            store.memory_chain(&store.load(id(1)).unwrap()).is_ok(),
+            "whether it is there shows on opening"
+        );
+    }
+
+    /// Deletes and merges with the `n`th change of the file system failing, and each after it as a
+    /// crash has it, or only that one.
+    #[test]
+    fn cut_short_anywhere_nothing_that_is_read_changes() {
+        for last in [1, usize::MAX] {
+            for n in 0.. {
+                let (dir, store) = tree(4);
+                let end = if last == 1 { n + 1 } else { usize::MAX };
+                let (storage, changes) = Faulty::storage(n..end, io::ErrorKind::Other);
+                let faulty = Store::new(storage, dir.path().join("checkpoints"));
+                let done = delete(&faulty, 2).and_then(|()| settle(&faulty));
+                let seen = |store: &Store| {
+                    for n in [1, 3, 4] {
+                        assert_eq!(read(store, n), expected(n), "{n}");
+                    }
+                    if store.load(id(2)).is_ok() {
+                        assert_eq!(read(store, 2), expected(2));
+                    }
+                };
+                seen(&store);
+                store.recover(Recovery::Mend).unwrap();
+                seen(&store);
+                settle(&store).unwrap();
+                seen(&store);
+                assert!(store.recover(Recovery::Look).unwrap().is_empty());
+                let is_there = store.load(id(2)).is_ok();
+                assert_eq!(depth(&store, 3), if is_there { 3 } else { 2 });
+                if changes.load(Ordering::Relaxed) <= n {
+                    assert!(done.is_ok() && n > 20);
+                    break;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_merge_that_is_stopped_leaves_nothing() {
+        let (_dir, store) = tree(2);
+        delete(&store, 1).unwrap();
+        let before = files(&store, 2);
+        let progress = Progress::default();
+        progress.cancel();
+        store.merge_images(&progress).unwrap();
+        assert_eq!(files(&store, 2), before);
+        assert_eq!(read(&store, 2), expected(2));
+    }
 }

@@ -41,7 +41,9 @@ const FLAG_UNMAP: u32 = 1;
 
 /// How a request ended, as its status byte says it.
 enum Outcome {
-    Done { written: u32 },
+    Done {
+        written: u32,
+    },
     Failed,
     Unsupported,
     /// There is no room for it on the host; the text says where.
@@ -213,6 +215,8 @@ impl Device for Block {
     fn activate(&mut self, features: u64) {
         self.flush_each_write = features >> VIRTIO_BLK_F_FLUSH & 1 == 0;
     }
+
+    fn reset(&mut self) {}
 
     fn serve(&mut self, _: usize, memory: &GuestMemory, chain: Chain<'_>) -> Result<u32, NotServed> {
         let mut parsed = Parsed::new(memory, chain)?;

@@ -5,6 +5,8 @@
 
 pub mod block;
 mod complaints;
+pub mod console;
+pub mod console_port;
 pub mod mmio;
 mod queue;
 pub mod request;
@@ -54,6 +56,13 @@ pub trait Device: Send + 'static {
     fn config(&self) -> Vec<u8>;
     /// Called when the driver is ready, with the features that it accepted.
     fn activate(&mut self, features: u64);
+    /// Called when the driver resets the device.
+    fn reset(&mut self);
+    /// Whether it can serve a request of this queue now. One that it cannot waits in the queue;
+    /// whoever makes the device able to rings its doorbell.
+    fn wants(&self, _queue: usize) -> bool {
+        true
+    }
     /// Serves one request of queue `queue`; returns the number of bytes written to the guest.
     fn serve(&mut self, queue: usize, memory: &GuestMemory, chain: Chain<'_>) -> Result<u32, NotServed>;
 }

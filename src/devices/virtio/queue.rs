@@ -185,13 +185,14 @@ impl<D: Device> Active<D> {
     /// Forgets everything that the driver asked for.
     pub fn reset(&mut self) {
         self.queues.iter_mut().for_each(QueueT::reset);
+        self.device.reset();
         self.stuck = None;
     }
 
     fn serve_one(&mut self, memory: &GuestMemory) -> Result<Served, NotServed> {
         for index in 0..self.queues.len() {
             let queue = &mut self.queues[index];
-            if !queue.ready() {
+            if !queue.ready() || !self.device.wants(index) {
                 continue;
             }
             let broken = Violation::from_error("the available ring is broken");

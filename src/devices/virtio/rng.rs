@@ -32,6 +32,8 @@ impl Device for Rng {
 
     fn activate(&mut self, _: u64) {}
 
+    fn reset(&mut self) {}
+
     fn serve(&mut self, _: usize, memory: &GuestMemory, chain: Chain<'_>) -> Result<u32, NotServed> {
         let mut writer = chain.writer(memory).map_err(Violation::from_error("a random number request"))?;
         let mut bytes = [0; MOST];

@@ -1,3 +1,2 @@
-mod crash;
 mod files;
 mod model;

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 
-use super::crash::CrashDisk;
 use crate::disk::chain::Chain;
 use crate::disk::delta::Delta;
 use crate::disk::delta_format::{BLOCK, LayerId, Parent};
@@ -13,6 +12,7 @@ use crate::disk::layer::{LayerInfo, LayerSpec, ancestry, inspect};
 use crate::disk::merge::{Direction, resume};
 use crate::disk::{Backing, Disk, ImageFormat, Result, SECTOR, open_base};
 use crate::storage::Storage;
+use crate::storage::sim::{Fault, Sim};
 
 /// Two bitmap pages, and an end within a block.
 const BLOCKS: u64 = 32512 + 40;
@@ -78,7 +78,7 @@ struct Intent {
 }
 
 struct World {
-    power: CrashDisk,
+    power: Sim,
     storage: Storage,
     chain: Option<Chain>,
     top: LayerSpec,
@@ -109,8 +109,8 @@ fn stamps(disk: &dyn Backing) -> Vec<u32> {
     let sectors = near.chunks(512).chain(far.chunks(512));
     let stamps: Vec<u32> = sectors
         .map(|sector| {
-            let (first, rest) = sector.split_first_chunk::<4>().unwrap();
-            assert!(rest.chunks(4).all(|word| word == first), "a torn sector");
+            let first = sector.first_chunk::<4>().unwrap();
+            assert!(sector[4..] == sector[..508], "a torn sector");
             u32::from_le_bytes(*first)
         })
         .collect();
@@ -130,8 +130,9 @@ fn stamps(disk: &dyn Backing) -> Vec<u32> {
 
 impl World {
     fn new(seed: u64) -> Self {
-        let power = CrashDisk::default();
-        let storage = Storage::new(std::sync::Arc::new(power.clone()));
+        let power = Sim::default();
+        let storage = power.storage();
+        storage.create_dir(Path::new("/vm")).unwrap();
         let base = storage.create_new(base_path()).unwrap();
         base.set_len(SIZE).unwrap();
         let mut allowed = vec![vec![0]; SEEN as usize];
@@ -144,6 +145,7 @@ impl World {
         let top = Delta::create(&storage, &path, SIZE, Parent::Base).unwrap();
         let spec = LayerSpec { path, id: top.id() };
         drop(top);
+        power.settle();
         let mut world = Self {
             power,
             storage,
@@ -164,7 +166,7 @@ impl World {
         let names = self.storage.list_dir(Path::new("/vm")).unwrap();
         let deltas = names.iter().filter(|n| n.as_encoded_bytes().ends_with(b".delta"));
         // A layer whose creation was cut short may be no layer at all.
-        deltas.filter_map(|n| inspect(&self.storage, Path::new(n)).ok()).collect()
+        deltas.filter_map(|n| inspect(&self.storage, &Path::new("/vm").join(n)).ok()).collect()
     }
 
     fn open(&mut self) {
@@ -287,7 +289,7 @@ impl World {
                 Ok(())
             }
             Op::Fuse(changes, seed) => {
-                self.power.set_fuse(changes);
+                self.power.plan(Some(Fault::Cut { at: changes }));
                 self.seed = seed;
                 Ok(())
             }

@@ -8,20 +8,21 @@ use std::sync::Arc;
 
 use super::recover::orphans;
 use super::{Catalog, CheckpointError, Result, remove_unless_named, save};
-use crate::capture::guest;
-use crate::capture::image::Image;
+use crate::capture::chain::MemoryChain;
+use crate::capture::lazy::Filling;
 use crate::checkpoint::Manifest;
 use crate::checkpoint::stamp::BaseChange;
 use crate::checkpoint::state::read_state;
 use crate::control::GoBack;
 use crate::disk::Disk;
+use crate::disk::delta_format::Parent;
 use crate::disk::layer::LayerSpec;
 use crate::folder::{Definition, Now, VmFolder, VmLock};
 use crate::id::Id;
 use crate::machine::{self, Machine, MachineState, Parts};
 use crate::memory;
 use crate::progress::Progress;
-use crate::vmm::disks::{self, OpenDisks, base_path};
+use crate::vmm::disks::{self, Layers, OpenDisks, base_path};
 
 /// A checkpoint that is ready to become the active state.
 pub struct Prepared {
@@ -29,22 +30,34 @@ pub struct Prepared {
     pub disks: OpenDisks,
     /// Standing still; none for a checkpoint without memory.
     pub machine: Option<Machine>,
+    /// Of the machine's memory; to be dropped after it.
+    pub filling: Option<Filling>,
     made: Vec<LayerSpec>,
+    /// It is where the VM is already.
+    pub stays: bool,
 }
 
 /// Builds the state of `manifest` beside whatever runs now. `parts` makes what the machine needs
-/// beside its definition; without it only a checkpoint without memory can be gone to.
+/// beside its definition; without it only a checkpoint without memory can be gone to. `idle`:
+/// nothing runs, and no disk is open.
 pub fn prepare(
     folder: &VmFolder,
     definition: &Definition,
     manifest: &Manifest,
     reuse: &BTreeMap<String, Arc<dyn Disk>>,
+    idle: bool,
     how: GoBack,
     parts: Option<&dyn Fn(&OpenDisks) -> Parts>,
     progress: &Progress,
 ) -> Result<Prepared> {
     check(folder, manifest, how)?;
     let catalog = Catalog::new(folder, definition);
+    if idle && let Some(generation) = stays(folder, definition, manifest)? {
+        let next = definition.clone();
+        let (disks, machine, filling) =
+            build(&catalog, definition, manifest, &next, generation, reuse, how, parts, progress)?;
+        return Ok(Prepared { definition: next, disks, machine, filling, made: Vec::new(), stays: true });
+    }
     let generation = Id::random().map_err(CheckpointError::Random)?;
     let parents = manifest.disks.iter().map(|(disk, point)| (disk.clone(), point.top())).collect();
     let made = disks::branch(folder, &manifest.config, &parents)?;
@@ -61,40 +74,66 @@ pub fn prepare(
         },
         ..definition.clone()
     };
-    let built = (|| {
-        let disks =
-            disks::open(folder, &next.config, &next.now.tops, &catalog.layer_sums(definition)?, reuse)?;
-        let machine = match (&manifest.memory, &manifest.state) {
-            (Some(memory_info), Some(state_info)) => {
-                let json = read_state(folder.storage(), &catalog.store.state_path(manifest.id), state_info)?;
-                let state: MachineState = serde_json::from_slice(&json).map_err(CheckpointError::Decode)?;
-                let path = catalog.store.memory_path(manifest.id);
-                let image = Image::open(folder.storage(), &path, manifest.id, memory_info.crc)?;
-                let memory = memory::allocate(next.config.memory).map_err(machine::MachineError::from)?;
-                guest::load(&image, &memory, progress)?;
-                let parts = parts.ok_or_else(|| {
-                    CheckpointError::Refused(format!("checkpoint `{}` holds memory", manifest.name))
-                })?;
-                Some(machine::restore(
-                    manifest.id,
-                    &next.config,
-                    memory,
-                    &state,
-                    how.clock,
-                    Parts { generation, ..parts(&disks) },
-                )?)
-            }
-            _ => None,
-        };
-        Ok((disks, machine))
-    })();
+    let built = build(&catalog, definition, manifest, &next, generation, reuse, how, parts, progress);
     match built {
-        Ok((disks, machine)) => Ok(Prepared { definition: next, disks, machine, made }),
+        Ok((disks, machine, filling)) => {
+            Ok(Prepared { definition: next, disks, machine, filling, made, stays: false })
+        }
         Err(e) => {
             disks::remove_layers(folder, &made);
             Err(e)
         }
     }
+}
+
+/// Whether the VM is at `manifest` as it was put there; its generation then.
+fn stays(folder: &VmFolder, definition: &Definition, manifest: &Manifest) -> Result<Option<Id>> {
+    let now = &definition.now;
+    if !now.untouched || now.parent != Some(manifest.id) || definition.config != manifest.config {
+        return Ok(None);
+    }
+    let layers = Layers::read(folder)?;
+    let lies_on = |disk: &str, below: Parent| {
+        let top = now.tops.get(disk);
+        layers.found.iter().any(|layer| Some(&layer.id) == top && layer.parent == below)
+    };
+    let fits = manifest.disks.iter().all(|(disk, point)| lies_on(disk, point.top()));
+    Ok(now.generation.filter(|_| fits))
+}
+
+/// The disks and the machine of `next`.
+#[allow(clippy::too_many_arguments, reason = "what prepare has, and what it made of it")]
+fn build(
+    catalog: &Catalog,
+    definition: &Definition,
+    manifest: &Manifest,
+    next: &Definition,
+    generation: Id,
+    reuse: &BTreeMap<String, Arc<dyn Disk>>,
+    how: GoBack,
+    parts: Option<&dyn Fn(&OpenDisks) -> Parts>,
+    progress: &Progress,
+) -> Result<(OpenDisks, Option<Machine>, Option<Filling>)> {
+    let folder = catalog.folder;
+    let disks = disks::open(folder, &next.config, &next.now.tops, &catalog.layer_sums(definition)?, reuse)?;
+    let (machine, filling) = match (&manifest.memory, &manifest.state) {
+        (Some(_), Some(state_info)) => {
+            let json = read_state(folder.storage(), &catalog.store.state_path(manifest.id), state_info)?;
+            let state: MachineState = serde_json::from_slice(&json).map_err(CheckpointError::Decode)?;
+            let specs = catalog.store.memory_chain(manifest)?;
+            let chain = MemoryChain::open(folder.storage(), &specs)?;
+            let memory = memory::allocate(next.config.memory).map_err(machine::MachineError::from)?;
+            let parts = parts.ok_or_else(|| {
+                CheckpointError::Refused(format!("checkpoint `{}` holds memory", manifest.name))
+            })?;
+            let parts = Parts { generation, ..parts(&disks) };
+            let filling = Filling::begin(chain, &memory, parts.events.clone(), progress)?;
+            let machine = machine::restore(manifest.id, &next.config, memory, &state, how.clock, parts)?;
+            (Some(machine), Some(filling))
+        }
+        _ => (None, None),
+    };
+    Ok((disks, machine, filling))
 }
 
 /// Whether `manifest` can be gone to: a base that somebody wrote to since is not what its layers
@@ -123,13 +162,17 @@ pub fn check(folder: &VmFolder, manifest: &Manifest, how: GoBack) -> Result<()> 
 impl Prepared {
     /// The step that counts. After an error nothing has changed.
     pub fn commit(&self, folder: &VmFolder, lock: &VmLock, definition: &mut Definition) -> Result<()> {
+        if self.stays {
+            return Ok(());
+        }
         save(folder, lock, definition, self.definition.clone())
     }
 
     /// Undoes the preparation.
     pub fn discard(self, folder: &VmFolder, definition: &Definition) {
-        let Self { disks, machine, made, .. } = self;
+        let Self { disks, machine, filling, made, .. } = self;
         drop(machine);
+        drop(filling);
         drop(disks);
         remove_unless_named(folder, definition, &made);
     }

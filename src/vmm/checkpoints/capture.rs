@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::create::Staged;
-use super::{CheckpointError, Result};
+use super::shadow::Shadow;
+use super::{Catalog, CheckpointError, Result};
+use crate::capture::chain::MemoryChain;
 use crate::capture::guest::{self, CaptureError};
 use crate::capture::image::{ImageInfo, ImageWriter};
 use crate::capture::live::{self, Limits, Report};
@@ -39,6 +41,7 @@ pub struct Captured {
     pub info: CaptureInfo,
     /// The image that this one lies on.
     pub parent: Option<Id>,
+    pub shadow: Option<Shadow>,
     image: ImageWriter,
     staging: Staging,
 }
@@ -49,6 +52,8 @@ pub struct Plan<'a> {
     pub id: Id,
     /// What Now descends from.
     pub parent: Option<Id>,
+    /// Where memory that the machine does not have yet is read from.
+    pub pending: Option<Arc<MemoryChain>>,
     pub image: &'a Path,
     pub body: &'a CreateBody,
     pub progress: &'a Progress,
@@ -66,6 +71,8 @@ struct Work {
     staged: BTreeMap<String, Staged>,
     mode: Mode,
     delta: bool,
+    shadow: Option<Shadow>,
+    pending: Option<Arc<MemoryChain>>,
 }
 
 enum Outcome {
@@ -120,6 +127,8 @@ pub fn machine(
         staged,
         mode: plan.body.mode,
         delta: parent.is_some(),
+        shadow: None,
+        pending: plan.pending.clone(),
     };
     if work.mode == Mode::Live {
         work.write_first()?;
@@ -145,8 +154,8 @@ pub fn machine(
                 lock(&work.tracker).captured(plan.id).map_err(CaptureError::from)?;
                 let Report { rounds, slowed, rest } = work.report;
                 let info = CaptureInfo { mode: work.mode, rounds, slowed, rest_bytes: rest * PAGE_SIZE };
-                let Work { image, staging, .. } = work;
-                return Ok(Captured { state: *state, pause, info, parent, image, staging });
+                let Work { image, staging, shadow, .. } = work;
+                return Ok(Captured { state: *state, pause, info, parent, shadow, image, staging });
             }
         }
     }
@@ -160,7 +169,7 @@ impl Work {
         Ok(if self.delta {
             live::write_changed(tracker, &mut self.image, &self.progress)
         } else {
-            live::write_all(tracker, &mut self.image, &self.progress)
+            live::write_all(tracker, &mut self.image, self.pending.as_deref(), &self.progress)
         }?)
     }
 
@@ -191,8 +200,37 @@ impl Work {
         if !rest {
             return Ok(None);
         }
+        self.shadow = Shadow::take(lock(&self.tracker).vm().memory())?;
         switch(&self.storage, std::mem::take(&mut self.staged), frozen)?;
         Ok(Some(state))
+    }
+}
+
+/// What the memory of the checkpoint that a machine is tracked since lies on. Looked at before
+/// checkpoints are deleted: that one may be among them.
+pub struct Below(Option<MemoryChain>);
+
+impl Below {
+    pub fn of(catalog: &Catalog, machine: Option<&Machine>) -> Self {
+        let parent = machine.and_then(|machine| lock(&machine.tracker()).parent());
+        let chain = parent.map(|id| {
+            let specs = catalog.store.memory_chain(&catalog.store.load(id)?)?;
+            Ok::<_, CheckpointError>(MemoryChain::open(catalog.folder.storage(), &specs)?)
+        });
+        // What cannot be read will not be known.
+        Self(chain.and_then(Result::ok))
+    }
+
+    /// Now descends from `parent`: the machine is tracked since that one from here on.
+    pub fn follow(&self, machine: Option<&Machine>, parent: Option<Id>) {
+        let (Some(machine), Some(chain)) = (machine, &self.0) else { return };
+        let tracker = machine.tracker();
+        let tracker = &mut lock(&tracker);
+        if tracker.parent() != parent
+            && let Err(e) = tracker.go_up(parent, chain)
+        {
+            log::warn!("the next checkpoint stores all of memory: {e}");
+        }
     }
 }
 

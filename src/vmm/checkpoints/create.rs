@@ -12,6 +12,7 @@ use chrono::Utc;
 
 use super::capture::{self, Frozen, Plan};
 use super::{Catalog, CheckpointError, Result, remove_unless_named, save};
+use crate::capture::chain::MemoryChain;
 use crate::capture::guest::CaptureError;
 use crate::capture::image::ImageInfo;
 use crate::checkpoint::manifest::{DiskPoint, LeftOut, LeftOutWhy, MemoryInfo};
@@ -38,10 +39,37 @@ pub struct Subject<'a> {
     pub disks: &'a BTreeMap<String, Arc<LiveDisk>>,
     /// None: the VM is off, and the checkpoint holds disks only.
     pub machine: Option<&'a mut Machine>,
+    /// Where memory that the machine does not have yet is read from.
+    pub pending: Option<Arc<MemoryChain>>,
+    pub origin: Origin,
+}
+
+/// What the manifest says of how it came about.
+#[derive(Debug, Clone, Default)]
+pub struct Origin {
+    /// Why it is no production checkpoint, although one was wanted.
+    pub fallback: Option<String>,
+    /// A start makes it, and not a user.
+    pub automatic: bool,
+}
+
+impl Subject<'_> {
+    /// The same for one more attempt.
+    pub(super) fn again(&mut self) -> Subject<'_> {
+        Subject {
+            folder: self.folder,
+            lock: self.lock,
+            definition: self.definition,
+            disks: self.disks,
+            machine: self.machine.as_deref_mut(),
+            pending: self.pending.clone(),
+            origin: self.origin.clone(),
+        }
+    }
 }
 
 /// A disk's next overlay, and what the disk was made of before.
-pub(super) struct Staged {
+pub struct Staged {
     pub disk: Arc<LiveDisk>,
     pub overlay: Prepared,
     pub before: Option<Id>,
@@ -49,7 +77,7 @@ pub(super) struct Staged {
 }
 
 pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Result<Manifest> {
-    let Subject { folder, lock, definition, disks, machine } = subject;
+    let Subject { folder, lock, definition, disks, machine, pending, origin } = subject;
     let catalog = Catalog::new(folder, definition);
     let name = catalog.new_name(body.name.as_deref())?;
     let id = Id::random().map_err(CheckpointError::Random)?;
@@ -77,7 +105,7 @@ pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Resul
         None => capture::switch(folder.storage(), staged, &mut frozen).map(|()| None),
         Some(machine) => {
             let (storage, parent) = (folder.storage(), before.now.parent);
-            let plan = Plan { storage, id, parent, image: &image, body, progress };
+            let plan = Plan { storage, id, parent, pending, image: &image, body, progress };
             capture::machine(&plan, machine, staged, &mut frozen).map(Some)
         }
     };
@@ -86,16 +114,7 @@ pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Resul
         Err(error) => {
             // First of all the room that it took, so that vm.json finds some.
             drop(staging);
-            // The guest runs on: on its old layer where no overlay was put on it.
-            let (pushed, unused): (BTreeMap<_, _>, BTreeMap<_, _>) =
-                specs.into_iter().partition(|(disk, _)| frozen.contains_key(disk));
-            let mut now = before.now.clone();
-            now.tops.extend(pushed.into_iter().map(|(disk, layer)| (disk, layer.id)));
-            match save(folder, lock, definition, Definition { now, ..before }) {
-                Ok(()) => remove_layers(folder, unused.values()),
-                // As it stands vm.json reads the same; recovery finds what is too much.
-                Err(e) => log::warn!("{e}"),
-            }
+            take_back(folder, lock, definition, before, specs, &frozen);
             return Err(error);
         }
     };
@@ -103,6 +122,9 @@ pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Resul
     // publish
     let published = (|| {
         let mut manifest = describe(folder, &before, id, name, body)?;
+        manifest.fallback = origin.fallback;
+        manifest.automatic = origin.automatic;
+        let shadow = captured.as_ref().and_then(|captured| captured.shadow.clone());
         if let Some(captured) = captured {
             let micros = |pause: Duration| u64::try_from(pause.as_micros()).unwrap_or(u64::MAX);
             manifest.kind = Kind::Standard;
@@ -113,7 +135,8 @@ pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Resul
             let json = serde_json::to_vec(&state).map_err(CheckpointError::Decode)?;
             manifest.state = Some(write_state(folder.storage(), &staging.state_path(), &json)?);
             let ImageInfo { guest_bytes, stored_bytes, crc } = image;
-            manifest.memory = Some(MemoryInfo { guest_bytes, stored_bytes, crc, parent });
+            manifest.memory =
+                Some(MemoryInfo { guest_bytes, stored_bytes, crc, parent, ..Default::default() });
         }
         for disk in disks.values() {
             disk.flush()?;
@@ -123,12 +146,47 @@ pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Resul
             return Err(CaptureError::Cancelled.into());
         }
         catalog.store.publish(staging, &manifest)?;
+        if let Some(shadow) = shadow {
+            shadow.compare(&catalog, &manifest)?;
+        }
         Ok(manifest)
     })();
+    conclude(folder, lock, definition, id, published)
+}
+
+/// vm.json as it is without a checkpoint that came to nothing. The guest runs on: on its old layer
+/// where no overlay was put on it.
+pub(super) fn take_back(
+    folder: &VmFolder,
+    lock: &VmLock,
+    definition: &mut Definition,
+    before: Definition,
+    specs: BTreeMap<String, LayerSpec>,
+    frozen: &BTreeMap<String, Frozen>,
+) {
+    let (pushed, unused): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        specs.into_iter().partition(|(disk, _)| frozen.contains_key(disk));
+    let mut now = before.now.clone();
+    now.tops.extend(pushed.into_iter().map(|(disk, layer)| (disk, layer.id)));
+    match save(folder, lock, definition, Definition { now, ..before }) {
+        Ok(()) => remove_layers(folder, unused.values()),
+        // As it stands vm.json reads the same; recovery finds what is too much.
+        Err(e) => log::warn!("{e}"),
+    }
+}
+
+/// Now descends from what was published.
+pub(super) fn conclude(
+    folder: &VmFolder,
+    lock: &VmLock,
+    definition: &mut Definition,
+    id: Id,
+    published: Result<Manifest>,
+) -> Result<Manifest> {
     let mut now = definition.now.clone();
     now.creating = None;
     // An error at the very end may leave it there.
-    if published.is_ok() || catalog.store.load(id).is_ok() {
+    if published.is_ok() || Catalog::new(folder, definition).store.load(id).is_ok() {
         now.parent = Some(id);
     }
     let next = Definition { now, ..definition.clone() };
@@ -222,6 +280,9 @@ pub(super) fn describe(
         state: None,
         pause_us: None,
         capture: None,
+        frozen_us: None,
+        fallback: None,
+        automatic: false,
         piton: env!("CARGO_PKG_VERSION").into(),
         warnings,
     })

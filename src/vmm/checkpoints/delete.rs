@@ -6,6 +6,7 @@
 //! end.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use super::recover::orphans;
 use super::{Catalog, Result, is_complete, save, sums_of};
@@ -24,6 +25,7 @@ use crate::disk::merge::{self, Direction, Merge};
 use crate::folder::{Definition, Merging, VmFolder, VmLock};
 use crate::id::Id;
 use crate::progress::Progress;
+use crate::storage::StorageError;
 use crate::vmm::disks::{DisksError, Layers, base_path};
 
 /// Bytes moved between two looks at whether to stop.
@@ -51,6 +53,7 @@ pub fn run(
     if body.dry_run {
         return Ok(deleted);
     }
+    super::memory::keep(&catalog, &manifests, &plan.gone)?;
     // Children and Now get their new parent before the old one goes, so that it is never missing.
     let former: Vec<(Id, Option<Id>)> =
         manifests.iter().map(|manifest| (manifest.id, manifest.parent)).collect();
@@ -129,6 +132,8 @@ pub fn settle(
         while settler.merge_one(disk, progress)? {}
         settler.seal(disk)?;
     }
+    catalog.store.merge_images(progress)?;
+    progress.check()?;
     settler.prune_sums()
 }
 
@@ -182,9 +187,23 @@ impl Settler<'_> {
                 parents.extend(found.map(|found| (found.id, found.parent)));
             }
         }
-        let own = disk.format == DiskFormat::Raw && !disk.overlay;
+        let storage = self.catalog.folder.storage();
+        let is_linked = |path: &Path| Ok::<_, StorageError>(storage.metadata(path)?.links > 1);
+        let mut shared = Vec::new();
+        for layer in layers.found.iter().filter(|layer| parents.contains_key(&layer.id)) {
+            if is_linked(&layer.path)? {
+                shared.push(layer.id);
+            }
+        }
+        let base = base_path(self.catalog.folder, disk);
+        // In the VM's own folder it is shared by another name, elsewhere by its path.
+        let own = disk.format == DiskFormat::Raw
+            && !disk.overlay
+            && !(disk.path.is_relative() && is_linked(&base)?)
+            && !self.catalog.folder.others_rest_on(&base)?;
         let role = if own { BaseRole::Mergeable } else { BaseRole::Fixed };
-        Ok(LayerGraph::new(role, parents, users, is_complete(&listing, self.definition)))
+        let complete = is_complete(&listing, self.definition);
+        Ok(LayerGraph::new(role, parents, users, complete).share(shared))
     }
 
     /// Does one merge, if there is one to do.

@@ -4,10 +4,15 @@
 //! its only actor: the VMM's queue while the VM runs, one command otherwise.
 
 pub mod apply;
-mod capture;
+pub mod capture;
+pub mod clone;
 pub mod create;
 pub mod delete;
+pub mod memory;
+pub mod policy;
+mod production;
 mod recover;
+mod shadow;
 
 use std::collections::BTreeMap;
 
@@ -63,13 +68,21 @@ pub enum CheckpointError {
     Storage(#[from] StorageError),
     #[error("no random bytes can be had: {0}")]
     Random(std::io::Error),
+    #[error("{0}")]
+    NoProduction(String),
     #[error("cancelled: the VM is as it was, and nothing is left of it")]
     Cancelled(#[from] Cancelled),
 }
 
 impl CheckpointError {
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Refused(_) | Self::Name(_) | Self::Resolve(_))
+        matches!(
+            self,
+            Self::Refused(_)
+                | Self::Name(_)
+                | Self::Resolve(_)
+                | Self::Folder(FolderError::Taken { .. } | FolderError::Busy(_))
+        )
     }
 
     /// Called off by the user, and undone.

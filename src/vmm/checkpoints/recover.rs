@@ -1,13 +1,16 @@
 //! Mending what a crash left. Runs at every start, and as `piton doctor`, which can also only look.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 use super::{Catalog, Result, delete, is_complete, save};
 use crate::checkpoint::manifest::DiskPoint;
-use crate::checkpoint::store::Recovery;
+use crate::checkpoint::store::{Listing, Recovery};
 use crate::disk::layer::LayerSpec;
+use crate::disk::sums;
 use crate::folder::{Definition, VmFolder, VmLock};
 use crate::id::Id;
+use crate::storage::is_temporary;
 use crate::vmm::disks::{Layers, remove_layers};
 
 /// Something that was found.
@@ -38,6 +41,9 @@ pub fn recover(
     let mut findings = Vec::new();
     let catalog = Catalog::new(folder, definition);
     let listing = catalog.listing()?;
+    if repair {
+        make_names_durable(folder, &catalog, &listing)?;
+    }
     if let Some(id) = definition.now.creating {
         let published = listing.manifests.iter().any(|manifest| manifest.id == id);
         findings.push(Finding::mended(if published {
@@ -75,7 +81,54 @@ pub fn recover(
     if definition.now.merging.is_none() {
         findings.extend(orphans(&catalog, definition, repair)?);
     }
+    findings.extend(strays(folder, repair)?);
     Ok(findings)
+}
+
+/// What a killed process renamed is seen, and may yet be lost in a power cut. Nothing may be built on
+/// it before.
+fn make_names_durable(folder: &VmFolder, catalog: &Catalog, listing: &Listing) -> Result<()> {
+    let storage = folder.storage();
+    let store = &catalog.store;
+    for manifest in &listing.manifests {
+        storage.sync_dir(&store.path(manifest.id))?;
+    }
+    for dir in [folder.path(), &folder.disks(), store.dir()] {
+        match storage.sync_dir(dir) {
+            Err(e) if e.is_not_found() => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+/// Files that belong to nothing: replacements that were not put in place, and checksums whose layer
+/// is gone, because names are not removed in order.
+fn strays(folder: &VmFolder, repair: bool) -> Result<Vec<Finding>> {
+    let storage = folder.storage();
+    let mut found = Vec::new();
+    for dir in [folder.path().to_owned(), folder.disks()] {
+        let names = match storage.list_dir(&dir) {
+            Err(e) if e.is_not_found() => continue,
+            other => other?,
+        };
+        for path in names.iter().map(|name| dir.join(name)) {
+            let alone = match sums::layer_of(&path) {
+                Some(layer) => !storage.exists(&layer)?,
+                None => path.file_name().is_some_and(is_temporary),
+            };
+            if alone {
+                found.push(path);
+            }
+        }
+    }
+    if repair {
+        for path in &found {
+            storage.remove_file_if_exists(path)?;
+        }
+    }
+    let what = |path: &PathBuf| Finding::mended(format!("{} is what a crash left", path.display()));
+    Ok(found.iter().map(what).collect())
 }
 
 /// Layers that no node's chain goes through. While anything cannot be read nothing is removed:

@@ -4,9 +4,9 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+use crate::disk::{Backing, Disk, DiskError, Result};
 use crate::events::MachineEvent;
 use crate::storage::StorageError;
-use crate::disk::{Backing, Disk, DiskError, Result};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {

@@ -221,7 +221,10 @@ fn a_reset_ends_the_wait_for_room() {
     let disk = disk();
     let mut driver = Driver::ready(&disk, 0);
     disk.full.store(true, Ordering::SeqCst);
-    driver.post(&block_request(WRITE_ZEROES, 0, &[Piece::Readable([[0; 8], [8, 0, 0, 0, 0, 0, 0, 0]].concat())]), false);
+    driver.post(
+        &block_request(WRITE_ZEROES, 0, &[Piece::Readable([[0; 8], [8, 0, 0, 0, 0, 0, 0, 0]].concat())]),
+        false,
+    );
     driver.kick();
     driver.serve();
     assert!(driver.backend.stuck().is_some());
@@ -314,6 +317,7 @@ impl Device for Slow {
         Vec::new()
     }
     fn activate(&mut self, _: u64) {}
+    fn reset(&mut self) {}
     fn serve(&mut self, _: usize, _: &GuestMemory, _: Chain<'_>) -> Result<u32, NotServed> {
         let _ = self.1.send(());
         std::thread::sleep(self.0);
@@ -395,6 +399,7 @@ fn a_busy_device_lets_others_on_its_thread_go() {
             Vec::new()
         }
         fn activate(&mut self, _: u64) {}
+        fn reset(&mut self) {}
         fn serve(&mut self, _: usize, memory: &GuestMemory, _: Chain<'_>) -> Result<u32, NotServed> {
             let index: u16 = memory.read_obj(GuestAddress(AVAIL + 2)).unwrap();
             memory.write_obj(index.wrapping_add(1), GuestAddress(AVAIL + 2)).unwrap();

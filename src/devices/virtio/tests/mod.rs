@@ -1,6 +1,7 @@
 //! The devices as a driver sees them: registers, rings in guest memory, interrupts.
 
 mod block;
+mod console;
 mod disk;
 mod driver;
 mod hostile;

@@ -1,0 +1,161 @@
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::capture::image::{ImageWriter, Merge};
+
+const PAGE: u64 = 4096;
+/// Two ranges that share a group of the index, and one that ends in another.
+const RAM: [(u64, u64); 2] = [(0, 40 * PAGE), (64 * PAGE, 1030 * PAGE)];
+const PAGES: usize = 1070;
+
+fn id(n: usize) -> Id {
+    Id::from_bytes([n as u8 + 1; 16])
+}
+
+fn gpa_of(number: usize) -> u64 {
+    (if number < 40 { number } else { number + 24 }) as u64 * PAGE
+}
+
+fn page(fill: u8) -> Vec<u8> {
+    (0..PAGE).map(|i| if fill == 0 { 0 } else { fill ^ (i / 512) as u8 }).collect()
+}
+
+/// What each image of a chain, the lowest first, writes: numbers of pages and what they hold.
+type Layers = Vec<Vec<(usize, u8)>>;
+
+fn layers(depth: impl Into<prop::collection::SizeRange>) -> impl Strategy<Value = Layers> {
+    let numbers = prop_oneof![0..45usize, 1020..1030usize, 1060..PAGES];
+    let fill = prop_oneof![1 => Just(0), 3 => 1u8..];
+    prop::collection::vec(prop::collection::vec((numbers, fill), 0..40), depth)
+}
+
+/// The chain, its own image first, and what it has to read as.
+fn write(dir: &Path, layers: &Layers) -> (Vec<ImageSpec>, Vec<u8>) {
+    let (mut specs, mut model) = (Vec::new(), vec![0; PAGES]);
+    for (n, pages) in layers.iter().enumerate() {
+        let path = dir.join(n.to_string());
+        let mut writer = match n.checked_sub(1) {
+            None => ImageWriter::create(&Storage::os(), &path, id(n), &RAM).unwrap(),
+            Some(below) => ImageWriter::create_delta(&Storage::os(), &path, id(n), id(below), &RAM).unwrap(),
+        };
+        for (number, fill) in pages {
+            writer.write(gpa_of(*number), &page(*fill)).unwrap();
+            model[*number] = *fill;
+        }
+        let info = writer.finish().unwrap();
+        specs.insert(0, ImageSpec { path, id: id(n), crc: info.crc });
+    }
+    (specs, model)
+}
+
+#[track_caller]
+fn reads_as(chain: &MemoryChain, model: &[u8]) {
+    for (first, end) in [(0, 40), (40, PAGES)] {
+        let mut buf = vec![0xee; (end - first) * PAGE as usize];
+        chain.read(gpa_of(first), &mut buf).unwrap();
+        for (number, found) in (first..end).zip(buf.chunks(PAGE as usize)) {
+            assert!(found == page(model[number]), "page {number}");
+        }
+        let pieces = chain.pieces(gpa_of(first), (end - first) as u64 * PAGE).unwrap();
+        let mut at = gpa_of(first);
+        for piece in &pieces {
+            assert_eq!(piece.at.start, at);
+            at = piece.at.end;
+        }
+        assert_eq!(at, gpa_of(first) + (end - first) as u64 * PAGE);
+    }
+    chain.verify(|_, _| ControlFlow::Continue(())).unwrap();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn a_chain_reads_as_it_was_written(layers in layers(1..9)) {
+        let dir = tempfile::tempdir().unwrap();
+        let (specs, model) = write(dir.path(), &layers);
+        reads_as(&MemoryChain::open(&Storage::os(), &specs).unwrap(), &model);
+    }
+
+    #[test]
+    fn merging_any_part_of_a_chain_changes_nothing_that_is_read(
+        layers in layers(2..7), from: prop::sample::Index, count: prop::sample::Index, step in 1u64..40,
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut specs, model) = write(dir.path(), &layers);
+        let from = from.index(specs.len() - 1);
+        let to = from + 2 + count.index(specs.len() - from - 1);
+        let storage = Storage::os();
+        let sources = specs[from..to].iter();
+        let sources = sources.map(|one| Image::open(&storage, &one.path, one.id, one.crc).unwrap());
+        let path = dir.path().join("merged");
+        let mut merge = Merge::begin(&storage, &path, sources.collect()).unwrap();
+        let mut copied = 0;
+        while let bytes @ 1.. = merge.step(step * PAGE).unwrap() {
+            copied += bytes;
+        }
+        prop_assert!(copied <= merge.total());
+        let info = merge.finish().unwrap();
+        let id = specs[from].id;
+        specs.splice(from..to, [ImageSpec { path: path.clone(), id, crc: info.crc }]);
+        reads_as(&MemoryChain::open(&storage, &specs).unwrap(), &model);
+        let merged = Image::open(&storage, &path, id, info.crc).unwrap();
+        prop_assert_eq!(merged.stored_bytes(), info.stored_bytes);
+    }
+}
+
+#[test]
+fn deep_chains() {
+    for depth in [1, 8, 32, 100] {
+        let layers: Layers = (0..depth)
+            .map(|n| [0, n % 40, 41 + n, 1069].map(|number| (number, n as u8 + 1)).to_vec())
+            .collect();
+        let dir = tempfile::tempdir().unwrap();
+        let (specs, model) = write(dir.path(), &layers);
+        let chain = MemoryChain::open(&Storage::os(), &specs).unwrap();
+        assert_eq!(chain.images().len(), depth);
+        reads_as(&chain, &model);
+    }
+}
+
+#[test]
+fn a_chain_that_does_not_fit_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (specs, _) = write(dir.path(), &vec![vec![(0, 1)], vec![(1, 2)], vec![(2, 3)]]);
+    let storage = Storage::os();
+    for (part, says) in [(&specs[..2], "lies on"), (&specs[..0], "none")] {
+        let error = MemoryChain::open(&storage, part).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
+    let gap = [specs[0].clone(), specs[2].clone()];
+    let error = MemoryChain::open(&storage, &gap).unwrap_err().to_string();
+    assert!(error.contains("does not lie on"), "{error}");
+}
+
+#[test]
+fn damage_goes_through_a_merge_and_is_still_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let storage = Storage::os();
+    let (specs, _) = write(dir.path(), &vec![vec![(3, 1), (4, 5)], vec![(1, 2)]]);
+    let below = fs::OpenOptions::new().write(true).open(&specs[1].path).unwrap();
+    below.write_all_at(&[99], 3 * PAGE + 7).unwrap();
+    // A page that is lost altogether is no page of zeros.
+    let file = storage.open(&specs[1].path, crate::storage::Access::ReadWrite).unwrap();
+    file.punch_hole(4 * PAGE, PAGE).unwrap();
+    let sources = specs.iter().map(|one| Image::open(&storage, &one.path, one.id, one.crc).unwrap());
+    let path = dir.path().join("merged");
+    let info = Merge::begin(&storage, &path, sources.collect()).unwrap().finish().unwrap();
+    let merged = ImageSpec { path: path.clone(), id: specs[0].id, crc: info.crc };
+    let chain = MemoryChain::open(&storage, &[merged]).unwrap();
+    let mut buf = page(0);
+    chain.read(PAGE, &mut buf).unwrap();
+    for number in [3, 4] {
+        let error = chain.read(number * PAGE, &mut buf).unwrap_err();
+        assert!(matches!(error, ImageError::Corrupt { offset, .. } if offset == number * PAGE), "{error}");
+        assert!(error.to_string().contains(path.to_str().unwrap()));
+    }
+}

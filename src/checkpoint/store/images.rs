@@ -1,0 +1,152 @@
+//! Which memory images a checkpoint reads through, and where they lie.
+//!
+//! | name in a checkpoint's folder | what it is |
+//! | --- | --- |
+//! | `memory`, `memory-<n>` | its own image; the manifest says which |
+//! | `memory.<id>` | the image of another checkpoint that it lies on, if the manifest says so |
+//!
+//! What an image lies on is looked for in the folder that the image itself was found in, and then
+//! in that of the checkpoint that it was made for.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use crate::capture::chain::{ImageSpec, MAX_IMAGES};
+use crate::checkpoint::Manifest;
+use crate::checkpoint::manifest::KeptImage;
+use crate::id::Id;
+
+use super::{MEMORY, Result, Store, StoreError};
+
+/// An image of a chain, and in whose folder it lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundImage {
+    pub holder: Id,
+    pub spec: ImageSpec,
+    /// What it lies on; none: it is full.
+    pub parent: Option<Id>,
+}
+
+/// `file` as [`crate::checkpoint::manifest::MemoryInfo::file`].
+pub(super) fn own_name(file: u32) -> String {
+    if file == 0 { MEMORY.to_owned() } else { format!("{MEMORY}-{file}") }
+}
+
+fn kept_name(image: Id) -> String {
+    format!("{MEMORY}.{image}")
+}
+
+impl Store {
+    /// Where checkpoint `holder` keeps the image of another one.
+    pub fn kept_path(&self, holder: Id, image: Id) -> PathBuf {
+        self.path(holder).join(kept_name(image))
+    }
+
+    /// The images that a checkpoint's memory is read through, its own first; none without memory.
+    pub fn images(&self, manifest: &Manifest) -> Result<Vec<FoundImage>> {
+        self.images_by(manifest, |id| self.load(id))
+    }
+
+    fn images_by(
+        &self,
+        manifest: &Manifest,
+        find: impl Fn(Id) -> Result<Manifest>,
+    ) -> Result<Vec<FoundImage>> {
+        let Some(own) = self.own_image(manifest) else { return Ok(Vec::new()) };
+        let mut found = vec![own];
+        let mut holder = manifest.clone();
+        while let Some(id) = found.last().and_then(|last| last.parent) {
+            let missing = || StoreError::NoImage { id: manifest.id, image: id };
+            let kept = holder.memory.as_ref().and_then(|memory| memory.kept(id)).copied();
+            let next = match kept {
+                Some(kept) => self.kept_image(holder.id, kept),
+                None => {
+                    holder = find(id).map_err(|e| match e {
+                        StoreError::Missing { .. } => missing(),
+                        e => e,
+                    })?;
+                    self.own_image(&holder).ok_or_else(missing)?
+                }
+            };
+            // A ring is as bad as a gap.
+            if found.len() >= MAX_IMAGES || found.iter().any(|image| image.spec.path == next.spec.path) {
+                return Err(missing());
+            }
+            found.push(next);
+        }
+        Ok(found)
+    }
+
+    /// [`Store::images`] for [`crate::capture::chain::MemoryChain::open`].
+    pub fn memory_chain(&self, manifest: &Manifest) -> Result<Vec<ImageSpec>> {
+        Ok(self.images(manifest)?.into_iter().map(|image| image.spec).collect())
+    }
+
+    fn own_image(&self, manifest: &Manifest) -> Option<FoundImage> {
+        let memory = manifest.memory.as_ref()?;
+        let spec = ImageSpec { path: self.memory_path(manifest), id: manifest.id, crc: memory.crc };
+        Some(FoundImage { holder: manifest.id, spec, parent: memory.parent })
+    }
+
+    fn kept_image(&self, holder: Id, kept: KeptImage) -> FoundImage {
+        let spec = ImageSpec { path: self.kept_path(holder, kept.id), id: kept.id, crc: kept.crc };
+        FoundImage { holder, spec, parent: kept.parent }
+    }
+
+    /// Memory images in a checkpoint's folder that its manifest does not name.
+    pub(super) fn unneeded_images(&self, id: Id) -> Result<Vec<PathBuf>> {
+        let is_image = |name: &str| {
+            name.strip_prefix(MEMORY).is_some_and(|rest| rest.is_empty() || rest.starts_with(['-', '.']))
+        };
+        let folder = self.path(id);
+        // One that cannot be listed, or read, is damaged, and a listing says so.
+        let names = self.storage.list_dir(&folder).unwrap_or_default();
+        let images: Vec<&str> =
+            names.iter().filter_map(|name| name.to_str()).filter(|name| is_image(name)).collect();
+        if images.len() < 2 {
+            // The one that there has to be.
+            return Ok(Vec::new());
+        }
+        let Ok(manifest) = self.load(id) else { return Ok(Vec::new()) };
+        let mut named = BTreeSet::new();
+        if let Some(memory) = &manifest.memory {
+            named.insert(own_name(memory.file));
+            named.extend(memory.kept.iter().map(|kept| kept_name(kept.id)));
+        }
+        Ok(images.iter().filter(|name| !named.contains(**name)).map(|name| folder.join(name)).collect())
+    }
+
+    /// Gives a checkpoint the images that it reads through and that lie in the folders of `gone`:
+    /// afterwards it does not need those. Nothing is read or copied; after a crash it has some of
+    /// them. `all` are all manifests.
+    pub fn keep_images(&self, manifest: &Manifest, all: &[Manifest], gone: &[Id]) -> Result<()> {
+        let find = |id: Id| {
+            let found = all.iter().find(|manifest| manifest.id == id).cloned();
+            // One that is damaged is not among them.
+            found.map_or_else(|| self.load(id), Ok)
+        };
+        let images = self.images_by(manifest, find)?;
+        let folder = self.path(manifest.id);
+        let mut kept = Vec::new();
+        // Behind another one that stays it is for that one to keep them.
+        let own =
+            images.iter().take_while(|image| image.holder == manifest.id || gone.contains(&image.holder));
+        for image in own.filter(|image| image.holder != manifest.id) {
+            let path = self.kept_path(manifest.id, image.spec.id);
+            // One that no manifest names: left by a crash.
+            self.storage.remove_file_if_exists(&path)?;
+            self.storage.link(&image.spec.path, &path).map_err(|e| self.refine(e))?;
+            kept.push(KeptImage { id: image.spec.id, crc: image.spec.crc, parent: image.parent });
+        }
+        if kept.is_empty() {
+            return Ok(());
+        }
+        self.storage.sync_dir(&folder)?;
+        self.update(manifest.id, |manifest| {
+            if let Some(memory) = &mut manifest.memory {
+                memory.kept.extend(kept);
+            }
+        })?;
+        Ok(())
+    }
+}

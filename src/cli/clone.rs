@@ -1,0 +1,91 @@
+//! `piton clone`.
+
+use std::ffi::OsString;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::args::CloneArgs;
+use super::checkpoint::{Offline, answer, find};
+use super::error::refused;
+use super::manage::existing;
+use super::run;
+use crate::checkpoint::Manifest;
+use crate::control::client;
+use crate::control::{CloneBody, State, VmInfo};
+use crate::folder::VmName;
+use crate::vmm::checkpoints::clone;
+
+pub fn run(args: &CloneArgs, json: bool) -> anyhow::Result<()> {
+    let folder = existing(&args.checkpoint.vm)?;
+    let manifest = find(&folder, &args.checkpoint.checkpoint)?;
+    let names = match args.count {
+        None => vec![args.new.clone()],
+        Some(count) => {
+            (1..=count).map(|n| format!("{}-{n}", args.new).parse()).collect::<Result<Vec<VmName>, _>>()?
+        }
+    };
+    if args.run && manifest.memory.is_none() {
+        return Err(refused(format!(
+            "checkpoint `{}` holds no memory to go on from: clone it without --run, then `piton start` the clones",
+            manifest.name
+        )));
+    }
+    let body = CloneBody { names };
+    let path = format!("/vm/checkpoints/{}/clone", manifest.id);
+    if answer(client::post::<VmInfo>(&folder.socket(), &path, &body))?.is_none() {
+        let vm = Offline::open(&folder)?;
+        clone::make(&folder, &vm.definition, &manifest, &body.names)?;
+    }
+    let state = match (manifest.memory.is_some(), args.run) {
+        (false, _) => State::Stopped,
+        (true, false) => State::Paused,
+        (true, true) => State::Running,
+    };
+    if manifest.memory.is_some() {
+        start(&body.names, &manifest, args.run)?;
+    }
+    if json {
+        let each = body.names.iter().map(|name| {
+            serde_json::json!({ "vm": name, "checkpoint": manifest.id, "from": args.checkpoint.vm, "state": state })
+        });
+        println!("{:#}", serde_json::json!(each.collect::<Vec<_>>()));
+        return Ok(());
+    }
+    for name in &body.names {
+        let next = match state {
+            State::Running => "and runs".to_owned(),
+            State::Paused => format!("paused; `piton resume {name}` lets it go on"),
+            State::Stopped => format!("off; `piton start {name}` boots it"),
+        };
+        println!("the VM `{name}` is at checkpoint `{}` of `{}`, {next}", manifest.name, args.checkpoint.vm);
+    }
+    Ok(())
+}
+
+/// A process for each, several at a time. Those that cannot be started are there, and off.
+fn start(names: &[VmName], manifest: &Manifest, run: bool) -> anyhow::Result<()> {
+    let next = AtomicUsize::new(0);
+    let failed = Mutex::new(None);
+    let work = || {
+        while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let mut words: Vec<OsString> =
+                ["start", &name.to_string(), "--restore", &manifest.id.to_string()].map(Into::into).into();
+            words.extend(run.then(|| "--resume".into()));
+            if let Err(e) = run::detach(words)
+                && let Ok(mut failed) = failed.lock()
+            {
+                failed.get_or_insert(e);
+            }
+        }
+    };
+    let at_once = std::thread::available_parallelism().map_or(2, |cores| cores.get() * 2).min(names.len());
+    std::thread::scope(|scope| {
+        for _ in 0..at_once {
+            scope.spawn(work);
+        }
+    });
+    match failed.into_inner() {
+        Ok(Some(error)) => Err(error),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,56 @@
+//! `piton set`: the settings of many VMs at once.
+
+use super::args::SetArgs;
+use super::checkpoint::{Offline, answer};
+use super::error::{Told, exit_code_of, sentence};
+use super::manage::existing;
+use super::output;
+use crate::control::client;
+use crate::control::{SetBody, State, VmInfo};
+use crate::folder::VmFolder;
+use crate::vmm::checkpoints::policy;
+
+/// A name that is wrong changes nothing. Otherwise each VM is set or not by itself, and what
+/// went wrong is told.
+pub fn run(args: SetArgs, json: bool) -> anyhow::Result<()> {
+    let folders = args.names.iter().map(existing).collect::<anyhow::Result<Vec<VmFolder>>>()?;
+    let body = SetBody {
+        checkpoint_type: args.checkpoint_type,
+        auto_checkpoint: args.auto_checkpoint.map(|switch| switch.is_on()),
+        checkpoint_dir: args.checkpoint_dir.map(std::path::absolute).transpose()?,
+    };
+    let mut results = Vec::new();
+    let mut codes = Vec::new();
+    for folder in &folders {
+        match set(folder, &body) {
+            Ok(info) if json => results.push(serde_json::json!(info)),
+            Ok(info) => output::settings(&info),
+            Err(e) if folders.len() == 1 => return Err(e),
+            Err(e) => {
+                let text = sentence(&e);
+                codes.push(exit_code_of(&e));
+                if json {
+                    results.push(serde_json::json!({ "name": folder.name(), "error": text }));
+                }
+                output::complain(&format!("{}: {text}", folder.name()));
+            }
+        }
+    }
+    if json {
+        println!("{:#}", serde_json::json!(results));
+    }
+    // A failure weighs more than a refusal.
+    match codes.into_iter().min() {
+        None => Ok(()),
+        Some(code) => Err(Told { code }.into()),
+    }
+}
+
+fn set(folder: &VmFolder, body: &SetBody) -> anyhow::Result<VmInfo> {
+    if let Some(info) = answer(client::patch(&folder.socket(), "/vm", body))? {
+        return Ok(info);
+    }
+    let mut vm = Offline::open(folder)?;
+    policy::set(folder, &vm.lock, &mut vm.definition, body)?;
+    Ok(VmInfo::new(folder, &vm.definition, State::Stopped, None))
+}

@@ -1,0 +1,195 @@
+//! New VMs that begin at a checkpoint of another one.
+//!
+//! What the checkpoint is made of is frozen, so a clone has the same files under names of its own
+//! (hard links) and writes to overlays of its own above them. Either VM may go, with all its files:
+//! the other's names stay. A file with more than one name is changed by nobody.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use super::{Catalog, CheckpointError, Result, apply};
+use crate::capture::chain::MemoryChain;
+use crate::checkpoint::Manifest;
+use crate::checkpoint::manifest::{KeptImage, LeftOutWhy};
+use crate::checkpoint::store::Store;
+use crate::control::GoBack;
+use crate::disk::delta_format::Parent;
+use crate::disk::layer::LayerSpec;
+use crate::disk::sums;
+use crate::folder::{Definition, Now, Origin, VmFolder, VmLock, VmName};
+use crate::id::Id;
+use crate::storage::Storage;
+use crate::vmm::disks::{self, Layers, base_path};
+
+/// What every clone of one checkpoint has.
+struct Source<'a> {
+    folder: &'a VmFolder,
+    store: &'a Store,
+    manifest: &'a Manifest,
+    /// The files of all layers.
+    layers: Vec<LayerSpec>,
+    definition: Definition,
+}
+
+/// Makes VMs that stand at `manifest`, off. All are checked before any is made, and each is there
+/// whole or not at all. Whoever calls this holds the lock of the VM that they are made of.
+pub fn make(folder: &VmFolder, definition: &Definition, manifest: &Manifest, names: &[VmName]) -> Result<()> {
+    let catalog = Catalog::new(folder, definition);
+    let source = check(&catalog, definition, manifest, names)?;
+    let mut staged: Vec<(VmFolder, VmFolder, VmLock)> = Vec::new();
+    let made = names.iter().try_for_each(|name| {
+        let clone = folder.sibling(name);
+        let (place, lock) = clone.stage(Id::random().map_err(CheckpointError::Random)?)?;
+        let (from, to) = (&source, place.clone());
+        staged.push((clone, place, lock));
+        let (_, _, lock) = &staged[staged.len() - 1];
+        from.fill(&to, lock)
+    });
+    let made =
+        made.and_then(|()| Ok(staged.iter().try_for_each(|(clone, place, _)| clone.publish(place))?));
+    if made.is_err() {
+        for (_, place, _) in &staged {
+            // Those that are published already are not there any more.
+            if place.path().exists()
+                && let Err(e) = folder.storage().remove_tree(place.path())
+            {
+                log::warn!("{e}");
+            }
+        }
+    }
+    made
+}
+
+fn check<'a>(
+    catalog: &'a Catalog<'a>,
+    definition: &Definition,
+    manifest: &'a Manifest,
+    names: &[VmName],
+) -> Result<Source<'a>> {
+    let refuse = |text: String| Err(CheckpointError::Refused(text));
+    let (folder, store, storage) = (catalog.folder, &catalog.store, catalog.folder.storage());
+    folder.sweep()?;
+    if names.iter().collect::<BTreeSet<_>>().len() != names.len() {
+        return refuse("two clones cannot have one name".into());
+    }
+    names.iter().try_for_each(|name| folder.sibling(name).make_room())?;
+    apply::check(folder, manifest, GoBack::default())?;
+    if let Some(merging) = &definition.now.merging {
+        return refuse(format!(
+            "a merge of layers of disk `{}` was cut short: `piton doctor {} --repair` finishes it, then clone again",
+            merging.disk,
+            folder.name()
+        ));
+    }
+    if let Some(left) = manifest.left_out.iter().find(|left| left.why == LeftOutWhy::Passthrough) {
+        return refuse(format!(
+            "disk `{}` is not part of checkpoints (passthrough), so two VMs would write to it: it cannot be cloned",
+            left.disk
+        ));
+    }
+    let home = storage.metadata(folder.path())?.dev;
+    let checkpoint = store.path(manifest.id);
+    if storage.metadata(&checkpoint)?.dev != home {
+        return refuse(format!(
+            "{} is on another file system than {}: a clone shares its files by hard links, which cannot cross over",
+            checkpoint.display(),
+            folder.path().display()
+        ));
+    }
+    // Damage is said now and not by each of the clones.
+    if manifest.memory.is_some() {
+        MemoryChain::open(storage, &store.memory_chain(manifest)?)?;
+    }
+    let found = Layers::read(folder)?;
+    let mut layers: Vec<LayerSpec> = Vec::new();
+    for point in manifest.disks.values() {
+        if let Parent::Delta(top) = point.top() {
+            layers.extend(found.chain(top)?);
+        }
+    }
+    let mut config = manifest.config.clone();
+    for disk in config.disks.iter_mut().filter(|disk| manifest.disks.contains_key(&disk.id)) {
+        // Others rest on the base.
+        disk.overlay = true;
+    }
+    let all = catalog.layer_sums(definition)?;
+    let layer_sums = layers.iter().filter_map(|layer| Some((layer.id, *all.get(&layer.id)?))).collect();
+    let definition = Definition {
+        cloned_from: Some(Origin { vm: folder.name().clone(), checkpoint: manifest.id }),
+        now: Now { parent: Some(manifest.id), layer_sums, untouched: true, ..Now::default() },
+        ..Definition::new(config)
+    };
+    Ok(Source { folder, store, manifest, layers, definition })
+}
+
+impl Source<'_> {
+    /// Puts all of a clone into its folder, durably.
+    fn fill(&self, place: &VmFolder, lock: &VmLock) -> Result<()> {
+        let storage = place.storage();
+        let disks = place.make_disks_folder()?;
+        for layer in &self.layers {
+            for from in [&sums::path_of(&layer.path), &layer.path] {
+                if let Some(name) = from.file_name().filter(|_| from.exists()) {
+                    storage.link(from, &disks.join(name))?;
+                }
+            }
+        }
+        // Images in the VM's own folder would go with it.
+        for disk in self.definition.config.disks.iter().filter(|disk| disk.path.is_relative()) {
+            storage.link(&base_path(self.folder, disk), &base_path(place, disk))?;
+        }
+        self.fill_checkpoint(place)?;
+        let mut definition = self.definition.clone();
+        definition.now.generation = Some(Id::random().map_err(CheckpointError::Random)?);
+        let parents = self.manifest.disks.iter().map(|(disk, point)| (disk.clone(), point.top())).collect();
+        let tops = disks::branch(place, &definition.config, &parents)?;
+        definition.now.tops = tops.into_iter().map(|(disk, layer)| (disk, layer.id)).collect();
+        storage.sync_dir(&disks)?;
+        // Syncs the folder, too.
+        Ok(place.save(lock, &definition)?)
+    }
+
+    fn fill_checkpoint(&self, place: &VmFolder) -> Result<()> {
+        let (storage, id) = (place.storage(), self.manifest.id);
+        let parent = place.checkpoints(&self.definition);
+        let to = Store::new(storage.clone(), parent.clone());
+        let mut manifest = self.manifest.clone();
+        manifest.vm = place.name().to_string();
+        manifest.parent = None;
+        manifest.config = self.definition.config.clone();
+        storage.create_dir(&parent)?;
+        storage.create_dir(&to.path(id))?;
+        if let Some(memory) = &mut manifest.memory {
+            (memory.file, memory.kept) = (0, Vec::new());
+        }
+        let own = to.memory_path(&manifest);
+        for (n, image) in self.store.images(self.manifest)?.iter().enumerate() {
+            if n == 0 {
+                storage.link(&image.spec.path, &own)?;
+                continue;
+            }
+            storage.link(&image.spec.path, &to.kept_path(id, image.spec.id))?;
+            if let Some(memory) = &mut manifest.memory {
+                let kept = KeptImage { id: image.spec.id, crc: image.spec.crc, parent: image.parent };
+                memory.kept.push(kept);
+            }
+        }
+        if manifest.state.is_some() {
+            storage.link(&self.store.state_path(id), &to.state_path(id))?;
+        }
+        let path = to.manifest_path(id);
+        let bytes = manifest.encode().map_err(|source| crate::checkpoint::store::StoreError::Manifest {
+            path: path.clone(),
+            source,
+        })?;
+        write(storage, &path, &bytes)?;
+        storage.sync_dir(&to.path(id))?;
+        Ok(storage.sync_dir(&parent)?)
+    }
+}
+
+fn write(storage: &Storage, path: &Path, bytes: &[u8]) -> Result<()> {
+    let file = storage.create_new(path)?;
+    file.write_at(bytes, 0)?;
+    Ok(file.sync_data()?)
+}

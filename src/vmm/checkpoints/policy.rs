@@ -1,0 +1,139 @@
+//! What a VM's settings say about its checkpoints, and how they are changed.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::create::{self, Origin, Subject};
+use super::production::{self, Failure};
+use super::{Catalog, CheckpointError, Result, delete, save};
+use crate::agent::AgentError;
+use crate::checkpoint::Manifest;
+use crate::control::{CreateBody, DeleteBody, SetBody};
+use crate::folder::{CheckpointType, Definition, VmFolder, VmLock};
+use crate::progress::Progress;
+use crate::vmm::disks;
+
+/// Makes a checkpoint of the type that is asked for, or else of the one that is set.
+pub fn create(mut subject: Subject, body: &CreateBody, progress: &Progress) -> Result<Manifest> {
+    let kind = kind(subject.folder, subject.definition, body)?;
+    let production = matches!(kind, CheckpointType::Production | CheckpointType::ProductionOnly);
+    let running = subject.machine.as_ref().map(|machine| machine.is_running());
+    if let Some(running) = running.filter(|_| production) {
+        let (why, tried) = if running {
+            match production::create(subject.again(), body, progress) {
+                Ok(manifest) => return Ok(manifest),
+                Err(Failure::Other(e)) => return Err(e),
+                Err(Failure::Agent(e)) => {
+                    (e.to_string(), !matches!(e, AgentError::Absent | AgentError::Lacks(_)))
+                }
+            }
+        } else {
+            ("the VM is paused, so its guest cannot freeze its file systems".to_owned(), false)
+        };
+        if kind == CheckpointType::ProductionOnly {
+            let text = format!("no production checkpoint could be made, and no other is allowed: {why}");
+            return Err(if tried {
+                CheckpointError::NoProduction(text)
+            } else {
+                CheckpointError::Refused(text)
+            });
+        }
+        subject.origin.fallback = Some(why);
+    }
+    create::create(subject, body, progress)
+}
+
+fn kind(folder: &VmFolder, definition: &Definition, body: &CreateBody) -> Result<CheckpointType> {
+    let name = folder.name();
+    if definition.checkpoint_type == CheckpointType::Disabled {
+        return Err(CheckpointError::Refused(format!(
+            "checkpoints of the VM `{name}` are disabled: to go back could corrupt what its guest shares with others \
+             (docs/when-not-to.md); `piton set {name} --checkpoint-type production` allows them"
+        )));
+    }
+    match body.kind {
+        Some(CheckpointType::Disabled) => Err(CheckpointError::Refused(
+            "`disabled` is a setting and no checkpoint: ask for standard, production or production-only"
+                .into(),
+        )),
+        asked => Ok(asked.unwrap_or(definition.checkpoint_type)),
+    }
+}
+
+/// Changes the settings, all that are given or none.
+pub fn set(folder: &VmFolder, lock: &VmLock, definition: &mut Definition, body: &SetBody) -> Result<()> {
+    let mut next = definition.clone();
+    if let Some(kind) = body.checkpoint_type {
+        next.checkpoint_type = kind;
+    }
+    if let Some(on) = body.auto_checkpoint {
+        next.auto_checkpoint = on;
+    }
+    if next.auto_checkpoint && next.checkpoint_type == CheckpointType::Disabled {
+        return Err(CheckpointError::Refused(format!(
+            "the VM `{}` cannot have automatic checkpoints while checkpoints are disabled: \
+             say --auto-checkpoint off, or another --checkpoint-type",
+            folder.name()
+        )));
+    }
+    if let Some(dir) =
+        body.checkpoint_dir.as_deref().filter(|dir| definition.checkpoint_dir.as_deref() != Some(dir))
+    {
+        next.checkpoint_dir = Some(dir.to_owned());
+        make_dir(folder, definition, &next, dir)?;
+    }
+    if next == *definition { Ok(()) } else { save(folder, lock, definition, next) }
+}
+
+/// Checkpoints that the VM has would be lost from sight, so it must have none.
+fn make_dir(folder: &VmFolder, definition: &Definition, next: &Definition, dir: &Path) -> Result<()> {
+    let listing = Catalog::new(folder, definition).listing()?;
+    if !listing.manifests.is_empty() || !listing.damaged.is_empty() {
+        return Err(CheckpointError::Refused(format!(
+            "the VM `{}` has checkpoints: their folder can only be changed when there are none",
+            folder.name()
+        )));
+    }
+    if !dir.is_absolute() || !dir.is_dir() {
+        return Err(CheckpointError::Refused(format!("{} is no folder: make it first", dir.display())));
+    }
+    let same = |a: &Path, b: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
+    if same(&folder.checkpoints(next), folder.path()) {
+        return Err(CheckpointError::Refused(format!(
+            "{} is where the VM's folder is: its checkpoints would lie among its other files",
+            dir.display()
+        )));
+    }
+    // Made now, so that its absence later means that its disk is not mounted.
+    let own = folder.checkpoints(next);
+    let storage = folder.storage();
+    if !storage.exists(&own)? {
+        storage.create_dir(&own)?;
+        storage.sync_dir(dir)?;
+    }
+    Ok(())
+}
+
+/// Before a VM that is off boots: its automatic checkpoint, if it is to have one and has no other.
+pub fn at_start(folder: &VmFolder, lock: &VmLock, definition: &mut Definition) -> Result<Option<Manifest>> {
+    let catalog = Catalog::new(folder, definition);
+    if !definition.auto_checkpoint || !catalog.manifests()?.is_empty() {
+        return Ok(None);
+    }
+    let sums = catalog.layer_sums(definition)?;
+    let Definition { config, now, .. } = &*definition;
+    let disks = disks::open(folder, config, &now.tops, &sums, &BTreeMap::new())?;
+    let origin = Origin { automatic: true, ..Origin::default() };
+    let subject =
+        Subject { folder, lock, definition, disks: &disks.live, machine: None, pending: None, origin };
+    create::create(subject, &CreateBody::default(), &Progress::default()).map(Some)
+}
+
+/// After the guest has shut down by itself: what a start made is not needed any more.
+pub fn at_shutdown(folder: &VmFolder, lock: &VmLock, definition: &mut Definition) -> Result<()> {
+    let manifests = Catalog::new(folder, definition).manifests()?;
+    for manifest in manifests.iter().filter(|manifest| manifest.automatic) {
+        delete::run(folder, lock, definition, manifest.id, DeleteBody::default())?;
+    }
+    Ok(())
+}

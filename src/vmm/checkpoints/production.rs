@@ -1,0 +1,159 @@
+//! Making a production checkpoint: stage, freeze, switch, thaw, publish. Only the disks are of
+//! that instant, and the guest has written to them all that belongs there.
+//!
+//! The agent's answers are waited for on the owner's thread, so nothing else happens to the VM
+//! meanwhile; how long that can take is bounded by the agent's time-outs and the freeze's.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::capture::{self, Frozen};
+use super::create::{
+    Staged, Subject, announce, conclude, describe, describe_disks, stage_overlays, take_back,
+};
+use super::{Catalog, CheckpointError, remove_unless_named};
+use crate::agent::{self, Agent, AgentError, Outcome};
+use crate::checkpoint::{Kind, Manifest};
+use crate::control::CreateBody;
+use crate::disk::Disk;
+use crate::disk::layer::LayerSpec;
+use crate::id::Id;
+use crate::machine::{Machine, Stood};
+use crate::progress::{Cancelled, Progress};
+use crate::storage::Storage;
+
+/// Longest time that the guest's file systems are frozen unless another one is asked for.
+const FREEZE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest that can be asked for.
+const FREEZE_TIMEOUT_MAX: Duration = Duration::from_secs(60);
+
+/// Why there is no production checkpoint. The VM goes on as before.
+#[derive(Debug)]
+pub enum Failure {
+    /// For want of an agent that does its part: another type of checkpoint may do.
+    Agent(AgentError),
+    Other(CheckpointError),
+}
+
+impl<E: Into<CheckpointError>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Other(error.into())
+    }
+}
+
+/// Of a subject with a machine that runs.
+pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Result<Manifest, Failure> {
+    let Subject { folder, lock, definition, disks, machine, pending: _, origin } = subject;
+    let limit = freeze_timeout(body)?;
+    let catalog = Catalog::new(folder, definition);
+    let name = catalog.new_name(body.name.as_deref())?;
+    let id = Id::random().map_err(CheckpointError::Random)?;
+    let Some(machine) = machine else { return Err(Failure::Agent(AgentError::Absent)) };
+    let port = machine.agent();
+    if port.is_thaw_due() {
+        agent::thaw_again(&*port).map_err(Failure::Agent)?;
+    }
+    progress.phase("agent", 0);
+    let mut agent = Agent::connect(&*port, progress).map_err(Failure::Agent)?;
+
+    // stage
+    // What the disks have not written yet is written now and not in the freeze.
+    for disk in disks.values() {
+        disk.flush()?;
+    }
+    let staging = catalog.store.stage(id)?;
+    let staged = stage_overlays(folder, disks)?;
+    let before = definition.clone();
+    let overlays: BTreeMap<String, LayerSpec> =
+        staged.iter().map(|(disk, one)| (disk.clone(), one.overlay.spec())).collect();
+    if let Err(e) = announce(folder, lock, definition, id, &staged) {
+        drop(staged);
+        remove_unless_named(folder, definition, &overlays.into_values().collect::<Vec<_>>());
+        return Err(e.into());
+    }
+
+    // freeze, switch, thaw
+    progress.phase("freeze", 0);
+    let storage = folder.storage().clone();
+    let frozen = agent.while_frozen(limit, || switch(storage, machine, staged));
+    drop(agent);
+    let (failure, switched) = match (frozen.outcome, frozen.stayed) {
+        (Outcome::Switched(Ok(switched)), Ok(())) => {
+            let published = (|| {
+                progress.phase("sync", 0);
+                for disk in disks.values() {
+                    disk.flush()?;
+                }
+                let mut manifest = describe(folder, &before, id, name, body)?;
+                manifest.kind = Kind::Production;
+                manifest.pause_us = switched.pause.map(micros);
+                manifest.frozen_us = Some(micros(frozen.took));
+                manifest.automatic = origin.automatic;
+                describe_disks(folder, &switched.layers, &mut manifest)?;
+                if let Err(e) = frozen.thawed {
+                    manifest.warnings.push(format!(
+                        "{e}: the guest's file systems may be frozen still; its agent is asked again when it connects"
+                    ));
+                }
+                catalog.store.publish(staging, &manifest)?;
+                Ok(manifest)
+            })();
+            return Ok(conclude(folder, lock, definition, id, published)?);
+        }
+        (Outcome::Switched(Ok(switched)), Err(e)) => (called_off(e), switched.layers),
+        (Outcome::Switched(Err((e, switched))), _) => (e.into(), switched),
+        (Outcome::NotFrozen(e), _) => (called_off(e), BTreeMap::new()),
+    };
+    drop(staging);
+    take_back(folder, lock, definition, before, overlays, &switched);
+    Err(failure)
+}
+
+/// A cancel is meant for the checkpoint, whatever its type would have been.
+fn called_off(error: AgentError) -> Failure {
+    match error {
+        AgentError::CalledOff => Failure::Other(Cancelled.into()),
+        other => Failure::Agent(other),
+    }
+}
+
+fn freeze_timeout(body: &CreateBody) -> Result<Duration, CheckpointError> {
+    let asked = body.freeze_timeout_ms.map_or(FREEZE_TIMEOUT, Duration::from_millis);
+    if asked.is_zero() || asked > FREEZE_TIMEOUT_MAX {
+        return Err(CheckpointError::Refused(format!(
+            "file systems can be frozen for 1 to {} ms, not {}",
+            FREEZE_TIMEOUT_MAX.as_millis(),
+            asked.as_millis()
+        )));
+    }
+    Ok(asked)
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// What the disks were made of until the guest's pause, and how long that was.
+struct Switched {
+    layers: BTreeMap<String, Frozen>,
+    pause: Option<Duration>,
+}
+
+/// Freezes the layers and lets the disks write to the staged ones, while no vCPU runs. After an
+/// error some disks may do so all the same.
+fn switch(
+    storage: Storage,
+    machine: &mut Machine,
+    staged: BTreeMap<String, Staged>,
+) -> Result<Switched, (CheckpointError, BTreeMap<String, Frozen>)> {
+    let stood = machine.stand_still(move |_| {
+        let mut layers = BTreeMap::new();
+        let outcome = capture::switch(&storage, staged, &mut layers);
+        (outcome, layers)
+    });
+    match stood {
+        Err(e) => Err((e.into(), BTreeMap::new())),
+        Ok(Stood { value: (Err(e), layers), .. }) => Err((e, layers)),
+        Ok(Stood { value: (Ok(()), layers), pause }) => Ok(Switched { layers, pause }),
+    }
+}

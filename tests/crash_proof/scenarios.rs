@@ -1,0 +1,210 @@
+//! What the VM goes through while the power may go.
+
+use piton::id::Id;
+
+use crate::explore::Recording;
+use crate::lab::{DISKS, Lab, Result};
+use crate::model::Memory;
+
+pub struct Scenario {
+    pub name: &'static str,
+    pub run: fn(&mut Lab) -> Result<()>,
+}
+
+impl Scenario {
+    pub fn record(&self, seed: u64) -> Recording {
+        let mut lab = Lab::new(seed);
+        (self.run)(&mut lab).unwrap_or_else(|e| panic!("{}: {e}", self.name));
+        let (start, log) = (lab.sim.start(), lab.sim.log());
+        Recording { name: self.name.into(), start, log, expects: std::mem::take(&mut lab.expects) }
+    }
+}
+
+pub fn memory(seed: u64) -> Memory {
+    let pages = (0..6).map(|page| ((seed * 7 + page * 331) % 2048 * 4096, (seed * 16 + page + 1) as u8));
+    Memory { pages: pages.collect(), state: format!(r#"{{"of": {seed}, "pad": "{}"}}"#, "x".repeat(600)) }
+}
+
+/// Root r, below it a with b and c below that, then d below r; Now is below c.
+pub struct Family {
+    pub r: Id,
+    pub a: Id,
+    pub b: Id,
+    pub c: Id,
+    pub d: Id,
+}
+
+pub fn family(lab: &mut Lab) -> Result<Family> {
+    lab.scribble(4)?;
+    let r = lab.create("r")?;
+    lab.scribble(4)?;
+    let d = lab.create("d")?;
+    lab.apply(r)?;
+    lab.scribble(4)?;
+    let a = lab.create("a")?;
+    lab.scribble(4)?;
+    let b = lab.standard("b", memory(2))?;
+    lab.apply(a)?;
+    lab.scribble(4)?;
+    let c = lab.create("c")?;
+    lab.scribble(4)?;
+    lab.begin();
+    Ok(Family { r, a, b, c, d })
+}
+
+/// Deletes some of the family, then lets the layers merge.
+fn delete(lab: &mut Lab, pick: fn(&Family) -> Vec<Id>, subtree: bool) -> Result<()> {
+    let family = family(lab)?;
+    for id in pick(&family) {
+        lab.delete(id, subtree)?;
+        lab.scribble(2)?;
+    }
+    lab.settle()?;
+    lab.scribble(2)?;
+    lab.flush()
+}
+
+pub const ALL: &[Scenario] = &[
+    Scenario {
+        name: "guest writes and flushes",
+        run: |lab| {
+            for _ in 0..5 {
+                lab.scribble(4)?;
+                lab.flush()?;
+            }
+            lab.create("a")?;
+            for _ in 0..5 {
+                lab.scribble(4)?;
+                lab.flush()?;
+            }
+            Ok(())
+        },
+    },
+    Scenario {
+        name: "create, disks only",
+        run: |lab| {
+            lab.scribble(3)?;
+            lab.create("first")?;
+            lab.scribble(3)?;
+            lab.create("second")?;
+            lab.scribble(2)
+        },
+    },
+    Scenario {
+        name: "create with memory",
+        run: |lab| {
+            lab.scribble(3)?;
+            lab.standard("first", memory(1))?;
+            lab.scribble(3)?;
+            lab.standard("second", memory(2))?;
+            lab.scribble(2)
+        },
+    },
+    Scenario {
+        name: "apply and revert",
+        run: |lab| {
+            lab.scribble(3)?;
+            let a = lab.create("a")?;
+            lab.scribble(3)?;
+            let b = lab.create("b")?;
+            lab.scribble(3)?;
+            lab.begin();
+            lab.apply(a)?;
+            lab.scribble(3)?;
+            lab.flush()?;
+            // Revert is an apply of Now's parent.
+            lab.apply(a)?;
+            lab.scribble(1)?;
+            lab.apply(b)
+        },
+    },
+    Scenario {
+        name: "apply, saving the current state",
+        run: |lab| {
+            lab.scribble(3)?;
+            let a = lab.create("a")?;
+            lab.scribble(3)?;
+            lab.begin();
+            lab.create("saved")?;
+            lab.apply(a)?;
+            lab.scribble(2)
+        },
+    },
+    Scenario { name: "delete a leaf", run: |lab| delete(lab, |f| vec![f.b], false) },
+    Scenario { name: "delete in the middle", run: |lab| delete(lab, |f| vec![f.a, f.b], false) },
+    Scenario { name: "delete the root", run: |lab| delete(lab, |f| vec![f.r], false) },
+    Scenario { name: "delete Now's parent", run: |lab| delete(lab, |f| vec![f.c], false) },
+    Scenario { name: "delete one with children", run: |lab| delete(lab, |f| vec![f.d, f.a], false) },
+    Scenario { name: "delete a subtree", run: |lab| delete(lab, |f| vec![f.a], true) },
+    Scenario { name: "delete everything", run: |lab| delete(lab, |f| vec![f.r], true) },
+    Scenario {
+        name: "delete below memory deltas",
+        run: |lab| {
+            let first = lab.standard("first", memory(1))?;
+            lab.scribble(2)?;
+            let second = lab.standard("second", memory(2))?;
+            lab.scribble(2)?;
+            lab.standard("third", memory(3))?;
+            lab.begin();
+            lab.delete(first, false)?;
+            lab.settle()?;
+            lab.delete(second, false)?;
+            lab.settle()
+        },
+    },
+    Scenario {
+        name: "rename and note",
+        run: |lab| {
+            let f = family(lab)?;
+            lab.change(f.a, Some("renamed"), None)?;
+            lab.change(f.b, None, Some("a note"))?;
+            lab.change(f.a, Some("again"), Some("another note"))
+        },
+    },
+    Scenario {
+        name: "checkpoint-dir",
+        run: |lab| {
+            lab.checkpoint_dir("/ext")?;
+            lab.scribble(2)?;
+            let a = lab.standard("a", memory(3))?;
+            lab.scribble(2)?;
+            lab.create("b")?;
+            lab.delete(a, false)?;
+            lab.settle()
+        },
+    },
+    Scenario { name: "a random life", run: random },
+];
+
+fn random(lab: &mut Lab) -> Result<()> {
+    let mut names = 0;
+    for _ in 0..28 {
+        let ids: Vec<Id> = lab.expect().must.keys().copied().collect();
+        let offline: Vec<Id> =
+            lab.expect().must.iter().filter(|(_, node)| node.memory.is_none()).map(|(id, _)| *id).collect();
+        let choice = lab.rng.below(14);
+        let pick = |lab: &mut Lab, of: &[Id]| of[lab.rng.below(of.len() as u64) as usize];
+        names += 1;
+        match choice {
+            0..4 => lab.scribble(3)?,
+            4 => lab.flush()?,
+            5 | 6 => drop(lab.create(&format!("cp{names}"))?),
+            7 => drop(lab.standard(&format!("cp{names}"), memory(names))?),
+            8 | 9 if !offline.is_empty() => {
+                let id = pick(lab, &offline);
+                lab.apply(id)?;
+            }
+            10 | 11 if !ids.is_empty() => {
+                let id = pick(lab, &ids);
+                lab.delete(id, choice == 11 && names % 3 == 0)?;
+            }
+            12 if !ids.is_empty() => {
+                let id = pick(lab, &ids);
+                lab.change(id, Some(&format!("new{names}")), None)?;
+            }
+            13 => lab.settle()?,
+            _ => lab.write(DISKS[0].0, 0, 9)?,
+        }
+    }
+    Ok(())
+}
