@@ -90,17 +90,11 @@ const VCPU: &[Rule] = &[
     (libc::SYS_ioctl, request(0xae42), "KVM_GET_DIRTY_LOG"),
     (libc::SYS_ioctl, request(0xaec0), "KVM_CLEAR_DIRTY_LOG"),
     (libc::SYS_fcntl, argument(1, F_OFD_SETLK), "the lock of an image that is frozen"),
+    (libc::SYS_ioctl, request(0xae46), "KVM_SET_USER_MEMORY_REGION, to begin a dirty log"),
     // A checkpoint with `--mode stop` is written by the vCPU that stops last.
     (libc::SYS_openat, READ_ONLY, "which pages were touched (/proc/self/pagemap)"),
     (libc::SYS_pread64, Always, "which pages were touched; a memory image"),
-    (libc::SYS_preadv, Always, "a memory image"),
     (libc::SYS_pwrite64, Always, "a memory image"),
-    (libc::SYS_ftruncate, Always, "a memory image"),
-    (libc::SYS_fallocate, Always, "a memory image"),
-    (libc::SYS_lseek, Always, "a memory image"),
-    (libc::SYS_fstat, Always, "a memory image"),
-    (libc::SYS_statx, Always, "a memory image"),
-    (libc::SYS_fdatasync, Always, "a memory image"),
 ];
 
 /// Of openat: not for writing, and not a new file.
@@ -109,6 +103,7 @@ const READ_ONLY: When =
 
 /// Fills memory of a restored guest from its image.
 const FILL: &[Rule] = &[
+    (libc::SYS_setpriority, Always, "it is not to be in the guest's way"),
     (libc::SYS_poll, Always, "waits for pages that are touched"),
     (libc::SYS_ioctl, requests_of(0xaa), "userfaultfd"),
     (libc::SYS_pread64, Always, "the image"),
