@@ -29,7 +29,8 @@ const SOCKET_PATH_MAX: usize = 107;
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
     #[error(
-        "`{0}` is no VM name: use 1 to {NAME_MAX} letters, digits, `-`, `_` or `.`, starting with a letter or digit"
+        "`{}` is no VM name: use 1 to {NAME_MAX} letters, digits, `-`, `_` or `.`, starting with a letter or digit",
+        .0.escape_debug()
     )]
     Name(String),
     #[error("there is no place for VMs: set PITON_HOME, XDG_DATA_HOME or HOME")]

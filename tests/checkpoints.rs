@@ -553,7 +553,8 @@ fn the_own_disk_of_a_vm_goes_back_too() {
 fn shows_lists_renames_and_notes() {
     let lab = Lab::new();
     let mut vm = lab.boot("--memory 64M");
-    assert_eq!(lab.list(), json!({ "checkpoints": [], "damaged": [], "now": null }));
+    let nothing = json!({ "checkpoints": [], "damaged": [], "now": null, "pending_merges": 0 });
+    assert_eq!(lab.list(), nothing);
     let args = ["checkpoint", "create", "demo", "before upgrade", "--note", "all is well", "--json"];
     let one = lab.args(args).json();
     assert_eq!(one["name"], "before upgrade");
@@ -653,15 +654,17 @@ fn doctor_finds_and_mends_what_a_crash_leaves() {
         std::fs::create_dir(&deleted).unwrap();
         std::fs::write(deleted.join("state"), b"x").unwrap();
         std::fs::write(folder.join("disks/a-00000000.delta"), [0; 8192]).unwrap();
+        std::fs::write(folder.join(".vm.json.99-0.tmp"), b"{").unwrap();
+        std::fs::write(folder.join("disks/.a-00000000.delta.sums.99-0.tmp"), b"x").unwrap();
     };
     leave();
     let found = lab.piton("doctor demo --json").json();
-    assert_eq!(found.as_array().unwrap().len(), 3, "{found}");
+    assert_eq!(found.as_array().unwrap().len(), 5, "{found}");
     let text = lab.piton("doctor demo").ok();
-    assert_eq!(text.matches("(--repair mends it)").count(), 3, "{text}");
+    assert_eq!(text.matches("(--repair mends it)").count(), 5, "{text}");
     assert!(folder.join(format!("checkpoints/.staging-{id}")).exists(), "it only looks");
     let text = lab.piton("doctor demo --repair").ok();
-    assert_eq!(text.lines().count(), 3, "{text}");
+    assert_eq!(text.lines().count(), 5, "{text}");
     assert!(lab.piton("doctor demo").ok().contains("is sound"));
     assert!(!folder.join("disks/a-00000000.delta").exists());
     unchanged(&before, &lab.nodes());

@@ -601,3 +601,39 @@ fn two_commands_at_once_never_interleave() {
     lab.tidy();
     unchanged(&nodes, &lab.nodes());
 }
+
+#[test]
+fn a_damaged_checkpoint_can_be_deleted_by_its_id() {
+    let lab = damaged_lab();
+    lab.cp("create demo later").ok();
+    let before = lab.nodes();
+    let folder = lab.folder(&lab.show("one"));
+    let id = folder.file_name().unwrap().to_str().unwrap().to_owned();
+    flip(&folder.join("manifest.json"), 40);
+    let told = lab.cp("delete demo@one --yes");
+    assert_eq!(told.code, Some(3), "{told}");
+    assert!(told.stderr.contains(&id), "{told}");
+    // The damage is told of, too, so this is more than one line.
+    let refused = lab.cp(&format!("delete demo@{id} --subtree --yes"));
+    assert_eq!(refused.code, Some(3), "{refused}");
+    let said = lab.cp(&format!("delete demo@{} --yes --json", &id[..8])).json();
+    assert_eq!(said["damaged"], json!(id));
+    assert_eq!(
+        lab.parents(),
+        [("later", "-"), ("zero", "-"), ("Now", "later")].map(|(a, b)| (a.into(), b.into())).into()
+    );
+    unchanged(&before, &lab.nodes());
+    lab.tidy();
+    // The same in a VM that runs.
+    let folder = lab.folder(&lab.show("zero"));
+    let id = folder.file_name().unwrap().to_str().unwrap().to_owned();
+    flip(&folder.join("manifest.json"), 40);
+    lab.piton("start demo").ok();
+    lab.cp(&format!("delete demo@{id} --yes")).ok();
+    lab.at_rest();
+    assert_eq!(lab.names(), ["later"]);
+    lab.attach("demo").journal();
+    lab.stop();
+    lab.tidy();
+    unchanged(&before, &lab.nodes());
+}

@@ -165,7 +165,7 @@ impl std::str::FromStr for CheckpointRef {
         let (vm, checkpoint) = text
             .split_once('@')
             .filter(|(_, checkpoint)| !checkpoint.is_empty())
-            .ok_or_else(|| format!("name the checkpoint as VM@CHECKPOINT, not `{text}`"))?;
+            .ok_or_else(|| format!("name the checkpoint as VM@CHECKPOINT, not `{}`", text.escape_debug()))?;
         Ok(Self {
             vm: vm.parse().map_err(|e: FolderError| e.to_string())?,
             checkpoint: checkpoint.to_owned(),

@@ -2,33 +2,34 @@
 //! under its lock.
 
 use std::io::IsTerminal;
-use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::anyhow;
 use hyper::Method;
 
 use super::args::{ApplyArgs, CheckpointCommand, CheckpointRef};
 use super::error::refused;
-use super::manage::{confirm, existing};
-use super::{output, run, work};
-use crate::capture::chain::MemoryChain;
-use crate::capture::image::Image;
+use super::manage::{confirm, existing, has_ended, lock};
+use super::{output, run, verify, work};
 use crate::checkpoint::Manifest;
-use crate::checkpoint::manifest::DiskPoint;
-use crate::checkpoint::state::read_state;
 use crate::control::client::{self, ClientError};
 use crate::control::jobs::JobList;
 use crate::control::{
     ApplyBody, ChangeBody, CheckpointInfo, CreateBody, DeleteBody, DeletedInfo, GoBack, RevertBody, State,
     TreeInfo, VmInfo,
 };
-use crate::disk::delta::FrozenDelta;
 use crate::folder::{Definition, VmFolder, VmLock, VmName};
+use crate::id::Id;
 use crate::progress::Cancelled;
 use crate::vm::Clock;
 use crate::vmm::checkpoints::create::{Origin, Subject};
-use crate::vmm::checkpoints::{Catalog, CheckpointError, Finding, apply, delete, memory, policy, recover};
-use crate::vmm::disks::{self, Layers};
+use crate::vmm::checkpoints::{
+    Catalog, CheckpointError, Finding, apply, delete, memory, merge, policy, recover,
+};
+use crate::vmm::disks;
+
+/// How long the process of a VM that went back to being off may take to end.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 pub fn run(command: CheckpointCommand, json: bool) -> anyhow::Result<()> {
     match command {
@@ -99,7 +100,7 @@ pub fn run(command: CheckpointCommand, json: bool) -> anyhow::Result<()> {
         CheckpointCommand::Delete { checkpoint, subtree, dry_run, no_wait, yes } => {
             delete_checkpoint(&checkpoint, DeleteBody { subtree, dry_run }, no_wait, yes, json)?;
         }
-        CheckpointCommand::Verify { checkpoint } => verify(&checkpoint, json)?,
+        CheckpointCommand::Verify { checkpoint } => verify::run(&checkpoint, json)?,
     }
     Ok(())
 }
@@ -143,7 +144,7 @@ pub struct Offline<'a> {
 
 impl<'a> Offline<'a> {
     pub fn open(folder: &'a VmFolder) -> anyhow::Result<Self> {
-        let lock = folder.lock()?;
+        let lock = lock(folder)?;
         let mut definition = folder.load()?;
         for finding in recover(folder, &lock, &mut definition, true)? {
             log::warn!("{}", finding.text);
@@ -199,7 +200,15 @@ fn list(folder: &VmFolder, flat: bool, json: bool) -> anyhow::Result<()> {
     for damaged in &tree.damaged {
         output::complain(damaged);
     }
+    if tree.pending_merges > 0 && !json {
+        output::complain(&pending(tree.pending_merges));
+    }
     Ok(())
+}
+
+fn pending(merges: usize) -> String {
+    let what = if merges == 1 { "merge of layers waits or is" } else { "merges of layers wait or are" };
+    format!("{merges} {what} under way, which frees disk space")
 }
 
 fn change(target: &CheckpointRef, body: ChangeBody) -> anyhow::Result<CheckpointInfo> {
@@ -239,7 +248,7 @@ fn apply_checkpoint(args: ApplyArgs, json: bool) -> anyhow::Result<()> {
     };
     let path = format!("/vm/checkpoints/{}/apply", manifest.id);
     if let Some(info) = work::ask::<VmInfo>(&folder.socket(), Method::POST, &path, &body)? {
-        return landed(&folder, &manifest, Some(info), json);
+        return landed(&folder, &manifest, Some(info), body.run, json);
     }
     if body.save_current {
         apply::check(&folder, &manifest, body.how)?;
@@ -268,11 +277,12 @@ fn go_back_offline(
         let flags = [(run, "--resume"), (how.force, "--force"), (how.clock == Clock::Host, "--clock=host")];
         args.extend(flags.iter().filter(|(on, _)| *on).map(|(_, flag)| flag.into()));
         run::detach(args)?;
-        return landed(folder, manifest, Some(client::get(&folder.socket())?), json);
+        return landed(folder, manifest, Some(client::get(&folder.socket())?), run, json);
     }
     let mut vm = Offline::open(folder)?;
+    let around = apply::Around { reuse: &Default::default(), idle: true };
     let ready = work::here(|progress| {
-        apply::prepare(folder, &vm.definition, manifest, &Default::default(), true, how, None, progress)
+        apply::prepare(folder, &vm.definition, manifest, around, how, None, progress)
     })??;
     if let Err(e) = ready.commit(folder, &vm.lock, &mut vm.definition) {
         ready.discard(folder, &vm.definition);
@@ -280,11 +290,32 @@ fn go_back_offline(
     }
     drop(ready);
     apply::forget_former(folder, &vm.definition);
-    landed(folder, manifest, None, json)
+    // Given back, so that it can be booted.
+    drop(vm);
+    landed(folder, manifest, None, run, json)
 }
 
-fn landed(folder: &VmFolder, manifest: &Manifest, info: Option<VmInfo>, json: bool) -> anyhow::Result<()> {
+/// Tells where the VM is. With `run` one that has no memory to go on from is booted.
+fn landed(
+    folder: &VmFolder,
+    manifest: &Manifest,
+    mut info: Option<VmInfo>,
+    run: bool,
+    json: bool,
+) -> anyhow::Result<()> {
     let name = folder.name();
+    let is_off = info.as_ref().is_none_or(|info| info.state == State::Stopped);
+    if run && is_off {
+        // The process that ran it ends first; it may have layers to merge.
+        if !has_ended(folder, PATIENCE) {
+            return Err(anyhow!(
+                "the VM `{name}` is at checkpoint `{}` and its process has not ended yet: `piton start {name}` boots it",
+                manifest.name
+            ));
+        }
+        run::detach(["start".into(), name.to_string().into()])?;
+        info = Some(client::get(&folder.socket())?);
+    }
     let state = info.as_ref().map_or(State::Stopped, |info| info.state);
     if json {
         println!("{}", serde_json::json!({ "vm": name, "checkpoint": manifest.id, "state": state }));
@@ -307,7 +338,7 @@ fn revert(folder: &VmFolder, body: RevertBody, yes: bool, json: bool) -> anyhow:
         return Err(refused("nothing was changed"));
     }
     if let Some(info) = work::ask::<VmInfo>(&folder.socket(), Method::POST, "/vm/revert", &body)? {
-        return landed(folder, &manifest, Some(info), json);
+        return landed(folder, &manifest, Some(info), body.run, json);
     }
     let how = GoBack { force: body.force, ..Default::default() };
     go_back_offline(folder, &manifest, body.run, how, json)
@@ -321,17 +352,18 @@ fn delete_checkpoint(
     json: bool,
 ) -> anyhow::Result<()> {
     let folder = existing(&target.vm)?;
-    let manifest = find(&folder, &target.checkpoint)?;
+    let definition = folder.load()?;
+    let (id, name) = Catalog::new(&folder, &definition).resolve_any(&definition, &target.checkpoint)?;
     let what = if body.subtree { " and all that descends from it" } else { "" };
-    if !yes && !body.dry_run && !confirm(&format!("Delete checkpoint `{}`{what}?", manifest.name))? {
+    if !yes && !body.dry_run && !confirm(&format!("Delete checkpoint `{name}`{what}?"))? {
         return Err(refused("nothing was deleted"));
     }
-    let path = format!("/vm/checkpoints/{}", manifest.id);
+    let path = format!("/vm/checkpoints/{id}");
     let asked = work::ask::<DeletedInfo>(&folder.socket(), Method::DELETE, &path, &body)?;
     let runs = asked.is_some();
     let deleted = match asked {
         Some(deleted) => deleted,
-        None => delete_offline(&folder, &manifest, body, no_wait)?,
+        None => delete_offline(&folder, id, body, no_wait)?,
     };
     if json {
         println!("{}", serde_json::json!(deleted));
@@ -349,20 +381,15 @@ fn delete_checkpoint(
     Ok(())
 }
 
-fn delete_offline(
-    folder: &VmFolder,
-    manifest: &Manifest,
-    body: DeleteBody,
-    no_wait: bool,
-) -> anyhow::Result<DeletedInfo> {
+fn delete_offline(folder: &VmFolder, id: Id, body: DeleteBody, no_wait: bool) -> anyhow::Result<DeletedInfo> {
     let mut vm = Offline::open(folder)?;
-    let mut deleted = delete::run(folder, &vm.lock, &mut vm.definition, manifest.id, body)?;
+    let mut deleted = delete::run(folder, &vm.lock, &mut vm.definition, id, body)?;
     if !body.dry_run {
         // The checkpoint is gone; merging can be done any time.
         let settled = if no_wait {
             Err(CheckpointError::Cancelled(Cancelled))
         } else {
-            work::here(|progress| delete::settle(folder, &vm.lock, &mut vm.definition, progress))?
+            work::here(|progress| merge::settle(folder, &vm.lock, &mut vm.definition, progress))?
         };
         match settled {
             Err(CheckpointError::Cancelled(_)) => deleted.merge_later = true,
@@ -373,59 +400,23 @@ fn delete_offline(
     Ok(deleted)
 }
 
-fn verify(target: &CheckpointRef, json: bool) -> anyhow::Result<()> {
-    let folder = existing(&target.vm)?;
-    let definition = folder.load()?;
-    let catalog = Catalog::new(&folder, &definition);
-    let manifest = catalog.resolve(&definition, &target.checkpoint)?;
-    let mut bytes = 0;
-    if let Some(info) = &manifest.state {
-        let state = read_state(folder.storage(), &catalog.store.state_path(manifest.id), info);
-        bytes += state.map_err(CheckpointError::from)?.len() as u64;
-    }
-    if manifest.memory.is_some() {
-        let specs = catalog.store.memory_chain(&manifest).map_err(CheckpointError::from)?;
-        let chain = MemoryChain::open(folder.storage(), &specs)?;
-        chain.verify(|_, _| std::ops::ControlFlow::Continue(()))?;
-        bytes += chain.images().iter().map(Image::stored_bytes).sum::<u64>();
-    }
-    let (layers, sums) = (Layers::read(&folder)?, catalog.layer_sums(&definition)?);
-    let mut unchecked = Vec::new();
-    for (disk, point) in &manifest.disks {
-        let DiskPoint::Layer { id, .. } = point else { continue };
-        for spec in layers.chain(*id)? {
-            let layer: Arc<FrozenDelta> = FrozenDelta::open(folder.storage(), &spec)?;
-            match sums.get(&spec.id) {
-                Some(crc) => {
-                    layer.attach_sums(folder.storage(), *crc)?;
-                    layer.verify(|_| ())?;
-                    bytes += layer.allocated_bytes()?;
-                }
-                None => unchecked.push(format!("{} of disk `{disk}`", spec.path.display())),
-            }
-        }
-    }
-    if json {
-        let result = serde_json::json!({ "checkpoint": manifest.id, "bytes": bytes, "unchecked": unchecked });
-        println!("{result}");
-        return Ok(());
-    }
-    println!("checkpoint `{}` is as it was written: {} read and checked", manifest.name, output::size(bytes));
-    for layer in unchecked {
-        println!("not checked, it has no checksums: {layer}");
-    }
-    Ok(())
-}
-
 pub fn doctor(name: &VmName, repair: bool, json: bool) -> anyhow::Result<()> {
     let folder = existing(name)?;
-    let lock = folder.lock()?;
+    let lock = lock(&folder)?;
     let mut definition = folder.load()?;
     let mut findings = recover(&folder, &lock, &mut definition, repair)?;
+    // An interrupted one is among the findings already, and what it lies on is seen after it.
+    let merges = match definition.now.merging {
+        Some(_) => 0,
+        None => merge::pending(&Catalog::new(&folder, &definition), &definition)?,
+    };
+    if merges > 0 {
+        findings.push(Finding { text: pending(merges), mended: true });
+    }
     let missing = memory::missing(&Catalog::new(&folder, &definition))?;
     findings.extend(missing.into_iter().map(|text| Finding { text, mended: false }));
     if repair {
-        work::here(|progress| delete::settle(&folder, &lock, &mut definition, progress))??;
+        work::here(|progress| merge::settle(&folder, &lock, &mut definition, progress))??;
     }
     if json {
         let list: Vec<_> = findings

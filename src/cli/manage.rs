@@ -11,11 +11,13 @@ use super::output::{self, Listed};
 use super::terminal::{RawTerminal, note, print, read_keys};
 use crate::control::client::{self, ClientError};
 use crate::control::{State, StopBody, VmInfo};
-use crate::folder::{FolderError, Home, VmFolder, VmName};
+use crate::folder::{FolderError, Home, VmFolder, VmLock, VmName};
 use crate::storage::Storage;
 
 const KEYS: &str = "Ctrl-A x leaves it, the VM runs on; Ctrl-A h: help";
 const HELP: &str = "Ctrl-A x leaves the console; Ctrl-A Ctrl-A sends one Ctrl-A to the guest";
+/// How long a killed process may take to be gone.
+const LAST_BREATH: Duration = Duration::from_secs(1);
 /// How often a VM that was told to stop is looked at.
 const POLL: Duration = Duration::from_millis(50);
 
@@ -28,6 +30,23 @@ pub fn existing(name: &VmName) -> anyhow::Result<VmFolder> {
     let folder = home()?.folder(name);
     folder.must_exist()?;
     Ok(folder)
+}
+
+/// Locks a VM that does not run. A process that was killed just now may hold the lock a moment
+/// longer, with nobody behind its socket.
+pub fn lock(folder: &VmFolder) -> Result<VmLock, FolderError> {
+    let deadline = Instant::now() + LAST_BREATH;
+    loop {
+        match folder.lock() {
+            Err(FolderError::Busy(_))
+                if Instant::now() < deadline
+                    && matches!(client::get(&folder.socket()), Err(ClientError::NotRunning)) =>
+            {
+                std::thread::sleep(POLL);
+            }
+            locked => return locked,
+        }
+    }
 }
 
 /// The VM as its process tells it, or as its folder does when none runs.
@@ -120,7 +139,7 @@ pub fn stop(args: StopArgs, json: bool) -> anyhow::Result<()> {
 }
 
 /// Waits until the VM's process has given up its lock.
-fn has_ended(folder: &VmFolder, patience: Duration) -> bool {
+pub fn has_ended(folder: &VmFolder, patience: Duration) -> bool {
     let deadline = Instant::now() + patience;
     loop {
         if folder.lock().is_ok() {

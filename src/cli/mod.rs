@@ -9,6 +9,7 @@ mod output;
 mod run;
 mod set;
 mod terminal;
+mod verify;
 mod work;
 
 use std::process::ExitCode;

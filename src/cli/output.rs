@@ -206,6 +206,9 @@ pub fn deleted(info: &DeletedInfo) {
     for checkpoint in &info.deleted {
         println!("checkpoint `{}` {what}", checkpoint.name);
     }
+    if let Some(id) = info.damaged {
+        println!("the damaged checkpoint {id} {what}");
+    }
 }
 
 /// What becomes of the disk space; `merged` is the job that was waited for.

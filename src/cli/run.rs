@@ -63,7 +63,7 @@ pub fn run(args: RunArgs, json: bool) -> anyhow::Result<()> {
 
 pub fn start(args: StartArgs, json: bool) -> anyhow::Result<()> {
     let folder = Home::from_env(Storage::os())?.folder(&args.name);
-    let lock = folder.lock()?;
+    let lock = manage::lock(&folder)?;
     if !args.attach && !args.background {
         // The background process takes it; should another be quicker, that one is told.
         drop(lock);

@@ -121,6 +121,8 @@ pub enum Reply {
     Checkpoint(Box<CheckpointInfo>),
     Tree(TreeInfo),
     Deleted(DeletedInfo),
+    /// There is nothing to tell of it.
+    Done {},
 }
 
 impl Reply {
@@ -340,6 +342,9 @@ pub struct DeleteBody {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeletedInfo {
     pub deleted: Vec<CheckpointInfo>,
+    /// A damaged one, of which only the id is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub damaged: Option<Id>,
     pub dry_run: bool,
     /// Layers are still merged, or wait for it; the answer does not.
     pub merge_later: bool,

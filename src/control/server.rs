@@ -306,20 +306,20 @@ fn about_job<T: serde::Serialize>(status: StatusCode, found: Result<T, JobError>
 }
 
 /// The fields of a body; without a body there are none.
-fn fields(body: &[u8]) -> Result<Map<String, Value>, Response> {
+fn fields(body: &[u8]) -> serde_json::Result<Map<String, Value>> {
     if body.is_empty() {
         return Ok(Map::new());
     }
     // `null` is how clients without a body say so.
-    let fields: Option<Map<String, Value>> = serde_json::from_slice(body).map_err(undocumented)?;
+    let fields: Option<Map<String, Value>> = serde_json::from_slice(body)?;
     Ok(fields.unwrap_or_default())
 }
 
-fn typed<T: DeserializeOwned>(fields: Map<String, Value>) -> Result<T, Response> {
-    serde_json::from_value(Value::Object(fields)).map_err(undocumented)
+fn typed<T: DeserializeOwned>(fields: Map<String, Value>) -> serde_json::Result<T> {
+    serde_json::from_value(Value::Object(fields))
 }
 
-fn undocumented(e: serde_json::Error) -> Response {
+fn undocumented(e: &serde_json::Error) -> Response {
     error(StatusCode::BAD_REQUEST, format!("the body is not as documented: {e}"))
 }
 
@@ -331,7 +331,7 @@ async fn with_body<T: DeserializeOwned>(
 ) -> Response {
     match fields(&body).and_then(typed) {
         Ok(body) => ask(context, request(body)).await,
-        Err(answer) => answer,
+        Err(e) => undocumented(&e),
     }
 }
 
@@ -347,7 +347,7 @@ async fn with_job<T: DeserializeOwned>(
     });
     let (waiting, request) = match parsed {
         Ok(parsed) => parsed,
-        Err(answer) => return answer,
+        Err(e) => return undocumented(&e),
     };
     let Some((kind, subject)) = request.job() else { return wait(&context, request, None).await };
     let job = match context.jobs.add(waiting.job, kind, subject) {

@@ -10,7 +10,9 @@ use super::delta::{Delta, FrozenDelta};
 use super::delta_format::{BLOCK, LayerId, Parent};
 use super::frozen::FrozenChain;
 use super::layer::LayerSpec;
-use super::merge::{Direction, Merge};
+use super::merge::{CHUNK, Direction, Lower, Merge};
+use super::raw::RawDisk;
+use super::sums;
 use super::{Backing, Base, Disk, DiskError, MAX_LAYERS, Result, check_range};
 use crate::storage::{Lock, Storage};
 
@@ -174,6 +176,69 @@ impl Chain {
         let at = inner.below.position(merge.upper().id, inner.top.path())?;
         merge.release()?;
         inner.below.lock_below(at, Lock::Shared)
+    }
+
+    /// Makes a frozen layer durable; with others above it that takes nobody's time.
+    pub fn sync_layer(&self, id: LayerId) -> Result<()> {
+        let layer = {
+            let inner = self.read();
+            Arc::clone(&inner.below.deltas[inner.below.position(id, inner.top.path())?])
+        };
+        layer.sync()
+    }
+
+    /// Copies what the writable top holds down into what lies below it, durably. Nothing that is
+    /// read changes. The caller keeps writers away, records that the guest writes there from now
+    /// on, and calls [`Chain::drop_top`], or [`Chain::keep_top`] if it could not.
+    pub(super) fn fold(&self, storage: &Storage) -> Result<Lower> {
+        let inner = self.write();
+        let below = &inner.below;
+        below.lock_below(below.deltas.len(), Lock::None)?;
+        let folded = (|| {
+            let lower = match below.deltas.last() {
+                Some(delta) => {
+                    delta.detach_sums();
+                    if storage.remove_file_if_exists(&sums::path_of(delta.path()))? {
+                        storage.sync_parent(delta.path())?;
+                    }
+                    Lower::Delta(Delta::open(storage, &delta.spec())?)
+                }
+                None => Lower::Base(RawDisk::open(storage, below.base.path())?),
+            };
+            let mut data = Vec::new();
+            for run in inner.top.runs()? {
+                for start in run.clone().step_by(CHUNK as usize) {
+                    let blocks = start..run.end.min(start + CHUNK);
+                    let end = (blocks.end * BLOCK).min(self.size);
+                    data.resize((end - start * BLOCK) as usize, 0);
+                    inner.top.read_data(&mut data, start * BLOCK)?;
+                    lower.put(blocks, &data)?;
+                }
+            }
+            lower.sync()?;
+            Ok(lower)
+        })();
+        if folded.is_err() {
+            below.lock_below(below.deltas.len(), Lock::Shared)?;
+        }
+        folded
+    }
+
+    /// The guest writes to the layer below, which the top was folded into.
+    pub(super) fn drop_top(&self, lower: Delta) {
+        let mut inner = self.write();
+        let top = inner.below.top_layer();
+        inner.below.deltas.pop();
+        inner.top = lower;
+        inner.below.map.collapse(top);
+    }
+
+    /// Everything stays as it was before [`Chain::fold`].
+    pub(super) fn keep_top(&self, lower: Lower) -> Result<()> {
+        // Its lock is exclusive.
+        drop(lower);
+        let inner = self.read();
+        inner.below.lock_below(inner.below.deltas.len(), Lock::Shared)
     }
 
     /// Bytes that the writable layer holds.

@@ -205,7 +205,16 @@ impl FrozenDelta {
     /// Checksums of all its data, into the file [`sums::path_of`]. Sync first.
     /// Stale as soon as a merge changes this file, which removes them.
     pub fn seal(&self, storage: &Storage) -> Result<Seal> {
-        let read = |buf: &mut [u8], at: u64| self.core.read_data(buf, at);
+        self.seal_while(storage, &|_| Ok(()))
+    }
+
+    /// The same; `go_on` is told of the bytes read between one read and the next, and ends it with
+    /// its error.
+    pub fn seal_while(&self, storage: &Storage, go_on: &dyn Fn(u64) -> Result<()>) -> Result<Seal> {
+        let read = |buf: &mut [u8], at: u64| {
+            go_on(buf.len() as u64)?;
+            self.core.read_data(buf, at)
+        };
         let runs = self.runs()?;
         sums::seal(storage, self.path(), self.id(), self.size(), &runs, &read)
     }
@@ -220,9 +229,9 @@ impl FrozenDelta {
     }
 
     /// Reads everything again and checks it, if checksums are attached.
-    /// `progress` is told how far it is, in bytes of the disk.
-    pub fn verify(&self, mut progress: impl FnMut(u64)) -> Result<()> {
-        const STEP: u64 = 64 << 20;
+    /// `go_on` is told the bytes of the disk after each part, and ends it with its error.
+    pub fn verify(&self, mut go_on: impl FnMut(u64) -> Result<()>) -> Result<()> {
+        const STEP: u64 = 16 << 20;
         if let Some(sums) = &*self.sums() {
             sums.forget();
         }
@@ -230,7 +239,7 @@ impl FrozenDelta {
         while at < self.size() {
             let end = self.size().min(at + STEP);
             self.check(at..end)?;
-            progress(end);
+            go_on(end - at)?;
             at = end;
         }
         Ok(())

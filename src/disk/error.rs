@@ -5,6 +5,7 @@ use thiserror::Error;
 
 use super::delta_format::{FormatError, LayerId};
 use super::{MAX_LAYERS, SECTOR};
+use crate::progress::Cancelled;
 use crate::storage::StorageError;
 
 #[derive(Debug, Error)]
@@ -61,6 +62,8 @@ pub enum DiskError {
     FlushFailed(PathBuf),
     #[error("no unused id for a layer: {0}")]
     Random(std::io::Error),
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
 }
 
 impl DiskError {

@@ -11,6 +11,7 @@ use super::delta::{Delta, FrozenDelta};
 use super::delta_format::{LayerId, Parent};
 use super::frozen::FrozenChain;
 use super::layer::LayerSpec;
+use super::merge::{Lower, Merge};
 use super::raw::RawDisk;
 use super::{Backing, Base, Disk, DiskError, ImageFormat, Result, open_base};
 use crate::storage::Storage;
@@ -23,7 +24,7 @@ pub struct LiveDisk {
 enum Inner {
     /// No layer yet: writes go into the image itself.
     Raw(RawDisk),
-    Chain(Chain),
+    Chain(Arc<Chain>),
     /// A switch failed half way, which only happens if the kernel cannot change a lock.
     Broken,
 }
@@ -68,7 +69,7 @@ impl LiveDisk {
                         layer.attach_sums(storage, *crc)?;
                     }
                 }
-                Inner::Chain(Chain::new(below, Delta::open(storage, top)?)?)
+                Inner::Chain(Arc::new(Chain::new(below, Delta::open(storage, top)?)?))
             }
         };
         let len = match &inner {
@@ -86,7 +87,7 @@ impl LiveDisk {
     fn with<T>(&self, f: impl FnOnce(&dyn Disk) -> Result<T>) -> Result<T> {
         match &*self.read() {
             Inner::Raw(disk) => f(disk),
-            Inner::Chain(chain) => f(chain),
+            Inner::Chain(chain) => f(&**chain),
             Inner::Broken => Err(DiskError::Broken),
         }
     }
@@ -105,6 +106,65 @@ impl LiveDisk {
             Inner::Chain(chain) => chain.overlay_bytes(),
             Inner::Raw(_) | Inner::Broken => Ok(0),
         }
+    }
+
+    /// Not under the lock of the disk: what is done with it may take long.
+    fn chain(&self) -> Result<Arc<Chain>> {
+        match &*self.read() {
+            Inner::Chain(chain) => Ok(chain.clone()),
+            Inner::Raw(_) | Inner::Broken => Err(DiskError::Broken),
+        }
+    }
+
+    /// Whether a layer lies below the writable one.
+    pub fn is_frozen_here(&self, layer: LayerId) -> bool {
+        match &*self.read() {
+            Inner::Chain(chain) => chain.layers().1.iter().any(|spec| spec.id == layer),
+            Inner::Raw(_) | Inner::Broken => false,
+        }
+    }
+
+    /// See [`Chain::sync_layer`].
+    pub fn sync_layer(&self, layer: LayerId) -> Result<()> {
+        self.chain()?.sync_layer(layer)
+    }
+
+    /// Starts to merge a frozen layer with the one below it, whichever way moves fewer bytes. The
+    /// guest goes on.
+    pub fn begin_merge(&self, storage: &Storage, upper: LayerId) -> Result<Merge> {
+        self.chain()?.begin_merge(storage, upper, None)
+    }
+
+    /// See [`Chain::finish_merge`].
+    pub fn finish_merge(&self, storage: &Storage, merge: Merge, others: &[LayerSpec]) -> Result<()> {
+        self.chain()?.finish_merge(storage, merge, others).map(|_| ())
+    }
+
+    /// See [`Chain::cancel_merge`].
+    pub fn cancel_merge(&self, merge: Merge) -> Result<()> {
+        self.chain()?.cancel_merge(merge)
+    }
+
+    /// The writable layer goes down into the one below it, or into the base, and the guest writes
+    /// there. Its requests wait meanwhile, so the layer should hold little. `record` writes down
+    /// durably that the layer is not needed any more; if it fails, all is as before.
+    pub fn fold<E: From<DiskError>>(
+        &self,
+        storage: &Storage,
+        record: impl FnOnce() -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        let Inner::Chain(chain) = &*inner else { return Err(DiskError::Broken.into()) };
+        let lower = chain.fold(storage)?;
+        if let Err(e) = record() {
+            chain.keep_top(lower)?;
+            return Err(e);
+        }
+        match lower {
+            Lower::Delta(delta) => chain.drop_top(delta),
+            Lower::Base(base) => *inner = Inner::Raw(base),
+        }
+        Ok(())
     }
 
     /// Makes the file of the next overlay: empty and durable, so that it can be named in vm.json
@@ -129,7 +189,7 @@ impl LiveDisk {
                     return Err(DiskError::Broken);
                 };
                 let below = FrozenChain::open(storage, Base::Raw(disk.freeze()?), &[])?;
-                *inner = Inner::Chain(Chain::new(below, delta)?);
+                *inner = Inner::Chain(Arc::new(Chain::new(below, delta)?));
                 Ok(None)
             }
             _ => Err(DiskError::Broken),
@@ -197,5 +257,57 @@ mod tests {
         let disk = LiveDisk::open(&storage, &base, ImageFormat::Raw, &layers[..1], &BTreeMap::new()).unwrap();
         disk.read_at(&mut sector, 0).unwrap();
         assert_eq!((sector[0], sector[512]), (2, 3));
+    }
+
+    #[test]
+    fn a_chain_becomes_a_raw_disk_again_under_the_guest() {
+        let dir = tempfile::tempdir().unwrap();
+        let storage = Storage::os();
+        let base = dir.path().join("base");
+        // The last block is cut short.
+        let size = (1 << 20) + 512;
+        std::fs::write(&base, vec![1; size]).unwrap();
+        let disk = LiveDisk::open(&storage, &base, ImageFormat::Raw, &[], &BTreeMap::new()).unwrap();
+        let mut expected = vec![1; size];
+        let mut layers = Vec::new();
+        let write = |expected: &mut Vec<u8>, byte: u8, at: usize, len: usize| {
+            disk.write_at(&vec![byte; len], at as u64).unwrap();
+            expected[at..at + len].fill(byte);
+        };
+        for (name, byte) in [("a", 2), ("b", 3), ("c", 4)] {
+            let prepared = disk.prepare(&storage, &dir.path().join(name)).unwrap();
+            layers.push(prepared.spec());
+            disk.push(&storage, prepared).unwrap();
+            write(&mut expected, byte, 4096 * usize::from(byte), 6000);
+            write(&mut expected, byte, size - 512, 512);
+        }
+        disk.write_zeroes(0, 4096).unwrap();
+        expected[..4096].fill(0);
+        let check = |expected: &[u8]| {
+            let mut found = vec![9; size];
+            disk.read_at(&mut found, 0).unwrap();
+            assert!(found == expected);
+        };
+        // A record that cannot be made leaves everything as it is.
+        let refused = disk.fold(&storage, || Err(DiskError::Broken));
+        assert!(matches!(refused, Err(DiskError::Broken)));
+        assert_eq!(disk.top(), Some(layers[2].id));
+        write(&mut expected, 5, 40960, 512);
+        check(&expected);
+        // Down into the delta below, which is written from then on.
+        disk.fold(&storage, || Ok::<_, DiskError>(())).unwrap();
+        assert_eq!(disk.top(), Some(layers[1].id));
+        write(&mut expected, 6, 45056 + 512, 1024);
+        check(&expected);
+        assert!(disk.is_frozen_here(layers[0].id) && !disk.is_frozen_here(layers[1].id));
+        disk.fold(&storage, || Ok::<_, DiskError>(())).unwrap();
+        disk.fold(&storage, || Ok::<_, DiskError>(())).unwrap();
+        assert_eq!(disk.top(), None);
+        write(&mut expected, 7, 1024, 512);
+        check(&expected);
+        assert!(matches!(disk.fold(&storage, || Ok::<_, DiskError>(())), Err(DiskError::Broken)));
+        disk.flush().unwrap();
+        drop(disk);
+        assert!(std::fs::read(&base).unwrap() == expected);
     }
 }

@@ -105,9 +105,29 @@ fn subtract(from: &[Range<u64>], without: &[Range<u64>]) -> Vec<Range<u64>> {
     rest
 }
 
-enum Lower {
+/// What blocks are copied down into.
+pub(super) enum Lower {
     Base(RawDisk),
     Delta(Delta),
+}
+
+impl Lower {
+    /// `data` reaches up to the end of the blocks, or of the disk.
+    pub(super) fn put(&self, blocks: Range<u64>, data: &[u8]) -> Result<()> {
+        let start = blocks.start * BLOCK;
+        match self {
+            Self::Delta(lower) => put(lower, blocks, data),
+            Self::Base(base) if is_zero(data) => base.write_zeroes(start, data.len() as u64),
+            Self::Base(base) => base.write_at(data, start),
+        }
+    }
+
+    pub(super) fn sync(&self) -> Result<()> {
+        match self {
+            Self::Delta(lower) => lower.sync(),
+            Self::Base(base) => base.flush(),
+        }
+    }
 }
 
 /// A merge under way. Dropping it leaves a state that reads the same.
@@ -128,7 +148,7 @@ pub struct Merge {
 }
 
 /// Blocks that are copied at once.
-const CHUNK: u64 = 256;
+pub(super) const CHUNK: u64 = 256;
 
 impl Merge {
     /// Two deltas, the upper made over the lower. Takes the lower one for
@@ -253,9 +273,15 @@ impl Merge {
         self.source.read_data(buf, start)?;
         match (&self.upper, &self.lower) {
             (Some(upper), _) => put(upper, blocks, buf),
-            (None, Lower::Delta(lower)) => put(lower, blocks, buf),
-            (None, Lower::Base(base)) if is_zero(buf) => base.write_zeroes(start, len),
-            (None, Lower::Base(base)) => base.write_at(buf, start),
+            (None, lower) => lower.put(blocks, buf),
+        }
+    }
+
+    /// Makes what was moved so far durable.
+    pub fn sync(&self) -> Result<()> {
+        match &self.upper {
+            Some(upper) => upper.sync(),
+            None => self.lower.sync(),
         }
     }
 

@@ -3,10 +3,12 @@
 
 pub mod checkpoints;
 pub mod disks;
+mod merging;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
 
 use crate::agent;
 use crate::capture::lazy::Filling;
@@ -14,8 +16,7 @@ use crate::checkpoint::Manifest;
 use crate::control::jobs::{Job, JobKind, Jobs};
 use crate::control::server::{Asked, Server, ServerError};
 use crate::control::{
-    Answer, ApplyBody, CloneBody, CreateBody, DeletedInfo, GoBack, Reply, Request, RequestError, RevertBody,
-    State, VmInfo,
+    Answer, ApplyBody, CloneBody, CreateBody, GoBack, Reply, Request, RequestError, RevertBody, State, VmInfo,
 };
 use crate::devices::console::Console;
 use crate::events::MachineEvent;
@@ -25,11 +26,14 @@ use crate::machine::{self, Machine, MachineError, Parts};
 use crate::progress::Progress;
 use checkpoints::capture::Below;
 use checkpoints::create::{Origin, Subject};
-use checkpoints::{Catalog, CheckpointError, apply, delete, policy};
+use checkpoints::{Catalog, CheckpointError, apply, delete, merge, policy};
 use disks::{DisksError, OpenDisks};
 
 /// The guest that comes with piton.
 const BUNDLED_GUEST: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/guest.elf"));
+
+/// So long after its start a VM has time for what an earlier run left.
+const CALM: Duration = Duration::from_secs(1);
 
 #[derive(Debug, thiserror::Error)]
 pub enum VmmError {
@@ -55,6 +59,8 @@ pub enum Message {
         boot: u64,
         event: MachineEvent,
     },
+    /// The thread of this number that merges layers has come to its end.
+    Merged(u64),
     /// End the VM at once: a signal, or the user left its console.
     End(&'static str),
 }
@@ -94,6 +100,7 @@ pub struct Vmm {
     queue: Receiver<Message>,
     sender: Sender<Message>,
     jobs: Jobs,
+    merging: Option<merging::Series>,
     machine: Option<Machine>,
     /// Of the machine's memory; to be dropped after it.
     filling: Option<Filling>,
@@ -121,6 +128,7 @@ impl Vmm {
             queue,
             sender,
             jobs: Jobs::default(),
+            merging: None,
             machine: None,
             filling: None,
             disks,
@@ -165,6 +173,7 @@ impl Vmm {
 
     /// Puts a fresh machine in place of what ran before, standing still.
     pub fn boot(&mut self) -> Result<(), VmmError> {
+        self.park_merge();
         // The former machine and its disks end first: they hold the images' locks.
         self.machine = None;
         self.filling = None;
@@ -253,9 +262,23 @@ impl Vmm {
 
     /// Serves until the VM ends.
     pub fn run(mut self) -> Outcome {
+        // What an earlier run left to merge must not hold up the start.
+        let mut begin = Some(Instant::now() + CALM);
         let outcome = loop {
-            // It cannot be closed while `self.sender` lives.
-            let Ok(message) = self.queue.recv() else { break Outcome::Ended("its owner") };
+            let message = match begin {
+                Some(begin) => self.queue.recv_timeout(begin.saturating_duration_since(Instant::now())),
+                None => self.queue.recv().map_err(RecvTimeoutError::from),
+            };
+            let message = match message {
+                Ok(message) => message,
+                Err(RecvTimeoutError::Timeout) => {
+                    begin = None;
+                    self.merge_layers();
+                    continue;
+                }
+                // It cannot be closed while `self.sender` lives.
+                Err(RecvTimeoutError::Disconnected) => break Outcome::Ended("its owner"),
+            };
             match message {
                 Message::Request(Asked { request: Request::Stop { force: true }, reply, .. }) => {
                     if !self.filling.as_ref().is_some_and(Filling::is_broken) {
@@ -284,13 +307,16 @@ impl Vmm {
                         if let Err(e) = self.boot().and_then(|()| Ok(self.resume()?)) {
                             break Outcome::Crashed(format!("the guest could not be rebooted: {e}"));
                         }
+                        self.merge_on();
                     }
                     MachineEvent::Stuck => self.pause_if_stuck(),
                 },
                 Message::Machine { .. } => {}
+                Message::Merged(number) => self.merge_goes_on(number),
                 Message::End(by) => break Outcome::Ended(by),
             }
         };
+        self.end_merge();
         let Self { folder, mut definition, machine, mut filling, disks, console, jobs, server, lock, .. } =
             self;
         if let Some(filling) = filling.take_if(|filling| filling.is_broken()) {
@@ -315,7 +341,7 @@ impl Vmm {
         // A second signal leaves that for later, too.
         let settled = jobs
             .add(None, JobKind::Merge, String::new())
-            .map(|job| delete::settle(&folder, &lock, &mut definition, job.progress()));
+            .map(|job| merge::settle(&folder, &lock, &mut definition, job.progress()));
         if let Ok(Err(e)) = settled {
             log::warn!("layers that nothing needs apart are not merged yet: {e}");
         }
@@ -352,6 +378,22 @@ impl Vmm {
     }
 
     fn answer(&mut self, request: Request, job: Option<&Job>) -> Answer {
+        let (changes, creates) = (request.job().is_some(), matches!(request, Request::CreateCheckpoint(_)));
+        let mut answer = self.do_request(request, job);
+        // It may have left layers that nothing needs apart; only a checkpoint that was made has not.
+        if changes && self.machine.is_some() && !(creates && answer.is_ok()) {
+            let merge_job = self.merge_layers();
+            if let Ok(Reply::Deleted(deleted)) = &mut answer
+                && !deleted.dry_run
+            {
+                deleted.merge_job = merge_job;
+                deleted.merge_later = merge_job.is_some();
+            }
+        }
+        answer
+    }
+
+    fn do_request(&mut self, request: Request, job: Option<&Job>) -> Answer {
         let progress = &job.map(|job| job.progress().clone()).unwrap_or_default();
         progress.check().map_err(CheckpointError::from)?;
         if let Some(job) = job {
@@ -397,14 +439,23 @@ impl Vmm {
                 self.apply_checkpoint(&manifest, &body, progress)?;
             }
             (Request::DeleteCheckpoint(reference, body), _) => {
-                let manifest = catalog.resolve(&self.definition, &reference)?;
-                about(&manifest);
+                let (id, name) = catalog.resolve_any(&self.definition, &reference)?;
+                if let Some(job) = job {
+                    job.set_subject(name);
+                }
+                if !body.dry_run {
+                    self.park_merge();
+                }
+                let catalog = Catalog::new(&self.folder, &self.definition);
                 let below = Below::of(&catalog, self.machine.as_ref());
-                let deleted = delete::run(&self.folder, &self.lock, &mut self.definition, manifest.id, body)?;
+                let deleted = delete::run(&self.folder, &self.lock, &mut self.definition, id, body)?;
                 below.follow(self.machine.as_ref(), self.definition.now.parent);
-                return Ok(Reply::Deleted(DeletedInfo { merge_later: !body.dry_run, ..deleted }));
+                return Ok(Reply::Deleted(deleted));
             }
             (Request::CloneCheckpoint(reference, CloneBody { names }), _) => {
+                // What is shared is never written.
+                self.park_merge();
+                let catalog = Catalog::new(&self.folder, &self.definition);
                 let manifest = catalog.resolve(&self.definition, &reference)?;
                 checkpoints::clone::make(&self.folder, &self.definition, &manifest, &names)?;
             }
@@ -462,14 +513,14 @@ impl Vmm {
             let body = CreateBody { name: body.name.clone(), ..Default::default() };
             self.create_checkpoint(&body, progress)?;
         }
+        self.park_merge();
         let boot = self.boot + 1;
         let reuse = self.disks.left_alone();
         let ready = apply::prepare(
             &self.folder,
             &self.definition,
             manifest,
-            &reuse,
-            self.machine.is_none() && self.disks.machine.is_empty(),
+            apply::Around { reuse: &reuse, idle: self.machine.is_none() && self.disks.machine.is_empty() },
             body.how,
             Some(&|disks| self.parts(boot, disks)),
             progress,

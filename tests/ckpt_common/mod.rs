@@ -155,9 +155,21 @@ impl Lab {
         bytes
     }
 
+    /// Waits until a running VM is at work on nothing: while layers are merged nobody else can
+    /// read them.
+    #[track_caller]
+    pub fn at_rest(&self) {
+        until("all jobs to be over", || {
+            let list = self.cp("jobs demo --json").json();
+            let jobs = list["jobs"].as_array().unwrap();
+            jobs.iter().all(|job| job["state"] != "queued" && job["state"] != "running").then_some(())
+        });
+    }
+
     /// What a checkpoint holds.
     #[track_caller]
     pub fn node(&self, name: &str) -> Node {
+        self.at_rest();
         let manifest = self.show(name);
         let mut disks = BTreeMap::new();
         for (disk, point) in manifest["disks"].as_object().unwrap() {
@@ -203,6 +215,7 @@ impl Lab {
     /// Asserts that nothing of a checkpoint is damaged.
     #[track_caller]
     pub fn verify(&self, name: &str) -> Value {
+        self.at_rest();
         self.home.args(["checkpoint", "verify", &format!("demo@{name}"), "--json"]).json()
     }
 

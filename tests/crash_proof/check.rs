@@ -15,7 +15,7 @@ use piton::folder::{Definition, Home, VmFolder, VmLock};
 use piton::id::Id;
 use piton::progress::Progress;
 use piton::storage::sim::Sim;
-use piton::vmm::checkpoints::{Catalog, delete, recover};
+use piton::vmm::checkpoints::{Catalog, merge, recover};
 use piton::vmm::disks::{self, Layers, base_path};
 
 use crate::model::{Expect, NodeModel, NowModel, stamps};
@@ -84,7 +84,7 @@ fn settled(
     definition: &mut Definition,
     expect: &Expect,
 ) -> Outcome<()> {
-    delete::settle(folder, lock, definition, &Progress::default()).map_err(|e| e.to_string())?;
+    merge::settle(folder, lock, definition, &Progress::default()).map_err(|e| e.to_string())?;
     contents(sim, folder, definition, expect).map(drop)
 }
 

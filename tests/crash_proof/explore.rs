@@ -150,7 +150,7 @@ impl Explorer<'_> {
                 }
             };
             let narrowed = expect.narrowed(&seen.checkpoints);
-            let seed = self.rng.next();
+            let seed = self.rng.draw();
             let lived = match live_on(&sim, narrowed, seed) {
                 Ok(lived) => lived,
                 Err(e) => {

@@ -1,6 +1,8 @@
 //! A bit that flipped in any file is found and named, or does no harm; nothing else is ever read
 //! without a word, and looking at the damage makes it no worse.
 
+#![allow(clippy::single_range_in_vec_init, reason = "lists of ranges are meant, some of one")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -52,7 +54,7 @@ fn targets(image: &Image) -> Vec<Target> {
     let mut found = Vec::new();
     for (path, ino) in image.tree(&Path::new(HOME).join(VM)).unwrap() {
         let Some(content) = image.file(ino) else { continue };
-        let len = content.len();
+        let len = content.size();
         let mut add = |kind, places: Vec<std::ops::Range<u64>>| {
             let places: Vec<_> = places.into_iter().filter(|place| !place.is_empty()).collect();
             if !places.is_empty() {

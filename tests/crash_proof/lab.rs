@@ -19,7 +19,7 @@ use piton::id::{self, Id};
 use piton::progress::Progress;
 use piton::storage::sim::{Rng, Sim};
 use piton::vmm::checkpoints::create::{Origin, Subject, create};
-use piton::vmm::checkpoints::{Catalog, CheckpointError, apply, delete, recover};
+use piton::vmm::checkpoints::{Catalog, CheckpointError, apply, delete, merge, recover};
 use piton::vmm::disks::{self, OpenDisks, base_path, new_layer_path};
 
 use crate::check;
@@ -385,8 +385,7 @@ impl Lab {
                 folder,
                 definition,
                 &manifest,
-                &reuse,
-                false,
+                apply::Around { reuse: &reuse, idle: false },
                 GoBack::default(),
                 None,
                 &Progress::default(),
@@ -466,7 +465,7 @@ impl Lab {
         self.flush()?;
         let act = |lab: &mut Self| {
             lab.disks = OpenDisks::default();
-            let done = delete::settle(&lab.folder, &lab.lock, &mut lab.definition, &Progress::default());
+            let done = merge::settle(&lab.folder, &lab.lock, &mut lab.definition, &Progress::default());
             lab.open()?;
             done
         };

@@ -285,3 +285,19 @@ proptest! {
         prop_assert_eq!(layers - model.graph.layers().len(), plan.len());
     }
 }
+
+#[test]
+fn what_others_have_is_merged_with_nothing() {
+    let [a, b, c] = [1, 2, 3].map(|n| Id::from_bytes([n; 16]));
+    let layers = [(a, Parent::Base), (b, Parent::Delta(a)), (c, Parent::Delta(b))];
+    let graph = |base| LayerGraph::new(base, layers, [(User::Now, Parent::Delta(c))], true);
+    let lower = |graph: LayerGraph| match graph.next_step() {
+        Some(Step::Merge { lower, .. }) => Some(lower),
+        _ => None,
+    };
+    assert_eq!(lower(graph(BaseRole::Mergeable)), Some(Parent::Base));
+    assert_eq!(lower(graph(BaseRole::Fixed)), Some(Parent::Delta(a)));
+    assert_eq!(lower(graph(BaseRole::Mergeable).share([a])), Some(Parent::Delta(b)));
+    assert_eq!(lower(graph(BaseRole::Mergeable).share([a, b])), None);
+    assert_eq!(lower(graph(BaseRole::Mergeable).share([c])), Some(Parent::Base));
+}

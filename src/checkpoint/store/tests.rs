@@ -299,7 +299,7 @@ fn seen(store: &Store) -> (Option<String>, bool) {
     let listing = store.list().unwrap();
     assert!(listing.damaged.is_empty(), "{:?}", listing.damaged);
     for manifest in &listing.manifests {
-        assert_eq!(fs::read(store.memory_path(&manifest)).unwrap(), b"pages");
+        assert_eq!(fs::read(store.memory_path(manifest)).unwrap(), b"pages");
         let state = manifest.state.unwrap();
         crate::checkpoint::state::read_state(store.storage(), &store.state_path(manifest.id), &state)
             .unwrap();

@@ -11,7 +11,7 @@ const SHOWN: usize = 5;
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ResolveError {
-    #[error("there is no checkpoint `{reference}`{}", hint(.near))]
+    #[error("there is no checkpoint `{}`{}", reference.escape_debug(), hint(.near))]
     Unknown { reference: String, near: Vec<String> },
     #[error("`{reference}` could be any of {}: give more of the id", list(.candidates))]
     Ambiguous { reference: String, candidates: Vec<(Id, String)> },

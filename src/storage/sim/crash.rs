@@ -19,14 +19,14 @@ impl Rng {
         Self(mix(seed ^ 0x9e37_79b9_7f4a_7c15))
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         mix(self.0)
     }
 
     /// Less than `end`, which is not 0.
     pub fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
+        self.draw() % end
     }
 }
 
@@ -153,9 +153,9 @@ impl Cursor {
         if let Op::Make { ino, folder, .. } = logged.op {
             self.durable.allocate(ino, folder);
         }
-        let before = self.live.file(object(&logged.op)).map(|file| file.len());
+        let before = self.live.file(object(&logged.op)).map(|file| file.size());
         self.live.apply(&logged.op, 0);
-        let after = self.live.file(object(&logged.op)).map(|file| file.len());
+        let after = self.live.file(object(&logged.op)).map(|file| file.size());
         let len = if before == after { None } else { after };
         self.pending.push(Pending { logged: logged.clone(), forced: false, doomed: false, len });
     }
@@ -240,7 +240,7 @@ impl Point {
         let one = |(_, part): &(usize, Part)| {
             if torn && *part == (Part::Data { tears: true }) && rng.below(2) == 1 {
                 let granule = if rng.below(2) == 1 { SECTOR } else { 8 * SECTOR };
-                return Keep::Torn { granule, seed: rng.next() };
+                return Keep::Torn { granule, seed: rng.draw() };
             }
             if rng.below(8) < chance { Keep::Whole } else { Keep::Lost }
         };
@@ -271,7 +271,7 @@ impl Point {
             match &pending.logged.op {
                 Op::Write { offset, data, .. } => {
                     if let Some(file) = image.file_mut(ino) {
-                        lens.entry(ino).or_insert(file.len());
+                        lens.entry(ino).or_insert(file.size());
                         file.write(*offset, data, &keep);
                     }
                 }
@@ -287,7 +287,7 @@ impl Point {
             if let Some(len) = len
                 && let Some(file) = image.file_mut(ino)
             {
-                let known = lens.insert(ino, len).unwrap_or(file.len());
+                let known = lens.insert(ino, len).unwrap_or(file.size());
                 if len < known {
                     file.set_len(len);
                 }

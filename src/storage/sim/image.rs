@@ -60,7 +60,7 @@ fn hash(bytes: &[u8]) -> u64 {
 }
 
 impl Content {
-    pub fn len(&self) -> u64 {
+    pub fn size(&self) -> u64 {
         self.len
     }
 

@@ -121,7 +121,7 @@ impl World {
         let file = self.live.file(ino);
         Metadata {
             kind: if file.is_some() { FileKind::File } else { FileKind::Dir },
-            len: file.map_or(0, Content::len),
+            len: file.map_or(0, Content::size),
             allocated: file.map_or(0, Content::allocated),
             modified: SystemTime::UNIX_EPOCH + Duration::from_nanos(file.map_or(0, Content::modified)),
             dev: 1,

@@ -37,25 +37,34 @@ pub struct Prepared {
     pub stays: bool,
 }
 
+/// What there is beside what is built.
+#[derive(Clone, Copy)]
+pub struct Around<'a> {
+    /// Disks that are open and stay as they are.
+    pub reuse: &'a BTreeMap<String, Arc<dyn Disk>>,
+    /// Nothing runs, and no disk is open.
+    pub idle: bool,
+}
+
 /// Builds the state of `manifest` beside whatever runs now. `parts` makes what the machine needs
-/// beside its definition; without it only a checkpoint without memory can be gone to. `idle`:
-/// nothing runs, and no disk is open.
+/// beside its definition; without it only a checkpoint without memory can be gone to.
 pub fn prepare(
     folder: &VmFolder,
     definition: &Definition,
     manifest: &Manifest,
-    reuse: &BTreeMap<String, Arc<dyn Disk>>,
-    idle: bool,
+    around: Around,
     how: GoBack,
     parts: Option<&dyn Fn(&OpenDisks) -> Parts>,
     progress: &Progress,
 ) -> Result<Prepared> {
     check(folder, manifest, how)?;
     let catalog = Catalog::new(folder, definition);
-    if idle && let Some(generation) = stays(folder, definition, manifest)? {
+    if around.idle
+        && let Some(generation) = stays(folder, definition, manifest)?
+    {
         let next = definition.clone();
         let (disks, machine, filling) =
-            build(&catalog, definition, manifest, &next, generation, reuse, how, parts, progress)?;
+            build(&catalog, definition, manifest, &next, generation, around, how, parts, progress)?;
         return Ok(Prepared { definition: next, disks, machine, filling, made: Vec::new(), stays: true });
     }
     let generation = Id::random().map_err(CheckpointError::Random)?;
@@ -74,7 +83,7 @@ pub fn prepare(
         },
         ..definition.clone()
     };
-    let built = build(&catalog, definition, manifest, &next, generation, reuse, how, parts, progress);
+    let built = build(&catalog, definition, manifest, &next, generation, around, how, parts, progress);
     match built {
         Ok((disks, machine, filling)) => {
             Ok(Prepared { definition: next, disks, machine, filling, made, stays: false })
@@ -109,13 +118,14 @@ fn build(
     manifest: &Manifest,
     next: &Definition,
     generation: Id,
-    reuse: &BTreeMap<String, Arc<dyn Disk>>,
+    around: Around,
     how: GoBack,
     parts: Option<&dyn Fn(&OpenDisks) -> Parts>,
     progress: &Progress,
 ) -> Result<(OpenDisks, Option<Machine>, Option<Filling>)> {
     let folder = catalog.folder;
-    let disks = disks::open(folder, &next.config, &next.now.tops, &catalog.layer_sums(definition)?, reuse)?;
+    let disks =
+        disks::open(folder, &next.config, &next.now.tops, &catalog.layer_sums(definition)?, around.reuse)?;
     let (machine, filling) = match (&manifest.memory, &manifest.state) {
         (Some(_), Some(state_info)) => {
             let json = read_state(folder.storage(), &catalog.store.state_path(manifest.id), state_info)?;

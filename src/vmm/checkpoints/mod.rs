@@ -9,6 +9,7 @@ pub mod clone;
 pub mod create;
 pub mod delete;
 pub mod memory;
+pub mod merge;
 pub mod policy;
 mod production;
 mod recover;
@@ -21,7 +22,7 @@ use crate::capture::image::ImageError;
 use crate::checkpoint::manifest::DiskPoint;
 use crate::checkpoint::name::NameError;
 use crate::checkpoint::state::StateError;
-use crate::checkpoint::store::{Listing, Store, StoreError};
+use crate::checkpoint::store::{Damaged, Listing, Store, StoreError};
 use crate::checkpoint::tree::ResolveError;
 use crate::checkpoint::tree::{MIN_PREFIX, RowItem, Tree};
 use crate::checkpoint::{CheckpointName, Manifest};
@@ -59,9 +60,9 @@ pub enum CheckpointError {
     #[error(transparent)]
     Machine(#[from] MachineError),
     #[error(transparent)]
-    Disks(#[from] DisksError),
+    Disks(DisksError),
     #[error(transparent)]
-    Disk(#[from] DiskError),
+    Disk(DiskError),
     #[error(transparent)]
     Folder(#[from] FolderError),
     #[error(transparent)]
@@ -70,6 +71,8 @@ pub enum CheckpointError {
     Random(std::io::Error),
     #[error("{0}")]
     NoProduction(String),
+    #[error("a thread cannot be started: {0}")]
+    Thread(std::io::Error),
     #[error("cancelled: the VM is as it was, and nothing is left of it")]
     Cancelled(#[from] Cancelled),
 }
@@ -96,6 +99,24 @@ impl From<CaptureError> for CheckpointError {
         match error {
             CaptureError::Cancelled => Self::Cancelled(Cancelled),
             error => Self::Capture(error),
+        }
+    }
+}
+
+impl From<DiskError> for CheckpointError {
+    fn from(error: DiskError) -> Self {
+        match error {
+            DiskError::Cancelled(cancelled) => Self::Cancelled(cancelled),
+            error => Self::Disk(error),
+        }
+    }
+}
+
+impl From<DisksError> for CheckpointError {
+    fn from(error: DisksError) -> Self {
+        match error {
+            DisksError::Disk { error: DiskError::Cancelled(cancelled), .. } => Self::Cancelled(cancelled),
+            error => Self::Disks(error),
         }
     }
 }
@@ -140,15 +161,28 @@ impl<'a> Catalog<'a> {
     pub fn resolve(&self, definition: &Definition, reference: &str) -> Result<Manifest> {
         let listing = self.listing()?;
         let found = Tree::of(&listing.manifests, definition.now.parent).resolve(reference);
-        if matches!(found, Err(ResolveError::Unknown { .. })) && reference.len() >= MIN_PREFIX {
+        if let Err(unknown @ ResolveError::Unknown { .. }) = &found
+            && !listing.damaged.is_empty()
+        {
+            let ids: Vec<String> = listing.damaged.iter().map(|one| one.id.to_string()).collect();
+            let text =
+                format!("{unknown}; of those that are damaged only the id is known: {}", ids.join(", "));
             // It is there and cannot be read, which is another matter.
-            let start = reference.to_ascii_lowercase();
-            let mut damaged = listing.damaged.into_iter();
-            if let Some(one) = damaged.find(|one| one.id.to_string().starts_with(&start)) {
-                return Err(one.error.into());
-            }
+            return Err(match damaged(listing, reference) {
+                Some(one) => one.error.into(),
+                None => CheckpointError::Refused(text),
+            });
         }
         Ok(self.store.load(found?)?)
+    }
+
+    /// As [`Catalog::resolve`], but a damaged one is found, too: its id, and what it is called.
+    pub fn resolve_any(&self, definition: &Definition, reference: &str) -> Result<(Id, String)> {
+        let found = self.resolve(definition, reference);
+        match (found, damaged(self.listing()?, reference)) {
+            (Err(CheckpointError::Store(_)), Some(one)) => Ok((one.id, one.id.to_string())),
+            (found, _) => found.map(|manifest| (manifest.id, manifest.name.to_string())),
+        }
     }
 
     /// The checkpoint that Now descends from.
@@ -177,7 +211,7 @@ impl<'a> Catalog<'a> {
             now: definition.now.parent,
             checkpoints: rows.map(CheckpointInfo::from).collect(),
             damaged: damaged.chain(problems).collect(),
-            pending_merges: 0,
+            pending_merges: merge::pending(self, definition).unwrap_or(0),
         })
     }
 
@@ -223,6 +257,13 @@ fn sums_of<'a>(manifests: impl IntoIterator<Item = &'a Manifest>) -> impl Iterat
         DiskPoint::Layer { id, sums } => Some((*id, (*sums)?)),
         DiskPoint::Base(_) => None,
     })
+}
+
+/// The damaged checkpoint whose id begins like this.
+fn damaged(listing: Listing, reference: &str) -> Option<Damaged> {
+    let start = reference.to_ascii_lowercase();
+    let mut damaged = listing.damaged.into_iter();
+    damaged.find(|one| start.len() >= MIN_PREFIX && one.id.to_string().starts_with(&start))
 }
 
 /// Whether all users of layers are known. Where one cannot be read, or is missing, nothing may be

@@ -75,10 +75,11 @@ pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Resul
     // freeze, switch, thaw
     progress.phase("freeze", 0);
     let storage = folder.storage().clone();
-    let frozen = agent.while_frozen(limit, || switch(storage, machine, staged));
+    let mut layers = BTreeMap::new();
+    let frozen = agent.while_frozen(limit, || switch(storage, machine, staged, &mut layers));
     drop(agent);
-    let (failure, switched) = match (frozen.outcome, frozen.stayed) {
-        (Outcome::Switched(Ok(switched)), Ok(())) => {
+    let failure = match (frozen.outcome, frozen.stayed) {
+        (Outcome::Switched(Ok(pause)), Ok(())) => {
             let published = (|| {
                 progress.phase("sync", 0);
                 for disk in disks.values() {
@@ -86,10 +87,10 @@ pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Resul
                 }
                 let mut manifest = describe(folder, &before, id, name, body)?;
                 manifest.kind = Kind::Production;
-                manifest.pause_us = switched.pause.map(micros);
+                manifest.pause_us = pause.map(micros);
                 manifest.frozen_us = Some(micros(frozen.took));
                 manifest.automatic = origin.automatic;
-                describe_disks(folder, &switched.layers, &mut manifest)?;
+                describe_disks(folder, &layers, &mut manifest)?;
                 if let Err(e) = frozen.thawed {
                     manifest.warnings.push(format!(
                         "{e}: the guest's file systems may be frozen still; its agent is asked again when it connects"
@@ -100,12 +101,11 @@ pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Resul
             })();
             return Ok(conclude(folder, lock, definition, id, published)?);
         }
-        (Outcome::Switched(Ok(switched)), Err(e)) => (called_off(e), switched.layers),
-        (Outcome::Switched(Err((e, switched))), _) => (e.into(), switched),
-        (Outcome::NotFrozen(e), _) => (called_off(e), BTreeMap::new()),
+        (Outcome::Switched(Err(e)), _) => e.into(),
+        (Outcome::Switched(Ok(_)), Err(e)) | (Outcome::NotFrozen(e), _) => called_off(e),
     };
     drop(staging);
-    take_back(folder, lock, definition, before, overlays, &switched);
+    take_back(folder, lock, definition, before, overlays, &layers);
     Err(failure)
 }
 
@@ -133,27 +133,19 @@ fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// What the disks were made of until the guest's pause, and how long that was.
-struct Switched {
-    layers: BTreeMap<String, Frozen>,
-    pause: Option<Duration>,
-}
-
-/// Freezes the layers and lets the disks write to the staged ones, while no vCPU runs. After an
-/// error some disks may do so all the same.
+/// Lets the disks write to the staged layers, while no vCPU runs; returns how long that was.
+/// `layers` are what those that do wrote to until then, after an error, too.
 fn switch(
     storage: Storage,
     machine: &mut Machine,
     staged: BTreeMap<String, Staged>,
-) -> Result<Switched, (CheckpointError, BTreeMap<String, Frozen>)> {
-    let stood = machine.stand_still(move |_| {
+    layers: &mut BTreeMap<String, Frozen>,
+) -> Result<Option<Duration>, CheckpointError> {
+    let Stood { value: (outcome, switched), pause } = machine.stand_still(move |_| {
         let mut layers = BTreeMap::new();
         let outcome = capture::switch(&storage, staged, &mut layers);
         (outcome, layers)
-    });
-    match stood {
-        Err(e) => Err((e.into(), BTreeMap::new())),
-        Ok(Stood { value: (Err(e), layers), .. }) => Err((e, layers)),
-        Ok(Stood { value: (Ok(()), layers), pause }) => Ok(Switched { layers, pause }),
-    }
+    })?;
+    layers.extend(switched);
+    outcome.map(|()| pause)
 }

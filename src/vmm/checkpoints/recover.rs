@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use super::{Catalog, Result, delete, is_complete, save};
+use super::{Catalog, Result, is_complete, merge, save};
 use crate::checkpoint::manifest::DiskPoint;
 use crate::checkpoint::store::{Listing, Recovery};
 use crate::disk::layer::LayerSpec;
@@ -69,11 +69,9 @@ pub fn recover(
         if repair {
             // A merge that cannot go on now, for want of space perhaps, must not keep the VM from
             // starting. Wherever it stopped, everything reads the same; it is planned anew later.
-            if let Err(e) = delete::finish_merge(folder, lock, definition) {
+            if let Err(e) = merge::finish_merge(folder, lock, definition) {
                 log::warn!("a merge of layers is put off: {e}");
-                let mut next = definition.clone();
-                next.now.merging = None;
-                save(folder, lock, definition, next)?;
+                merge::give_up(folder, lock, definition)?;
             }
         }
     }

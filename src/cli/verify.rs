@@ -1,0 +1,109 @@
+//! Reading all of a checkpoint against its checksums.
+
+use std::ops::ControlFlow;
+
+use super::args::CheckpointRef;
+use super::error::refused;
+use super::manage::existing;
+use super::{output, work};
+use crate::capture::chain::MemoryChain;
+use crate::capture::image::{Image, ImageError};
+use crate::checkpoint::Manifest;
+use crate::checkpoint::manifest::DiskPoint;
+use crate::checkpoint::state::read_state;
+use crate::control::client;
+use crate::disk::DiskError;
+use crate::disk::delta::FrozenDelta;
+use crate::folder::{Definition, VmFolder};
+use crate::progress::{Cancelled, Progress};
+use crate::storage::StorageError;
+use crate::vmm::checkpoints::{Catalog, CheckpointError};
+use crate::vmm::disks::Layers;
+
+/// What was found of a checkpoint that is not damaged.
+struct Checked {
+    bytes: u64,
+    /// Layers without checksums.
+    unchecked: Vec<String>,
+}
+
+pub fn run(target: &CheckpointRef, json: bool) -> anyhow::Result<()> {
+    let folder = existing(&target.vm)?;
+    let definition = folder.load()?;
+    let manifest = Catalog::new(&folder, &definition).resolve(&definition, &target.checkpoint)?;
+    let checked = work::here(|progress| check(&folder, &definition, &manifest, progress))?;
+    let Checked { bytes, unchecked } = checked.map_err(|e| match e {
+        CheckpointError::Cancelled(_) => {
+            anyhow::anyhow!("cancelled: what was read of it so far is not damaged")
+        }
+        e if is_merged(&e, &folder) => refused(format!(
+            "layers of the VM `{}` are being merged: `piton checkpoint jobs {0}` shows when that is done",
+            folder.name()
+        )),
+        e => e.into(),
+    })?;
+    if json {
+        let result = serde_json::json!({ "checkpoint": manifest.id, "bytes": bytes, "unchecked": unchecked });
+        println!("{result}");
+        return Ok(());
+    }
+    println!("checkpoint `{}` is as it was written: {} read and checked", manifest.name, output::size(bytes));
+    for layer in unchecked {
+        println!("not checked, it has no checksums: {layer}");
+    }
+    Ok(())
+}
+
+/// Whether it is the running VM that has a layer for itself.
+fn is_merged(error: &CheckpointError, folder: &VmFolder) -> bool {
+    matches!(error, CheckpointError::Disk(DiskError::Storage(StorageError::InUse { .. })))
+        && client::get(&folder.socket()).is_ok()
+}
+
+fn check(
+    folder: &VmFolder,
+    definition: &Definition,
+    manifest: &Manifest,
+    progress: &Progress,
+) -> Result<Checked, CheckpointError> {
+    let catalog = Catalog::new(folder, definition);
+    let mut bytes = 0;
+    if let Some(info) = &manifest.state {
+        bytes += read_state(folder.storage(), &catalog.store.state_path(manifest.id), info)?.len() as u64;
+    }
+    if manifest.memory.is_some() {
+        let chain = MemoryChain::open(folder.storage(), &catalog.store.memory_chain(manifest)?)?;
+        progress.phase("memory", chain.images().iter().map(Image::present_bytes).sum());
+        let mut before = 0;
+        let read = chain.verify(|done, _| {
+            progress.add(done - std::mem::replace(&mut before, done));
+            if progress.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        match read {
+            Err(ImageError::Cancelled { .. }) => return Err(Cancelled.into()),
+            read => read?,
+        }
+        bytes += chain.images().iter().map(Image::stored_bytes).sum::<u64>();
+    }
+    let (layers, sums) = (Layers::read(folder)?, catalog.layer_sums(definition)?);
+    let mut unchecked = Vec::new();
+    for (disk, point) in &manifest.disks {
+        let DiskPoint::Layer { id, .. } = point else { continue };
+        for spec in layers.chain(*id)? {
+            let layer = FrozenDelta::open(folder.storage(), &spec)?;
+            match sums.get(&spec.id) {
+                Some(crc) => {
+                    layer.attach_sums(folder.storage(), *crc)?;
+                    progress.phase("disks", layer.size());
+                    layer.verify(|part| {
+                        progress.add(part);
+                        progress.check().map_err(DiskError::from)
+                    })?;
+                    bytes += layer.allocated_bytes()?;
+                }
+                None => unchecked.push(format!("{} of disk `{disk}`", spec.path.display())),
+            }
+        }
+    }
+    Ok(Checked { bytes, unchecked })
+}

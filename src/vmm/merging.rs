@@ -1,0 +1,446 @@
+//! Merging layers while the guest runs.
+//!
+//! The VM's owner decides and writes down; what takes long (checking, copying, syncing) a thread
+//! does meanwhile, so that every request is served at once. One pair of layers is merged at a
+//! time. A pair whose upper layer the guest writes to comes about in rounds: a fresh overlay goes
+//! on top and what is below it is merged, until the overlay that is left holds so little that the
+//! guest's requests can wait while it is folded down.
+//!
+//! Whatever needs the layers for itself (going back, deleting, a reset, the VM's end) parks the
+//! merge: the thread stops, and what it has moved changes nothing that is read.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
+use std::thread::JoinHandle;
+
+use super::checkpoints::merge::{GoOn, Pair, Settler, copy, verify};
+use super::checkpoints::{Catalog, CheckpointError};
+use super::disks::{new_layer_path, remove_layers};
+use super::{Message, Vmm};
+use crate::control::jobs::{Job, JobKind};
+use crate::control::{Reply, RequestError};
+use crate::disk::DiskError;
+use crate::disk::delta::FrozenDelta;
+use crate::disk::delta_format::Parent;
+use crate::disk::layer::LayerSpec;
+use crate::disk::live::LiveDisk;
+use crate::disk::merge::Merge;
+use crate::folder::Merging;
+use crate::id::Id;
+use crate::progress::{Cancelled, Progress};
+use crate::storage::Storage;
+
+/// Bytes that the guest's requests can wait for: they are moved while they do.
+const SMALL: u64 = 1 << 20;
+/// After so many rounds in vain twice as much is small, up to [`LARGEST`]: a guest that writes as
+/// fast as it is merged waits a little longer.
+const PATIENCE: u32 = 4;
+const LARGEST: u64 = 64 << 20;
+/// Then the guest writes faster than it can be merged, which is left for quieter times.
+const MOST_ROUNDS: u32 = 40;
+
+/// What is small in this round.
+fn small(round: u32) -> u64 {
+    (SMALL << (round / PATIENCE).min(32)).min(LARGEST)
+}
+
+/// All the merges that there are to do at the time.
+pub(super) struct Series {
+    job: Job,
+    running: Option<Running>,
+    /// Fresh overlays that each disk got for it.
+    rounds: BTreeMap<String, u32>,
+    /// Threads so far.
+    threads: u64,
+}
+
+/// A thread at work on one pair.
+struct Running {
+    /// What it says at its end is about this one and no earlier one.
+    number: u64,
+    pair: Pair,
+    /// Once it is begun.
+    merging: Option<Merging>,
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Outcome>,
+}
+
+/// What a thread comes back with.
+enum Outcome {
+    /// Both layers are as they were written, and durable.
+    Verified,
+    /// The layers are one; its checksums, if a checkpoint is on it.
+    Merged(Option<u32>),
+    /// It was stopped, or it failed, and everything reads as before.
+    Stopped(DiskError),
+    /// It failed at its very end; vm.json says how to go on.
+    Halfway(DiskError),
+}
+
+/// The layers of a pair as the thread has them.
+enum Way {
+    /// The guest reads through them.
+    Live(Arc<LiveDisk>),
+    /// Only checkpoints do.
+    Aside,
+}
+
+/// Tells the owner that a thread is at its end, however it got there.
+struct Tell {
+    sender: Sender<Message>,
+    number: u64,
+}
+
+impl Drop for Tell {
+    fn drop(&mut self) {
+        // At the VM's end nobody waits for it any more.
+        let _ = self.sender.send(Message::Merged(self.number));
+    }
+}
+
+impl Way {
+    fn cancel(&self, merge: Merge) {
+        let cancelled = match self {
+            Self::Live(disk) => disk.cancel_merge(merge),
+            Self::Aside => Ok(()),
+        };
+        if let Err(e) = cancelled {
+            log::warn!("{e}");
+        }
+    }
+
+    /// Everything from the first block moved to the checksums of what is left.
+    fn merge(
+        &self,
+        storage: &Storage,
+        mut merge: Merge,
+        children: &[LayerSpec],
+        seal: Option<&LayerSpec>,
+        progress: &Progress,
+        go_on: &dyn Fn() -> GoOn,
+    ) -> Outcome {
+        let copied = copy(&mut merge, progress, go_on).and_then(|()| merge.sync());
+        if let Err(e) = copied {
+            self.cancel(merge);
+            return Outcome::Stopped(e);
+        }
+        let finished = match self {
+            Self::Live(disk) => disk.finish_merge(storage, merge, children),
+            Self::Aside => merge.finish(storage, children).map(|_| ()),
+        };
+        if let Err(e) = finished {
+            return Outcome::Halfway(e);
+        }
+        let sealed = seal.map(|spec| {
+            let layer = FrozenDelta::open(storage, spec)?;
+            progress.phase("checksums", layer.allocated_bytes()?);
+            layer.seal_while(storage, &|bytes| {
+                progress.add(bytes);
+                go_on()
+            })
+        });
+        match sealed.transpose() {
+            Ok(seal) => Outcome::Merged(seal.map(|seal| seal.crc)),
+            Err(e) => {
+                if !matches!(e, DiskError::Cancelled(_)) {
+                    log::warn!("checksums are taken later: {e}");
+                }
+                Outcome::Merged(None)
+            }
+        }
+    }
+}
+
+impl Vmm {
+    /// Begins to merge what nothing needs apart, or goes on with it. Returns the job, if there is
+    /// anything to do.
+    pub(super) fn merge_layers(&mut self) -> Option<Id> {
+        if self.merging.is_none() {
+            match self.next_pair() {
+                Ok(None) => return None,
+                Ok(Some(_)) => {}
+                Err(e) => {
+                    log::warn!("layers that nothing needs apart are not merged yet: {e}");
+                    return None;
+                }
+            }
+            let job = self.jobs.add(None, JobKind::Merge, String::new()).ok()?;
+            job.begin();
+            self.merging = Some(Series { job, running: None, rounds: BTreeMap::new(), threads: 0 });
+        }
+        let id = self.merging.as_ref().map(|series| series.job.id());
+        self.advance();
+        id
+    }
+
+    /// A thread has come to its end.
+    pub(super) fn merge_goes_on(&mut self, number: u64) {
+        if let Some(series) = &mut self.merging
+            && let Some(running) = series.running.take_if(|running| running.number == number)
+        {
+            self.conclude(running, false);
+        }
+        self.advance();
+    }
+
+    /// After a pause in which the layers were needed.
+    pub(super) fn merge_on(&mut self) {
+        self.advance();
+    }
+
+    /// Stops the thread. The layers are nobody's until [`Vmm::merge_layers`].
+    pub(super) fn park_merge(&mut self) {
+        let running = self.merging.as_mut().and_then(|series| series.running.take());
+        if let Some(running) = running {
+            running.stop.store(true, Ordering::SeqCst);
+            self.conclude(running, true);
+        }
+    }
+
+    /// Parks it for good: the VM ends.
+    pub(super) fn end_merge(&mut self) {
+        self.park_merge();
+        self.finish_series(Err("the VM ends; what is left is merged then"));
+    }
+
+    fn finish_series(&mut self, result: Result<(), &str>) {
+        let Some(Series { job, .. }) = self.merging.take() else { return };
+        job.finish(&match result {
+            Ok(()) => Ok(Reply::Done {}),
+            Err(why) => Err(RequestError::Cancelled(why.into())),
+        });
+    }
+
+    /// It failed; the guest is not touched by that, and it is tried again another time.
+    fn put_off(&mut self, error: &CheckpointError) {
+        let why = format!("layers that nothing needs apart are not merged yet: {error}");
+        log::warn!("{why}");
+        if let Some(Series { job, .. }) = self.merging.take() {
+            job.finish(&Err(RequestError::Failed(why)));
+        }
+    }
+
+    /// Does what there is to do up to where it takes long.
+    fn advance(&mut self) {
+        while let Some(series) = &self.merging
+            && series.running.is_none()
+        {
+            if series.job.progress().is_cancelled() {
+                return self.finish_series(Err("cancelled: what is left is merged when the VM stops"));
+            }
+            let step = match self.next_pair() {
+                Ok(Some(pair)) if pair.upper_is_top => self.shorten(&pair),
+                Ok(Some(pair)) => self.start_merge(pair),
+                Ok(None) => {
+                    if let Err(e) = self.with_settler(|settler| settler.prune_sums()) {
+                        log::warn!("{e}");
+                    }
+                    return self.finish_series(Ok(()));
+                }
+                Err(e) => Err(e),
+            };
+            if let Err(e) = step {
+                return self.put_off(&e);
+            }
+        }
+    }
+
+    fn with_settler<T>(&mut self, f: impl FnOnce(&mut Settler) -> T) -> T {
+        let catalog = Catalog::new(&self.folder, &self.definition);
+        f(&mut Settler { catalog: &catalog, lock: &self.lock, definition: &mut self.definition })
+    }
+
+    fn next_pair(&mut self) -> Result<Option<Pair>, CheckpointError> {
+        // One that went wrong at its very end is brought to it when nobody has the layers open.
+        if self.definition.now.merging.is_some() {
+            return Ok(None);
+        }
+        self.with_settler(|settler| {
+            for disk in settler.disks() {
+                if let Some(pair) = settler.next(&disk)? {
+                    return Ok(Some(pair));
+                }
+            }
+            Ok(None)
+        })
+    }
+
+    /// The layer that the guest writes to is to go: down if it holds little, else under a fresh one.
+    fn shorten(&mut self, pair: &Pair) -> Result<(), CheckpointError> {
+        let id = &pair.disk.id;
+        let Some(disk) = self.disks.live.get(id).cloned() else {
+            return Err(CheckpointError::Refused(format!("disk `{id}` is not open")));
+        };
+        let Some(series) = &mut self.merging else { return Ok(()) };
+        let round = series.rounds.entry(id.clone()).or_default();
+        let bytes = disk.overlay_bytes().map_err(|e| pair.failed(e))?;
+        if bytes <= small(*round) {
+            return self.fold(pair, &disk);
+        }
+        if *round >= MOST_ROUNDS {
+            return Err(CheckpointError::Refused(format!(
+                "the guest writes to disk `{id}` faster than it can be merged"
+            )));
+        }
+        *round += 1;
+        self.freeze(pair, &disk)
+    }
+
+    fn freeze(&mut self, pair: &Pair, disk: &LiveDisk) -> Result<(), CheckpointError> {
+        let id = &pair.disk.id;
+        let path = new_layer_path(&self.folder, id)?;
+        let overlay = disk.prepare(self.folder.storage(), &path).map_err(|e| pair.failed(e))?;
+        let layer = overlay.spec();
+        // Named before it is used; empty, it changes nothing that is read.
+        let mut next = self.definition.clone();
+        next.now.tops.insert(id.clone(), layer.id);
+        if let Err(e) = self.with_settler(|settler| settler.save(next)) {
+            if self.folder.load().is_ok_and(|found| found == self.definition) {
+                remove_layers(&self.folder, [&layer]);
+            }
+            return Err(e);
+        }
+        disk.push(self.folder.storage(), overlay).map_err(|e| pair.failed(e))?;
+        Ok(())
+    }
+
+    fn fold(&mut self, pair: &Pair, disk: &LiveDisk) -> Result<(), CheckpointError> {
+        let mut next = self.definition.clone();
+        next.now.layer_sums.retain(|id, _| pair.lower != Parent::Delta(*id));
+        if next != self.definition {
+            self.with_settler(|settler| settler.save(next))?;
+        }
+        let storage = self.folder.storage().clone();
+        disk.fold(&storage, || self.with_settler(|settler| settler.folded(pair)))?;
+        self.with_settler(|settler| settler.remove_orphans())
+    }
+
+    fn start_merge(&mut self, pair: Pair) -> Result<(), CheckpointError> {
+        let sums = self.with_settler(|settler| settler.sums(&pair))?;
+        let storage = self.folder.storage().clone();
+        let (live, upper) = (self.live(&pair), pair.upper.id);
+        self.spawn(pair, None, move |progress, go_on| {
+            progress.phase("verify", 0);
+            let checked = verify(&storage, &sums, &|bytes| {
+                progress.add(bytes);
+                go_on()
+            });
+            // So that it is not waited for when the merge begins.
+            let durable = checked.and_then(|()| match live {
+                Way::Live(disk) => disk.sync_layer(upper),
+                Way::Aside => Ok(()),
+            });
+            durable.map_or_else(Outcome::Stopped, |()| Outcome::Verified)
+        })
+    }
+
+    /// How to get at the layers of a pair.
+    fn live(&self, pair: &Pair) -> Way {
+        match self.disks.live.get(&pair.disk.id) {
+            Some(disk) if disk.is_frozen_here(pair.upper.id) => Way::Live(disk.clone()),
+            _ => Way::Aside,
+        }
+    }
+
+    /// Both layers are sound: now they may change.
+    fn begin(&mut self, pair: Pair) -> Result<(), CheckpointError> {
+        self.with_settler(|settler| settler.forget(&pair))?;
+        let storage = self.folder.storage().clone();
+        let way = self.live(&pair);
+        let merge = match &way {
+            Way::Live(disk) => disk.begin_merge(&storage, pair.upper.id),
+            Way::Aside => pair.open(&self.folder),
+        };
+        let merge = merge.map_err(|e| pair.failed(e))?;
+        let announced = self.with_settler(|settler| settler.announce(&pair, merge.direction()));
+        let merging = match announced {
+            Ok(merging) => merging,
+            Err(e) => {
+                way.cancel(merge);
+                return Err(e);
+            }
+        };
+        let seal = if pair.is_used() { pair.left(merge.direction()).cloned() } else { None };
+        let children = pair.children.clone();
+        self.spawn(pair, Some(merging), move |progress, go_on| {
+            way.merge(&storage, merge, &children, seal.as_ref(), progress, go_on)
+        })
+    }
+
+    fn spawn(
+        &mut self,
+        pair: Pair,
+        merging: Option<Merging>,
+        work: impl FnOnce(&Progress, &dyn Fn() -> GoOn) -> Outcome + Send + 'static,
+    ) -> Result<(), CheckpointError> {
+        let Some(series) = &mut self.merging else { return Ok(()) };
+        series.job.set_subject(&pair.disk.id);
+        let (progress, sender) = (series.job.progress().clone(), self.sender.clone());
+        let stop = Arc::new(AtomicBool::new(false));
+        let told = stop.clone();
+        series.threads += 1;
+        let number = series.threads;
+        let thread = std::thread::Builder::new().name("merge".into()).spawn(move || {
+            let _tell = Tell { sender, number };
+            work(&progress, &|| match told.load(Ordering::SeqCst) {
+                true => Err(Cancelled.into()),
+                false => Ok(progress.check()?),
+            })
+        });
+        match thread {
+            Ok(thread) => {
+                series.running = Some(Running { number, pair, merging, stop, thread });
+                Ok(())
+            }
+            Err(error) => {
+                // What was begun went with the closure; the layers are opened anew.
+                if let Err(e) = self.with_settler(|settler| settler.give_up()) {
+                    log::warn!("{e}");
+                }
+                Err(CheckpointError::Thread(error))
+            }
+        }
+    }
+
+    /// Takes note of what a thread came to; waits for it if need be. Nothing new begins if it is to
+    /// `park`.
+    fn conclude(&mut self, running: Running, park: bool) {
+        let Running { pair, merging, thread, .. } = running;
+        // One that panicked may have been anywhere.
+        let outcome = thread.join().unwrap_or(Outcome::Halfway(DiskError::Broken));
+        let concluded = match (outcome, merging) {
+            // Whoever stopped it goes on from here another time.
+            (Outcome::Stopped(DiskError::Cancelled(_)), _) => self.with_settler(|settler| settler.give_up()),
+            (Outcome::Verified, _) if park => Ok(()),
+            (Outcome::Verified, _) => self.begin(pair),
+            (Outcome::Merged(sums), Some(merging)) => {
+                self.with_settler(|settler| settler.done(pair, &merging, sums))
+            }
+            (Outcome::Merged(_), None) => Ok(()),
+            (Outcome::Stopped(e), _) => {
+                let given_up = self.with_settler(|settler| settler.give_up());
+                given_up.and(Err(pair.failed(e).into()))
+            }
+            (Outcome::Halfway(e), _) => Err(pair.failed(e).into()),
+        };
+        if let Err(e) = concluded {
+            self.put_off(&e);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_small_grows_with_the_rounds_and_ends() {
+        assert_eq!(small(0), SMALL);
+        assert_eq!(small(PATIENCE - 1), SMALL);
+        assert_eq!(small(PATIENCE), 2 * SMALL);
+        assert_eq!(small(MOST_ROUNDS), LARGEST);
+        assert_eq!(small(u32::MAX), LARGEST);
+    }
+}
