@@ -11,6 +11,8 @@ pub enum MachineEvent {
     Reset,
     /// The guest cannot go on; the text says why.
     Crash(String),
+    /// A device cannot serve a request until somebody helps the host; the device says why.
+    Stuck,
     /// The guest's agent is there again, and file systems may be frozen since it went.
     AgentBack,
 }

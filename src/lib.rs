@@ -27,6 +27,7 @@
 //! | 0 | [`id`] | identities of layers and checkpoints |
 //! | 0 | [`pages`] | sets of pages of guest memory |
 //! | 0 | [`progress`] | how far long work is, and calling it off |
+//! | 0 | [`seccomp`] | what each thread may ask of the kernel |
 
 pub mod agent;
 pub mod boot;
@@ -46,6 +47,7 @@ pub mod machine;
 pub mod memory;
 pub mod pages;
 pub mod progress;
+pub mod seccomp;
 pub mod storage;
 pub mod vcpu;
 pub mod vm;

@@ -405,7 +405,7 @@ fn a_full_disk_while_creating_leaves_nothing() {
         return skip("a small tmpfs is mounted as root only");
     }
     let lab = Lab::new();
-    let _mount = Mount::new(&["-t", "tmpfs", "-o", "size=12m", "tmpfs"], &lab.root());
+    let mount = Mount::tmpfs("12m", &lab.root());
     let mut vm = lab.boot("--memory 64M --cpus 2");
     vm.ok("fill 2 1");
     lab.create("small");
@@ -437,8 +437,7 @@ fn a_full_disk_while_creating_leaves_nothing() {
     assert_eq!(used(&lab)[0], before[0], "a layer is left");
     assert_eq!(lab.parents()["Now"], "small");
     // With room again it works again.
-    let remounted = Command::new("mount").args(["-o", "remount,size=200m"]).arg(lab.root()).status();
-    assert!(remounted.unwrap().success());
+    mount.resize("200m");
     lab.create("big");
     vm.ok("fill 4 1");
     lab.apply("big", "--run");
@@ -455,7 +454,7 @@ fn little_room_leaves_nothing_half_made() {
         return skip("a small tmpfs is mounted as root only");
     }
     let lab = Lab::new();
-    let _mount = Mount::new(&["-t", "tmpfs", "-o", "size=40m", "tmpfs"], &lab.root());
+    let _mount = Mount::tmpfs("40m", &lab.root());
     let mut vm = lab.boot("--memory 32M");
     vm.ok("journal off");
     let ballast = lab.root().join("ballast");

@@ -231,6 +231,9 @@ pub struct RunArgs {
     /// Run in the background; `piton console` attaches
     #[arg(long)]
     pub detach: bool,
+    /// Do not restrict the system calls of the VM's process
+    #[arg(long)]
+    pub no_seccomp: bool,
     /// This process is the background one
     #[arg(long, hide = true)]
     pub background: bool,
@@ -242,6 +245,9 @@ pub struct StartArgs {
     /// Stay in the foreground with the VM's console
     #[arg(long)]
     pub attach: bool,
+    /// Do not restrict the system calls of the VM's process
+    #[arg(long)]
+    pub no_seccomp: bool,
     /// This process is the background one
     #[arg(long, hide = true)]
     pub background: bool,

@@ -91,6 +91,9 @@ pub fn show(info: &VmInfo) {
     line("name", info.name.to_string());
     let pid = info.pid.map_or(String::new(), |pid| format!(" (process {pid})"));
     line("state", format!("{}{pid}", info.state));
+    if let Some(reason) = &info.reason {
+        line("reason", reason.clone());
+    }
     line("created", when(&info.created));
     line("cpus", info.config.cpus.to_string());
     line("memory", size(info.config.memory));
@@ -137,13 +140,14 @@ pub fn list(vms: &[Listed]) {
     for vm in vms {
         match vm {
             Listed::Known(info) => println!(
-                "{:<width$}  {:<8} {:>4}  {:>8}  {:>5}  {}",
+                "{:<width$}  {:<8} {:>4}  {:>8}  {:>5}  {}{}",
                 name_of(vm),
                 info.state,
                 info.config.cpus,
                 size(info.config.memory),
                 info.config.disks.len(),
                 when(&info.created),
+                info.reason.as_ref().map_or(String::new(), |reason| format!("  {reason}")),
             ),
             Listed::Broken { error, .. } => println!("{:<width$}  {:<8} {error}", name_of(vm), "broken"),
         }

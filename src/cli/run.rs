@@ -21,6 +21,7 @@ use crate::disk;
 use crate::folder::{Definition, Home, VmFolder, VmLock};
 use crate::id::Id;
 use crate::progress::Progress;
+use crate::seccomp;
 use crate::storage::Storage;
 use crate::vmm::checkpoints::{Catalog, CheckpointError};
 use crate::vmm::{Ender, Outcome, Vmm, VmmError, disks};
@@ -51,6 +52,7 @@ pub fn run(args: RunArgs, json: bool) -> anyhow::Result<()> {
         config.disks.push(look_at_disk(index, disk)?);
     }
     config.validate()?;
+    seccomp_unless(args.no_seccomp)?;
     let lock = folder.create()?;
     // From here on a failure must leave nothing behind.
     let booted = make_own_disk(&folder, &mut config)
@@ -68,6 +70,7 @@ pub fn start(args: StartArgs, json: bool) -> anyhow::Result<()> {
         detach(std::env::args_os().skip(1))?;
         return manage::print_started(&folder, json);
     }
+    seccomp_unless(args.no_seccomp)?;
     let mut vmm = Vmm::new(folder.clone(), folder.load()?, lock)?;
     let run = match args.restore {
         None => {
@@ -84,6 +87,14 @@ pub fn start(args: StartArgs, json: bool) -> anyhow::Result<()> {
         }
     };
     serve(vmm, &folder, run, args.background)
+}
+
+/// The threads of the VM confine themselves from here on.
+fn seccomp_unless(off: bool) -> anyhow::Result<()> {
+    if !off {
+        seccomp::enable()?;
+    }
+    Ok(())
 }
 
 fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
@@ -182,6 +193,7 @@ fn begin(mut vmm: Vmm, run: bool, ready: impl FnOnce() -> anyhow::Result<()>) ->
     }
     vmm.listen()?;
     ready()?;
+    seccomp::confine(seccomp::Thread::Main);
     Ok(vmm.run())
 }
 
@@ -191,6 +203,7 @@ fn serve_terminal(vmm: Vmm, folder: &VmFolder, run: bool) -> anyhow::Result<Outc
     // Attached before the guest runs, so that its first byte is shown at once.
     let output = vmm.console().attach();
     let shown = std::thread::spawn(move || {
+        seccomp::confine(seccomp::Thread::Terminal);
         for chunk in output {
             // Whoever closed our standard output misses the rest; the log has it.
             if print(&chunk).is_err() {
@@ -200,6 +213,7 @@ fn serve_terminal(vmm: Vmm, folder: &VmFolder, run: bool) -> anyhow::Result<Outc
     });
     let (ender, console) = (vmm.ender(), vmm.console());
     std::thread::spawn(move || {
+        seccomp::confine(seccomp::Thread::Terminal);
         let left = read_keys(&format!("piton: {HELP}."), |bytes| {
             console.input(bytes);
             Ok(())
@@ -221,6 +235,7 @@ fn end_on_signals(ender: Ender) -> anyhow::Result<()> {
     let mut signals = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM])
         .context("signals cannot be received")?;
     std::thread::Builder::new().name("signals".into()).spawn(move || {
+        seccomp::confine(seccomp::Thread::Signals);
         for signal in signals.forever() {
             let name = match signal {
                 SIGHUP => "a hang-up of its terminal",

@@ -66,6 +66,9 @@ impl std::fmt::Display for State {
 pub struct VmInfo {
     pub name: VmName,
     pub state: State,
+    /// Why it is paused, if nobody asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     /// Process that runs it, while it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
@@ -84,6 +87,7 @@ impl VmInfo {
         Self {
             name: folder.name().clone(),
             state,
+            reason: None,
             pid,
             created: definition.created,
             folder: folder.path().to_owned(),

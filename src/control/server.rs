@@ -44,12 +44,14 @@ use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixListener;
+use tokio::net::unix::SocketAddr;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::jobs::{Job, JobError, Jobs, Waiting};
 use super::{Answer, CONSOLE_PROTOCOL, ErrorBody, Request, RequestError, StopBody};
 use crate::devices::console::Console;
+use crate::seccomp;
 
 /// A request, the job that it is if it takes long, and where its answer goes.
 pub struct Asked {
@@ -115,6 +117,7 @@ impl Server {
         let thread = std::thread::Builder::new()
             .name("control".into())
             .spawn(move || {
+                seccomp::confine(seccomp::Thread::Control);
                 runtime.block_on(async {
                     let patience = async {
                         ended(stopped.clone()).await;
@@ -157,12 +160,39 @@ async fn ended(mut stopped: watch::Receiver<()>) {
     while stopped.changed().await.is_ok() {}
 }
 
+/// Who may connect: the user that the VM runs as, and root. The modes of socket and folder say the
+/// same; this holds should somebody change them.
+struct OwnersOnly(UnixListener);
+
+impl axum::serve::Listener for OwnersOnly {
+    type Io = UnixStream;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (UnixStream, SocketAddr) {
+        loop {
+            // It waits a little where the process has no file descriptor left.
+            let (stream, address) = axum::serve::Listener::accept(&mut self.0).await;
+            match stream.peer_cred() {
+                Ok(peer) if [nix::unistd::geteuid().as_raw(), 0].contains(&peer.uid()) => {
+                    return (stream, address);
+                }
+                Ok(peer) => log::warn!("the control socket was closed to user {}", peer.uid()),
+                Err(e) => log::warn!("the control socket was closed to an unknown user: {e}"),
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
+}
+
 async fn serve(
     listener: std::os::unix::net::UnixListener,
     context: Context,
     stopped: watch::Receiver<()>,
 ) -> io::Result<()> {
-    let listener = UnixListener::from_std(listener)?;
+    let listener = OwnersOnly(UnixListener::from_std(listener)?);
     let app = Router::new()
         .route("/vm", get(|context| ask(context, Request::Show)))
         .route("/vm", patch(|context, body: Bytes| with_body(context, body, Request::Set)))

@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::seccomp;
+
 /// Most bytes that wait to be written out; beyond it output is dropped, and says so.
 const OUTPUT_LIMIT: usize = 1 << 20;
 /// Most typed bytes that wait for the guest.
@@ -133,7 +135,10 @@ impl Console {
         let log = Log::open(log)?;
         let console = Arc::new(Self { state: Mutex::default(), changed: Condvar::new() });
         let writer = console.clone();
-        std::thread::Builder::new().name("console".into()).spawn(move || writer.write_out(log))?;
+        std::thread::Builder::new().name("console".into()).spawn(move || {
+            seccomp::confine(seccomp::Thread::Console);
+            writer.write_out(log);
+        })?;
         Ok(console)
     }
 

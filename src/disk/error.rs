@@ -1,4 +1,5 @@
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
@@ -63,6 +64,21 @@ pub enum DiskError {
     Random(std::io::Error),
     #[error(transparent)]
     Cancelled(#[from] Cancelled),
+}
+
+impl DiskError {
+    /// The file that cannot grow, if a write failed for want of room. Not a failed sync: what the
+    /// kernel could not write then is lost, so it is of no use to try again.
+    pub fn file_without_room(&self) -> Option<&Path> {
+        match self {
+            Self::Storage(StorageError::Range { path, source, .. })
+                if [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded].contains(&source.kind()) =>
+            {
+                Some(path)
+            }
+            _ => None,
+        }
+    }
 }
 
 pub type Result<T> = std::result::Result<T, DiskError>;

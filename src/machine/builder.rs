@@ -208,7 +208,7 @@ fn assemble(vm: Vm, config: &VmConfig, parts: Parts) -> Result<Assembled, Machin
     let mut workers = Vec::new();
     for MachineDisk { id, disk } in parts.disks {
         let name = format!("disk {id}");
-        let backend = slots.plug(Block::new(id, disk))?;
+        let backend = slots.plug(Block::new(id, disk, parts.events.clone()))?;
         workers.push(Worker::spawn(name, backend.clone()).map_err(MachineError::setup("a disk's thread"))?);
         blocks.push(backend);
     }

@@ -7,6 +7,8 @@ use std::thread::JoinHandle;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::seccomp;
+
 /// What happens when `event` is signalled.
 pub struct OnEvent {
     event: EventFd,
@@ -51,6 +53,7 @@ impl EventLoop {
         }
         let end = ending.clone();
         let thread = std::thread::Builder::new().name("devices".into()).spawn(move || {
+            seccomp::confine(seccomp::Thread::Devices);
             while !end.load(Ordering::SeqCst) {
                 if let Err(e) = manager.run() {
                     log::error!("the device loop: {e}");

@@ -133,6 +133,12 @@ impl Machine {
         Ok(())
     }
 
+    /// Which disks cannot serve the request that is next, and why.
+    pub fn stuck(&self) -> Option<String> {
+        let reasons: Vec<String> = self.blocks.iter().filter_map(|block| block.stuck()).collect();
+        (!reasons.is_empty()).then(|| reasons.join("; "))
+    }
+
     /// Stops all vCPUs, then the devices with their requests in flight done.
     pub fn pause(&mut self) -> Result<(), MachineError> {
         let pausing = self.vcpus.iter().map(Vcpu::pause).collect::<Result<Vec<_>, _>>()?;

@@ -20,6 +20,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::bus::Bus;
 use crate::events::{EventSink, MachineEvent};
+use crate::seccomp;
 use kick::Kick;
 use rendezvous::Rendezvous;
 use state::{StateError, VcpuState};
@@ -72,6 +73,7 @@ impl Vcpu {
             .name(format!("vcpu{index}"))
             .spawn(move || {
                 thread_kick.enter_thread();
+                seccomp::confine(seccomp::Thread::Vcpu);
                 let runner = runner.run(&thread_kick);
                 thread_kick.leave_thread();
                 drop(runner);

@@ -309,6 +309,7 @@ impl Vmm {
                         }
                         self.merge_on();
                     }
+                    MachineEvent::Stuck => self.pause_if_stuck(),
                 },
                 Message::Machine { .. } => {}
                 Message::Merged(number) => self.merge_goes_on(number),
@@ -358,7 +359,22 @@ impl Vmm {
 
     fn info(&self) -> VmInfo {
         let pid = self.machine.is_some().then(std::process::id);
-        VmInfo::new(&self.folder, &self.definition, self.state(), pid)
+        // Of a machine that runs, it would have to wait for requests in flight.
+        let reason = self.machine.as_ref().filter(|machine| !machine.is_running()).and_then(Machine::stuck);
+        VmInfo { reason, ..VmInfo::new(&self.folder, &self.definition, self.state(), pid) }
+    }
+
+    /// The guest waits for the user, rather than seeing its disk fail. It may be over already: a
+    /// checkpoint lets devices try again.
+    fn pause_if_stuck(&mut self) {
+        let Some(machine) = &mut self.machine else { return };
+        let Some(why) = machine.stuck() else { return };
+        let name = self.folder.name();
+        let paused = if machine.is_running() { machine.pause() } else { Ok(()) };
+        match paused {
+            Ok(()) => log::error!("{why}: the VM is paused; make room, then `piton resume {name}`"),
+            Err(e) => log::error!("{why}, and the VM cannot be paused: {e}"),
+        }
     }
 
     fn answer(&mut self, request: Request, job: Option<&Job>) -> Answer {

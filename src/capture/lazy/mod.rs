@@ -25,6 +25,7 @@ use crate::events::{EventSink, MachineEvent};
 use crate::layout::PAGE_SIZE;
 use crate::memory::GuestMemory;
 use crate::progress::Progress;
+use crate::seccomp;
 use uffd::{Put, Uffd};
 
 /// What is filled at once, around a page that was touched or ahead. It stays in the processor's
@@ -141,7 +142,10 @@ impl Filling {
             _memory: memory.clone(),
         });
         let served = shared.clone();
-        let server = std::thread::Builder::new().name("fill".into()).spawn(move || served.serve());
+        let server = std::thread::Builder::new().name("fill".into()).spawn(move || {
+            seccomp::confine(seccomp::Thread::Fill);
+            served.serve();
+        });
         let server = Some(server.map_err(CaptureError::Thread)?);
         Ok(Self { lazy: Some(Lazy { shared, server, fetcher: None }) })
     }
@@ -154,7 +158,10 @@ impl Filling {
             return;
         }
         let shared = lazy.shared.clone();
-        match std::thread::Builder::new().name("prefetch".into()).spawn(move || shared.fetch()) {
+        match std::thread::Builder::new().name("prefetch".into()).spawn(move || {
+            seccomp::confine(seccomp::Thread::Fill);
+            shared.fetch();
+        }) {
             Ok(thread) => lazy.fetcher = Some(thread),
             // What is touched comes all the same.
             Err(e) => log::warn!("memory is not fetched ahead: {e}"),

@@ -2,6 +2,10 @@
 //!
 //! The cache is write-back: a driver that accepts FLUSH decides when data must survive a power
 //! cut; for one that does not, every write is flushed before it is answered.
+//!
+//! A change that fails because the host has no room left is not answered: the owner hears of it,
+//! the guest waits, and the request is tried again once room was made. Every change may be done
+//! twice with the same result. Other errors of the host are the guest's I/O errors.
 
 use std::io::{Read, Write};
 use std::sync::Arc;
@@ -15,8 +19,9 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 use super::complaints::Complaints;
 use super::request::{Input, Output, Parsed, Request, SECTOR, next_segment};
-use super::{Chain, Device, Violation};
+use super::{Chain, Device, NotServed, Violation};
 use crate::disk::{Disk, DiskError};
+use crate::events::{EventSink, MachineEvent};
 use crate::memory::GuestMemory;
 
 const QUEUE_SIZE: u16 = 256;
@@ -36,9 +41,13 @@ const FLAG_UNMAP: u32 = 1;
 
 /// How a request ended, as its status byte says it.
 enum Outcome {
-    Done { written: u32 },
+    Done {
+        written: u32,
+    },
     Failed,
     Unsupported,
+    /// There is no room for it on the host; the text says where.
+    NoRoom(String),
 }
 
 pub struct Block {
@@ -46,15 +55,20 @@ pub struct Block {
     disk: Arc<dyn Disk>,
     buffer: Vec<u8>,
     flush_each_write: bool,
+    events: EventSink,
     complaints: Complaints,
 }
 
 impl Block {
-    pub fn new(id: String, disk: Arc<dyn Disk>) -> Self {
-        Self { id, disk, buffer: Vec::new(), flush_each_write: false, complaints: Complaints::default() }
+    pub fn new(id: String, disk: Arc<dyn Disk>, events: EventSink) -> Self {
+        let complaints = Complaints::default();
+        Self { id, disk, buffer: Vec::new(), flush_each_write: false, events, complaints }
     }
 
-    fn log_failure(&self, what: &str, error: &DiskError) -> Outcome {
+    fn failure(&self, what: &str, error: &DiskError) -> Outcome {
+        if let Some(path) = error.file_without_room() {
+            return Outcome::NoRoom(format!("disk {}: no space left for {}", self.id, path.display()));
+        }
         self.complaints.warn(format_args!("disk {}: a guest's {what} failed: {error}", self.id));
         Outcome::Failed
     }
@@ -76,7 +90,7 @@ impl Block {
                 self.buffer.resize(step, 0);
             }
             if let Err(e) = self.disk.read_at(&mut self.buffer[..step], offset) {
-                return Ok(self.log_failure("read", &e));
+                return Ok(self.failure("read", &e));
             }
             data.write_all(&self.buffer[..step]).map_err(|e| Violation(format!("a read's data: {e}")))?;
             offset += step as u64;
@@ -98,7 +112,7 @@ impl Block {
             data.read_exact(&mut self.buffer[..step])
                 .map_err(|e| Violation(format!("a write's data: {e}")))?;
             if let Err(e) = self.disk.write_at(&self.buffer[..step], offset) {
-                return Ok(self.log_failure("write", &e));
+                return Ok(self.failure("write", &e));
             }
             offset += step as u64;
             left -= step;
@@ -114,7 +128,7 @@ impl Block {
     fn flush(&self) -> Outcome {
         match self.disk.flush() {
             Ok(()) => Outcome::Done { written: 0 },
-            Err(e) => self.log_failure("flush", &e),
+            Err(e) => self.failure("flush", &e),
         }
     }
 
@@ -150,7 +164,7 @@ impl Block {
             let done =
                 if zero { self.disk.write_zeroes(offset, len) } else { self.disk.discard(offset, len) };
             if let Err(e) = done {
-                return self.log_failure(if zero { "write-zeroes" } else { "discard" }, &e);
+                return self.failure(if zero { "write-zeroes" } else { "discard" }, &e);
             }
         }
         if count == 0 { Outcome::Failed } else { self.settle() }
@@ -204,7 +218,7 @@ impl Device for Block {
 
     fn reset(&mut self) {}
 
-    fn serve(&mut self, _: usize, memory: &GuestMemory, chain: Chain<'_>) -> Result<u32, Violation> {
+    fn serve(&mut self, _: usize, memory: &GuestMemory, chain: Chain<'_>) -> Result<u32, NotServed> {
         let mut parsed = Parsed::new(memory, chain)?;
         let outcome = match &mut parsed.request {
             Request::Read { offset, data } => self.read(*offset, data)?,
@@ -222,6 +236,10 @@ impl Device for Block {
             Outcome::Done { written } => (VIRTIO_BLK_S_OK, written),
             Outcome::Failed => (VIRTIO_BLK_S_IOERR, parsed.writable),
             Outcome::Unsupported => (VIRTIO_BLK_S_UNSUPP, parsed.writable),
+            Outcome::NoRoom(why) => {
+                (self.events)(MachineEvent::Stuck);
+                return Err(NotServed::Stuck(why));
+            }
         };
         parsed.finish(status as u8)?;
         Ok(written.saturating_add(1))

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 
 use super::console_port::Port;
-use super::{Chain, Device, Violation};
+use super::{Chain, Device, NotServed, Violation};
 use crate::memory::GuestMemory;
 
 /// The name by which guests know where to start their agent.
@@ -150,7 +150,7 @@ impl Device for Console {
         }
     }
 
-    fn serve(&mut self, queue: usize, memory: &GuestMemory, chain: Chain<'_>) -> Result<u32, Violation> {
+    fn serve(&mut self, queue: usize, memory: &GuestMemory, chain: Chain<'_>) -> Result<u32, NotServed> {
         let broken = |e: std::io::Error| Violation(format!("a console request: {e}"));
         let unreadable = Violation::from_error("a console request");
         if queue == TO_GUEST || queue == CONTROL_TO_GUEST {

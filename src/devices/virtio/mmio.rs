@@ -308,8 +308,7 @@ impl<D: Device> Transport<D> {
         let mut active = self.backend.lock();
         self.backend.registers.status.store(0, Ordering::SeqCst);
         self.backend.registers.interrupt_status.store(0, Ordering::SeqCst);
-        active.queues.iter_mut().for_each(QueueT::reset);
-        active.device.reset();
+        active.reset();
         *choices = Choices::default();
     }
 }

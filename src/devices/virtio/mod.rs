@@ -32,6 +32,17 @@ impl Violation {
     }
 }
 
+/// Why a request was not served.
+#[derive(Debug, thiserror::Error)]
+pub enum NotServed {
+    #[error(transparent)]
+    Violation(#[from] Violation),
+    /// The host cannot serve it now. The request stays in the available ring, and the device
+    /// stands still until it is resumed. The text says why.
+    #[error("{0}")]
+    Stuck(String),
+}
+
 /// What makes one kind of device: identity, features, configuration space, and how it answers
 /// one request.
 pub trait Device: Send + 'static {
@@ -53,7 +64,7 @@ pub trait Device: Send + 'static {
         true
     }
     /// Serves one request of queue `queue`; returns the number of bytes written to the guest.
-    fn serve(&mut self, queue: usize, memory: &GuestMemory, chain: Chain<'_>) -> Result<u32, Violation>;
+    fn serve(&mut self, queue: usize, memory: &GuestMemory, chain: Chain<'_>) -> Result<u32, NotServed>;
 }
 
 #[cfg(test)]

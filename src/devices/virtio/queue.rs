@@ -9,8 +9,9 @@ use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::complaints::Complaints;
-use super::{Device, Violation};
+use super::{Device, NotServed, Violation};
 use crate::memory::GuestMemory;
+use crate::seccomp;
 
 /// Device status bits (virtio 1.2, section 2.1).
 pub const STATUS_FEATURES_OK: u32 = 8;
@@ -49,6 +50,8 @@ pub struct Active<D> {
     pub device: D,
     pub queues: Vec<Queue>,
     paused: bool,
+    /// Why the device stands still by itself.
+    stuck: Option<String>,
     ending: bool,
 }
 
@@ -64,7 +67,7 @@ impl<D: Device> Backend<D> {
             memory,
             irq,
             doorbell: EventFd::new(libc::EFD_NONBLOCK)?,
-            active: Mutex::new(Active { device, queues, paused: true, ending: false }),
+            active: Mutex::new(Active { device, queues, paused: true, stuck: None, ending: false }),
             waiting: AtomicUsize::new(0),
             complaints: Complaints::default(),
         })
@@ -91,10 +94,19 @@ impl<D: Device> Backend<D> {
         self.lock().paused = true;
     }
 
-    /// Goes on, with whatever came in while paused.
+    /// Goes on, with whatever came in while paused. A request that the device was stuck at is
+    /// tried again.
     pub fn resume(&self) {
-        self.lock().paused = false;
+        let mut active = self.lock();
+        active.paused = false;
+        active.stuck = None;
+        drop(active);
         self.ring();
+    }
+
+    /// Why the device cannot serve the request that is next.
+    pub fn stuck(&self) -> Option<String> {
+        self.lock().stuck.clone()
     }
 
     pub fn ring(&self) {
@@ -145,14 +157,17 @@ impl<D: Device> Backend<D> {
             if active.ending {
                 return false;
             }
-            if active.paused || !self.running() {
+            if active.paused || active.stuck.is_some() || !self.running() {
                 return true;
             }
             match active.serve_one(&self.memory) {
                 Ok(Served::Nothing) => return true,
                 Ok(Served::Quietly) => {}
                 Ok(Served::Notify) => self.interrupt(INTERRUPT_USED_RING),
-                Err(violation) => self.break_down(active.device.device_type(), &violation),
+                Err(NotServed::Violation(violation)) => {
+                    self.break_down(active.device.device_type(), &violation);
+                }
+                Err(NotServed::Stuck(why)) => active.stuck = Some(why),
             }
         }
         self.ring();
@@ -167,7 +182,14 @@ enum Served {
 }
 
 impl<D: Device> Active<D> {
-    fn serve_one(&mut self, memory: &GuestMemory) -> Result<Served, Violation> {
+    /// Forgets everything that the driver asked for.
+    pub fn reset(&mut self) {
+        self.queues.iter_mut().for_each(QueueT::reset);
+        self.device.reset();
+        self.stuck = None;
+    }
+
+    fn serve_one(&mut self, memory: &GuestMemory) -> Result<Served, NotServed> {
         for index in 0..self.queues.len() {
             let queue = &mut self.queues[index];
             if !queue.ready() || !self.device.wants(index) {
@@ -194,8 +216,13 @@ impl<D: Device> Active<D> {
                 None => continue,
             };
             let head = chain.head_index();
-            let written = self.device.serve(index, memory, chain)?;
+            let served = self.device.serve(index, memory, chain);
             let queue = &mut self.queues[index];
+            if let Err(NotServed::Stuck(_)) = &served {
+                // Still the driver's next request, also for whoever saves the queue.
+                queue.set_next_avail(queue.next_avail().wrapping_sub(1));
+            }
+            let written = served?;
             queue
                 .add_used(memory, head, written)
                 .map_err(Violation::from_error("the used ring is broken"))?;
@@ -220,6 +247,7 @@ impl Worker {
         // polled first.
         let served = backend.clone();
         let thread = std::thread::Builder::new().name(name).spawn(move || {
+            seccomp::confine(seccomp::Thread::Disk);
             while wait_readable(&served.doorbell) {
                 // Emptied before serving, so that a ring during it is not lost.
                 let _ = served.doorbell.read();

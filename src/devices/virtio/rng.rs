@@ -5,7 +5,7 @@ use std::io::Write;
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
-use super::{Chain, Device, Violation};
+use super::{Chain, Device, NotServed, Violation};
 use crate::memory::GuestMemory;
 
 /// Most bytes that one request gets; a driver that wants more asks again.
@@ -34,7 +34,7 @@ impl Device for Rng {
 
     fn reset(&mut self) {}
 
-    fn serve(&mut self, _: usize, memory: &GuestMemory, chain: Chain<'_>) -> Result<u32, Violation> {
+    fn serve(&mut self, _: usize, memory: &GuestMemory, chain: Chain<'_>) -> Result<u32, NotServed> {
         let mut writer = chain.writer(memory).map_err(Violation::from_error("a random number request"))?;
         let mut bytes = [0; MOST];
         let wanted = &mut bytes[..writer.available_bytes().min(MOST)];

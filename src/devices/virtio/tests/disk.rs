@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::disk::{Backing, Disk, DiskError, Result};
+use crate::events::MachineEvent;
+use crate::storage::StorageError;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
@@ -19,6 +21,9 @@ pub struct MemDisk {
     bytes: Mutex<Vec<u8>>,
     ops: Mutex<Vec<Op>>,
     pub failing: AtomicBool,
+    /// Changes find no room on the host.
+    pub full: AtomicBool,
+    told: Mutex<Vec<MachineEvent>>,
     read_only: bool,
 }
 
@@ -34,6 +39,8 @@ impl MemDisk {
             bytes: Mutex::new(bytes),
             ops: Mutex::default(),
             failing: AtomicBool::new(false),
+            full: AtomicBool::new(false),
+            told: Mutex::default(),
             read_only,
         })
     }
@@ -47,12 +54,26 @@ impl MemDisk {
         std::mem::take(&mut self.ops.lock().unwrap())
     }
 
+    /// What the device told its owner.
+    pub fn told(&self, event: MachineEvent) {
+        self.told.lock().unwrap().push(event);
+    }
+
+    pub fn take_told(&self) -> Vec<MachineEvent> {
+        std::mem::take(&mut self.told.lock().unwrap())
+    }
+
     fn note(&self, op: Op) -> Result<()> {
         if let Op::Read(at, len) | Op::Write(at, len) | Op::Zero(at, len) | Op::Discard(at, len) = op {
             assert!(at.checked_add(len).is_some_and(|end| end <= self.len()), "{op:?} is beyond the end");
         }
         if self.read_only {
             assert!(matches!(op, Op::Read(..) | Op::Flush), "{op:?} of a read-only disk");
+        }
+        if !matches!(op, Op::Read(..)) && self.full.load(Ordering::SeqCst) {
+            let source = std::io::Error::from_raw_os_error(libc::ENOSPC);
+            let path = "/images/root.raw".into();
+            return Err(StorageError::Range { op: "write", path, offset: 0, len: 512, source }.into());
         }
         self.ops.lock().unwrap().push(op);
         if self.failing.load(Ordering::SeqCst) { Err(DiskError::Broken) } else { Ok(()) }

@@ -292,7 +292,9 @@ pub struct Reply {
 
 impl Driver<Block> {
     pub fn block(disk: &Arc<MemDisk>) -> Self {
-        Self::new(Block::new("disk-id".into(), disk.clone()), memory())
+        let told = disk.clone();
+        let events = Arc::new(move |event| told.told(event));
+        Self::new(Block::new("disk-id".into(), disk.clone(), events), memory())
     }
 
     /// A device that serves, with all features but those of `without`.

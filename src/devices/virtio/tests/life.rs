@@ -11,7 +11,8 @@ use super::driver::*;
 use crate::devices::virtio::block::Block;
 use crate::devices::virtio::mmio::SaveTransport;
 use crate::devices::virtio::rng::Rng;
-use crate::devices::virtio::{Chain, Device, Violation, Worker};
+use crate::devices::virtio::{Chain, Device, NotServed, Worker};
+use crate::events::MachineEvent;
 use crate::memory::GuestMemory;
 
 fn disk() -> Arc<MemDisk> {
@@ -153,7 +154,7 @@ fn another_device_goes_on_where_the_first_stood() {
         let saved = driver.transport.save();
         let text = serde_json::to_string(&saved).unwrap();
 
-        let mut driver = driver.moved_to(Block::new("disk-id".into(), disk.clone()));
+        let mut driver = driver.moved_to(Block::new("disk-id".into(), disk.clone(), Arc::new(|_| {})));
         driver.backend.pause();
         driver.transport.restore(&serde_json::from_str(&text).unwrap()).unwrap();
         assert_eq!(driver.transport.save(), saved);
@@ -174,6 +175,66 @@ fn another_device_goes_on_where_the_first_stood() {
 }
 
 #[test]
+fn what_finds_no_room_waits_for_it_also_across_a_restore() {
+    let disk = disk();
+    let write = |sector, byte| block_request(OUT, sector, &[Piece::Readable(vec![byte; 512])]);
+    let mut driver = Driver::ready(&disk, 0);
+    driver.take_interrupts();
+    let before = driver.transport.save();
+    disk.full.store(true, Ordering::SeqCst);
+    let requests = [
+        driver.post(&write(3, 3), false),
+        driver.post(&block_request(FLUSH, 0, &[]), true),
+        driver.post(&write(5, 5), true),
+    ];
+    driver.kick();
+    driver.serve();
+    assert_eq!(disk.take_told(), [MachineEvent::Stuck]);
+    assert_eq!(driver.backend.stuck().unwrap(), "disk disk-id: no space left for /images/root.raw");
+    // A notification does not wake it, and nothing was answered.
+    driver.kick();
+    driver.serve();
+    assert_eq!((driver.take_used(), driver.take_interrupts()), (vec![], 0));
+    assert_eq!(disk.take_told(), []);
+    // Resumed too early it says so again.
+    driver.backend.resume();
+    driver.serve();
+    assert_eq!(disk.take_told(), [MachineEvent::Stuck]);
+    driver.backend.pause();
+    let saved = driver.transport.save();
+    assert_eq!(saved, before, "the device took nothing out of the ring");
+
+    disk.full.store(false, Ordering::SeqCst);
+    let mut driver = driver.moved_to(Block::new("disk-id".into(), disk.clone(), Arc::new(|_| {})));
+    driver.backend.pause();
+    driver.transport.restore(&saved).unwrap();
+    assert_eq!(driver.backend.stuck(), None);
+    disk.take_ops();
+    driver.backend.resume();
+    assert!(driver.serve());
+    assert_eq!(driver.take_used(), requests.each_ref().map(|request| (request.head, 1)));
+    assert_eq!(disk.take_ops(), [Op::Write(3 * 512, 512), Op::Flush, Op::Write(5 * 512, 512)]);
+}
+
+#[test]
+fn a_reset_ends_the_wait_for_room() {
+    let disk = disk();
+    let mut driver = Driver::ready(&disk, 0);
+    disk.full.store(true, Ordering::SeqCst);
+    driver.post(
+        &block_request(WRITE_ZEROES, 0, &[Piece::Readable([[0; 8], [8, 0, 0, 0, 0, 0, 0, 0]].concat())]),
+        false,
+    );
+    driver.kick();
+    driver.serve();
+    assert!(driver.backend.stuck().is_some());
+    disk.full.store(false, Ordering::SeqCst);
+    driver.start(VERSION_1);
+    assert_eq!(driver.backend.stuck(), None);
+    driver.assert_alive(&disk);
+}
+
+#[test]
 fn a_fresh_device_and_a_broken_one_are_restored_as_they_are() {
     let fresh = Driver::block(&disk());
     let mut broken = Driver::ready(&disk(), 0);
@@ -183,7 +244,7 @@ fn a_fresh_device_and_a_broken_one_are_restored_as_they_are() {
     broken.acknowledge();
     for driver in [fresh, broken] {
         let saved = driver.transport.save();
-        let mut driver = driver.moved_to(Block::new("disk-id".into(), disk()));
+        let mut driver = driver.moved_to(Block::new("disk-id".into(), disk(), Arc::new(|_| {})));
         driver.transport.restore(&saved).unwrap();
         assert_eq!((driver.transport.save(), driver.take_interrupts()), (saved, 0));
         driver.assert_alive(&disk());
@@ -257,7 +318,7 @@ impl Device for Slow {
     }
     fn activate(&mut self, _: u64) {}
     fn reset(&mut self) {}
-    fn serve(&mut self, _: usize, _: &GuestMemory, _: Chain<'_>) -> Result<u32, Violation> {
+    fn serve(&mut self, _: usize, _: &GuestMemory, _: Chain<'_>) -> Result<u32, NotServed> {
         let _ = self.1.send(());
         std::thread::sleep(self.0);
         Ok(0)
@@ -339,7 +400,7 @@ fn a_busy_device_lets_others_on_its_thread_go() {
         }
         fn activate(&mut self, _: u64) {}
         fn reset(&mut self) {}
-        fn serve(&mut self, _: usize, memory: &GuestMemory, _: Chain<'_>) -> Result<u32, Violation> {
+        fn serve(&mut self, _: usize, memory: &GuestMemory, _: Chain<'_>) -> Result<u32, NotServed> {
             let index: u16 = memory.read_obj(GuestAddress(AVAIL + 2)).unwrap();
             memory.write_obj(index.wrapping_add(1), GuestAddress(AVAIL + 2)).unwrap();
             Ok(0)

@@ -1,0 +1,257 @@
+//! What each kind of thread may ask of the kernel, and why. All else is forbidden.
+
+use super::Thread;
+
+/// An argument that a call may have. Of more than one for the same call, any will do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    Always,
+    /// The bits of `mask` of argument number `index` are those of `value`.
+    Bits {
+        index: u8,
+        mask: u64,
+        value: u64,
+    },
+}
+
+/// A system call, when it is allowed, and what needs it.
+pub type Rule = (libc::c_long, When, &'static str);
+
+/// Type and number of an ioctl request. What else is in it follows from these.
+const fn request(number: u64) -> When {
+    When::Bits { index: 1, mask: 0xffff, value: number }
+}
+
+/// All ioctl requests of one driver.
+const fn requests_of(kind: u8) -> When {
+    When::Bits { index: 1, mask: 0xff00, value: (kind as u64) << 8 }
+}
+
+const fn argument(index: u8, value: u64) -> When {
+    When::Bits { index, mask: 0xffff_ffff, value }
+}
+
+use When::Always;
+
+/// The run time of Rust and of glibc, in every thread.
+const RUNTIME: &[Rule] = &[
+    (libc::SYS_futex, Always, "locks and channels"),
+    (libc::SYS_sched_yield, Always, "a lock is let to others first"),
+    (libc::SYS_restart_syscall, Always, "a wait goes on after the process was stopped"),
+    (libc::SYS_clock_gettime, Always, "time, where the vDSO cannot tell it"),
+    (libc::SYS_clock_nanosleep, Always, "sleeping"),
+    (libc::SYS_nanosleep, Always, "sleeping"),
+    (libc::SYS_brk, Always, "memory"),
+    (libc::SYS_mmap, Always, "memory"),
+    (libc::SYS_munmap, Always, "memory, and a thread's stack at its end"),
+    (libc::SYS_mremap, Always, "memory"),
+    (libc::SYS_mprotect, Always, "memory of a new arena"),
+    (libc::SYS_madvise, Always, "memory, and a thread's stack at its end"),
+    (libc::SYS_getrandom, Always, "seeds of hash maps and of malloc"),
+    (libc::SYS_write, Always, "event file descriptors, the log, the console"),
+    (libc::SYS_read, Always, "event file descriptors"),
+    (libc::SYS_close, Always, "the last owner of a file may be any thread"),
+    (libc::SYS_fcntl, argument(1, libc::F_GETFD as u64), "debug builds look at a file before they close it"),
+    (libc::SYS_ioctl, request(0x5401), "the log looks whether it goes to a terminal (TCGETS)"),
+    (libc::SYS_sigaltstack, Always, "a thread's signal stack, at its begin and end"),
+    (libc::SYS_rt_sigprocmask, Always, "a thread's begin and end"),
+    (libc::SYS_rt_sigreturn, Always, "the end of a signal's handler"),
+    (libc::SYS_sched_getaffinity, Always, "the bounds of a thread's stack"),
+    (libc::SYS_set_robust_list, Always, "a thread's begin"),
+    (libc::SYS_rseq, Always, "a thread's begin"),
+    (libc::SYS_getpid, Always, "signals to threads"),
+    (libc::SYS_gettid, Always, "signals to threads, panics"),
+    (libc::SYS_tgkill, Always, "kicks of vCPUs; abort after a panic"),
+    (libc::SYS_rt_sigaction, Always, "abort after a panic"),
+    (libc::SYS_exit, Always, "a thread's end"),
+    (libc::SYS_exit_group, Always, "the end of the process after a panic or a forbidden call"),
+];
+
+/// Calls that fail with EACCES instead of ending the process, in threads that no table allows them.
+/// glibc looks up `/proc/sys/vm/overcommit_memory` when it gives memory back, in any thread, and
+/// takes a failure for an answer. So does a panic that looks for names of functions.
+pub const FAIL: &[libc::c_long] = &[libc::SYS_openat];
+
+/// A vCPU: it runs the guest, and the one that stops last reads the machine's state.
+const VCPU: &[Rule] = &[
+    (libc::SYS_ioctl, request(0xae80), "KVM_RUN"),
+    (libc::SYS_ioctl, request(0xae81), "KVM_GET_REGS"),
+    (libc::SYS_ioctl, request(0xae83), "KVM_GET_SREGS"),
+    (libc::SYS_ioctl, request(0xae88), "KVM_GET_MSRS"),
+    (libc::SYS_ioctl, request(0xae8e), "KVM_GET_LAPIC"),
+    (libc::SYS_ioctl, request(0xae91), "KVM_GET_CPUID2"),
+    (libc::SYS_ioctl, request(0xae98), "KVM_GET_MP_STATE"),
+    (libc::SYS_ioctl, request(0xae9f), "KVM_GET_VCPU_EVENTS, KVM_GET_PIT2"),
+    (libc::SYS_ioctl, request(0xaea1), "KVM_GET_DEBUGREGS"),
+    (libc::SYS_ioctl, request(0xaea4), "KVM_GET_XSAVE"),
+    (libc::SYS_ioctl, request(0xaea6), "KVM_GET_XCRS"),
+    (libc::SYS_ioctl, request(0xae62), "KVM_GET_IRQCHIP"),
+    (libc::SYS_ioctl, request(0xae7c), "KVM_GET_CLOCK"),
+    (libc::SYS_ioctl, request(0xae42), "KVM_GET_DIRTY_LOG"),
+    (libc::SYS_ioctl, request(0xaec0), "KVM_CLEAR_DIRTY_LOG"),
+    (libc::SYS_fcntl, argument(1, F_OFD_SETLK), "the lock of an image that is frozen"),
+    (libc::SYS_ioctl, request(0xae46), "KVM_SET_USER_MEMORY_REGION, to begin a dirty log"),
+    // A checkpoint with `--mode stop` is written by the vCPU that stops last.
+    (libc::SYS_openat, READ_ONLY, "which pages were touched (/proc/self/pagemap)"),
+    (libc::SYS_pread64, Always, "which pages were touched; a memory image"),
+    (libc::SYS_pwrite64, Always, "a memory image"),
+];
+
+/// Of openat: not for writing, and not a new file.
+const READ_ONLY: When =
+    When::Bits { index: 2, mask: (libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC) as u64, value: 0 };
+
+/// Fills memory of a restored guest from its image.
+const FILL: &[Rule] = &[
+    (libc::SYS_setpriority, Always, "it is not to be in the guest's way"),
+    (libc::SYS_poll, Always, "waits for pages that are touched"),
+    (libc::SYS_ioctl, requests_of(0xaa), "userfaultfd"),
+    (libc::SYS_pread64, Always, "the image"),
+    (libc::SYS_preadv, Always, "the image"),
+    (libc::SYS_lseek, Always, "the image"),
+    (libc::SYS_fstat, Always, "the image"),
+    (libc::SYS_statx, Always, "the image"),
+];
+
+const F_OFD_SETLK: u64 = libc::F_OFD_SETLK as u64;
+
+/// A disk's thread: files that are open already.
+const DISK: &[Rule] = &[
+    (libc::SYS_poll, Always, "waits for its doorbell"),
+    (libc::SYS_pread64, Always, "reads"),
+    (libc::SYS_preadv, Always, "reads of qcow2 images"),
+    (libc::SYS_pwrite64, Always, "writes"),
+    (libc::SYS_fallocate, Always, "discards"),
+    (libc::SYS_fdatasync, Always, "flushes"),
+    (libc::SYS_lseek, Always, "holes of an image"),
+    (libc::SYS_fstat, Always, "the length of an image"),
+    (libc::SYS_statx, Always, "the length of an image"),
+    (libc::SYS_fcntl, argument(1, F_OFD_SETLK), "the lock of a layer that was frozen"),
+];
+
+const DEVICES: &[Rule] = &[(libc::SYS_epoll_wait, Always, "waits for events")];
+
+const CONSOLE: &[Rule] = &[
+    (libc::SYS_openat, Always, "a fresh log when it is rotated"),
+    (libc::SYS_rename, Always, "the former log when it is rotated"),
+    (libc::SYS_unlink, Always, "the log before that"),
+    (libc::SYS_ftruncate, Always, "the log when it is rotated"),
+    (libc::SYS_fcntl, Always, "files of the standard library"),
+    (libc::SYS_lseek, Always, "the length of the log"),
+    (libc::SYS_fstat, Always, "the length of the log"),
+    (libc::SYS_statx, Always, "the length of the log"),
+];
+
+/// The control socket; its helpers, one for each attached console, are started here.
+const CONTROL: &[Rule] = &[
+    (libc::SYS_epoll_wait, Always, "waits for clients"),
+    (libc::SYS_epoll_ctl, Always, "watches clients"),
+    (libc::SYS_accept4, Always, "clients"),
+    (libc::SYS_getsockopt, Always, "who a client is"),
+    (libc::SYS_getsockname, Always, "the address of the socket"),
+    (libc::SYS_geteuid, Always, "who the clients must be"),
+    (libc::SYS_recvfrom, Always, "requests"),
+    (libc::SYS_sendto, Always, "answers"),
+    (libc::SYS_writev, Always, "answers"),
+    (libc::SYS_shutdown, Always, "the end of a connection"),
+    (libc::SYS_fcntl, Always, "sockets that do not block"),
+    (libc::SYS_ioctl, request(0x5421), "sockets that do not block (FIONBIO)"),
+    (libc::SYS_clone3, Always, "threads for consoles"),
+    (libc::SYS_clone, argument_has(0, libc::CLONE_THREAD as u64), "threads, where clone3 is missing"),
+    (libc::SYS_prctl, argument(0, libc::PR_SET_NAME as u64), "names of threads"),
+];
+
+const fn argument_has(index: u8, bits: u64) -> When {
+    When::Bits { index, mask: bits, value: bits }
+}
+
+const SIGNALS: &[Rule] = &[
+    (libc::SYS_recvfrom, Always, "the signals that came in"),
+    (libc::SYS_sendto, Always, "a signal's handler wakes the thread"),
+    (libc::SYS_poll, Always, "waits for signals"),
+];
+
+/// The terminal's two threads.
+const TERMINAL: &[Rule] = &[
+    (libc::SYS_poll, Always, "waits for keys"),
+    (libc::SYS_writev, Always, "output"),
+    (libc::SYS_ioctl, requests_of(b'T'), "modes of the terminal"),
+];
+
+/// The owner of the machine. It makes, applies, merges and deletes checkpoints, and starts the
+/// threads of the next machine, which are bound by this too: it allows all that any of them needs.
+const MAIN: &[Rule] = &[
+    (libc::SYS_ioctl, requests_of(0xae), "KVM"),
+    (libc::SYS_ioctl, requests_of(0xaa), "userfaultfd"),
+    (libc::SYS_ioctl, requests_of(0x12), "the capacity of a block device"),
+    (libc::SYS_ioctl, requests_of(b'f'), "clones of files"),
+    (libc::SYS_ioctl, requests_of(0x94), "clones of files"),
+    (libc::SYS_userfaultfd, Always, "memory that is filled when it is touched"),
+    (libc::SYS_seccomp, Always, "the filters of new threads"),
+    (libc::SYS_prctl, argument(0, libc::PR_SET_NO_NEW_PRIVS as u64), "the filters of new threads"),
+    (libc::SYS_eventfd2, Always, "doorbells and interrupts"),
+    (libc::SYS_epoll_create1, Always, "the device loop"),
+    (libc::SYS_pipe2, Always, "wakes threads"),
+    (libc::SYS_openat, Always, "files"),
+    (libc::SYS_access, Always, "files"),
+    (libc::SYS_faccessat, Always, "files"),
+    (libc::SYS_newfstatat, Always, "files"),
+    (libc::SYS_fstatfs, Always, "room on the file system"),
+    (libc::SYS_statfs, Always, "room on the file system"),
+    (libc::SYS_getdents64, Always, "folders"),
+    (libc::SYS_mkdir, Always, "folders"),
+    (libc::SYS_mkdirat, Always, "folders"),
+    (libc::SYS_rmdir, Always, "folders"),
+    (libc::SYS_unlink, Always, "files that are not needed any more"),
+    (libc::SYS_unlinkat, Always, "files that are not needed any more"),
+    (libc::SYS_rename, Always, "files that take another's place"),
+    (libc::SYS_renameat2, Always, "files that take another's place"),
+    (libc::SYS_link, Always, "files"),
+    (libc::SYS_linkat, Always, "files"),
+    (libc::SYS_symlink, Always, "files"),
+    (libc::SYS_readlink, Always, "files"),
+    (libc::SYS_readlinkat, Always, "files"),
+    (libc::SYS_chmod, Always, "modes of files"),
+    (libc::SYS_fchmod, Always, "modes of files"),
+    (libc::SYS_umask, Always, "modes of files"),
+    (libc::SYS_getcwd, Always, "files"),
+    (libc::SYS_fcntl, Always, "locks, and files of the standard library"),
+    (libc::SYS_fsync, Always, "folders"),
+    (libc::SYS_sync_file_range, Always, "large files"),
+    (libc::SYS_fadvise64, Always, "large files"),
+    (libc::SYS_copy_file_range, Always, "copies"),
+    (libc::SYS_sendfile, Always, "copies"),
+    (libc::SYS_pwritev, Always, "writes"),
+    (libc::SYS_pwritev2, Always, "writes"),
+    (libc::SYS_preadv2, Always, "reads"),
+    (libc::SYS_dup, Always, "files"),
+    (libc::SYS_dup2, Always, "files"),
+    (libc::SYS_dup3, Always, "files"),
+    (libc::SYS_mincore, Always, "memory"),
+    (libc::SYS_mlock, Always, "memory"),
+    (libc::SYS_memfd_create, Always, "memory"),
+    (libc::SYS_prlimit64, Always, "the size of stacks"),
+    (libc::SYS_sysinfo, Always, "how much memory there is"),
+    (libc::SYS_uname, Always, "the host"),
+    (libc::SYS_geteuid, Always, "the owner of the folder"),
+    (libc::SYS_getuid, Always, "the owner of the folder"),
+    (libc::SYS_sched_setaffinity, Always, "threads"),
+    (libc::SYS_clock_getres, Always, "time"),
+];
+
+impl Thread {
+    /// The tables whose rules hold for it.
+    pub fn tables(self) -> &'static [&'static [Rule]] {
+        match self {
+            Self::Vcpu => &[RUNTIME, VCPU],
+            Self::Disk => &[RUNTIME, DISK],
+            Self::Devices => &[RUNTIME, DEVICES],
+            Self::Console => &[RUNTIME, CONSOLE],
+            Self::Fill => &[RUNTIME, FILL],
+            Self::Control => &[RUNTIME, CONTROL],
+            Self::Signals => &[RUNTIME, SIGNALS],
+            Self::Terminal => &[RUNTIME, TERMINAL],
+            Self::Main => &[RUNTIME, VCPU, DISK, DEVICES, CONSOLE, CONTROL, FILL, SIGNALS, TERMINAL, MAIN],
+        }
+    }
+}
