@@ -164,21 +164,21 @@ impl LayerGraph {
         }
         let base = (self.base == BaseRole::Mergeable).then_some(Parent::Base);
         let lowers = base.into_iter().chain(self.parents.keys().map(|layer| Parent::Delta(*layer)));
-        for lower in lowers.filter(|lower| !self.is_used(*lower)) {
+        let pairs = lowers.filter(|lower| !self.is_used(*lower)).filter_map(|lower| {
             // Two that form a ring, or lie on nothing, are for nobody to merge.
-            if let [upper] = self.on(lower)[..]
-                && self.is_grounded(upper)
-                && !self.is_shared(lower, upper)
-            {
-                return Some(Step::Merge {
-                    lower,
-                    upper,
-                    children: self.on(Parent::Delta(upper)),
-                    upper_is_top: self.users.get(&User::Now) == Some(&Parent::Delta(upper)),
-                });
-            }
-        }
-        None
+            let [upper] = self.on(lower)[..] else { return None };
+            (self.is_grounded(upper) && !self.is_shared(lower, upper)).then_some((lower, upper))
+        });
+        let is_top = |upper: LayerId| self.users.get(&User::Now) == Some(&Parent::Delta(upper));
+        // What the guest writes to comes last: it is merged in rounds, each of which freezes a layer
+        // that has to go first.
+        let (lower, upper) = pairs.min_by_key(|(_, upper)| is_top(*upper))?;
+        Some(Step::Merge {
+            lower,
+            upper,
+            children: self.on(Parent::Delta(upper)),
+            upper_is_top: is_top(upper),
+        })
     }
 
     /// Whether a merge of these, whichever way it went, would touch what others have.

@@ -301,3 +301,12 @@ fn what_others_have_is_merged_with_nothing() {
     assert_eq!(lower(graph(BaseRole::Mergeable).share([a, b])), None);
     assert_eq!(lower(graph(BaseRole::Mergeable).share([c])), Some(Parent::Base));
 }
+
+#[test]
+fn the_layer_that_is_written_is_merged_last() {
+    // Whichever has the lower id.
+    for (lower, middle) in [(1, 9), (9, 1)] {
+        let graph = graph(Fixed, &[(lower, 0), (middle, lower), (5, middle)], &[], 5);
+        assert_eq!(graph.next_step(), Some(merge(lower, middle, &[5], false)));
+    }
+}

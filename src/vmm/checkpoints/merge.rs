@@ -241,7 +241,7 @@ impl Settler<'_> {
         copy(&mut merge, progress, &|| Ok(progress.check()?)).map_err(|e| pair.failed(e))?;
         merge.finish(storage, &pair.children).map_err(|e| pair.failed(e))?;
         drop(merge);
-        self.record(&pair.disk, &merging, pair.graph)
+        self.record(&pair.disk, &merging, pair.graph, None)
     }
 
     pub fn save(&mut self, next: Definition) -> Result<()> {
@@ -322,16 +322,7 @@ impl Settler<'_> {
     pub fn done(&mut self, pair: Pair, merging: &Merging, sums: Option<u32>) -> Result<()> {
         let direction = if merging.commit { Direction::Commit } else { Direction::Pull };
         let left = pair.left(direction).map(|spec| spec.id);
-        self.record(&pair.disk, merging, pair.graph)?;
-        let (Some(left), Some(crc)) = (left, sums) else { return Ok(()) };
-        for manifest in self.catalog.manifests()? {
-            if let Some(DiskPoint::Layer { id, sums: None }) = manifest.disks.get(&pair.disk.id)
-                && *id == left
-            {
-                self.set_point(manifest.id, &pair.disk, DiskPoint::Layer { id: left, sums: Some(crc) })?;
-            }
-        }
-        Ok(())
+        self.record(&pair.disk, merging, pair.graph, left.zip(sums))
     }
 
     fn resume(&mut self, merging: &Merging) -> Result<()> {
@@ -360,12 +351,19 @@ impl Settler<'_> {
                     .map_err(failed)?;
             }
         }
-        self.record(&disk, merging, graph)?;
+        self.record(&disk, merging, graph, None)?;
         self.seal(&disk, &Progress::default())
     }
 
     /// Writes down who is where after a merge; only then is the file that is left over nobody's.
-    fn record(&mut self, disk: &DiskConfig, merging: &Merging, mut graph: LayerGraph) -> Result<()> {
+    /// `sealed` is the layer that is left with its checksums, if they were taken.
+    fn record(
+        &mut self,
+        disk: &DiskConfig,
+        merging: &Merging,
+        mut graph: LayerGraph,
+        sealed: Option<(Id, u32)>,
+    ) -> Result<()> {
         let step = Step::Merge {
             lower: merging.lower.map_or(Parent::Base, Parent::Delta),
             upper: merging.upper,
@@ -375,6 +373,16 @@ impl Settler<'_> {
         let direction = if merging.commit { Direction::Commit } else { Direction::Pull };
         let done = graph.apply(&step, direction);
         let folder = self.catalog.folder;
+        let sums = |layer: Id| sealed.filter(|(left, _)| *left == layer).map(|(_, crc)| crc);
+        let point = |layer: Id| DiskPoint::Layer { id: layer, sums: sums(layer) };
+        // Who was on it already is on other contents now, with checksums that were forgotten.
+        if let Some((left, _)) = sealed {
+            for manifest in self.catalog.manifests()? {
+                if manifest.disks.get(&disk.id) == Some(&DiskPoint::Layer { id: left, sums: None }) {
+                    self.set_point(manifest.id, disk, point(left))?;
+                }
+            }
+        }
         let mut next = self.definition.clone();
         next.now.merging = None;
         for (user, top) in &done.moved {
@@ -384,7 +392,7 @@ impl Settler<'_> {
                     self.set_point(*id, disk, DiskPoint::Base(stamp))?;
                 }
                 (User::Checkpoint(id), Parent::Delta(layer)) => {
-                    self.set_point(*id, disk, DiskPoint::Layer { id: *layer, sums: None })?;
+                    self.set_point(*id, disk, point(*layer))?;
                 }
                 (User::Now, Parent::Base) => {
                     next.now.tops.remove(&disk.id);

@@ -79,7 +79,10 @@ pub fn recover(
     if definition.now.merging.is_none() {
         findings.extend(orphans(&catalog, definition, repair)?);
     }
-    findings.extend(strays(folder, repair)?);
+    // What is missing may come back, and then its checksums are needed.
+    if findings.iter().all(|finding| finding.mended) {
+        findings.extend(strays(folder, repair)?);
+    }
     Ok(findings)
 }
 
