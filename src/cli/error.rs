@@ -8,10 +8,12 @@ use crate::control::client::ClientError;
 use crate::folder::FolderError;
 use crate::machine::MachineError;
 use crate::memory::MemoryError;
+use crate::nbd::NbdError;
 use crate::vm::VmError;
 use crate::vmm::VmmError;
 use crate::vmm::checkpoints::CheckpointError;
 use crate::vmm::disks::DisksError;
+use crate::vmm::transfer::TransferError;
 
 const FAILED: u8 = 1;
 const REFUSED: u8 = 3;
@@ -73,6 +75,12 @@ fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
     }
     if let Some(error) = error.downcast_ref::<CheckpointError>() {
         return error.is_refusal();
+    }
+    if let Some(error) = error.downcast_ref::<TransferError>() {
+        return error.is_refusal();
+    }
+    if let Some(error) = error.downcast_ref::<NbdError>() {
+        return !matches!(error, NbdError::Setup { .. });
     }
     match error.downcast_ref::<VmmError>() {
         // What a VM is made of is looked at before anything is done with it.
