@@ -77,8 +77,7 @@ fn damage_is_named_and_nothing_is_changed() {
         fs::remove_file(&path).unwrap();
         let checked = other.piton(&format!("{import} --check --json"));
         assert_eq!(checked.code, Some(1), "{checked}");
-        let told: Value =
-            serde_json::Deserializer::from_str(&checked.stdout).into_iter().next().unwrap().unwrap();
+        let told: Value = serde_json::from_str(&checked.stdout).unwrap();
         assert_eq!(told["problems"].as_array().unwrap().len(), 1, "{checked}");
         assert!(told["problems"][0]["text"].as_str().unwrap().contains(shown), "{checked}");
         other.is_empty();
@@ -136,11 +135,10 @@ fn all_that_is_missing_is_told_at_once_and_can_be_remapped() {
         let recorded = export.state.clone().unwrap();
         let info = StateInfo { bytes: recorded.bytes, crc: recorded.crc };
         let mut json: Value = serde_json::from_slice(&read_state(&storage, &state, &info).unwrap()).unwrap();
-        for entry in json["vcpus"][0]["cpuid"].as_array_mut().unwrap() {
-            if entry["function"] == 7 && entry["index"] == 0 {
-                entry["ebx"] = json!(u32::MAX);
-            }
-        }
+        // Bytes of kvm_cpuid_entry2: leaf, subleaf, flags, EAX, EBX.
+        let leaf_7 = |entry: &&mut Value| (0..8).all(|at| entry[at] == if at == 0 { 7 } else { 0 });
+        let entry = json["vcpus"][0]["cpuid"].as_array_mut().unwrap().iter_mut().find(leaf_7).unwrap();
+        (16..20).for_each(|at| entry[at] = json!(255));
         fs::remove_file(&state).unwrap();
         let info = write_state(&storage, &state, &serde_json::to_vec(&json).unwrap()).unwrap();
         export.state =
@@ -293,6 +291,15 @@ fn an_export_is_called_off_and_leaves_nothing() {
     // What was killed is in nobody's way.
     lab.cp(&format!("export demo@one {out} --format qcow2")).ok();
     assert!(!partial.exists());
+    // An import, too.
+    lab.cp(&format!("export demo@one {out}-raw")).ok();
+    let other = Home::new();
+    let import = other.command(["import", &format!("{out}-raw")]).stderr(std::process::Stdio::null()).spawn();
+    let mut import = import.unwrap();
+    until("the import to begin", || other.vm("demo").join("disks/big.raw").exists().then_some(()));
+    send_signal(import.id() as i32, libc::SIGINT);
+    assert_eq!(import.wait().unwrap().code(), Some(1));
+    other.is_empty();
     lab.cp("delete demo@one --yes").ok();
     assert_eq!(files(&lab.home.vm("demo").join("readers")), [""; 0].map(PathBuf::from));
     vm.power_off();

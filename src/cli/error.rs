@@ -15,15 +15,15 @@ use crate::vmm::checkpoints::CheckpointError;
 use crate::vmm::disks::DisksError;
 use crate::vmm::transfer::TransferError;
 
-const FAILED: u8 = 1;
-const REFUSED: u8 = 3;
+pub const FAILED: u8 = 1;
+pub const REFUSED: u8 = 3;
 
 /// Marks an error of the command line's own as "nothing was tried".
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Refused(pub String);
 
-/// Another process of this command failed, and has said why.
+/// What went wrong has been said: by another process of this command, or in its output.
 #[derive(Debug, thiserror::Error)]
 #[error("the background process failed")]
 pub struct Told {

@@ -10,7 +10,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::args::{CheckpointRef, DiffArgs, ExportArgs, ExportCheckpointArgs, ImportArgs, ServeArgs};
 use super::checkpoint::Offline;
-use super::error::refused;
+use super::error::{FAILED, REFUSED, Told, refused};
 use super::manage::existing;
 use super::{output, work};
 use crate::control::{CheckpointInfo, CreateBody, DeleteBody, DeletedInfo};
@@ -176,9 +176,13 @@ pub fn import(args: &ImportArgs, json: bool) -> anyhow::Result<()> {
     if problems.is_empty() {
         return Ok(());
     }
+    let damage = problems.iter().any(|problem| problem.damage);
+    if json && args.check {
+        return Err(Told { code: if damage { FAILED } else { REFUSED } }.into());
+    }
     let sentences: Vec<&str> = problems.iter().map(|problem| problem.text.as_str()).collect();
     let text = format!("it cannot be imported: {}", sentences.join("; "));
-    Err(if problems.iter().any(|problem| problem.damage) { anyhow!(text) } else { refused(text) })
+    Err(if damage { anyhow!(text) } else { refused(text) })
 }
 
 pub fn diff(args: &DiffArgs, json: bool) -> anyhow::Result<()> {

@@ -75,7 +75,7 @@ proptest! {
         let layer = write_layer(&storage, &path("layer"), &after, &progress).unwrap();
         prop_assert!(all(&Patched::new(Arc::new(Zeros(after.len())), layer).unwrap()) == after.0);
 
-        let everything = [0..after.len()];
+        let everything = [Range(0, after.len()).into()];
         let told = progress.snapshot().done;
         let layer = write_changes(&storage, &path("changes"), &after, &before, &everything, &progress).unwrap();
         prop_assert_eq!(progress.snapshot().done - told, after.len());
