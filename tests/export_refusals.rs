@@ -126,7 +126,7 @@ fn all_that_is_missing_is_told_at_once_and_can_be_remapped() {
     let said = lab.cp(&format!("export demo@one {one}")).ok();
     assert!(said.contains("disk `shared` is not part of it: it is passthrough"), "{said}");
     assert!(!lab.beside("one/disks/shared.raw").exists());
-    let elsewhere = lab.image("elsewhere.raw", MIB);
+    let (elsewhere, third) = (lab.image("elsewhere.raw", MIB), lab.image("third.raw", MIB));
     [&shared, &more].iter().for_each(|path| fs::remove_file(path).unwrap());
     // A processor with every feature that there could be.
     let (storage, state) = (Storage::os(), lab.beside("one/state"));
@@ -152,7 +152,7 @@ fn all_that_is_missing_is_told_at_once_and_can_be_remapped() {
     assert_eq!(refused.code, Some(3), "{refused}");
     words.iter().for_each(|word| assert!(refused.stderr.contains(word), "{word}: {refused}"));
     other.is_empty();
-    let remap = format!("--disk shared={elsewhere} --disk more={elsewhere}");
+    let remap = format!("--disk shared={elsewhere} --disk more={third}");
     other
         .piton(&format!("import {one} {remap} --disk a={elsewhere}"))
         .fails(3, &["disk `a` is in the export"]);
