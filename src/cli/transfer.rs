@@ -15,7 +15,7 @@ use super::manage::existing;
 use super::{output, work};
 use crate::control::{CheckpointInfo, CreateBody, DeleteBody, DeletedInfo};
 use crate::disk::Backing;
-use crate::folder::{FolderError, Home, VmFolder};
+use crate::folder::{CheckpointType, FolderError, Home, VmFolder};
 use crate::nbd;
 use crate::progress::Progress;
 use crate::storage::Storage;
@@ -113,6 +113,8 @@ fn export_live(folder: &VmFolder, args: &ExportArgs, dir: &Path) -> anyhow::Resu
     let socket = folder.socket();
     let body = CreateBody {
         note: "made by `piton export --live`, which deletes it when it has come to its end".into(),
+        // The active state is all of it, whatever checkpoints of the VM usually are.
+        kind: Some(CheckpointType::Standard),
         ..Default::default()
     };
     let created: Option<CheckpointInfo> = work::ask(&socket, Method::POST, "/vm/checkpoints", &body)?;

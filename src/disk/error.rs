@@ -62,8 +62,6 @@ pub enum DiskError {
         .0.display()
     )]
     FlushFailed(PathBuf),
-    #[error(transparent)]
-    Cancelled(#[from] Cancelled),
     #[error("no unused id for a layer: {0}")]
     Random(std::io::Error),
     #[error(transparent)]

@@ -106,11 +106,6 @@ pub struct Home {
 }
 
 impl Home {
-    #[cfg(test)]
-    pub fn at(root: PathBuf, storage: Storage) -> Self {
-        Self { root, storage }
-    }
-
     /// `$PITON_HOME`, else `$XDG_DATA_HOME/piton`, else `~/.local/share/piton`.
     pub fn from_env(storage: Storage) -> Result<Self, FolderError> {
         let var = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);

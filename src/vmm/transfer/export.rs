@@ -164,6 +164,8 @@ impl Writer<'_> {
             exported: Utc::now(),
             vm: manifest.vm.clone(),
             config,
+            checkpoint_type: self.source.checkpoint_type,
+            auto_checkpoint: self.source.auto_checkpoint,
             since: self.since.map(|since| Since { id: since.manifest.id, name: since.manifest.name.clone() }),
             disks,
             left_out: manifest.left_out.clone(),

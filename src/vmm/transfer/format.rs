@@ -11,6 +11,7 @@ use super::{Result, TransferError};
 use crate::checkpoint::manifest::{CaptureInfo, LeftOut, crc_of};
 use crate::checkpoint::{CheckpointName, Kind};
 use crate::config::VmConfig;
+use crate::folder::CheckpointType;
 use crate::id::Id;
 
 /// Version of export.json that this piton writes; it reads this and older ones.
@@ -54,6 +55,10 @@ pub struct Export {
     pub vm: String,
     /// Paths of what is in the folder are relative to it.
     pub config: VmConfig,
+    /// The VM's settings about checkpoints.
+    pub checkpoint_type: CheckpointType,
+    #[serde(default)]
+    pub auto_checkpoint: bool,
     /// The export that this one says the changes to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Since>,
@@ -257,6 +262,8 @@ mod tests {
                 cmdline: String::new(),
                 disks: vec![],
             },
+            checkpoint_type: CheckpointType::Standard,
+            auto_checkpoint: false,
             since: None,
             disks: BTreeMap::new(),
             left_out: vec![],

@@ -110,7 +110,11 @@ fn make(folder: &VmFolder, lock: &VmLock, plan: Plan, id: Id, progress: &Progres
         bases.insert(disk.clone(), BaseStamp::take(storage, &base)?);
     }
     own_disks(&mut config, &points);
-    let mut definition = Definition::new(config.clone());
+    let mut definition = Definition {
+        checkpoint_type: export.checkpoint_type,
+        auto_checkpoint: export.auto_checkpoint,
+        ..Definition::new(config.clone())
+    };
     let catalog = Catalog::new(folder, &definition);
     let staged = catalog.store.stage(id)?;
     let image = match &memory {
@@ -149,6 +153,9 @@ fn make(folder: &VmFolder, lock: &VmLock, plan: Plan, id: Id, progress: &Progres
         state,
         pause_us: export.pause_us,
         capture: export.capture,
+        frozen_us: None,
+        fallback: None,
+        automatic: false,
         disk_bytes: 0,
         piton: env!("CARGO_PKG_VERSION").into(),
         warnings: export.warnings,

@@ -14,7 +14,7 @@ use crate::checkpoint::{CheckpointName, Kind, Manifest};
 use crate::config::DiskConfig;
 use crate::disk::frozen::FrozenChain;
 use crate::disk::open_base;
-use crate::folder::{Definition, VmFolder, VmLock};
+use crate::folder::{CheckpointType, Definition, VmFolder, VmLock};
 use crate::id::Id;
 use crate::vmm::checkpoints::{Catalog, CheckpointError};
 use crate::vmm::disks::{Layers, base_path};
@@ -27,6 +27,9 @@ pub struct Source {
     pub memory: Option<MemoryChain>,
     /// The saved state, as JSON.
     pub state: Option<Vec<u8>>,
+    /// The VM's settings.
+    pub checkpoint_type: CheckpointType,
+    pub auto_checkpoint: bool,
     _reading: Option<Reading>,
 }
 
@@ -59,7 +62,15 @@ impl Source {
             }
             _ => (None, None),
         };
-        Ok(Self { manifest, disks, memory, state, _reading: Some(reading) })
+        Ok(Self {
+            manifest,
+            disks,
+            memory,
+            state,
+            checkpoint_type: definition.checkpoint_type,
+            auto_checkpoint: definition.auto_checkpoint,
+            _reading: Some(reading),
+        })
     }
 
     /// What a VM that is off would start from. The lock is to be held as long as this lives.
@@ -107,11 +118,22 @@ impl Source {
             state: None,
             pause_us: None,
             capture: None,
+            frozen_us: None,
+            fallback: None,
+            automatic: false,
             disk_bytes: 0,
             piton: env!("CARGO_PKG_VERSION").into(),
             warnings: Vec::new(),
         };
-        Ok(Self { manifest, disks, memory: None, state: None, _reading: None })
+        Ok(Self {
+            manifest,
+            disks,
+            memory: None,
+            state: None,
+            checkpoint_type: definition.checkpoint_type,
+            auto_checkpoint: definition.auto_checkpoint,
+            _reading: None,
+        })
     }
 
     /// For messages.
