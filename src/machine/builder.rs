@@ -173,7 +173,7 @@ fn lacking(
 /// What this host's processor lacks of what the guest of a saved state uses.
 pub fn missing_features(config: &VmConfig, state: &MachineState) -> Result<Vec<String>, MachineError> {
     // The smallest memory does: no guest runs in it.
-    let vm = Vm::new(open_kvm()?, memory::allocate(MIN_MEMORY)?, config.cpus)?;
+    let vm = Vm::new(open_kvm()?, memory::allocate(MIN_MEMORY)?, config.cpus, DirtyLog::Later)?;
     let vcpus = (0..config.cpus).map(|index| vm.create_vcpu(index)).collect::<Result<Vec<_>, _>>()?;
     lacking(&vm, &vcpus, config, state)
 }
