@@ -277,10 +277,13 @@ fn an_export_is_called_off_and_leaves_nothing() {
         let mut export = lab.home.command(["checkpoint", "export", "demo@one", &out]);
         let mut export = export.stderr(std::process::Stdio::null()).spawn().unwrap();
         until("the export to begin", || partial.join("disks/big.raw").exists().then_some(()));
+        // However quick this machine is.
+        send_signal(export.id() as i32, libc::SIGSTOP);
         // Meanwhile the checkpoint stays.
         lab.cp("delete demo@one --yes").fails(3, &["piton checkpoint export", "being read"]);
         lab.cp(&format!("export demo@one {out}")).fails(3, &["another export", "under way"]);
         send_signal(export.id() as i32, signal);
+        send_signal(export.id() as i32, libc::SIGCONT);
         let status = export.wait().unwrap();
         assert!(!Path::new(&out).exists(), "it was done already: {status}");
         if signal == libc::SIGINT {
@@ -297,7 +300,9 @@ fn an_export_is_called_off_and_leaves_nothing() {
     let import = other.command(["import", &format!("{out}-raw")]).stderr(std::process::Stdio::null()).spawn();
     let mut import = import.unwrap();
     until("the import to begin", || other.vm("demo").join("disks/big.raw").exists().then_some(()));
+    send_signal(import.id() as i32, libc::SIGSTOP);
     send_signal(import.id() as i32, libc::SIGINT);
+    send_signal(import.id() as i32, libc::SIGCONT);
     assert_eq!(import.wait().unwrap().code(), Some(1));
     other.is_empty();
     lab.cp("delete demo@one --yes").ok();
