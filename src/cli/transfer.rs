@@ -13,6 +13,7 @@ use super::checkpoint::Offline;
 use super::error::{FAILED, REFUSED, Told, refused};
 use super::manage::existing;
 use super::{output, work};
+use crate::control::client::{self, ClientError};
 use crate::control::{CheckpointInfo, CreateBody, DeleteBody, DeletedInfo};
 use crate::disk::Backing;
 use crate::folder::{CheckpointType, FolderError, Home, VmFolder};
@@ -96,6 +97,8 @@ pub fn export_now(args: &ExportArgs, json: bool) -> anyhow::Result<()> {
             export::write(folder.storage(), &source, since.transpose()?.as_ref(), &dir, args.format, progress)
         })??,
         Err(e) if !matches!(e.downcast_ref(), Some(FolderError::Busy(_))) => return Err(e),
+        // Another command works on it.
+        Err(e) if matches!(client::get(&folder.socket()), Err(ClientError::NotRunning)) => return Err(e),
         Err(_) if !args.live => {
             return Err(refused(format!(
                 "the VM `{name}` runs: --live exports it as it is now, by a checkpoint that is deleted again; \
