@@ -14,6 +14,7 @@
 //! | 4 | [`vcpu`] | one thread a vCPU |
 //! | 4 | [`devices`] | what the guest sees |
 //! | 4 | [`boot`] | getting a fresh machine ready to run a kernel |
+//! | 3 | [`nbd`] | disks that others read over a socket |
 //! | 3 | [`folder`] | a VM's folder, definition and lock |
 //! | 3 | [`capture`] | guest memory to an image and back |
 //! | 2 | [`vm`] | the KVM virtual machine |
@@ -45,6 +46,7 @@ pub mod id;
 pub mod layout;
 pub mod machine;
 pub mod memory;
+pub mod nbd;
 pub mod pages;
 pub mod progress;
 pub mod seccomp;

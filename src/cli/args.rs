@@ -10,6 +10,7 @@ use crate::config::{DiskArg, parse_memory};
 use crate::folder::{CheckpointType, FolderError, VmName};
 use crate::id::Id;
 use crate::vm::Clock;
+use crate::vmm::transfer::format::FileFormat;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -53,6 +54,10 @@ pub enum Command {
     Checkpoint(CheckpointCommand),
     /// Make new VMs that begin at a checkpoint
     Clone(CloneArgs),
+    /// Write a VM as it is now to a folder that needs nothing else
+    Export(ExportArgs),
+    /// Make a VM of an export
+    Import(ImportArgs),
     /// Find what a crash left, and mend it
     Doctor {
         name: VmName,
@@ -141,6 +146,12 @@ pub enum CheckpointCommand {
     },
     /// Read all of a checkpoint against its checksums
     Verify { checkpoint: CheckpointRef },
+    /// Write a checkpoint to a folder that needs nothing else: a backup
+    Export(ExportCheckpointArgs),
+    /// Tell in what two checkpoints differ: ranges of disks, pages of memory
+    Diff(DiffArgs),
+    /// Let others read a checkpoint's disks over a socket (NBD), without starting it
+    Serve(ServeArgs),
     /// List what a running VM is at work on, and what it did last
     Jobs { name: VmName },
     /// Call a job of a running VM off
@@ -204,6 +215,92 @@ pub struct CloneArgs {
     /// Let them run at once
     #[arg(long)]
     pub run: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ExportCheckpointArgs {
+    pub checkpoint: CheckpointRef,
+    /// Folder to make
+    pub dir: PathBuf,
+    /// Only what changed since this checkpoint, to go with an export of that one
+    #[arg(long, value_name = "CHECKPOINT")]
+    pub since: Option<String>,
+    /// How disks are written; changes always are layers of piton
+    #[arg(long, value_enum, default_value_t)]
+    pub format: FileFormat,
+}
+
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    pub name: VmName,
+    /// Folder to make
+    pub dir: PathBuf,
+    /// Of a VM that runs: make a checkpoint, export it, delete it
+    #[arg(long)]
+    pub live: bool,
+    /// Only what changed since this checkpoint, to go with an export of that one
+    #[arg(long, value_name = "CHECKPOINT")]
+    pub since: Option<String>,
+    /// How disks are written; changes always are layers of piton
+    #[arg(long, value_enum, default_value_t)]
+    pub format: FileFormat,
+}
+
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    /// Folder of an export, and of those with the changes since, in order
+    #[arg(required = true, value_name = "DIR")]
+    pub dirs: Vec<PathBuf>,
+    /// Name of the new VM; without it the exported one's
+    #[arg(long)]
+    pub name: Option<VmName>,
+    /// Give its checkpoint another id than the exported one has
+    #[arg(long)]
+    pub new_id: bool,
+    /// Only tell what is in the way
+    #[arg(long)]
+    pub check: bool,
+    /// Image of a disk that is not in the export; may be repeated
+    #[arg(long = "disk", value_name = "ID=PATH", value_parser = parse_disk_path)]
+    pub disks: Vec<(String, PathBuf)>,
+    /// Boot this kernel
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// With this initial RAM disk
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// Take the disks alone
+    #[arg(long)]
+    pub without_memory: bool,
+}
+
+fn parse_disk_path(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((id, path)) if !id.is_empty() && !path.is_empty() => Ok((id.to_owned(), path.into())),
+        _ => Err(format!("name the disk as ID=PATH, not `{text}`")),
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct DiffArgs {
+    /// The one to compare with
+    pub a: CheckpointRef,
+    /// The one whose changes are told
+    pub b: CheckpointRef,
+    /// Write what B has in the changed ranges to this file
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    pub checkpoint: CheckpointRef,
+    /// This disk alone
+    #[arg(long, value_name = "ID")]
+    pub disk: Option<String>,
+    /// Unix socket to make
+    #[arg(long, value_name = "PATH")]
+    pub socket: PathBuf,
 }
 
 #[derive(Debug, Args)]

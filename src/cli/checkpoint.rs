@@ -10,7 +10,7 @@ use hyper::Method;
 use super::args::{ApplyArgs, CheckpointCommand, CheckpointRef};
 use super::error::refused;
 use super::manage::{confirm, existing, has_ended, lock};
-use super::{output, run, verify, work};
+use super::{output, run, transfer, verify, work};
 use crate::checkpoint::Manifest;
 use crate::control::client::{self, ClientError};
 use crate::control::jobs::JobList;
@@ -101,6 +101,9 @@ pub fn run(command: CheckpointCommand, json: bool) -> anyhow::Result<()> {
             delete_checkpoint(&checkpoint, DeleteBody { subtree, dry_run }, no_wait, yes, json)?;
         }
         CheckpointCommand::Verify { checkpoint } => verify::run(&checkpoint, json)?,
+        CheckpointCommand::Export(args) => transfer::export_checkpoint(&args, json)?,
+        CheckpointCommand::Diff(args) => transfer::diff(&args, json)?,
+        CheckpointCommand::Serve(args) => transfer::serve(&args, json)?,
     }
     Ok(())
 }

@@ -8,20 +8,22 @@ use crate::control::client::ClientError;
 use crate::folder::FolderError;
 use crate::machine::MachineError;
 use crate::memory::MemoryError;
+use crate::nbd::NbdError;
 use crate::vm::VmError;
 use crate::vmm::VmmError;
 use crate::vmm::checkpoints::CheckpointError;
 use crate::vmm::disks::DisksError;
+use crate::vmm::transfer::TransferError;
 
-const FAILED: u8 = 1;
-const REFUSED: u8 = 3;
+pub const FAILED: u8 = 1;
+pub const REFUSED: u8 = 3;
 
 /// Marks an error of the command line's own as "nothing was tried".
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Refused(pub String);
 
-/// Another process of this command failed, and has said why.
+/// What went wrong has been said: by another process of this command, or in its output.
 #[derive(Debug, thiserror::Error)]
 #[error("the background process failed")]
 pub struct Told {
@@ -73,6 +75,12 @@ fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
     }
     if let Some(error) = error.downcast_ref::<CheckpointError>() {
         return error.is_refusal();
+    }
+    if let Some(error) = error.downcast_ref::<TransferError>() {
+        return error.is_refusal();
+    }
+    if let Some(error) = error.downcast_ref::<NbdError>() {
+        return !matches!(error, NbdError::Setup { .. });
     }
     match error.downcast_ref::<VmmError>() {
         // What a VM is made of is looked at before anything is done with it.

@@ -9,6 +9,7 @@ mod output;
 mod run;
 mod set;
 mod terminal;
+mod transfer;
 mod verify;
 mod work;
 
@@ -40,6 +41,8 @@ pub fn main() -> ExitCode {
         Command::Set(args) => set::run(args, json),
         Command::Checkpoint(command) => checkpoint::run(command, json),
         Command::Clone(args) => clone::run(&args, json),
+        Command::Export(args) => transfer::export_now(&args, json),
+        Command::Import(args) => transfer::import(&args, json),
         Command::Doctor { name, repair } => checkpoint::doctor(&name, repair, json),
     };
     match result {

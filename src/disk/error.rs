@@ -48,6 +48,8 @@ pub enum DiskError {
     WrongParent { path: PathBuf, found: String, expected: String },
     #[error("{} is of a disk of {size} bytes, but {} of one of {below_size}", path.display(), below.display())]
     WrongSize { path: PathBuf, size: u64, below: PathBuf, below_size: u64 },
+    #[error("{} is of a disk of {size} bytes, but lies on one of {below}", path.display())]
+    OtherSize { path: PathBuf, size: u64, below: u64 },
     #[error("layer {id} is not among the frozen ones below {}", top.display())]
     NoSuchLayer { id: LayerId, top: PathBuf },
     #[error("layer {0} is missing")]

@@ -11,13 +11,16 @@ pub mod delta;
 mod delta_file;
 pub mod delta_format;
 mod error;
+pub mod flat;
 pub mod frozen;
 pub mod layer;
 pub mod live;
 pub mod merge;
 pub mod qcow2;
+pub mod qcow2_write;
 pub mod raw;
 pub mod sums;
+pub mod suspects;
 
 use std::ops::Range;
 use std::path::Path;

@@ -12,7 +12,7 @@ use super::{AgentLine, Machine, MachineDisk, MachineError, MachineState};
 use crate::boot::{self, Kernel, Payload};
 use crate::bus::Bus;
 use crate::capture::tracker::Tracker;
-use crate::config::VmConfig;
+use crate::config::{MIN_MEMORY, VmConfig};
 use crate::devices::console::Console;
 use crate::devices::genid;
 use crate::devices::i8042::I8042;
@@ -137,23 +137,45 @@ fn check_features(
     config: &VmConfig,
     state: &MachineState,
 ) -> Result<(), MachineError> {
-    let supported = assembled.vm.supported_cpuid()?;
+    let lacking = lacking(&assembled.vm, &assembled.vcpus, config, state)?;
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    Err(MachineError::Misfit(format!(
+        "this host's processor lacks features that its guest uses ({})",
+        lacking.join(", ")
+    )))
+}
+
+/// The features of the first vCPU that lacks any.
+fn lacking(
+    vm: &Vm,
+    vcpus: &[VcpuFd],
+    config: &VmConfig,
+    state: &MachineState,
+) -> Result<Vec<String>, MachineError> {
+    let supported = vm.supported_cpuid()?;
     // What a fresh vCPU is given can be more than KVM lists: where CPUID cannot be intercepted,
     // KVM adds what the guest sees anyway.
-    for (index, (fd, saved)) in (0..).zip(assembled.vcpus.iter().zip(&state.vcpus)) {
+    for (index, (fd, saved)) in (0..).zip(vcpus.iter().zip(&state.vcpus)) {
         let fresh = boot::cpuid::for_vcpu(&supported, index, config.cpus)
             .and_then(|cpuid| fd.set_cpuid2(&cpuid))
             .and_then(|()| fd.get_cpuid2(KVM_MAX_CPUID_ENTRIES))
             .map_err(VmError::kvm("tell a vCPU's features"))?;
         let lacking = boot::cpuid::missing(&saved.cpuid, &fresh);
         if !lacking.is_empty() {
-            return Err(MachineError::Misfit(format!(
-                "this host's processor lacks features that its guest uses ({})",
-                lacking.join(", ")
-            )));
+            return Ok(lacking);
         }
     }
-    Ok(())
+    Ok(Vec::new())
+}
+
+/// What this host's processor lacks of what the guest of a saved state uses.
+pub fn missing_features(config: &VmConfig, state: &MachineState) -> Result<Vec<String>, MachineError> {
+    // The smallest memory does: no guest runs in it.
+    let vm = Vm::new(open_kvm()?, memory::allocate(MIN_MEMORY)?, config.cpus, DirtyLog::Later)?;
+    let vcpus = (0..config.cpus).map(|index| vm.create_vcpu(index)).collect::<Result<Vec<_>, _>>()?;
+    lacking(&vm, &vcpus, config, state)
 }
 
 impl Assembled {

@@ -4,6 +4,8 @@
 pub mod checkpoints;
 pub mod disks;
 mod merging;
+pub mod readers;
+pub mod transfer;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -307,7 +307,7 @@ impl Manifest {
 
 /// Of the JSON without spaces and with the keys of every object in order, `crc` left out: how a
 /// manifest is laid out does not matter, what it says does.
-fn crc_of(mut value: Value) -> u32 {
+pub fn crc_of(mut value: Value) -> u32 {
     value.sort_all_objects();
     crc32fast::hash(value.to_string().as_bytes())
 }

@@ -1,2 +1,3 @@
 mod files;
+mod flat;
 mod model;

@@ -14,6 +14,7 @@ use crate::checkpoint::tree::{DeletePlan, Tree};
 use crate::control::{CheckpointInfo, DeleteBody, DeletedInfo};
 use crate::folder::{Definition, VmFolder, VmLock};
 use crate::id::Id;
+use crate::vmm::readers;
 
 /// Forgets `id`, or it and all that descends from it.
 pub fn run(
@@ -42,6 +43,7 @@ pub fn run(
     if body.dry_run {
         return Ok(deleted);
     }
+    readers::check(folder, &plan.gone)?;
     super::memory::keep(&catalog, &manifests, &plan.gone)?;
     // Children and Now get their new parent before the old one goes, so that it is never missing.
     let former: Vec<(Id, Option<Id>)> =

@@ -25,6 +25,7 @@ use crate::id::Id;
 use crate::progress::Progress;
 use crate::storage::{Storage, StorageError};
 use crate::vmm::disks::{DisksError, Layers, base_path};
+use crate::vmm::readers;
 
 /// Bytes moved between two looks at whether to stop.
 pub const STEP: u64 = 4 << 20;
@@ -219,6 +220,7 @@ impl Settler<'_> {
         let Some(Step::Merge { lower, upper, children, upper_is_top }) = graph.next_step() else {
             return Ok(None);
         };
+        readers::check_all(self.catalog.folder)?;
         let upper = spec(&layers, upper)?;
         let mut specs = vec![upper.clone()];
         if let Parent::Delta(lower) = lower {
@@ -433,6 +435,8 @@ impl Settler<'_> {
     /// Beginning a merge drops the checksums of the layer that changes, so nobody may vouch for
     /// them any more.
     pub fn forget(&mut self, pair: &Pair) -> Result<()> {
+        // Who came since would make the merge fail only after this.
+        readers::check_all(self.catalog.folder)?;
         let mut next = self.definition.clone();
         next.now.layer_sums.retain(|id, _| pair.specs.iter().all(|spec| spec.id != *id));
         if next != *self.definition {

@@ -1,0 +1,278 @@
+//! VMs and checkpoints as files: export, import, what changed, and disks to be read over a socket.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow};
+use hyper::Method;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use super::args::{CheckpointRef, DiffArgs, ExportArgs, ExportCheckpointArgs, ImportArgs, ServeArgs};
+use super::checkpoint::Offline;
+use super::error::{FAILED, REFUSED, Told, refused};
+use super::manage::existing;
+use super::{output, work};
+use crate::control::client::{self, ClientError};
+use crate::control::{CheckpointInfo, CreateBody, DeleteBody, DeletedInfo};
+use crate::disk::Backing;
+use crate::folder::{CheckpointType, FolderError, Home, VmFolder};
+use crate::nbd;
+use crate::progress::Progress;
+use crate::storage::Storage;
+use crate::vmm::transfer::compare::{self, Changes};
+use crate::vmm::transfer::format::{Export, FileFormat};
+use crate::vmm::transfer::import::{self, Remap, Wanted};
+use crate::vmm::transfer::source::Source;
+use crate::vmm::transfer::{Result as TransferResult, export};
+
+/// Ranges of a disk or of memory that are shown at most; `--json` has all.
+const RANGES_SHOWN: usize = 16;
+
+fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("the path {} cannot be made absolute", path.display()))
+}
+
+pub fn export_checkpoint(args: &ExportCheckpointArgs, json: bool) -> anyhow::Result<()> {
+    let (folder, dir) = (existing(&args.checkpoint.vm)?, absolute(&args.dir)?);
+    let since = args.since.as_deref();
+    let export = work::here(|progress| {
+        write(&folder, &args.checkpoint.checkpoint, since, &dir, args.format, progress)
+    })??;
+    tell(&export, &dir, json);
+    Ok(())
+}
+
+fn write(
+    folder: &VmFolder,
+    checkpoint: &str,
+    since: Option<&str>,
+    dir: &Path,
+    format: FileFormat,
+    progress: &Progress,
+) -> TransferResult<Export> {
+    const COMMAND: &str = "piton checkpoint export";
+    let source = Source::checkpoint(folder, checkpoint, COMMAND)?;
+    let since = since.map(|since| Source::checkpoint(folder, since, COMMAND)).transpose()?;
+    export::write(folder.storage(), &source, since.as_ref(), dir, format, progress)
+}
+
+fn tell(export: &Export, dir: &Path, json: bool) {
+    if json {
+        println!("{:#}", serde_json::json!(export));
+        return;
+    }
+    let what = match &export.since {
+        Some(since) => format!("what changed from `{}` to `{}`", since.name, export.name),
+        None => format!("`{}`", export.name),
+    };
+    let memory =
+        export.memory.as_ref().map(|memory| format!(", memory {}", output::size(memory.stored_bytes)));
+    let disks = match export.disks.len() {
+        1 => "1 disk".to_owned(),
+        count => format!("{count} disks"),
+    };
+    println!(
+        "{what} of `{}` is exported to {}: {disks}{}",
+        export.vm,
+        dir.display(),
+        memory.unwrap_or_default()
+    );
+    for left in &export.left_out {
+        println!("disk `{}` is not part of it: it is {}", left.disk, left.why);
+    }
+    for warning in &export.warnings {
+        output::complain(&format!("warning: {warning}"));
+    }
+}
+
+/// The active state: of a VM that is off what it would start from, of one that runs a checkpoint
+/// that is gone afterwards.
+pub fn export_now(args: &ExportArgs, json: bool) -> anyhow::Result<()> {
+    let (folder, dir) = (existing(&args.name)?, absolute(&args.dir)?);
+    let export = match Offline::open(&folder) {
+        Ok(vm) => work::here(|progress| {
+            let source = Source::now(&folder, &vm.lock, &vm.definition)?;
+            let since = args.since.as_deref().map(|since| Source::checkpoint(&folder, since, "piton export"));
+            export::write(folder.storage(), &source, since.transpose()?.as_ref(), &dir, args.format, progress)
+        })??,
+        Err(e) if !matches!(e.downcast_ref(), Some(FolderError::Busy(_))) => return Err(e),
+        // Another command works on it.
+        Err(e) if matches!(client::get(&folder.socket()), Err(ClientError::NotRunning)) => return Err(e),
+        Err(_) if !args.live => {
+            return Err(refused(format!(
+                "the VM `{name}` runs: --live exports it as it is now, by a checkpoint that is deleted again; \
+                 or stop it first with `piton stop {name}`",
+                name = args.name
+            )));
+        }
+        Err(_) => export_live(&folder, args, &dir)?,
+    };
+    tell(&export, &dir, json);
+    Ok(())
+}
+
+fn export_live(folder: &VmFolder, args: &ExportArgs, dir: &Path) -> anyhow::Result<Export> {
+    let socket = folder.socket();
+    let body = CreateBody {
+        note: "made by `piton export --live`, which deletes it when it has come to its end".into(),
+        // The active state is all of it, whatever checkpoints of the VM usually are.
+        kind: Some(CheckpointType::Standard),
+        ..Default::default()
+    };
+    let created: Option<CheckpointInfo> = work::ask(&socket, Method::POST, "/vm/checkpoints", &body)?;
+    let Some(CheckpointInfo { id, .. }) = created else {
+        return Err(refused(format!("another command works on the VM `{}`: try again", args.name)));
+    };
+    let since = args.since.as_deref();
+    let export = work::here(|progress| write(folder, &id.to_string(), since, dir, args.format, progress));
+    // Whatever became of the export.
+    let path = format!("/vm/checkpoints/{id}");
+    if let Err(e) = work::ask::<DeletedInfo>(&socket, Method::DELETE, &path, &DeleteBody::default()) {
+        output::complain(&format!(
+            "warning: the checkpoint {id} made for the export could not be deleted: {e}"
+        ));
+    }
+    Ok(export??)
+}
+
+pub fn import(args: &ImportArgs, json: bool) -> anyhow::Result<()> {
+    let storage = Storage::os();
+    let home = Home::from_env(storage.clone())?;
+    let dirs = args.dirs.iter().map(|dir| absolute(dir)).collect::<anyhow::Result<Vec<_>>>()?;
+    let mut remap = Remap {
+        kernel: args.kernel.as_deref().map(absolute).transpose()?,
+        initrd: args.initrd.as_deref().map(absolute).transpose()?,
+        without_memory: args.without_memory,
+        ..Default::default()
+    };
+    for (id, path) in &args.disks {
+        if remap.disks.insert(id.clone(), absolute(path)?).is_some() {
+            return Err(refused(format!("disk `{id}` is named twice")));
+        }
+    }
+    let wanted = Wanted { dirs: &dirs, name: args.name.clone(), new_id: args.new_id, remap: &remap };
+    let outcome = work::here(|progress| import::run(&home, &storage, &wanted, !args.check, progress))??;
+    let problems = match &outcome {
+        Ok(_) => &[][..],
+        Err(problems) => problems,
+    };
+    if json && (args.check || outcome.is_ok()) {
+        let (vm, checkpoint) = match &outcome {
+            Ok(imported) => (Some(&imported.vm), Some(imported.checkpoint)),
+            Err(_) => (None, None),
+        };
+        let done = outcome.is_ok() && !args.check;
+        println!(
+            "{:#}",
+            serde_json::json!({ "imported": done, "vm": vm, "checkpoint": checkpoint, "problems": problems })
+        );
+    } else if let Ok(imported) = &outcome {
+        let (vm, name) = (&imported.vm, &imported.name);
+        if args.check {
+            println!("nothing is in the way of importing it as `{vm}`");
+        } else {
+            println!(
+                "the VM `{vm}` is imported, at checkpoint `{name}`: `piton checkpoint revert {vm}` goes there, \
+                 `piton start {vm}` boots it from its disks"
+            );
+        }
+    }
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let damage = problems.iter().any(|problem| problem.damage);
+    if json && args.check {
+        return Err(Told { code: if damage { FAILED } else { REFUSED } }.into());
+    }
+    let sentences: Vec<&str> = problems.iter().map(|problem| problem.text.as_str()).collect();
+    let text = format!("it cannot be imported: {}", sentences.join("; "));
+    Err(if damage { anyhow!(text) } else { refused(text) })
+}
+
+pub fn diff(args: &DiffArgs, json: bool) -> anyhow::Result<()> {
+    let data = args.data.as_deref().map(absolute).transpose()?;
+    let open = |at: &CheckpointRef| {
+        let folder = existing(&at.vm)?;
+        Ok::<_, anyhow::Error>(Source::checkpoint(&folder, &at.checkpoint, "piton checkpoint diff")?)
+    };
+    let (a, b) = (open(&args.a)?, open(&args.b)?);
+    let changes = work::here(|progress| compare::run(&Storage::os(), &a, &b, data.as_deref(), progress))??;
+    if json {
+        println!("{:#}", serde_json::json!(changes));
+        return Ok(());
+    }
+    for (disk, changed) in &changes.disks {
+        show_changes(&format!("disk `{disk}`"), changed);
+    }
+    match &changes.memory {
+        Some(changed) => show_changes("memory", changed),
+        None => println!("memory: not both have some of the same size"),
+    }
+    for disk in &changes.incomparable {
+        println!("disk `{disk}`: not both have it in the same size");
+    }
+    Ok(())
+}
+
+fn show_changes(what: &str, changes: &Changes) {
+    if changes.ranges.is_empty() {
+        println!("{what}: the same");
+        return;
+    }
+    println!("{what}: {} in {} ranges", output::size(changes.bytes), changes.ranges.len());
+    for range in changes.ranges.iter().take(RANGES_SHOWN) {
+        println!("  {:#012x}  {}", range.offset, output::size(range.length));
+    }
+    if changes.ranges.len() > RANGES_SHOWN {
+        println!("  and {} more: --json lists all", changes.ranges.len() - RANGES_SHOWN);
+    }
+}
+
+pub fn serve(args: &ServeArgs, json: bool) -> anyhow::Result<()> {
+    let folder = existing(&args.checkpoint.vm)?;
+    let socket = absolute(&args.socket)?;
+    let mut signals = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM])
+        .context("signals cannot be received")?;
+    let mut source = Source::checkpoint(&folder, &args.checkpoint.checkpoint, "piton checkpoint serve")?;
+    let disks = std::mem::take(&mut source.disks);
+    let names: Vec<String> = disks.keys().cloned().collect();
+    if let Some(wanted) = args.disk.as_ref().filter(|wanted| !names.contains(wanted)) {
+        return Err(refused(format!(
+            "checkpoint `{}` holds no disk `{wanted}`: it has {}",
+            source.name(),
+            names.join(", ")
+        )));
+    }
+    let description = format!("checkpoint {} of {}", source.name(), folder.name());
+    // In the guest's order, as the first is the one that has no need of a name.
+    let order = source.manifest.config.disks.iter().map(|disk| &disk.id);
+    let mut disks = disks;
+    let exports: Vec<nbd::Export> = order
+        .filter(|id| args.disk.as_ref().is_none_or(|wanted| wanted == *id))
+        .filter_map(|id| Some((id, disks.remove(id)?)))
+        .map(|(name, disk)| nbd::Export {
+            name: name.clone(),
+            description: description.clone(),
+            disk: Arc::new(disk) as Arc<dyn Backing>,
+        })
+        .collect();
+    if exports.is_empty() {
+        return Err(refused(format!("checkpoint `{}` holds no disks", source.name())));
+    }
+    let names: Vec<String> = exports.iter().map(|export| export.name.clone()).collect();
+    let server = nbd::Server::start(&socket, exports)?;
+    if json {
+        println!("{}", serde_json::json!({ "socket": socket, "disks": names }));
+    } else {
+        for name in &names {
+            println!("nbd+unix:///{name}?socket={}", socket.display());
+        }
+        output::complain("serves until Ctrl-C");
+    }
+    std::io::stdout().flush()?;
+    signals.forever().next();
+    drop(server);
+    drop(source);
+    Ok(())
+}

@@ -1,0 +1,120 @@
+//! The socket, and a thread for each client.
+
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use nix::sys::stat::{Mode, umask};
+
+use super::{Export, NbdError, converse};
+
+/// Clients at one time; more are sent away. Each may have one request of
+/// [`super::handshake::REQUEST_MAX`] under way.
+const CLIENTS_MAX: usize = 16;
+/// Longest path of a Unix socket, without its final NUL (unix(7)).
+const PATH_MAX: usize = 107;
+
+/// Serves until it is dropped, which removes the socket. Clients that are being served then go with
+/// the process.
+pub struct Server {
+    path: PathBuf,
+}
+
+/// One more client, for as long as it lives.
+struct Seat(Arc<AtomicUsize>);
+
+impl Seat {
+    fn take(taken: &Arc<AtomicUsize>) -> Option<Self> {
+        let seat = Self(taken.clone());
+        (taken.fetch_add(1, Ordering::SeqCst) < CLIENTS_MAX).then_some(seat)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Server {
+    pub fn start(path: &Path, exports: Vec<Export>) -> Result<Self, NbdError> {
+        let failed = |error| NbdError::Setup { path: path.to_owned(), error };
+        let len = path.as_os_str().as_bytes().len();
+        if len > PATH_MAX {
+            return Err(NbdError::TooLong { path: path.to_owned(), len, max: PATH_MAX });
+        }
+        let listener = listen(path)?;
+        let server = Self { path: path.to_owned() };
+        let exports: Arc<[Export]> = exports.into();
+        std::thread::Builder::new()
+            .name("nbd".into())
+            .spawn(move || accept(&listener, &exports))
+            .map_err(failed)?;
+        Ok(server)
+    }
+}
+
+/// The socket, which nobody else may use from its first moment on.
+fn listen(path: &Path) -> Result<UnixListener, NbdError> {
+    let bind = || {
+        let before = umask(Mode::from_bits_truncate(0o177));
+        let listener = UnixListener::bind(path);
+        umask(before);
+        listener
+    };
+    let failed = |error| NbdError::Setup { path: path.to_owned(), error };
+    match bind() {
+        Err(e) if e.kind() == io::ErrorKind::AddrInUse => {
+            // One that a killed server left: nobody listens.
+            let left = UnixStream::connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused);
+            let is_socket = std::fs::symlink_metadata(path)
+                .is_ok_and(|meta| std::os::unix::fs::FileTypeExt::is_socket(&meta.file_type()));
+            if !left || !is_socket {
+                return Err(NbdError::Taken(path.to_owned()));
+            }
+            std::fs::remove_file(path).map_err(failed)?;
+            bind().map_err(failed)
+        }
+        other => other.map_err(failed),
+    }
+}
+
+fn accept(listener: &UnixListener, exports: &Arc<[Export]>) {
+    let taken = Arc::new(AtomicUsize::new(0));
+    for stream in listener.incoming() {
+        let mut stream = match stream {
+            Ok(stream) => stream,
+            Err(e) => {
+                log::warn!("a client could not connect: {e}");
+                // Out of file descriptors, it would fail again at once.
+                std::thread::sleep(std::time::Duration::from_millis(100));
+                continue;
+            }
+        };
+        let Some(seat) = Seat::take(&taken) else {
+            log::warn!("a client was sent away: {CLIENTS_MAX} are connected");
+            continue;
+        };
+        let exports = exports.clone();
+        let spawned = std::thread::Builder::new().name("nbd client".into()).spawn(move || {
+            if let Err(e) = converse(&mut stream, &exports) {
+                log::info!("a client is gone: {e}");
+            }
+            drop(seat);
+        });
+        if let Err(e) = spawned {
+            log::warn!("a client could not be served: {e}");
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Err(e) = std::fs::remove_file(&self.path) {
+            log::warn!("the socket {} could not be removed: {e}", self.path.display());
+        }
+    }
+}

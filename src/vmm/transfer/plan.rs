@@ -1,0 +1,359 @@
+//! What is to be imported, opened and checked: everything that is in the way is found before
+//! anything is done.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::format::{Export, FileFormat, INDEX, INITRD, KERNEL, damaged};
+use super::{Result, TransferError, sum};
+use crate::capture::chain::{ImageSpec, MemoryChain};
+use crate::checkpoint::state::{StateInfo, read_state};
+use crate::config::{DiskFormat, VmConfig};
+use crate::disk::delta::FrozenDelta;
+use crate::disk::flat::{Patched, Zeros};
+use crate::disk::layer::LayerSpec;
+use crate::disk::{Backing, open_base, probe};
+use crate::machine::{self, MachineState};
+use crate::progress::{Cancelled, Progress};
+use crate::storage::{Access, FileKind, Storage};
+
+/// What to take in place of what an export says.
+#[derive(Debug, Clone, Default)]
+pub struct Remap {
+    /// Images of disks that are not in the export, by the disk's id.
+    pub disks: BTreeMap<String, PathBuf>,
+    pub kernel: Option<PathBuf>,
+    pub initrd: Option<PathBuf>,
+    /// Take neither memory nor state: the VM boots from its disks.
+    pub without_memory: bool,
+}
+
+/// Something that is in the way of an import.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    /// `export`, `file`, `disk`, `kernel`, `initrd`, `processor` or `name`.
+    pub about: &'static str,
+    /// One sentence, with what helps.
+    pub text: String,
+    /// It was not like that when it was written.
+    pub damage: bool,
+}
+
+/// Exports that belong together, opened.
+pub struct Plan {
+    /// The last one, whose checkpoint is imported.
+    pub export: Export,
+    /// Of the VM to come, without the paths of what has to be copied.
+    pub config: VmConfig,
+    /// Contents of the disks that are in the exports.
+    pub disks: BTreeMap<String, Arc<dyn Backing>>,
+    pub memory: Option<MemoryChain>,
+    pub state: Option<Vec<u8>>,
+    /// To be copied into the VM's folder: name there, and path.
+    pub copies: Vec<(&'static str, PathBuf)>,
+}
+
+/// Opens and checks. The plan is there if there are no problems.
+pub fn plan(
+    storage: &Storage,
+    dirs: &[PathBuf],
+    remap: &Remap,
+    progress: &Progress,
+) -> Result<(Export, std::result::Result<Plan, Vec<Problem>>)> {
+    let exports =
+        dirs.iter().map(|dir| Ok((dir.as_path(), read(storage, dir)?))).collect::<Result<Vec<_>>>()?;
+    let Some((_, last)) = exports.last() else {
+        return Err(TransferError::Refused("no folder of an export was named".into()));
+    };
+    let last = last.clone();
+    check_order(&exports)?;
+    let mut problems = Problems::default();
+    check_files(storage, &exports, &mut problems, progress)?;
+    let mut config = last.config.clone();
+    let copies = boot_files(storage, dirs.last(), &mut config, remap, &mut problems)?;
+    outside_disks(storage, &last, &mut config, remap, &mut problems);
+    if !problems.damage() {
+        let opened = (|| {
+            let mut disks = BTreeMap::new();
+            for id in last.disks.keys() {
+                disks.insert(id.clone(), open_disk(storage, &exports, id)?);
+            }
+            let (memory, state) = match remap.without_memory {
+                true => (None, None),
+                false => open_memory(storage, &exports)?,
+            };
+            Ok::<_, TransferError>((disks, memory, state))
+        })();
+        match opened {
+            Err(TransferError::Cancelled(cancelled)) => return Err(cancelled.into()),
+            Err(e) => problems.add("file", e.to_string(), true),
+            Ok((disks, memory, state)) => {
+                if let Some(state) = &state {
+                    check_processor(&last.config, state, &mut problems);
+                }
+                let plan = Plan { export: last.clone(), config, disks, memory, state, copies };
+                return Ok((last, if problems.0.is_empty() { Ok(plan) } else { Err(problems.0) }));
+            }
+        }
+    }
+    Ok((last, Err(problems.0)))
+}
+
+#[derive(Default)]
+struct Problems(Vec<Problem>);
+
+impl Problems {
+    fn add(&mut self, about: &'static str, text: String, damage: bool) {
+        self.0.push(Problem { about, text, damage });
+    }
+
+    fn damage(&self) -> bool {
+        self.0.iter().any(|problem| problem.damage)
+    }
+}
+
+fn read(storage: &Storage, dir: &Path) -> Result<Export> {
+    let path = dir.join(INDEX);
+    match storage.read(&path) {
+        Err(e) if e.is_not_found() || e.kind() == std::io::ErrorKind::NotADirectory => {
+            Err(TransferError::Refused(format!(
+                "{} is no export: there is no {INDEX} in it, which is written last",
+                dir.display()
+            )))
+        }
+        other => Export::decode(&other?, &path),
+    }
+}
+
+/// Each but the first says the changes to the one before it.
+fn check_order(exports: &[(&Path, Export)]) -> Result<()> {
+    let refused = |what| Err(TransferError::Refused(what));
+    let mut before: Option<(&Path, &Export)> = None;
+    for (dir, export) in exports {
+        let dir_shown = dir.display();
+        match (&export.since, before) {
+            (None, None) => {}
+            (None, Some(_)) => {
+                return refused(format!("{dir_shown} is a whole export: it goes first, or alone"));
+            }
+            (Some(since), None) => {
+                return refused(format!(
+                    "{dir_shown} holds only what changed since checkpoint `{}` ({}): name the export of that one before it",
+                    since.name, since.id
+                ));
+            }
+            (Some(since), Some((parent_dir, parent))) if since.id != parent.id => {
+                return refused(format!(
+                    "{dir_shown} holds what changed since checkpoint `{}` ({}), but {} is of `{}` ({})",
+                    since.name,
+                    since.id,
+                    parent_dir.display(),
+                    parent.name,
+                    parent.id
+                ));
+            }
+            (Some(_), Some((parent_dir, parent))) => {
+                for (id, disk) in export.disks.iter().filter(|(_, disk)| disk.changes) {
+                    if parent.disks.get(id).is_none_or(|below| below.size != disk.size) {
+                        return refused(format!(
+                            "{dir_shown} holds changes of disk `{id}`, of which {} has no copy of that size",
+                            parent_dir.display()
+                        ));
+                    }
+                }
+                if export.memory.as_ref().is_some_and(|memory| memory.changes) && parent.memory.is_none() {
+                    let parent_dir = parent_dir.display();
+                    return refused(format!("{dir_shown} holds changes of memory, and {parent_dir} none"));
+                }
+            }
+        }
+        before = Some((dir, export));
+    }
+    Ok(())
+}
+
+fn check_files(
+    storage: &Storage,
+    exports: &[(&Path, Export)],
+    problems: &mut Problems,
+    progress: &Progress,
+) -> Result<()> {
+    let total = exports.iter().flat_map(|(_, export)| export.files.values()).map(|file| file.bytes).sum();
+    progress.phase("checksums", total);
+    for (dir, export) in exports {
+        for (name, recorded) in &export.files {
+            let path = dir.join(name);
+            let shown = path.display();
+            // A FIFO would be waited for.
+            let kind = storage.metadata(&path).map(|meta| meta.kind);
+            let text = match kind.map(|kind| kind == FileKind::File) {
+                Err(e) if e.is_not_found() => format!("{shown} is missing"),
+                Err(e) => e.to_string(),
+                Ok(false) => format!("{shown} is no file"),
+                Ok(true) => match sum::of_file(storage, &path, progress) {
+                    Ok(found) if found == *recorded => continue,
+                    Ok(found) if found.bytes != recorded.bytes => {
+                        format!("{shown} has {} bytes, but {} were written", found.bytes, recorded.bytes)
+                    }
+                    Ok(found) => format!(
+                        "{shown} is damaged: its checksum is {:08x}, but {:08x} was written",
+                        found.crc, recorded.crc
+                    ),
+                    Err(TransferError::Cancelled(Cancelled)) => return Err(Cancelled.into()),
+                    Err(e) => e.to_string(),
+                },
+            };
+            problems.add("file", text, true);
+        }
+    }
+    Ok(())
+}
+
+/// Decides what the VM boots from; returns what has to be copied for it.
+fn boot_files(
+    storage: &Storage,
+    dir: Option<&PathBuf>,
+    config: &mut VmConfig,
+    remap: &Remap,
+    problems: &mut Problems,
+) -> Result<Vec<(&'static str, PathBuf)>> {
+    let mut copies = Vec::new();
+    let files = [(KERNEL, &mut config.kernel, &remap.kernel), (INITRD, &mut config.initrd, &remap.initrd)];
+    for (name, path, other) in files {
+        if let Some(other) = other {
+            if !is_file(storage, other) {
+                problems.add(name, format!("the {name} {} cannot be read", other.display()), false);
+            }
+            *path = Some(other.clone());
+        } else if let Some(original) = path {
+            if original.is_relative() {
+                copies.extend(dir.map(|dir| (name, dir.join(&*original))));
+            } else if !is_file(storage, original) {
+                let path = original.display();
+                let text =
+                    format!("the {name} {path} is not in the export, nor here: name one with --{name} FILE");
+                problems.add(name, text, false);
+            }
+        }
+    }
+    Ok(copies)
+}
+
+fn is_file(storage: &Storage, path: &Path) -> bool {
+    storage.metadata(path).is_ok_and(|meta| meta.kind == FileKind::File)
+        && storage.open(path, Access::ReadOnly).is_ok()
+}
+
+/// Disks that checkpoints leave out have to be here already.
+fn outside_disks(
+    storage: &Storage,
+    export: &Export,
+    config: &mut VmConfig,
+    remap: &Remap,
+    problems: &mut Problems,
+) {
+    for id in remap.disks.keys() {
+        if export.disks.contains_key(id) {
+            problems.add("disk", format!("disk `{id}` is in the export: leave --disk {id}=... out"), false);
+        } else if !config.disks.iter().any(|disk| disk.id == *id) {
+            problems.add("disk", format!("the VM has no disk `{id}`"), false);
+        }
+    }
+    for disk in config.disks.iter_mut().filter(|disk| !export.disks.contains_key(&disk.id)) {
+        if let Some(path) = remap.disks.get(&disk.id) {
+            disk.path.clone_from(path);
+        }
+        match probe(storage, &disk.path) {
+            Ok(format) if remap.disks.contains_key(&disk.id) => disk.format = format,
+            Ok(_) => {}
+            Err(e) => {
+                let id = &disk.id;
+                problems.add(
+                    "disk",
+                    format!("disk `{id}` is not in the export: {e}; name it with --disk {id}=PATH"),
+                    false,
+                );
+            }
+        }
+    }
+}
+
+fn open_disk(storage: &Storage, exports: &[(&Path, Export)], id: &str) -> Result<Arc<dyn Backing>> {
+    let failed = TransferError::disk(id);
+    let Some(((dir, export), before)) = exports.split_last() else {
+        return Err(TransferError::Refused(format!("there is no whole copy of disk `{id}`")));
+    };
+    let Some(disk) = export.disks.get(id) else {
+        return Err(TransferError::Refused(format!("disk `{id}` is not in {}", dir.display())));
+    };
+    let path = dir.join(&disk.file);
+    let opened: Arc<dyn Backing> = match (disk.format, disk.layer) {
+        (FileFormat::Raw, _) => Arc::new(open_base(storage, &path, DiskFormat::Raw).map_err(&failed)?),
+        (FileFormat::Qcow2, _) => {
+            no_backing_file(storage, &path)?;
+            Arc::new(open_base(storage, &path, DiskFormat::Qcow2).map_err(&failed)?)
+        }
+        (FileFormat::Piton, None) => return Err(damaged(&dir.join(INDEX), "names no layer")),
+        (FileFormat::Piton, Some(layer)) => {
+            let below: Arc<dyn Backing> =
+                if disk.changes { open_disk(storage, before, id)? } else { Arc::new(Zeros(disk.size)) };
+            let delta = FrozenDelta::open(storage, &LayerSpec { path: path.clone(), id: layer });
+            let patched = delta.and_then(|delta| Patched::new(below, delta));
+            Arc::new(patched.map_err(&failed)?)
+        }
+    };
+    if opened.len() != disk.size {
+        return Err(damaged(&path, format!("is of {} bytes, not {}", opened.len(), disk.size)));
+    }
+    Ok(opened)
+}
+
+/// No export has one: it could be any file of this host.
+fn no_backing_file(storage: &Storage, path: &Path) -> Result<()> {
+    let mut offset = [1; 8];
+    storage.open(path, Access::ReadOnly)?.read_at(&mut offset, 8)?;
+    if offset == [0; 8] {
+        return Ok(());
+    }
+    Err(damaged(path, "names a backing file, which no export does"))
+}
+
+type Saved = (Option<MemoryChain>, Option<Vec<u8>>);
+
+fn open_memory(storage: &Storage, exports: &[(&Path, Export)]) -> Result<Saved> {
+    let Some((dir, export)) = exports.last() else { return Ok((None, None)) };
+    let Some(state) = &export.state else { return Ok((None, None)) };
+    let mut specs = Vec::new();
+    for (dir, export) in exports.iter().rev() {
+        let Some(memory) = &export.memory else { break };
+        specs.push(ImageSpec { path: dir.join(&memory.file), id: export.id, crc: memory.crc });
+        if !memory.changes {
+            break;
+        }
+    }
+    let info = StateInfo { bytes: state.bytes, crc: state.crc };
+    let json = read_state(storage, &dir.join(&state.file), &info)?;
+    Ok((Some(MemoryChain::open(storage, &specs)?), Some(json)))
+}
+
+fn check_processor(config: &VmConfig, state: &[u8], problems: &mut Problems) {
+    let found = serde_json::from_slice::<MachineState>(state)
+        .map_err(|e| format!("the saved state cannot be understood: {e}"))
+        .and_then(|state| machine::missing_features(config, &state).map_err(|e| e.to_string()));
+    let hint = "--without-memory imports the disks alone";
+    match found {
+        Ok(lacking) if lacking.is_empty() => {}
+        Ok(lacking) => {
+            let lacking = lacking.join(", ");
+            problems.add(
+                "processor",
+                format!("this host's processor lacks features that the guest uses ({lacking}): {hint}"),
+                false,
+            );
+        }
+        Err(e) => problems.add("processor", format!("{e}: {hint}"), false),
+    }
+}

@@ -1,0 +1,179 @@
+//! A checkpoint, or a VM that is off, opened to be read. Everything is held open under shared
+//! locks, so that whatever becomes of the VM it reads the same.
+
+use std::collections::BTreeMap;
+
+use chrono::Utc;
+
+use super::{Result, TransferError};
+use crate::capture::chain::MemoryChain;
+use crate::checkpoint::manifest::{DiskPoint, LeftOut, LeftOutWhy};
+use crate::checkpoint::stamp::{BaseChange, BaseStamp, FileStamp};
+use crate::checkpoint::state::read_state;
+use crate::checkpoint::{CheckpointName, Kind, Manifest};
+use crate::config::DiskConfig;
+use crate::disk::frozen::FrozenChain;
+use crate::disk::open_base;
+use crate::folder::{CheckpointType, Definition, VmFolder, VmLock};
+use crate::id::Id;
+use crate::vmm::checkpoints::{Catalog, CheckpointError};
+use crate::vmm::disks::{Layers, base_path};
+use crate::vmm::readers::{self, Reading};
+
+pub struct Source {
+    pub manifest: Manifest,
+    /// By the disk's id.
+    pub disks: BTreeMap<String, FrozenChain>,
+    pub memory: Option<MemoryChain>,
+    /// The saved state, as JSON.
+    pub state: Option<Vec<u8>>,
+    /// The VM's settings.
+    pub checkpoint_type: CheckpointType,
+    pub auto_checkpoint: bool,
+    _reading: Option<Reading>,
+}
+
+impl Source {
+    /// Opens a checkpoint and leaves a note of it. `command` is for who is kept from deleting it.
+    pub fn checkpoint(folder: &VmFolder, reference: &str, command: &str) -> Result<Self> {
+        let definition = folder.load()?;
+        let catalog = Catalog::new(folder, &definition);
+        let id = catalog.resolve(&definition, reference)?.id;
+        // The note first: a checkpoint that is there afterwards stays.
+        let reading = readers::begin(folder, command, &[id])?;
+        let manifest = catalog.store.load(id)?;
+        let (layers, sums) = (Layers::read(folder)?, catalog.layer_sums(&definition)?);
+        let mut disks = BTreeMap::new();
+        for config in &manifest.config.disks {
+            let Some(point) = manifest.disks.get(&config.id) else { continue };
+            if let Some(stamp) = manifest.bases.get(&config.id) {
+                check_base(folder, &manifest, config, stamp)?;
+            }
+            let top = match point {
+                DiskPoint::Base(_) => None,
+                DiskPoint::Layer { id, .. } => Some(*id),
+            };
+            disks.insert(config.id.clone(), open(folder, config, &layers, top, &sums)?);
+        }
+        let (memory, state) = match (&manifest.memory, &manifest.state) {
+            (Some(_), Some(info)) => {
+                let chain = MemoryChain::open(folder.storage(), &catalog.store.memory_chain(&manifest)?)?;
+                (Some(chain), Some(read_state(folder.storage(), &catalog.store.state_path(id), info)?))
+            }
+            _ => (None, None),
+        };
+        Ok(Self {
+            manifest,
+            disks,
+            memory,
+            state,
+            checkpoint_type: definition.checkpoint_type,
+            auto_checkpoint: definition.auto_checkpoint,
+            _reading: Some(reading),
+        })
+    }
+
+    /// What a VM that is off would start from. The lock is to be held as long as this lives.
+    pub fn now(folder: &VmFolder, _: &VmLock, definition: &Definition) -> Result<Self> {
+        let storage = folder.storage();
+        let catalog = Catalog::new(folder, definition);
+        let (layers, sums) = (Layers::read(folder)?, catalog.layer_sums(definition)?);
+        let Definition { config, now, .. } = definition;
+        let (mut disks, mut bases, mut points) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let mut left_out = Vec::new();
+        for disk in &config.disks {
+            if disk.readonly || disk.passthrough {
+                let why = if disk.readonly { LeftOutWhy::ReadOnly } else { LeftOutWhy::Passthrough };
+                left_out.push(LeftOut { disk: disk.id.clone(), why });
+                continue;
+            }
+            let top = now.tops.get(&disk.id).copied();
+            disks.insert(disk.id.clone(), open(folder, disk, &layers, top, &sums)?);
+            let stamp = BaseStamp::take(storage, &base_path(folder, disk))?;
+            bases.insert(disk.id.clone(), stamp);
+            points.insert(
+                disk.id.clone(),
+                top.map_or(DiskPoint::Base(stamp), |id| DiskPoint::Layer { id, sums: None }),
+            );
+        }
+        // One that is gone cannot be copied, and that is said.
+        let stamp = |path: &Option<std::path::PathBuf>| {
+            path.as_deref().and_then(|path| FileStamp::take(storage, path).ok())
+        };
+        let manifest = Manifest {
+            id: Id::random().map_err(TransferError::Random)?,
+            name: CheckpointName::of_time(&chrono::Local::now(), |_| false),
+            note: String::new(),
+            parent: now.parent,
+            kind: Kind::Offline,
+            created: Utc::now(),
+            vm: folder.name().to_string(),
+            kernel: stamp(&config.kernel),
+            initrd: stamp(&config.initrd),
+            config: config.clone(),
+            disks: points,
+            bases,
+            left_out,
+            memory: None,
+            state: None,
+            pause_us: None,
+            capture: None,
+            frozen_us: None,
+            fallback: None,
+            automatic: false,
+            disk_bytes: 0,
+            piton: env!("CARGO_PKG_VERSION").into(),
+            warnings: Vec::new(),
+        };
+        Ok(Self {
+            manifest,
+            disks,
+            memory: None,
+            state: None,
+            checkpoint_type: definition.checkpoint_type,
+            auto_checkpoint: definition.auto_checkpoint,
+            _reading: None,
+        })
+    }
+
+    /// For messages.
+    pub fn name(&self) -> &str {
+        self.manifest.name.as_str()
+    }
+}
+
+fn open(
+    folder: &VmFolder,
+    config: &DiskConfig,
+    layers: &Layers,
+    top: Option<Id>,
+    sums: &BTreeMap<Id, u32>,
+) -> Result<FrozenChain> {
+    let failed = TransferError::disk(&config.id);
+    let storage = folder.storage();
+    let specs = top.map_or(Ok(Vec::new()), |top| layers.chain(top)).map_err(&failed)?;
+    let base = open_base(storage, &base_path(folder, config), config.format).map_err(&failed)?;
+    let chain = FrozenChain::open(storage, base, &specs).map_err(&failed)?;
+    for layer in chain.deltas() {
+        if let Some(crc) = sums.get(&layer.id()) {
+            layer.attach_sums(storage, *crc).map_err(&failed)?;
+        }
+    }
+    Ok(chain)
+}
+
+fn check_base(folder: &VmFolder, manifest: &Manifest, config: &DiskConfig, stamp: &BaseStamp) -> Result<()> {
+    let path = base_path(folder, config);
+    let change = stamp.compare(folder.storage(), &path)?;
+    if matches!(change, BaseChange::Same | BaseChange::Touched) {
+        return Ok(());
+    }
+    Err(CheckpointError::Refused(format!(
+        "the base image {} was changed since checkpoint `{}` was made ({change}): what the checkpoint holds of \
+         disk `{}` is no longer known",
+        path.display(),
+        manifest.name,
+        config.id
+    ))
+    .into())
+}
