@@ -258,8 +258,13 @@ fn damage_is_named_and_never_applied() {
                 continue;
             }
         }
-        assert!(matches!(apply.code, Some(1 | 3 | 4)), "{what}: {apply}");
-        assert!(path_is_named(&apply.stderr), "{what}: {apply}");
+        // A page of memory is checked when it is needed; then the VM ends.
+        if path != &memory || !path_is_named(&apply.stderr) {
+            assert!(matches!(apply.code, Some(1 | 3 | 4)) || path == &memory, "{what}: {apply}");
+            lab.ended();
+            let log = std::fs::read_to_string(lab.vm("demo").join("piton.log")).unwrap_or_default();
+            assert!(path_is_named(&apply.stderr) || path_is_named(&log), "{what}: {apply}\n{log}");
+        }
         assert_eq!(lab.state(), "stopped", "{what}");
         if at != content {
             let parent = &lab.definition()["now"]["parent"];
@@ -284,7 +289,9 @@ fn damage_is_never_applied_to_what_runs() {
     let mut vm = lab.home.boot("start demo --attach");
     vm.ok("blk 0 verify 0 512K 2");
     let layers = [lab.deltas("a"), lab.deltas("b")];
-    for (name, at) in [("memory", data(&folder.join("memory"), 1 << 20)), ("state", 3000)] {
+    // The last page of the memory image, and the state.
+    let last = std::fs::metadata(folder.join("memory")).unwrap().len() - 4000;
+    for (name, at) in [("memory", last), ("state", 3000)] {
         let path = folder.join(name);
         flip(&path, at);
         lab.cp("apply demo@one --discard-current --run").fails(1, &[path.to_str().unwrap()]);
@@ -307,7 +314,18 @@ fn damage_is_never_applied_to_what_runs() {
     lab.apply("one", "--run");
     vm.ok("blk 0 verify 0 512K 1");
     vm.journal();
-    vm.power_off();
+    // A page of memory is checked when it is needed. The guest never sees it: its VM ends.
+    let path = folder.join("memory");
+    flip(&path, data(&path, 1 << 20));
+    let apply = lab.cp("apply demo@one --discard-current --run");
+    let exit = vm.exit();
+    assert_eq!(exit.code, Some(1), "{apply}");
+    assert!(exit.stderr.contains(path.to_str().unwrap()), "{}", exit.stderr);
+    assert!(exit.stderr.contains("a wrong checksum of the page at offset"), "{}", exit.stderr);
+    flip(&path, data(&path, 1 << 20));
+    lab.apply("one", "--run");
+    lab.attach("demo").journal();
+    lab.stop();
     lab.tidy();
 }
 
