@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-/// A set of page numbers below a bound, a bit each.
+/// A set of page numbers below a bound, a bit each: bit n of word w is page w * 64 + n.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PageSet {
     words: Vec<u64>,
@@ -13,17 +13,21 @@ impl PageSet {
         Self { words: vec![0; pages.div_ceil(64) as usize] }
     }
 
-    /// Bit n of word w is page w * 64 + n.
-    pub fn words_mut(&mut self) -> &mut [u64] {
-        &mut self.words
-    }
-
     pub fn words(&self) -> &[u64] {
         &self.words
     }
 
+    pub fn words_mut(&mut self) -> &mut [u64] {
+        &mut self.words
+    }
+
+    pub fn put(&mut self, page: u64, present: bool) {
+        let (word, bit) = (&mut self.words[(page / 64) as usize], 1 << (page % 64));
+        if present { *word |= bit } else { *word &= !bit }
+    }
+
     pub fn insert(&mut self, page: u64) {
-        self.words[(page / 64) as usize] |= 1 << (page % 64);
+        self.put(page, true);
     }
 
     pub fn clear(&mut self) {
@@ -39,27 +43,55 @@ impl PageSet {
         self.words.iter_mut().zip(&other.words).for_each(|(word, more)| *word |= more);
     }
 
-    /// The first page of `within` that is in the set, or that is not.
-    fn find(&self, within: Range<u64>, present: bool) -> Option<u64> {
-        let mut at = within.start;
-        while at < within.end {
-            let word = self.words[(at / 64) as usize];
-            let wanted = if present { word } else { !word } >> (at % 64);
-            if wanted != 0 {
-                return Some(at + u64::from(wanted.trailing_zeros())).filter(|found| *found < within.end);
-            }
-            at = (at / 64 + 1) * 64;
-        }
-        None
+    /// Runs of pages of `within` that are in the set, or that are not.
+    pub fn runs(&self, within: Range<u64>, present: bool) -> impl Iterator<Item = Range<u64>> + '_ {
+        runs(&self.words, within, present)
     }
+}
 
-    /// Runs of pages of `within` that are in the set.
-    pub fn runs(&self, within: Range<u64>) -> impl Iterator<Item = Range<u64>> + '_ {
-        let mut at = within.start;
-        std::iter::from_fn(move || {
-            let start = self.find(at..within.end, true)?;
-            at = self.find(start..within.end, false).unwrap_or(within.end);
-            Some(start..at)
-        })
+/// Runs of bits of `within` that are set, or that are not.
+pub fn runs(words: &[u64], within: Range<u64>, present: bool) -> impl Iterator<Item = Range<u64>> + '_ {
+    let mut at = within.start;
+    std::iter::from_fn(move || {
+        let start = find(words, at..within.end, present)?;
+        at = find(words, start..within.end, !present).unwrap_or(within.end);
+        Some(start..at)
+    })
+}
+
+/// The first bit of `within` that is set, or that is not.
+fn find(words: &[u64], within: Range<u64>, present: bool) -> Option<u64> {
+    let mut at = within.start;
+    while at < within.end {
+        let word = words[(at / 64) as usize];
+        let wanted = if present { word } else { !word } >> (at % 64);
+        if wanted != 0 {
+            return Some(at + u64::from(wanted.trailing_zeros())).filter(|found| *found < within.end);
+        }
+        at = (at / 64 + 1) * 64;
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_are_those_of_the_set() {
+        let mut set = PageSet::new(200);
+        let pages = [0, 1, 2, 63, 64, 127, 130, 199];
+        pages.iter().for_each(|page| set.insert(*page));
+        let present: Vec<_> = set.runs(0..200, true).collect();
+        assert_eq!(present, [0..3, 63..65, 127..128, 130..131, 199..200]);
+        let absent: Vec<_> = set.runs(1..140, false).collect();
+        assert_eq!(absent, [3..63, 65..127, 128..130, 131..140]);
+        let mut other = PageSet::new(200);
+        other.insert(3);
+        other.insert(64);
+        set.union(&other);
+        assert_eq!((set.count(), set.runs(0..10, true).next()), (9, Some(0..4)));
+        set.put(1, false);
+        assert_eq!(set.count(), 8);
     }
 }

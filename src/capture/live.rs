@@ -74,7 +74,7 @@ fn parts(memory: &GuestMemory, pages: &PageSet, within: Range<u64>) -> Vec<(u64,
     for region in memory.iter() {
         let end = first + region.len() / PAGE_SIZE;
         let start = region.start_addr().raw_value();
-        for run in pages.runs(within.start.max(first)..within.end.min(end)) {
+        for run in pages.runs(within.start.max(first)..within.end.min(end), true) {
             let bytes = (run.start - first) * PAGE_SIZE..(run.end - first) * PAGE_SIZE;
             for at in bytes.clone().step_by(STEP as usize) {
                 parts.push((start + at, (bytes.end - at).min(STEP)));

@@ -7,10 +7,11 @@ use crate::layout::PAGE_SIZE;
 use crate::storage::Storage;
 
 use super::format::Group;
-use super::pages::{GROUP, runs_of};
+use super::pages::GROUP;
 use super::reader::Image;
 use super::writer::{ImageInfo, ImageWriter};
 use super::{ImageError, Kind, Result};
+use crate::pages::runs;
 
 /// Which of `images`, the uppermost first, holds each page of a part of one group: runs of their
 /// numbers, in no order; `None`: none of them does.
@@ -29,13 +30,13 @@ pub(in crate::capture) fn resolve(
         let Some(group) = image.group(index as usize)? else { continue };
         let mut found = open;
         found.iter_mut().zip(&group.bitmap).for_each(|(found, present)| *found &= present);
-        runs_of(&found, within.clone(), true).for_each(|run| each(shifted(run), Some((at, group))));
+        runs(&found, within.clone(), true).for_each(|run| each(shifted(run), Some((at, group))));
         open.iter_mut().zip(&group.bitmap).for_each(|(open, present)| *open &= !present);
-        if runs_of(&open, within.clone(), true).next().is_none() {
+        if runs(&open, within.clone(), true).next().is_none() {
             return Ok(());
         }
     }
-    runs_of(&open, within, true).for_each(|run| each(shifted(run), None));
+    runs(&open, within, true).for_each(|run| each(shifted(run), None));
     Ok(())
 }
 

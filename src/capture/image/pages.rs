@@ -1,8 +1,9 @@
-//! Pages of guest memory by number, and sets of them; no files here.
+//! Where guest memory lies, and its pages in groups; no files here.
 
 use std::ops::Range;
 
 use crate::layout::PAGE_SIZE;
+use crate::pages::PageSet;
 
 /// Keeps every offset of a file in bounds, and the number of pages below 2^32.
 const END_MAX: u64 = 1 << 43;
@@ -79,72 +80,12 @@ impl Ram {
     }
 }
 
-/// A set of page numbers.
-#[derive(Clone, Debug)]
-pub(super) struct PageSet {
-    words: Vec<u64>,
-}
-
-impl PageSet {
-    pub fn new(pages: u64) -> Self {
-        Self { words: vec![0; pages.div_ceil(64) as usize] }
-    }
-
-    pub fn put(&mut self, page: u64, present: bool) {
-        let (word, bit) = (&mut self.words[(page / 64) as usize], 1 << (page % 64));
-        if present { *word |= bit } else { *word &= !bit }
-    }
-
-    pub fn count(&self) -> u64 {
-        self.words.iter().map(|w| u64::from(w.count_ones())).sum()
-    }
-
-    /// Runs of pages of `within` that are in the set, or that are not.
-    pub fn runs(&self, within: Range<u64>, present: bool) -> impl Iterator<Item = Range<u64>> + '_ {
-        let mut at = within.start;
-        std::iter::from_fn(move || {
-            let start = find(&self.words, at..within.end, present)?;
-            at = find(&self.words, start..within.end, !present).unwrap_or(within.end);
-            Some(start..at)
-        })
-    }
-
-    /// The words of a group; what is missing at the end is clear.
-    pub fn group(&self, group: usize) -> [u64; GROUP_WORDS] {
-        let mut words = [0; GROUP_WORDS];
-        let first = group * GROUP_WORDS;
-        let found = self.words.get(first..).unwrap_or_default();
-        words.iter_mut().zip(found).for_each(|(word, found)| *word = *found);
-        words
-    }
-}
-
-/// Runs of pages of one group, `within` it, that have their bit set, or that have not.
-pub(in crate::capture) fn runs_of(
-    words: &[u64; GROUP_WORDS],
-    within: Range<u64>,
-    present: bool,
-) -> impl Iterator<Item = Range<u64>> + '_ {
-    let mut at = within.start;
-    std::iter::from_fn(move || {
-        let start = find(words, at..within.end, present)?;
-        at = find(words, start..within.end, !present).unwrap_or(within.end);
-        Some(start..at)
-    })
-}
-
-/// The first page of `within` whose bit is set, or is not.
-fn find(words: &[u64], within: Range<u64>, present: bool) -> Option<u64> {
-    let mut at = within.start;
-    while at < within.end {
-        let word = words[(at / 64) as usize];
-        let wanted = if present { word } else { !word } >> (at % 64);
-        if wanted != 0 {
-            return Some(at + u64::from(wanted.trailing_zeros())).filter(|found| *found < within.end);
-        }
-        at = (at / 64 + 1) * 64;
-    }
-    None
+/// The words of a group of a set; what is missing at the end is clear.
+pub(super) fn group_of(set: &PageSet, group: usize) -> [u64; GROUP_WORDS] {
+    let mut words = [0; GROUP_WORDS];
+    let found = set.words().get(group * GROUP_WORDS..).unwrap_or_default();
+    words.iter_mut().zip(found).for_each(|(word, found)| *word = *found);
+    words
 }
 
 pub(super) fn is_zero(bytes: &[u8]) -> bool {
@@ -155,6 +96,7 @@ pub(super) fn is_zero(bytes: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pages::runs;
 
     #[test]
     fn pages_are_numbered_through_the_hole() {
@@ -179,20 +121,12 @@ mod tests {
     }
 
     #[test]
-    fn runs_and_groups() {
-        let mut set = PageSet::new(200);
-        let pages = [0, 1, 2, 63, 64, 127, 130, 199];
-        pages.iter().for_each(|p| set.put(*p, true));
-        let runs: Vec<_> = set.runs(0..200, true).collect();
-        assert_eq!(runs, [0..3, 63..65, 127..128, 130..131, 199..200]);
-        let clear: Vec<_> = set.runs(1..140, false).collect();
-        assert_eq!(clear, [3..63, 65..127, 128..130, 131..140]);
+    fn groups_are_parts_of_a_set() {
         let mut set = PageSet::new(GROUP + 100);
         let pages = [0, 1, 64, 1023, GROUP, GROUP + 99];
-        pages.iter().for_each(|page| set.put(*page, true));
-        assert!(runs_of(&set.group(0), 0..GROUP, true).eq([0..2, 64..65, 1023..1024]));
-        assert!(runs_of(&set.group(1), 0..100, false).eq(std::iter::once(1..99)));
-        assert_eq!(set.count(), 6);
+        pages.iter().for_each(|page| set.insert(*page));
+        assert!(runs(&group_of(&set, 0), 0..GROUP, true).eq([0..2, 64..65, 1023..1024]));
+        assert!(runs(&group_of(&set, 1), 0..100, false).eq(std::iter::once(1..99)));
     }
 
     #[test]

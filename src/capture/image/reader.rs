@@ -7,8 +7,9 @@ use crate::layout::PAGE_SIZE;
 use crate::storage::{Access, File, Storage};
 
 use super::format::{BITMAP, CRCS, ENTRY, Entry, Group, HEADER, Header, Kind, Places, crc_of};
-use super::pages::{GROUP, is_zero, runs_of};
+use super::pages::{GROUP, is_zero};
 use super::{FormatError, ImageError, Result};
+use crate::pages::runs;
 
 const PAGE: usize = PAGE_SIZE as usize;
 /// What a check of everything reads at once.
@@ -133,7 +134,7 @@ impl Image {
         }
         let group = Group::decode(&bitmap, &crcs);
         let pages = (self.header.ram.pages() - index as u64 * GROUP).min(GROUP);
-        if group.present() != entry.present || runs_of(&group.bitmap, pages..GROUP, true).next().is_some() {
+        if group.present() != entry.present || runs(&group.bitmap, pages..GROUP, true).next().is_some() {
             return Err(self.corrupt(bitmap_at, "a bitmap that does not fit"));
         }
         Ok(group)
@@ -157,7 +158,7 @@ impl Image {
                 continue;
             };
             let mut upto = at;
-            for run in runs_of(&group.bitmap, at - first..end - first, true) {
+            for run in runs(&group.bitmap, at - first..end - first, true) {
                 if upto < first + run.start {
                     each(upto..first + run.start, None)?;
                 }

@@ -8,8 +8,9 @@ use crate::storage::{File, Storage};
 use super::format::{
     BITMAP, CRCS, ENTRY, Entry, Group, Header, Kind, Places, bitmap_bytes, crc_bytes, crc_of,
 };
-use super::pages::{GROUP, PageSet, Ram, is_zero};
+use super::pages::{GROUP, Ram, group_of, is_zero};
 use super::{ImageError, Result};
+use crate::pages::PageSet;
 
 const PAGE: usize = PAGE_SIZE as usize;
 
@@ -174,7 +175,7 @@ impl ImageWriter {
         let mut table = Vec::with_capacity((places.header - places.table) as usize);
         let mut present = 0;
         for index in 0..groups {
-            let words = self.present.group(index);
+            let words = group_of(&self.present, index);
             let count: u32 = words.iter().map(|word| word.count_ones()).sum();
             bitmap.extend(bitmap_bytes(&words));
             let mut entry = Entry::default();
