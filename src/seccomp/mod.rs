@@ -164,10 +164,17 @@ extern "C" fn on_forbidden_call(_: libc::c_int, info: *mut libc::siginfo_t, _: *
         decimal(call.unsigned_abs(), &mut digits),
         b", which its seccomp filter forbids: the VM ends\r\n",
     ];
-    for part in parts {
-        // SAFETY: the slice lives across the call; write is async-signal-safe.
-        unsafe { libc::write(libc::STDERR_FILENO, part.as_ptr().cast(), part.len()) };
+    // In one piece, so that nothing that others say comes in between.
+    let mut text = [0; 160];
+    let mut len = 0;
+    for byte in parts.into_iter().flatten() {
+        if let Some(place) = text.get_mut(len) {
+            *place = *byte;
+            len += 1;
+        }
     }
+    // SAFETY: the first `len` bytes of the array live across the call; write is async-signal-safe.
+    unsafe { libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), len) };
     // SAFETY: _exit is async-signal-safe and does not return.
     unsafe { libc::_exit(EXIT_FORBIDDEN) };
 }
