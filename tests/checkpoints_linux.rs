@@ -17,10 +17,10 @@ const LOOP: &str = "(n=0; while true; do n=$((n+1)); head -c 65536 /dev/urandom 
 const CHECK: &str = "bad=0; for n in $(seq 0 19); do [ -e /mnt/s$n ] || continue; \
     [ \"$(sha256sum < /mnt/f$n)\" = \"$(cat /mnt/s$n)\" ] || bad=$((bad+1)); done; echo CHECKED-$bad-bad";
 
-/// Two processes that check what they have in memory, and say so every tenth time.
-const SUMS: &str = "for p in 1 2; do head -c 400000 /dev/urandom > /dev/shm/d$p; (s=$(sha256sum < /dev/shm/d$p); \
+/// Two processes that check what they have in memory, and say so every fifth time.
+const SUMS: &str = "for p in 1 2; do head -c 100000 /dev/urandom > /dev/shm/d$p; (s=$(sha256sum < /dev/shm/d$p); \
     n=0; while true; do n=$((n+1)); [ \"$s\" = \"$(sha256sum < /dev/shm/d$p)\" ] || echo SUM-DIFFERS; \
-    [ $((n%10)) = 0 ] && echo SUM-$p-$n; done) & done; echo SUMS-BEGUN";
+    [ $((n%5)) = 0 ] && echo SUM-$p-$n; done) & done; echo SUMS-BEGUN";
 
 /// Debian with two vCPUs at a shell, on an overlay over its disk.
 fn boot(home: &Home, guest: &LinuxGuest) -> (Vm, PathBuf) {
