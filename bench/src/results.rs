@@ -50,8 +50,10 @@ impl Results {
         Ok(results)
     }
 
+    /// What failed counts as not done, so that the next run tries it again.
     pub fn has(&self, cell: &str, round: usize) -> bool {
-        self.samples.iter().any(|sample| sample.cell == cell && sample.round == round)
+        let done = |sample: &Sample| sample.cell == cell && sample.round == round && sample.error.is_none();
+        self.samples.iter().any(done)
     }
 
     /// Measures unless that was done before. What fails is noted, and the run goes on.
@@ -104,7 +106,9 @@ impl Results {
         );
         let mut errors: BTreeMap<(&str, &str), usize> = BTreeMap::new();
         for sample in &self.samples {
-            if let Some(error) = &sample.error {
+            if let Some(error) = &sample.error
+                && !self.has(&sample.cell, sample.round)
+            {
                 *errors.entry((&sample.cell, error)).or_default() += 1;
             }
         }
