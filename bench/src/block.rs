@@ -72,7 +72,9 @@ fn make_base(path: &Path, size: &Size) -> io::Result<()> {
     for _ in 0..=size.area_mib {
         let mut piece = Vec::with_capacity(1 << 20);
         while piece.len() < 1 << 20 {
-            word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            word = word
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             piece.extend(word.to_le_bytes());
         }
         file.write_all(&piece)?;
@@ -96,7 +98,9 @@ impl Guest {
     /// Freezes what the disk is and puts a new layer on top.
     fn add_layer(&mut self, work: &Path, n: u64) -> io::Result<()> {
         match self {
-            Self::Piton(vm) => vm.piton.run(&["checkpoint", "create", &vm.name, &format!("l{n}")]).map(drop),
+            Self::Piton(vm) => {
+                vm.piton.run(&["checkpoint", "create", &vm.name, &format!("l{n}")]).map(drop)
+            }
             Self::Qemu(qemu) => {
                 let file = work.join(format!("layer-{n}.qcow2"));
                 let arguments = json!({ "device": "d0", "snapshot-file": file, "format": "qcow2" });
@@ -123,7 +127,11 @@ fn with_guest(
     }
     host::sync()?;
     let outcome = if contender.starts_with("piton") {
-        let shown = if own_copy { disk.display().to_string() } else { format!("{},overlay", base.display()) };
+        let shown = if own_copy {
+            disk.display().to_string()
+        } else {
+            format!("{},overlay", base.display())
+        };
         let args = ["--memory".into(), format!("{MEMORY_MIB}M"), "--disk".into(), shown];
         let vm = setting.piton.boot("block", &args)?;
         let mut guest = Guest::Piton(vm);
@@ -200,7 +208,8 @@ fn layers(setting: &Setting, guest: &mut Guest, depth: u64, size: &Size) -> io::
     let mut values = Values::new();
     // Once for the caches.
     for _ in 0..2 {
-        let random = guest.console().ask(&format!("blk 0 bench rand-read 0 {area_mib}M 4K {reads} qd=8"))?;
+        let random =
+            guest.console().ask(&format!("blk 0 bench rand-read 0 {area_mib}M 4K {reads} qd=8"))?;
         values.insert("rand-read".into(), random.number("iops")?);
         let whole = format!("blk 0 bench seq-read 0 {area_mib}M 64K {} qd=4", area_mib * 16);
         values.insert("seq-read".into(), guest.console().ask(&whole)?.number("mb_s")?);
@@ -214,9 +223,13 @@ pub fn report(results: &Results) -> io::Result<()> {
         text += &format!(" {contender} |");
     }
     text += " overlay ÷ piton raw | overlay ÷ qcow2 |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: |\n";
-    let ratio = |name: &str, to: &str| results.median("piton overlay", name) / results.median(to, name);
+    let ratio =
+        |name: &str, to: &str| results.median("piton overlay", name) / results.median(to, name);
     for (title, name, counts) in STEPS {
-        text += &format!("| {title}, {} |", counts.replace("mb_s", "MB/s").replace("iops", "requests/s"));
+        text += &format!(
+            "| {title}, {} |",
+            counts.replace("mb_s", "MB/s").replace("iops", "requests/s")
+        );
         for contender in CONTENDERS {
             text += &format!(" {} |", spread(&results.of(contender, name)));
         }
@@ -237,10 +250,23 @@ pub fn report(results: &Results) -> io::Result<()> {
     text += "\n";
     text += GOALS;
     let reads = through("rand-read").max(through("seq-read"));
-    text += &goal("time of reads, 32 layers ÷ 1 layer, the worse of both", "≤ 1.2", reads, "×", reads <= 1.2);
+    text += &goal(
+        "time of reads, 32 layers ÷ 1 layer, the worse of both",
+        "≤ 1.2",
+        reads,
+        "×",
+        reads <= 1.2,
+    );
     let slower = 1.0 / ratio("allocated", "piton raw");
-    text += &goal("time of allocated 4 KiB writes, overlay ÷ raw", "≤ 1.1", slower, "×", slower <= 1.1);
+    text +=
+        &goal("time of allocated 4 KiB writes, overlay ÷ raw", "≤ 1.1", slower, "×", slower <= 1.1);
     let faster = ratio("fresh", "QEMU qcow2");
-    text += &goal("rate of fresh 4 KiB writes, overlay ÷ QEMU qcow2", "≥ 3", faster, "×", faster >= 3.0);
+    text += &goal(
+        "rate of fresh 4 KiB writes, overlay ÷ QEMU qcow2",
+        "≥ 3",
+        faster,
+        "×",
+        faster >= 3.0,
+    );
     io::stdout().lock().write_all(text.as_bytes())
 }

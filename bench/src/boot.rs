@@ -84,8 +84,17 @@ fn contenders(piton: &Path, guest: &Path, work: &Path) -> Vec<Contender> {
                 return Ok(());
             }
             let mut command = Command::new(&piton);
-            command.env("PITON_HOME", &home).args(["run", "old", "--cmdline", "piton.run=poweroff"]);
-            let made = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status()?;
+            command.env("PITON_HOME", &home).args([
+                "run",
+                "old",
+                "--cmdline",
+                "piton.run=poweroff",
+            ]);
+            let made = command
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status()?;
             if made.success() { Ok(()) } else { Err(io::Error::other("piton could not make a VM")) }
         }
     };
@@ -109,11 +118,20 @@ fn contenders(piton: &Path, guest: &Path, work: &Path) -> Vec<Contender> {
         let disk = disk.clone();
         move || File::create(&disk)?.set_len(DISK_MIB << 20)
     };
-    let contender = |name, command, prepare| Contender { name, command, prepare, samples: Vec::new() };
+    let contender =
+        |name, command, prepare| Contender { name, command, prepare, samples: Vec::new() };
     vec![
         contender("piton run", run_piton(&["run", "new"]), Box::new(fresh)),
-        contender("piton start --attach", run_piton(&["start", "--attach", "old"]), Box::new(existing)),
-        contender(BASELINE, qemu("microvm", "virtio-blk-device,drive=d"), Box::new(with_disk.clone())),
+        contender(
+            "piton start --attach",
+            run_piton(&["start", "--attach", "old"]),
+            Box::new(existing),
+        ),
+        contender(
+            BASELINE,
+            qemu("microvm", "virtio-blk-device,drive=d"),
+            Box::new(with_disk.clone()),
+        ),
         contender(
             "QEMU microvm, trimmed",
             qemu("microvm,x-option-roms=off,pit=off,pic=off,rtc=off", "virtio-blk-device,drive=d"),
@@ -154,7 +172,9 @@ fn watch(child: &mut Child, start: Instant) -> io::Result<Sample> {
     loop {
         let (at, chunk) = match chunks.recv_timeout(PATIENCE) {
             Ok(chunk) => chunk,
-            Err(RecvTimeoutError::Timeout) => return Err(io::Error::other("the guest is not ready")),
+            Err(RecvTimeoutError::Timeout) => {
+                return Err(io::Error::other("the guest is not ready"));
+            }
             Err(RecvTimeoutError::Disconnected) => return Err(io::Error::other("the guest ended")),
         };
         let at = at.duration_since(start).as_secs_f64() * 1e3;
@@ -204,14 +224,18 @@ fn report(contenders: &[Contender], cpu: &CpuTimes) {
         sorted(contender.samples.iter().map(what))
     };
     let baseline = contenders.iter().find(|contender| contender.name == BASELINE);
-    let baseline = baseline.map_or(f64::NAN, |contender| quantile(&of(contender, |s| s.first_byte), 0.5));
+    let baseline =
+        baseline.map_or(f64::NAN, |contender| quantile(&of(contender, |s| s.first_byte), 0.5));
     let mut out = io::stdout().lock();
     let mut line = |text: String| {
         let _ = writeln!(out, "{text}");
     };
     line(format!("- {rounds} interleaved rounds; {}", cpu.describe()));
     line(String::new());
-    line("| | first byte, ms: median | p90 | worst | microvm ÷ this | ready, ms: median | p90 |".into());
+    line(
+        "| | first byte, ms: median | p90 | worst | microvm ÷ this | ready, ms: median | p90 |"
+            .into(),
+    );
     line("| --- | ---: | ---: | ---: | ---: | ---: | ---: |".into());
     for contender in contenders {
         let (first, ready) = (of(contender, |s| s.first_byte), of(contender, |s| s.ready));

@@ -27,7 +27,9 @@ impl Answer {
         self.line
             .split_whitespace()
             .find_map(|word| word.strip_prefix(name)?.strip_prefix('=')?.parse().ok())
-            .ok_or_else(|| io::Error::other(format!("the guest's answer `{}` has no {name}", self.line)))
+            .ok_or_else(|| {
+                io::Error::other(format!("the guest's answer `{}` has no {name}", self.line))
+            })
     }
 }
 
@@ -82,8 +84,12 @@ impl Console {
                     arrived = at;
                     self.unread.extend(chunk);
                 }
-                Err(RecvTimeoutError::Timeout) => return Err(io::Error::other("the guest does not answer")),
-                Err(RecvTimeoutError::Disconnected) => return Err(io::Error::other("the guest's console ended")),
+                Err(RecvTimeoutError::Timeout) => {
+                    return Err(io::Error::other("the guest does not answer"));
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(io::Error::other("the guest's console ended"));
+                }
             }
         }
     }

@@ -24,7 +24,8 @@ impl CpuTimes {
     pub fn now() -> io::Result<Self> {
         let stat = fs::read_to_string("/proc/stat")?;
         let first = stat.lines().next().unwrap_or_default();
-        let ticks: Vec<u64> = first.split_whitespace().skip(1).filter_map(|word| word.parse().ok()).collect();
+        let ticks: Vec<u64> =
+            first.split_whitespace().skip(1).filter_map(|word| word.parse().ok()).collect();
         let at = |index: usize| ticks.get(index).copied().unwrap_or(0);
         // user nice system idle iowait irq softirq steal; guest time is part of user time.
         Ok(Self { total: ticks.iter().take(8).sum(), idle: at(3) + at(4), stolen: at(7) })

@@ -41,7 +41,15 @@ fn run() -> io::Result<()> {
         ["boot", rounds, piton, guest, work] => {
             boot::run(number(rounds)?, piton.as_ref(), guest.as_ref(), work.as_ref())
         }
-        [what @ ("block" | "checkpoint"), rounds, size @ ("full" | "quick"), piton, guest, work, results] => {
+        [
+            what @ ("block" | "checkpoint"),
+            rounds,
+            size @ ("full" | "quick"),
+            piton,
+            guest,
+            work,
+            results,
+        ] => {
             let work = PathBuf::from(work);
             let setting = Setting {
                 piton: Piton { program: piton.into(), home: work.join("home") },

@@ -4,10 +4,11 @@ use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::console::Console;
+use crate::console::{Console, PATIENCE};
 
 /// The program and the folder of its VMs.
 #[derive(Clone)]
@@ -60,8 +61,18 @@ impl Piton {
         Ok(Vm { piton: self.clone(), name: name.into(), child, console })
     }
 
+    /// Cuts a VM's power and waits until its process is gone.
     pub fn stop(&self, name: &str) -> io::Result<()> {
-        self.run(&["stop", name, "--force", "--timeout", "0"]).map(drop)
+        // The guest may be faster and shut down by itself; the merging of layers then takes a while.
+        let said = self.run(&["stop", name, "--force", "--timeout", "0"]);
+        let deadline = Instant::now() + PATIENCE;
+        while self.json(&["show", name])?["state"] != "stopped" {
+            if Instant::now() > deadline {
+                return said.map(drop);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
     }
 
     /// Ends and removes a VM, if there is one.

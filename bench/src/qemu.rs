@@ -50,8 +50,13 @@ impl Qemu {
         command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", socket.display()));
         command.arg("-kernel").arg(setup.guest).args(setup.more);
         let log = setup.work.join("qemu.log");
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(File::create(&log)?).spawn()?;
-        let made = Console::of(&mut child).and_then(|console| Ok((console, Qmp::connect(&socket, &mut child)?)));
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(File::create(&log)?)
+            .spawn()?;
+        let made = Console::of(&mut child)
+            .and_then(|console| Ok((console, Qmp::connect(&socket, &mut child)?)));
         match made {
             Ok((console, qmp)) => Ok(Self { child, console, qmp }),
             Err(e) => {
@@ -156,9 +161,14 @@ impl Qmp {
             match info["status"].as_str() {
                 Some("completed") => return Ok(()),
                 Some("failed" | "cancelled") => {
-                    return Err(io::Error::other(format!("QEMU migrate failed: {}", info["error-desc"])));
+                    return Err(io::Error::other(format!(
+                        "QEMU migrate failed: {}",
+                        info["error-desc"]
+                    )));
                 }
-                _ if Instant::now() > deadline => return Err(io::Error::other("QEMU migrate does not end")),
+                _ if Instant::now() > deadline => {
+                    return Err(io::Error::other("QEMU migrate does not end"));
+                }
                 _ => std::thread::sleep(Duration::from_millis(2)),
             }
         }

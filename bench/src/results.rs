@@ -52,12 +52,19 @@ impl Results {
 
     /// What failed counts as not done, so that the next run tries it again.
     pub fn has(&self, cell: &str, round: usize) -> bool {
-        let done = |sample: &Sample| sample.cell == cell && sample.round == round && sample.error.is_none();
+        let done = |sample: &Sample| {
+            sample.cell == cell && sample.round == round && sample.error.is_none()
+        };
         self.samples.iter().any(done)
     }
 
     /// Measures unless that was done before. What fails is noted, and the run goes on.
-    pub fn measure(&mut self, cell: &str, round: usize, run: impl FnOnce() -> io::Result<Values>) -> io::Result<()> {
+    pub fn measure(
+        &mut self,
+        cell: &str,
+        round: usize,
+        run: impl FnOnce() -> io::Result<Values>,
+    ) -> io::Result<()> {
         if self.has(cell, round) {
             return Ok(());
         }

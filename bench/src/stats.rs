@@ -32,7 +32,12 @@ pub fn spread(sorted: &[f64]) -> String {
     if sorted.is_empty() {
         return "–".into();
     }
-    format!("{} ({}–{})", short(median(sorted)), short(quantile(sorted, 0.0)), short(quantile(sorted, 1.0)))
+    format!(
+        "{} ({}–{})",
+        short(median(sorted)),
+        short(quantile(sorted, 0.0)),
+        short(quantile(sorted, 1.0))
+    )
 }
 
 #[cfg(test)]
@@ -43,7 +48,10 @@ mod tests {
     fn quantiles_are_values_that_were_seen() {
         let values = sorted([4.0, 1.0, f64::NAN, 3.0, 2.0]);
         assert_eq!(values, [1.0, 2.0, 3.0, 4.0]);
-        assert_eq!([0.0, 0.5, 0.51, 0.99, 1.0].map(|share| quantile(&values, share)), [1.0, 2.0, 3.0, 4.0, 4.0]);
+        assert_eq!(
+            [0.0, 0.5, 0.51, 0.99, 1.0].map(|share| quantile(&values, share)),
+            [1.0, 2.0, 3.0, 4.0, 4.0]
+        );
         assert!(quantile(&[], 0.5).is_nan());
     }
 }

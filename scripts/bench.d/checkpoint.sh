@@ -40,6 +40,8 @@ fi
 {
     cat -- "$results.facts"
     "$tool" render checkpoint "$results" "$results.svg"
+    echo
+    echo "![Pauses of piton and QEMU over what the guest dirties, and of piton over the size of memory](checkpoint-pause.svg)"
 } >"$results.section"
 cat -- "$results.section"
 [[ -z $recording ]] || cp -- "$results.svg" "$repo/docs/checkpoint-pause.svg"

@@ -62,7 +62,8 @@ impl Case {
 }
 
 pub fn fits_host(mib: u64) -> bool {
-    host::kib("/proc/meminfo", "MemAvailable").is_ok_and(|free| free / 1024 > mib + mib / 4 + ROOM_MIB)
+    host::kib("/proc/meminfo", "MemAvailable")
+        .is_ok_and(|free| free / 1024 > mib + mib / 4 + ROOM_MIB)
 }
 
 pub fn sizes(quick: bool) -> &'static [u64] {

@@ -28,14 +28,13 @@ pub fn all(setting: &Setting, results: &mut Results) -> io::Result<()> {
         return Ok(());
     }
     let piton = &setting.piton;
-    let mut vm = piton.boot(ORIGIN, &["--memory".into(), format!("{mib}M")])?;
-    let usable = vm.console.ask("info")?.number("usable")? as u64;
-    vm.console.ask(&format!("fill {usable}"))?;
-    piton.run(&["checkpoint", "create", ORIGIN, "one"])?;
-    vm.end()?;
+    let failed = make_origin(setting, mib).err().map(|e| e.to_string());
     for round in 0..setting.rounds {
         for (count, cell) in &cells {
             results.measure(cell, round, || {
+                if let Some(e) = &failed {
+                    return Err(io::Error::other(e.clone()));
+                }
                 let outcome = make(setting, *count);
                 for n in 1..=*count {
                     piton.remove(&format!("c-{n}"));
@@ -48,6 +47,14 @@ pub fn all(setting: &Setting, results: &mut Results) -> io::Result<()> {
     Ok(())
 }
 
+fn make_origin(setting: &Setting, mib: u64) -> io::Result<()> {
+    let mut vm = setting.piton.boot(ORIGIN, &["--memory".into(), format!("{mib}M")])?;
+    let usable = vm.console.ask("info")?.number("usable")? as u64;
+    vm.console.ask(&format!("fill {usable}"))?;
+    setting.piton.run(&["checkpoint", "create", ORIGIN, "one"])?;
+    vm.end()
+}
+
 fn make(setting: &Setting, count: u32) -> io::Result<Values> {
     let piton = &setting.piton;
     host::sync()?;
@@ -57,7 +64,9 @@ fn make(setting: &Setting, count: u32) -> io::Result<Values> {
     let mut own = Vec::new();
     for n in 1..=count {
         let shown = piton.json(&["show", &format!("c-{n}")])?;
-        let pid = shown["pid"].as_u64().ok_or_else(|| io::Error::other(format!("no process in {shown}")))?;
+        let pid = shown["pid"]
+            .as_u64()
+            .ok_or_else(|| io::Error::other(format!("no process in {shown}")))?;
         own.push(host::own_memory(pid)? as f64 / 1024.0);
     }
     let own = stats::sorted(own);

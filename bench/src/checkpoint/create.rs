@@ -18,6 +18,7 @@ use crate::results::{Results, Values};
 const VM: &str = "create";
 /// How long the guest is watched without a checkpoint, to know what the host itself does to it.
 const WATCH: Duration = Duration::from_millis(500);
+const REST: Duration = Duration::from_millis(30);
 /// Some seconds of work for the disk.
 const DISK_LOAD: &str = "blk 0 bench rand-write 0 48M 4K 80000 64 qd=4";
 
@@ -30,7 +31,7 @@ pub fn round(setting: &Setting, results: &mut Results, round: usize) -> io::Resu
         }
         // Nobody always follows the other.
         for turn in 0..2 {
-            if (round + turn) % 2 == 0 {
+            if (round + turn).is_multiple_of(2) {
                 results.measure(&case.cell("piton"), round, || piton(setting, &case))?;
             } else if case.peers {
                 for method in METHODS {
@@ -91,6 +92,8 @@ fn watched(
     let mut note = |name: &str, value: f64| values.insert(format!("{prefix}{name}"), value);
     let before = console.ask("dirty")?;
     console.ask("gaps")?;
+    // What falls into the answering itself the guest does not count.
+    std::thread::sleep(REST);
     if case.disk_load {
         console.send(DISK_LOAD)?;
         std::thread::sleep(WATCH);
@@ -123,7 +126,8 @@ fn disk_arg(setting: &Setting) -> io::Result<std::path::PathBuf> {
 fn piton(setting: &Setting, case: &Case) -> io::Result<Values> {
     let disk = disk_arg(setting)?;
     host::sync()?;
-    let mut args = vec!["--memory".into(), format!("{}M", case.mib), "--cpus".into(), case.cpus.to_string()];
+    let mut args =
+        vec!["--memory".into(), format!("{}M", case.mib), "--cpus".into(), case.cpus.to_string()];
     args.extend(["--disk".into(), disk.display().to_string()]);
     let mut vm = setting.piton.boot(VM, &args)?;
     let console = &mut vm.console;
@@ -202,7 +206,8 @@ fn qemu(setting: &Setting, case: &Case, method: &str) -> io::Result<Values> {
     // The monitor may be ahead of its events.
     qmp.status()?;
     values.insert("host_pause_ms".into(), qmp.stopped_ms());
-    let bytes = if method == "savevm" { host::stored(&disk)? - disk_before } else { stored_size(&file)? };
+    let bytes =
+        if method == "savevm" { host::stored(&disk)? - disk_before } else { stored_size(&file)? };
     values.insert("bytes".into(), bytes as f64);
     drop(qemu);
     let _ = fs::remove_file(&file);

@@ -47,7 +47,10 @@ fn by_rate(results: &Results, quick: bool, area: &Area) -> Result<(), Box<dyn st
         .x_labels(8)
         .x_label_formatter(&|x: &f64| {
             let whole = (x - x.round()).abs() < 0.01;
-            TICKS.get(x.round() as usize).filter(|_| whole && *x > -0.1).map_or(String::new(), |tick| (*tick).into())
+            TICKS
+                .get(x.round() as usize)
+                .filter(|_| whole && *x > -0.1)
+                .map_or(String::new(), |tick| (*tick).into())
         })
         .y_label_formatter(&|y| y.to_string())
         .disable_x_mesh()
@@ -60,7 +63,9 @@ fn by_rate(results: &Results, quick: bool, area: &Area) -> Result<(), Box<dyn st
             let case = Case { mib, cpus: 1, rate, disk_load: false, peers: true };
             let pauses = results.of(&case.cell(who), &format!("{prefix}pause_ms"));
             let x = x as f64 + shift;
-            chart.draw_series(pauses.iter().map(|&y| Circle::new((x, y), 2, colour.mix(0.5).filled())))?;
+            chart.draw_series(
+                pauses.iter().map(|&y| Circle::new((x, y), 2, colour.mix(0.5).filled())),
+            )?;
             if !pauses.is_empty() {
                 medians.push((x, median(&pauses)));
             }
@@ -91,11 +96,12 @@ fn by_size(results: &Results, area: &Area) -> Result<(), Box<dyn std::error::Err
         .margin(10)
         .x_label_area_size(40)
         .y_label_area_size(45)
-        .build_cartesian_2d((400.0..10_000.0_f64).log_scale(), 0.0..largest * 1.1)?;
+        .build_cartesian_2d(0.0..8600.0, 0.0..largest * 1.1)?;
     chart
         .configure_mesh()
         .x_desc("guest memory, MiB")
-        .x_label_formatter(&|x| x.to_string())
+        .x_labels(5)
+        .x_label_formatter(&|x: &f64| x.to_string())
         .y_desc("pause, ms")
         .light_line_style(WHITE)
         .draw()?;

@@ -10,7 +10,10 @@ use crate::stats::{quantile, short, spread};
 
 /// Which results there are: those of a quick run know small guests only.
 fn is_quick(results: &Results) -> bool {
-    cases::all(false).iter().filter(|case| case.mib > 1024).all(|case| results.of(&case.cell("piton"), "total_ms").is_empty())
+    cases::all(false)
+        .iter()
+        .filter(|case| case.mib > 1024)
+        .all(|case| results.of(&case.cell("piton"), "total_ms").is_empty())
 }
 
 pub fn report(results: &Results, picture: &Path) -> io::Result<()> {
@@ -68,7 +71,11 @@ fn creates(results: &Results, quick: bool) -> String {
 /// What a growing memory does to the pause: cells of one rate.
 pub fn growing(results: &Results) -> Vec<(u64, Vec<f64>)> {
     let of = |mib| results.of(&cases::growth(mib).cell("piton"), "pause_ms");
-    cases::GROWTH.into_iter().map(|mib| (mib, of(mib))).filter(|(_, pauses)| !pauses.is_empty()).collect()
+    cases::GROWTH
+        .into_iter()
+        .map(|mib| (mib, of(mib)))
+        .filter(|(_, pauses)| !pauses.is_empty())
+        .collect()
 }
 
 fn growth(results: &Results) -> String {
@@ -114,8 +121,10 @@ fn restores(results: &Results, quick: bool) -> String {
     text += &depths.map(|depth| format!(" depth {depth} |")).concat();
     text += "\n| --- | ---: | ---: | ---: |\n";
     for &mib in cases::sizes(quick) {
-        let of = |depth| spread(&results.of(&restore::chain_cell(mib), &format!("create_{depth}_ms")));
-        text += &format!("| {mib} MiB |{}\n", depths.map(|depth| format!(" {} |", of(depth))).concat());
+        let of =
+            |depth| spread(&results.of(&restore::chain_cell(mib), &format!("create_{depth}_ms")));
+        text +=
+            &format!("| {mib} MiB |{}\n", depths.map(|depth| format!(" {} |", of(depth))).concat());
     }
     text
 }
@@ -128,7 +137,8 @@ fn clones(results: &Results, quick: bool) -> String {
     );
     for count in clones::COUNTS {
         let of = |value| results.of(&clones::cell(mib, count), value);
-        let (each, own, most) = (spread(&of("each_ms")), spread(&of("own_mib")), of("own_most_mib"));
+        let (each, own, most) =
+            (spread(&of("each_ms")), spread(&of("own_mib")), of("own_most_mib"));
         text += &format!("| {count} | {each} | {own} | {} |\n", short(quantile(&most, 1.0)));
     }
     text
@@ -139,17 +149,29 @@ fn goals(results: &Results) -> String {
     let mut at_most = |what: &str, limit: f64, measured: f64, unit: &str| {
         text += &goal(what, &format!("≤ {limit}"), measured, unit, measured <= limit);
     };
-    let pause = |case: &Case, value: &str, share| quantile(&results.of(&case.cell("piton"), value), share);
+    let pause =
+        |case: &Case, value: &str, share| quantile(&results.of(&case.cell("piton"), value), share);
     let one = cases::growth(2048);
     at_most("pause, 2 GiB, 1 vCPU, 500 MB/s, median", 0.4, pause(&one, "pause_ms", 0.5), "ms");
     at_most("the same, p99", 3.0, pause(&one, "pause_ms", 0.99), "ms");
     let two = cases::disk_load(2048);
-    at_most("pause, 2 vCPUs and a disk under load, median", 1.0, pause(&two, "pause_ms", 0.5), "ms");
+    at_most(
+        "pause, 2 vCPUs and a disk under load, median",
+        1.0,
+        pause(&two, "pause_ms", 0.5),
+        "ms",
+    );
     at_most("the same, p99", 5.0, pause(&two, "pause_ms", 0.99), "ms");
-    let grown = pause(&cases::growth(8192), "pause_ms", 0.5) / pause(&cases::growth(512), "pause_ms", 0.5);
+    let grown =
+        pause(&cases::growth(8192), "pause_ms", 0.5) / pause(&cases::growth(512), "pause_ms", 0.5);
     at_most("pause, 8 GiB ÷ 512 MiB", 1.3, grown, "×");
     let still = Case { rate: Rate::Paced(0), ..one };
-    at_most("full checkpoint of 2 GiB in all, fsync included", 800.0, pause(&still, "total_ms", 0.5), "ms");
+    at_most(
+        "full checkpoint of 2 GiB in all, fsync included",
+        800.0,
+        pause(&still, "total_ms", 0.5),
+        "ms",
+    );
     at_most("incremental of 32 MiB, pause", 0.4, pause(&still, "next_pause_ms", 0.5), "ms");
     at_most("incremental of 32 MiB, in all", 60.0, pause(&still, "next_total_ms", 0.5), "ms");
     let restored = |cache| results.median(&restore::cell(2048, 1, cache, "piton"), "paused_ms");
@@ -159,6 +181,7 @@ fn goals(results: &Results) -> String {
     at_most("clone, each of 50", 8.0, results.median(&clones, "each_ms"), "ms");
     at_most("own memory of a clone", 5.0, results.median(&clones, "own_mib"), "MiB");
     let halved = pause(&one, "dirtied_mb_s", 0.5) / pause(&one, "idle_dirtied_mb_s", 0.5);
-    text += &goal("throughput while captured, 500 MB/s ÷ before", "≥ 0.5", halved, "×", halved >= 0.5);
+    text +=
+        &goal("throughput while captured, 500 MB/s ÷ before", "≥ 0.5", halved, "×", halved >= 0.5);
     text
 }

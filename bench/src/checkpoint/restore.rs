@@ -39,7 +39,7 @@ pub fn all(setting: &Setting, results: &mut Results) -> io::Result<()> {
         for method in QEMU_METHODS {
             sources.push(Box::new(QemuState { setting, mib, method }));
         }
-        let mut made = false;
+        let mut made: Option<io::Result<()>> = None;
         for round in 0..setting.rounds {
             for turn in 0..sources.len() {
                 let source = &sources[(round + turn) % sources.len()];
@@ -48,13 +48,11 @@ pub fn all(setting: &Setting, results: &mut Results) -> io::Result<()> {
                     if results.has(&cell, round) {
                         continue;
                     }
-                    if !made {
-                        make_all(setting, results, mib, round)?;
-                        made = true;
-                    }
-                    results.measure(&cell, round, || {
-                        prepare_cache(cache)?;
-                        source.restore()
+                    let made = made.get_or_insert_with(|| make_all(setting, results, mib, round));
+                    let failed = made.as_ref().err().map(ToString::to_string);
+                    results.measure(&cell, round, || match failed {
+                        Some(e) => Err(io::Error::other(e)),
+                        None => prepare_cache(cache).and_then(|()| source.restore()),
                     })?;
                 }
             }
@@ -122,13 +120,11 @@ fn state(setting: &Setting, mib: u64) -> PathBuf {
 }
 
 fn make_all(setting: &Setting, results: &mut Results, mib: u64, round: usize) -> io::Result<()> {
-    results.measure(&chain_cell(mib), round, || {
-        let mut values = Values::new();
-        for depth in DEPTHS {
-            values.extend(make_chain(setting, mib, depth)?);
-        }
-        Ok(values)
-    })?;
+    let mut values = Values::new();
+    for depth in DEPTHS {
+        values.extend(make_chain(setting, mib, depth)?);
+    }
+    results.measure(&chain_cell(mib), round, || Ok(values))?;
     make_state(setting, mib)
 }
 
