@@ -17,20 +17,9 @@ while (($#)); do
     shift
 done
 [[ $rounds =~ ^[1-9][0-9]*$ ]] || die "--rounds wants a whole number, not $rounds"
-[[ -w /dev/kvm ]] || die "/dev/kvm is missing or not yours to use"
 
-need_packages qemu-system-x86:qemu-system-x86_64
-cd -- "$repo" || exit 1
-cargo build --release --quiet
-# The same guest for all, built as build.rs builds it.
-RUSTFLAGS="-C relocation-model=static -C panic=abort" cargo build --release --quiet \
-    --target x86_64-unknown-linux-gnu --manifest-path guest/Cargo.toml --target-dir target/bench/guest
-rustc --edition 2024 -O -o target/bench/boot "$benches/boot.rs"
-
-work=$(mktemp -d -- "$repo/target/bench/boot.XXXXXX")
-trap 'rm -rf -- "$work"' EXIT
-target/bench/boot "$rounds" "$repo/target/release/piton" \
-    "$repo/target/bench/guest/x86_64-unknown-linux-gnu/release/piton-guest" "$work" >"$work/table"
+prepare_bench boot
+"$tool" boot "$rounds" "$piton" "$guest" "$work" >"$work/table"
 {
     machine_facts
     echo "- $(qemu-system-x86_64 --version | head -n 1)"

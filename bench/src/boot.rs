@@ -1,20 +1,19 @@
 //! Measures how long piton and QEMU take from spawn to the bundled guest's first console byte,
-//! and how much memory they use beside the guest's. Needs only std: scripts/bench compiles it
-//! with rustc.
+//! and how much memory they use beside the guest's.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::io::{self, Write};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
+
+use crate::console::{READY, read_in_thread};
+use crate::host::CpuTimes;
+use crate::stats::{quantile, sorted};
 
 const MEMORY_MIB: u64 = 512;
 const DISK_MIB: u64 = 64;
-/// What the guest prints when all of it is set up.
-const READY: &[u8] = b"evt piton guest ready";
-/// Below this share of idle CPU time, in percent, others got in the way.
-const ENOUGH_IDLE: f64 = 25.0;
 /// Beyond this many KiB a mapping is more than the guest's memory and a few neighbours.
 const MOST_MERGED: u64 = 4 << 10;
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -42,20 +41,7 @@ struct Overhead {
     private: u64,
 }
 
-fn main() {
-    if let Err(e) = run() {
-        eprintln!("boot: {e}");
-        std::process::exit(1);
-    }
-}
-
-fn run() -> io::Result<()> {
-    let args: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
-    let [rounds, piton, guest, work] = args.as_slice() else {
-        return Err(io::Error::other("usage: boot ROUNDS PITON GUEST FOLDER"));
-    };
-    let rounds: usize =
-        rounds.to_str().and_then(|text| text.parse().ok()).ok_or_else(|| io::Error::other("ROUNDS"))?;
+pub fn run(rounds: usize, piton: &Path, guest: &Path, work: &Path) -> io::Result<()> {
     let mut contenders = contenders(piton, guest, work);
     // The first boots read everything from the host's disk.
     for contender in &mut contenders {
@@ -98,8 +84,17 @@ fn contenders(piton: &Path, guest: &Path, work: &Path) -> Vec<Contender> {
                 return Ok(());
             }
             let mut command = Command::new(&piton);
-            command.env("PITON_HOME", &home).args(["run", "old", "--cmdline", "piton.run=poweroff"]);
-            let made = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status()?;
+            command.env("PITON_HOME", &home).args([
+                "run",
+                "old",
+                "--cmdline",
+                "piton.run=poweroff",
+            ]);
+            let made = command
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status()?;
             if made.success() { Ok(()) } else { Err(io::Error::other("piton could not make a VM")) }
         }
     };
@@ -123,11 +118,20 @@ fn contenders(piton: &Path, guest: &Path, work: &Path) -> Vec<Contender> {
         let disk = disk.clone();
         move || File::create(&disk)?.set_len(DISK_MIB << 20)
     };
-    let contender = |name, command, prepare| Contender { name, command, prepare, samples: Vec::new() };
+    let contender =
+        |name, command, prepare| Contender { name, command, prepare, samples: Vec::new() };
     vec![
         contender("piton run", run_piton(&["run", "new"]), Box::new(fresh)),
-        contender("piton start --attach", run_piton(&["start", "--attach", "old"]), Box::new(existing)),
-        contender(BASELINE, qemu("microvm", "virtio-blk-device,drive=d"), Box::new(with_disk.clone())),
+        contender(
+            "piton start --attach",
+            run_piton(&["start", "--attach", "old"]),
+            Box::new(existing),
+        ),
+        contender(
+            BASELINE,
+            qemu("microvm", "virtio-blk-device,drive=d"),
+            Box::new(with_disk.clone()),
+        ),
         contender(
             "QEMU microvm, trimmed",
             qemu("microvm,x-option-roms=off,pit=off,pic=off,rtc=off", "virtio-blk-device,drive=d"),
@@ -168,29 +172,18 @@ fn watch(child: &mut Child, start: Instant) -> io::Result<Sample> {
     loop {
         let (at, chunk) = match chunks.recv_timeout(PATIENCE) {
             Ok(chunk) => chunk,
-            Err(RecvTimeoutError::Timeout) => return Err(io::Error::other("the guest is not ready")),
+            Err(RecvTimeoutError::Timeout) => {
+                return Err(io::Error::other("the guest is not ready"));
+            }
             Err(RecvTimeoutError::Disconnected) => return Err(io::Error::other("the guest ended")),
         };
         let at = at.duration_since(start).as_secs_f64() * 1e3;
         let first_byte = *first_byte.get_or_insert(at);
         seen.extend_from_slice(&chunk);
-        if seen.windows(READY.len()).any(|window| window == READY) {
+        if seen.windows(READY.len()).any(|window| window == READY.as_bytes()) {
             return Ok(Sample { first_byte, ready: at, memory: overhead(child.id())? });
         }
     }
-}
-
-/// Timestamps what comes as soon as it comes; goes on reading, so that nobody's pipe fills.
-fn read_in_thread(mut output: impl Read + Send + 'static) -> Receiver<(Instant, Vec<u8>)> {
-    let (sender, receiver) = channel();
-    std::thread::spawn(move || {
-        let mut buffer = [0; 4096];
-        while let Ok(count @ 1..) = output.read(&mut buffer) {
-            let at = Instant::now();
-            let _ = sender.send((at, buffer[..count].to_vec()));
-        }
-    });
-    receiver
 }
 
 /// Sums all mappings but the guest's memory. The kernel may have merged that one with its
@@ -225,59 +218,24 @@ fn overhead(pid: u32) -> io::Result<Overhead> {
     }
 }
 
-/// CPU time of the host since its boot, in ticks.
-struct CpuTimes {
-    total: u64,
-    idle: u64,
-    stolen: u64,
-}
-
-impl CpuTimes {
-    fn now() -> io::Result<Self> {
-        let stat = fs::read_to_string("/proc/stat")?;
-        let first = stat.lines().next().unwrap_or_default();
-        let ticks: Vec<u64> = first.split_whitespace().skip(1).filter_map(|word| word.parse().ok()).collect();
-        let at = |index: usize| ticks.get(index).copied().unwrap_or(0);
-        // user nice system idle iowait irq softirq steal; guest time is part of user time.
-        Ok(Self { total: ticks.iter().take(8).sum(), idle: at(3) + at(4), stolen: at(7) })
-    }
-
-    fn since(&self, before: &Self) -> Self {
-        Self {
-            total: self.total - before.total,
-            idle: self.idle - before.idle,
-            stolen: self.stolen - before.stolen,
-        }
-    }
-
-    fn percent(&self, part: u64) -> f64 {
-        100.0 * part as f64 / self.total.max(1) as f64
-    }
-}
-
 fn report(contenders: &[Contender], cpu: &CpuTimes) {
     let rounds = contenders.first().map_or(0, |contender| contender.samples.len());
     let of = |contender: &Contender, what: fn(&Sample) -> f64| -> Vec<f64> {
-        let mut values: Vec<f64> = contender.samples.iter().map(what).collect();
-        values.sort_by(f64::total_cmp);
-        values
+        sorted(contender.samples.iter().map(what))
     };
     let baseline = contenders.iter().find(|contender| contender.name == BASELINE);
-    let baseline = baseline.map_or(f64::NAN, |contender| quantile(&of(contender, |s| s.first_byte), 0.5));
+    let baseline =
+        baseline.map_or(f64::NAN, |contender| quantile(&of(contender, |s| s.first_byte), 0.5));
     let mut out = io::stdout().lock();
     let mut line = |text: String| {
         let _ = writeln!(out, "{text}");
     };
-    line(format!(
-        "- {rounds} interleaved rounds; {:.0} % of the host's CPU time was idle, {:.1} % stolen by its own host",
-        cpu.percent(cpu.idle),
-        cpu.percent(cpu.stolen)
-    ));
-    if cpu.percent(cpu.idle) < ENOUGH_IDLE {
-        line("- the host was busy with other things: times are too long, and worth measuring again".into());
-    }
+    line(format!("- {rounds} interleaved rounds; {}", cpu.describe()));
     line(String::new());
-    line("| | first byte, ms: median | p90 | worst | microvm ÷ this | ready, ms: median | p90 |".into());
+    line(
+        "| | first byte, ms: median | p90 | worst | microvm ÷ this | ready, ms: median | p90 |"
+            .into(),
+    );
     line("| --- | ---: | ---: | ---: | ---: | ---: | ---: |".into());
     for contender in contenders {
         let (first, ready) = (of(contender, |s| s.first_byte), of(contender, |s| s.ready));
@@ -305,10 +263,4 @@ fn report(contenders: &[Contender], cpu: &CpuTimes) {
             mib(|s| s.memory.private as f64),
         ));
     }
-}
-
-/// The smallest value that at least this share of the sorted values does not exceed.
-fn quantile(sorted: &[f64], share: f64) -> f64 {
-    let index = (sorted.len() as f64 * share).ceil() as usize;
-    sorted.get(index.max(1) - 1).copied().unwrap_or(f64::NAN)
 }

@@ -1,0 +1,78 @@
+//! Measures piton against QEMU on this machine; scripts/bench runs it.
+
+mod block;
+mod boot;
+mod checkpoint;
+mod console;
+mod host;
+mod piton;
+mod qemu;
+mod results;
+mod stats;
+
+use std::io;
+use std::path::PathBuf;
+
+use piton::Piton;
+
+/// What to measure with, and where.
+pub struct Setting {
+    pub piton: Piton,
+    pub guest: PathBuf,
+    /// Emptied before; goes afterwards.
+    pub work: PathBuf,
+    /// Samples are kept here.
+    pub results: PathBuf,
+    pub rounds: usize,
+    pub quick: bool,
+}
+
+fn main() {
+    if let Err(e) = run() {
+        eprintln!("bench: {e}");
+        std::process::exit(1);
+    }
+}
+
+fn run() -> io::Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    match words[..] {
+        ["boot", rounds, piton, guest, work] => {
+            boot::run(number(rounds)?, piton.as_ref(), guest.as_ref(), work.as_ref())
+        }
+        [
+            what @ ("block" | "checkpoint"),
+            rounds,
+            size @ ("full" | "quick"),
+            piton,
+            guest,
+            work,
+            results,
+        ] => {
+            let work = PathBuf::from(work);
+            let setting = Setting {
+                piton: Piton { program: piton.into(), home: work.join("home") },
+                guest: guest.into(),
+                work,
+                results: results.into(),
+                rounds: number(rounds)?,
+                quick: size == "quick",
+            };
+            if what == "block" { block::run(&setting) } else { checkpoint::run(&setting) }
+        }
+        ["render", "block", results] => block::report(&results::Results::load(results.as_ref())?),
+        ["render", "checkpoint", results, plot] => {
+            checkpoint::report(&results::Results::load(results.as_ref())?, plot.as_ref())
+        }
+        _ => Err(io::Error::other(
+            "usage: piton-bench boot ROUNDS PITON GUEST FOLDER
+       piton-bench block|checkpoint ROUNDS full|quick PITON GUEST FOLDER RESULTS
+       piton-bench render block RESULTS | render checkpoint RESULTS PLOT",
+        )),
+    }
+}
+
+fn number(text: &str) -> io::Result<usize> {
+    text.parse().map_err(|_| io::Error::other(format!("{text} is no number")))
+}
