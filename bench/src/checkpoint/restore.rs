@@ -52,7 +52,9 @@ pub fn all(setting: &Setting, results: &mut Results) -> io::Result<()> {
                     let failed = made.as_ref().err().map(ToString::to_string);
                     results.measure(&cell, round, || match failed {
                         Some(e) => Err(io::Error::other(e)),
-                        None => prepare_cache(cache).and_then(|()| source.restore()),
+                        None => {
+                            prepare_cache(cache, source.as_ref()).and_then(|()| source.restore())
+                        }
                     })?;
                 }
             }
@@ -67,8 +69,13 @@ pub fn all(setting: &Setting, results: &mut Results) -> io::Result<()> {
     Ok(())
 }
 
-fn prepare_cache(cache: &str) -> io::Result<()> {
-    if cache == "cold" { host::drop_caches() } else { host::sync() }
+/// Cold caches of one leave those of the next one cold, too: warm ones take a restore before.
+fn prepare_cache(cache: &str, source: &dyn Source) -> io::Result<()> {
+    if cache == "cold" {
+        return host::drop_caches();
+    }
+    source.restore()?;
+    host::sync()
 }
 
 /// Something to go back to.
