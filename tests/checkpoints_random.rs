@@ -193,10 +193,16 @@ impl Model {
         self.now = node.content.clone();
         self.parent = Some(name.to_owned());
         if !standard {
-            self.lab.ended();
             self.console = None;
-            self.state = State::Stopped;
             self.now.memory = None;
+            if run {
+                // It boots from its disks, in a process of its own.
+                self.attach();
+                self.state = State::Running;
+            } else {
+                self.lab.ended();
+                self.state = State::Stopped;
+            }
             return;
         }
         if self.state == State::Stopped {

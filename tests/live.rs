@@ -181,3 +181,23 @@ fn what_is_deleted_below_is_not_lost() {
     vm.ok("journal check");
     drop(vm);
 }
+
+#[test]
+fn nothing_is_tracked_where_checkpoints_are_disabled() {
+    let lab = Lab::new();
+    let mut vm = lab.boot("--memory 128M");
+    vm.ok("fill 32 5");
+    let first = lab.create("first");
+    lab.piton("set demo --checkpoint-type disabled").ok();
+    vm.ok("fill 32 6");
+    let sum = vm.ok("sum");
+    lab.piton("set demo --checkpoint-type standard").ok();
+    let second = lab.create("second");
+    assert_eq!((&second["memory_parent"], &second["parent"]), (&Value::Null, &first["id"]));
+    let third = lab.create("third");
+    assert_eq!(third["memory_parent"], second["id"]);
+    vm.ok("fill 32 7");
+    lab.apply("third", "--run");
+    assert_eq!(vm.ok("sum"), sum);
+    drop(vm);
+}

@@ -92,6 +92,12 @@ impl Tracker {
         Ok(())
     }
 
+    /// No more checkpoints are to come.
+    pub fn stop(&mut self) -> Result<(), VmError> {
+        self.parent = None;
+        self.vm.stop_dirty_log()
+    }
+
     /// Logs the next write to each page of a part of memory, which begins with a word of the set.
     pub fn clear(&mut self, within: Range<u64>) -> Result<(), VmError> {
         let words = (within.start / 64) as usize..within.end.div_ceil(64) as usize;

@@ -85,6 +85,15 @@ impl Vm {
         Ok(())
     }
 
+    /// Ends it: the guest's writes cost it nothing any more, after some time in which they cost
+    /// more.
+    pub fn stop_dirty_log(&self) -> Result<(), VmError> {
+        if self.logs.swap(false, Ordering::SeqCst) {
+            self.set_memory_slots(0)?;
+        }
+        Ok(())
+    }
+
     pub fn logs(&self) -> bool {
         self.logs.load(Ordering::SeqCst)
     }

@@ -8,8 +8,8 @@ pub mod readers;
 pub mod transfer;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::agent;
@@ -22,7 +22,7 @@ use crate::control::{
 };
 use crate::devices::console::Console;
 use crate::events::MachineEvent;
-use crate::folder::{Definition, FolderError, VmFolder, VmLock};
+use crate::folder::{CheckpointType, Definition, FolderError, VmFolder, VmLock};
 use crate::id::Id;
 use crate::machine::{self, Machine, MachineError, Parts};
 use crate::progress::Progress;
@@ -425,7 +425,15 @@ impl Vmm {
             }
             // Pausing what is paused and resuming what runs are done already.
             (Request::Show | Request::Pause | Request::Resume, _) => {}
-            (Request::Set(body), _) => policy::set(&self.folder, &self.lock, &mut self.definition, &body)?,
+            (Request::Set(body), _) => {
+                policy::set(&self.folder, &self.lock, &mut self.definition, &body)?;
+                if self.definition.checkpoint_type == CheckpointType::Disabled
+                    && let Some(machine) = &self.machine
+                    && let Err(e) = machine.tracker().lock().unwrap_or_else(PoisonError::into_inner).stop()
+                {
+                    log::warn!("the guest's writes are still logged: {e}");
+                }
+            }
             (Request::Checkpoints, _) => return Ok(Reply::Tree(catalog.info(&self.definition)?)),
             (Request::ChangeCheckpoint(reference, body), _) => {
                 return Ok(Reply::of(&catalog.change(&self.definition, &reference, &body)?));

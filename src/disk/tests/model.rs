@@ -158,7 +158,7 @@ impl World {
             files: 0,
             seed,
         };
-        world.open();
+        world.open().unwrap();
         world
     }
 
@@ -169,11 +169,13 @@ impl World {
         deltas.filter_map(|n| inspect(&self.storage, &Path::new("/vm").join(n)).ok()).collect()
     }
 
-    fn open(&mut self) {
-        let mut specs = ancestry(&self.layers(), self.top.id).unwrap();
+    /// Syncs what was written before, so the power can go here, too.
+    fn open(&mut self) -> Result<()> {
+        let mut specs = ancestry(&self.layers(), self.top.id)?;
         let top = specs.pop().unwrap();
-        let base = open_base(&self.storage, base_path(), ImageFormat::Raw).unwrap();
-        self.chain = Some(Chain::open(&self.storage, base, &specs, &top).unwrap());
+        let base = open_base(&self.storage, base_path(), ImageFormat::Raw)?;
+        self.chain = Some(Chain::open(&self.storage, base, &specs, &top)?);
+        Ok(())
     }
 
     fn chain(&self) -> &Chain {
@@ -214,7 +216,7 @@ impl World {
             };
             self.merged(&intent, &gone.unwrap());
         }
-        self.open();
+        self.open().unwrap();
         // What is read after a crash stays.
         let now = stamps(self.chain());
         self.check();
@@ -281,8 +283,7 @@ impl World {
                 self.chain().flush()?;
                 self.settle();
                 self.chain = None;
-                self.open();
-                Ok(())
+                self.open()
             }
             Op::Crash(seed) => {
                 self.crash(seed);
