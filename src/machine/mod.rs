@@ -209,6 +209,11 @@ impl Machine {
         self.agent.device.resume();
     }
 
+    /// Serves again what could not be served for want of room on the host.
+    pub fn retry_requests(&self) {
+        self.resume_devices();
+    }
+
     /// Which pages changed since which checkpoint.
     pub fn tracker(&self) -> Arc<Mutex<Tracker>> {
         self.tracker.clone()

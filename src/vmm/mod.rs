@@ -485,7 +485,7 @@ impl Vmm {
         body: &CreateBody,
         progress: &Progress,
     ) -> Result<Manifest, CheckpointError> {
-        let manifest = policy::create(
+        let made = policy::create(
             Subject {
                 folder: &self.folder,
                 lock: &self.lock,
@@ -497,7 +497,14 @@ impl Vmm {
             },
             body,
             progress,
-        )?;
+        );
+        // It may have taken the room that a guest's write needed, and has given it back.
+        if made.is_err()
+            && let Some(machine) = self.machine.as_ref().filter(|machine| machine.is_running())
+        {
+            machine.retry_requests();
+        }
+        let manifest = made?;
         if body.pause_after {
             self.machine.as_mut().map_or(Ok(()), Machine::pause)?;
         }

@@ -30,12 +30,16 @@ pub fn kill_vm(lab: &Lab) {
     kill(process(lab).expect("it runs"));
 }
 
-/// Starts the VM if it is off; returns its console.
+/// Starts the VM if it is off, and lets it go on if it is paused; returns its console. A command
+/// whose VM was killed may have done its work offline, and left it paused.
 pub fn running(lab: &Lab) -> Terminal {
     static MARK: AtomicU64 = AtomicU64::new(0);
-    let is_off = lab.state() == "stopped";
+    let state = lab.state();
+    let is_off = state == "stopped";
     if is_off {
         lab.piton("start demo").ok();
+    } else if state == "paused" {
+        lab.piton("resume demo").ok();
     }
     let mut console = lab.attach("demo");
     if is_off {
