@@ -71,6 +71,8 @@ pub fn killed_at(lab: &Lab, line: &str, within_ms: u64, dice: &mut Dice, vm: boo
 pub fn whole(lab: &Lab, before: &BTreeMap<String, Node>, gone: Option<&str>) -> Vec<String> {
     let mut console = running(lab);
     console.journal();
+    // What the killed process left to merge begins a while after the start.
+    until("the merges to be done", || (lab.list()["pending_merges"] == 0).then_some(()));
     let after = lab.nodes();
     unchanged(before, &after);
     for name in before.keys().filter(|name| gone != Some(name.as_str())) {

@@ -341,6 +341,10 @@ impl Settler<'_> {
             .map(|id| spec(&layers, *id))
             .collect::<std::result::Result<Vec<_>, _>>()?;
         let upper = spec(&layers, merging.upper)?;
+        // It may have come so far that who was moved vouches for what is left; it is merged again,
+        // and loses its checksums in that.
+        let both: Vec<Id> = merging.lower.into_iter().chain([merging.upper]).collect();
+        self.forget_points(&disk, &both)?;
         match merging.lower {
             None => {
                 Merge::open_on_base(storage, &base_path(folder, &disk), disk.format, &upper)
@@ -442,11 +446,15 @@ impl Settler<'_> {
         if next != *self.definition {
             save(self.catalog.folder, self.lock, self.definition, next)?;
         }
+        self.forget_points(&pair.disk, &[pair.upper.id])
+    }
+
+    fn forget_points(&self, disk: &DiskConfig, layers: &[Id]) -> Result<()> {
         for manifest in self.catalog.manifests()? {
-            if let Some(DiskPoint::Layer { id, sums: Some(_) }) = manifest.disks.get(&pair.disk.id)
-                && *id == pair.upper.id
+            if let Some(DiskPoint::Layer { id, sums: Some(_) }) = manifest.disks.get(&disk.id)
+                && layers.contains(id)
             {
-                self.set_point(manifest.id, &pair.disk, DiskPoint::Layer { id: *id, sums: None })?;
+                self.set_point(manifest.id, disk, DiskPoint::Layer { id: *id, sums: None })?;
             }
         }
         Ok(())
