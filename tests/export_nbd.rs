@@ -1,4 +1,4 @@
-//! A checkpoint's disks over a socket, with QEMU's tools as the clients.
+//! A checkpoint's disks over a socket, with QEMU's and libnbd's tools as the clients.
 
 mod ckpt_common;
 mod common;
@@ -136,6 +136,56 @@ fn qemu_reads_a_checkpoint_while_its_vm_runs() {
     for name in ["a", "b", "big"] {
         // qemu-img rounds no size: the last sector is there, too.
         same(name, &node.disks[name], &fs::read(raw(name)).unwrap());
+    }
+    lab.tidy();
+}
+
+#[test]
+fn libnbd_reads_a_checkpoint() {
+    if Command::new("nbdcopy").arg("--version").output().is_err() {
+        return skip("nbdcopy is not there");
+    }
+    let lab = Lab::new();
+    let big = lab.image("big.raw", 64 * MIB + 512);
+    let mut vm = lab.boot(&format!("--memory 64M --disk {big},id=big"));
+    vm.ok("blk 2 write 8M 1M 1");
+    lab.create("one");
+    vm.ok("blk 2 write 8M 1M 2");
+    let served = Served::start(&lab, "demo@one", 3, "");
+    let run = |tool: &str, args: &[&str]| {
+        let mut command = Command::new(tool);
+        command.args(args);
+        Finished::run(command)
+    };
+    for (name, uri) in ["a", "b", "big"].iter().zip(&served.uris) {
+        let info = run("nbdinfo", &["--json", uri]).json();
+        let export = &info["exports"][0];
+        let size = fs::metadata(lab.beside(&format!("{name}.raw"))).unwrap().len();
+        assert_eq!((&export["export-size"], &export["is_read_only"]), (&size.into(), &true.into()), "{info}");
+        assert_eq!(run("nbdinfo", &["--size", uri]).ok().trim(), size.to_string());
+        assert_eq!(export["export-name"], **name, "{info}");
+        let copy = lab.beside(&format!("{name}.nbdcopy"));
+        run("nbdcopy", &[uri, copy.to_str().unwrap()]).ok();
+        run("nbdcopy", &["--synchronous", "--connections=1", uri, copy.to_str().unwrap()]).ok();
+    }
+    // All that is served.
+    let listed = run("nbdinfo", &["--list", "--json", &served.uris[0]]).json();
+    let mut names: Vec<_> =
+        listed["exports"].as_array().unwrap().iter().map(|one| &one["export-name"]).collect();
+    names.sort_by_key(|name| name.as_str());
+    assert_eq!(names, ["a", "b", "big"], "{listed}");
+    let map = run("nbdinfo", &["--map", "--json", &served.uris[2]]).json();
+    let holes = map.as_array().unwrap().iter().filter(|extent| extent["type"].as_u64().unwrap() & 1 == 1);
+    let holes: u64 = holes.map(|extent| extent["length"].as_u64().unwrap()).sum();
+    assert!(holes > 60 * MIB && holes < 64 * MIB, "{map}");
+    // It is no disk of this server.
+    let wrong = served.uris[0].replace("///a?", "///nothing?");
+    assert_ne!(run("nbdinfo", &[&wrong]).code, Some(0));
+    assert_eq!(served.end(libc::SIGTERM), Some(0));
+    vm.power_off();
+    let node = lab.node("one");
+    for (name, content) in &node.disks {
+        same(name, content, &fs::read(lab.beside(&format!("{name}.nbdcopy"))).unwrap());
     }
     lab.tidy();
 }

@@ -87,6 +87,7 @@ blk [N] write|verify OFFSET LEN SEED     blk [N] read OFFSET LEN
 blk [N] flush|id       blk [N] discard|zero OFFSET LEN
 blk [N] bench rand-write|rand-read|seq-write|seq-read OFFSET LEN BS COUNT [FLUSH_EVERY] [qd=N]
 journal on|off|status|check|tick MS      memory and disks must tell the same step
+agent on|off|BEHAVIOUR play a guest agent, honest or not (see README.md)
 tick on|off            evt tick N each second
 numbers may be 0x hex or end in K, M, G; disk numbers start at 0";
 
@@ -122,6 +123,15 @@ pub fn run(g: &mut Guest, line: &str) {
         "read" => cmd_memory::read(g),
         "dirty" => cmd_memory::dirty(g, rest),
         "gaps" => gaps(rest),
+        "agent" => {
+            let (acpi, info) = (&g.acpi, &g.info);
+            let listed = acpi.virtio[..acpi.virtio_count].iter().map(|&(addr, _)| addr);
+            let devices = info.virtio_devices().map(|(addr, _)| addr).chain(listed);
+            g.agent.command(rest, devices)
+        }
+        "blk" | "journal" if g.agent.frozen && rest != "status" => {
+            Err(Fail::Text("frozen: no disk is used until the thaw"))
+        }
         "blk" => cmd_disk::blk(g, rest),
         "journal" => journal(g, rest),
         "smp" => show_smp(),

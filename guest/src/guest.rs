@@ -1,6 +1,7 @@
 //! Everything the boot vCPU owns, and its main loop.
 
 use crate::acpi::{self, Acpi};
+use crate::agent::{self, Agent};
 use crate::cpu::{cpuid, inb};
 use crate::disk::Disk;
 use crate::journal::Journal;
@@ -24,6 +25,7 @@ pub struct Guest {
     pub disks: [Option<Disk>; MAX_DISKS],
     pub buffer: Dma,
     pub journal: Journal,
+    pub agent: Agent,
     pub input: Input,
     /// MiB filled, from the first on.
     pub filled: u64,
@@ -74,6 +76,7 @@ impl Guest {
             disks,
             buffer: dma,
             journal,
+            agent: Agent::new(),
             input: Input::new(),
             filled: 0,
             tick: None,
@@ -115,7 +118,10 @@ impl Guest {
     pub fn background(&mut self) {
         self.input.drain();
         self.look_at_events();
-        self.journal.poll(&mut self.disks);
+        self.agent.poll(&mut self.disks, self.journal.seq);
+        if !self.agent.frozen {
+            self.journal.poll(&mut self.disks);
+        }
         if let Some(tick) = &mut self.tick
             && tick.take().is_some()
         {
@@ -150,13 +156,14 @@ impl Guest {
     }
 
     fn due_us(&self) -> u64 {
-        let journal = if self.journal.on && !self.journal.broken {
+        let agent = if self.agent.is_on() { agent::POLL_US } else { LONGEST_IDLE_US };
+        let journal = if self.journal.on && !self.journal.broken && !self.agent.frozen {
             self.journal.every.left_us()
         } else {
             LONGEST_IDLE_US
         };
         let tick = self.tick.as_ref().map_or(LONGEST_IDLE_US, Every::left_us);
-        journal.min(tick).min(LONGEST_IDLE_US)
+        journal.min(tick).min(agent)
     }
 
     /// Halts for `us` or until an interrupt; while gaps are measured or pages

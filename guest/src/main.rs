@@ -5,6 +5,7 @@
 #![no_main]
 
 mod acpi;
+mod agent;
 mod apic;
 mod bench;
 mod boot;
@@ -19,6 +20,7 @@ mod hash;
 mod journal;
 mod libc;
 mod memory;
+mod port;
 mod power;
 mod pvh;
 mod serial;

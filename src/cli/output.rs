@@ -191,7 +191,7 @@ pub fn created(info: &CheckpointInfo) {
     let frozen = info.frozen_us.map_or(String::new(), |us| format!("frozen {:.1} ms, ", us as f64 / 1000.0));
     println!("checkpoint \"{}\" created: {frozen}{pause}{}disk {disk}", info.name, memory(info));
     if let Some(why) = &info.fallback {
-        println!("it is a standard checkpoint and no production one: {why}");
+        println!("it is a standard checkpoint: {why} (or choose it: --type standard)");
     }
     for left in &info.left_out {
         println!("disk `{}` is not part of it: it is {}", left.disk, left.why);

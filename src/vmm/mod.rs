@@ -5,6 +5,7 @@ pub mod checkpoints;
 pub mod disks;
 mod merging;
 pub mod readers;
+mod seen;
 pub mod transfer;
 
 use std::collections::BTreeMap;
@@ -102,6 +103,7 @@ pub struct Vmm {
     queue: Receiver<Message>,
     sender: Sender<Message>,
     jobs: Jobs,
+    seen: seen::Seen,
     merging: Option<merging::Series>,
     machine: Option<Machine>,
     /// Of the machine's memory; to be dropped after it.
@@ -130,6 +132,7 @@ impl Vmm {
             queue,
             sender,
             jobs: Jobs::default(),
+            seen: seen::Seen::default(),
             merging: None,
             machine: None,
             filling: None,
@@ -207,12 +210,13 @@ impl Vmm {
 
     /// Begins to answer on the control socket.
     pub fn listen(&mut self) -> Result<(), VmmError> {
-        let (sender, jobs) = (self.sender.clone(), self.jobs.clone());
+        let (sender, jobs, seen) = (self.sender.clone(), self.jobs.clone(), self.seen.clone());
         let dispatch = Arc::new(move |asked: Asked| {
             if asked.request == (Request::Stop { force: true }) {
                 // It would wait for what is to be cut short.
                 jobs.cancel_all();
             }
+            let Some(asked) = seen.answer(asked) else { return };
             // When the queue is gone the reply is dropped, which the server reports.
             let _ = sender.send(Message::Request(asked));
         });
@@ -290,7 +294,10 @@ impl Vmm {
                     break Outcome::Ended("piton stop --force");
                 }
                 Message::Request(Asked { request, job, reply }) => {
+                    let creates = matches!(request, Request::CreateCheckpoint(_));
+                    self.seen.set(creates.then(|| self.info()));
                     let answer = self.answer(request, job.as_ref());
+                    self.seen.set(None);
                     if let Some(job) = job {
                         job.finish(&answer);
                     }
