@@ -25,8 +25,8 @@ fn under_load(cpus: u32) {
     assert!(at["pause_us"].as_u64().unwrap() > 0, "{at}");
     let before = lab.nodes();
 
-    let seq = vm.journal();
     for round in 0..3 {
+        let seq = vm.journal();
         vm.journal_goes_on(seq + 5);
         vm.ok("fill 16 10");
         vm.ok("blk 0 write 0 1M 3");
