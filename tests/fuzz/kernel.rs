@@ -4,9 +4,9 @@ use piton::boot::{Kernel, Payload, load};
 use piton::memory::allocate;
 
 use crate::files::folder;
-use crate::{Shape, Target};
+use crate::{Run, Shape, Target};
 
-fn run() -> Box<dyn Fn(&[u8]) -> bool> {
+fn run() -> Run {
     let dir = folder();
     // What an earlier kernel left in it changes nothing.
     let memory = allocate(16 << 20).unwrap();

@@ -52,17 +52,20 @@ pub enum Shape {
     Json,
 }
 
+/// Whether the input was accepted.
+pub type Run = Box<dyn Fn(&[u8]) -> bool>;
+type Make = fn() -> Target;
+
 pub struct Target {
     pub name: &'static str,
     pub shape: Shape,
     pub seeds: Vec<Vec<u8>>,
     /// Mends checksums after a mutation.
     pub mend: fn(&mut Vec<u8>),
-    /// Whether the input was accepted.
-    pub run: Box<dyn Fn(&[u8]) -> bool>,
+    pub run: Run,
 }
 
-fn targets() -> Vec<(&'static str, fn() -> Target)> {
+fn targets() -> Vec<(&'static str, Make)> {
     vec![
         ("delta", files::delta),
         ("manifest", files::manifest),

@@ -106,7 +106,9 @@ const OFFER: u8 = 3;
 const KICK: u8 = 4;
 const BYTES: u8 = 5;
 
-fn record(op: u8, a: u8, reg: u16, value: u32, address: u64, len: u32, flags: u16, next: u16) -> Vec<u8> {
+fn record(op: u8, a: u8, reg: u16, value: u32, desc: (u64, u32, u16, u16)) -> Vec<u8> {
+    let (address, len, flags, next) = desc;
+
     let mut bytes = vec![op, a];
     bytes.extend_from_slice(&reg.to_le_bytes());
     bytes.extend_from_slice(&value.to_le_bytes());
@@ -152,7 +154,7 @@ fn play<D: Device>(rig: &Rig<D>, program: &[u8]) -> bool {
 /// A driver that does it right, to one request of `kind`.
 fn seed(kind: u32, data_flags: u16, indirect: bool) -> Vec<u8> {
     let mut program = Vec::new();
-    let mut set = |register, value| program.extend(record(REGISTER, 0, register, value, 0, 0, 0, 0));
+    let mut set = |register, value| program.extend(record(REGISTER, 0, register, value, (0, 0, 0, 0)));
     for (register, value) in [(0x70, 0), (0x70, 3), (0x24, 0), (0x20, 0x3000_0200), (0x24, 1), (0x20, 1)] {
         set(register, value);
     }
@@ -164,7 +166,7 @@ fn seed(kind: u32, data_flags: u16, indirect: bool) -> Vec<u8> {
     }
     let table = u8::from(indirect);
     let mut put = |table, index, at, len, flags, next| {
-        program.extend(record(DESCRIPTOR, table, index, 0, at, len, flags, next));
+        program.extend(record(DESCRIPTOR, table, index, 0, (at, len, flags, next)));
     };
     put(table, 0, 0x1_0000, 16, 1, 1);
     put(table, 1, 0x1_1000, 1024, data_flags | 1, 2);
@@ -172,11 +174,11 @@ fn seed(kind: u32, data_flags: u16, indirect: bool) -> Vec<u8> {
     if indirect {
         put(0, 0, TABLES[1], 48, 4, 0);
     }
-    let header = record(BYTES, 0, 0, 0, 0x1_0000, kind, 0, 0);
+    let header = record(BYTES, 0, 0, 0, (0x1_0000, kind, 0, 0));
     program.extend(header);
-    program.extend(record(READ, 4, 0x60, 0, 0, 0, 0, 0));
-    program.extend(record(OFFER, 0, 0, 0, 0, 0, 0, 0));
-    program.extend(record(KICK, 0, 0, 0, 0, 0, 0, 0));
+    program.extend(record(READ, 4, 0x60, 0, (0, 0, 0, 0)));
+    program.extend(record(OFFER, 0, 0, 0, (0, 0, 0, 0)));
+    program.extend(record(KICK, 0, 0, 0, (0, 0, 0, 0)));
     program
 }
 
