@@ -15,12 +15,16 @@ use piton::devices::console::Console;
 use crate::files::folder;
 use crate::{Shape, Target};
 
-fn send(path: &Path, bytes: &[u8]) -> Vec<u8> {
+/// `whole`: the bytes are a request that ends the connection. Else an end is put behind them, so that
+/// the server waits for no more; it may then drop an answer that it has not yet sent.
+fn send(path: &Path, bytes: &[u8], whole: bool) -> Vec<u8> {
     let mut stream = UnixStream::connect(path).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     // The server may have answered and closed before all was sent.
     let _ = stream.write_all(bytes);
-    let _ = stream.shutdown(Shutdown::Write);
+    if !whole {
+        let _ = stream.shutdown(Shutdown::Write);
+    }
     let mut answer = Vec::new();
     match stream.read_to_end(&mut answer) {
         Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
@@ -80,9 +84,9 @@ pub fn target() -> Target {
         },
         run: Box::new(move |bytes| {
             let _keep = (&server, &dir);
-            let answer = send(&path, bytes);
+            let answer = send(&path, bytes, false);
             assert!(answer.is_empty() || answer.starts_with(b"HTTP/1."), "no HTTP answer");
-            let after = send(&path, b"GET /vm/jobs HTTP/1.1\r\nhost: piton\r\n\r\n");
+            let after = send(&path, b"GET /vm/jobs HTTP/1.1\r\nhost: piton\r\nconnection: close\r\n\r\n", true);
             assert!(after.starts_with(b"HTTP/1.1 200"), "the server is no more");
             // It got as far as the owner of the machine, or a job.
             answer.starts_with(b"HTTP/1.1 2") || answer.starts_with(b"HTTP/1.1 409")

@@ -99,8 +99,8 @@ struct Outcome {
     findings: u64,
 }
 
-/// One input; the inputs before it are in nobody's way, so it is all that a finding needs. It is
-/// written down first: an allocation that is refused ends the process.
+/// One input. But for `control`, whose server lives on, it is all that a finding needs. It is written
+/// down first: an allocation that is refused ends the process.
 fn try_one(target: &Target, input: &[u8], pending: &std::path::Path) -> Result<bool, String> {
     std::fs::write(pending, input).unwrap();
     let begun = Instant::now();
