@@ -1,0 +1,93 @@
+//! What a guest's agent, or one who plays an agent, answers.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use piton::agent::{Agent, Channel, Outcome};
+use piton::devices::virtio::console_port::Received;
+use piton::progress::Progress;
+use serde_json::Value;
+
+use crate::{Shape, Target};
+
+/// Each request is answered by the next part of the input; a `$` in it is the request's number.
+/// Behind the last one the port is closed, so that nothing is waited for.
+struct Script {
+    parts: RefCell<VecDeque<Vec<u8>>>,
+    ready: RefCell<VecDeque<Vec<u8>>>,
+    froze: Cell<bool>,
+}
+
+impl Channel for Script {
+    fn is_open(&self) -> bool {
+        true
+    }
+    fn listen(&self) {}
+    fn hang_up(&self) {}
+    fn send(&self, bytes: &[u8]) {
+        let text: Vec<u8> = bytes.iter().copied().filter(|byte| *byte != 0xff).collect();
+        let value: Value = serde_json::from_slice(&text).expect("a request is JSON");
+        let id = value["id"].as_u64().expect("a request has a number").to_string();
+        let Some(part) = self.parts.borrow_mut().pop_front() else { return };
+        if value["execute"] == "guest-fsfreeze-freeze" {
+            self.froze.set(part.windows(8).any(|word| word == b"\"return\""));
+        }
+        let mut answer = Vec::new();
+        for byte in part {
+            match byte {
+                b'$' => answer.extend_from_slice(id.as_bytes()),
+                byte => answer.push(byte),
+            }
+        }
+        self.ready.borrow_mut().extend(answer.chunks(7).map(<[u8]>::to_vec));
+    }
+    fn receive(&self, _: Duration) -> Received {
+        self.ready.borrow_mut().pop_front().map_or(Received::Closed, Received::Bytes)
+    }
+    fn set_thaw_due(&self, _: bool) {}
+}
+
+const SEPARATOR: u8 = 1;
+
+fn seed(sync: &str, freeze: &str) -> Vec<u8> {
+    let info = r#"{"return": {"version": "7.2", "supported_commands": [
+        {"name": "guest-fsfreeze-freeze", "enabled": true}, {"name": "guest-fsfreeze-status", "enabled": true},
+        {"name": "guest-fsfreeze-thaw", "enabled": true}]}, "id": $}"#
+        .replace('\n', " ");
+    let rest = [r#"{"return": "frozen", "id": $}"#, r#"{"return": 1, "id": $}"#];
+    let parts = [sync, &info, freeze, rest[0], rest[1]].map(|part| format!("{part}\n").into_bytes());
+    let mut bytes = parts.join(&SEPARATOR);
+    // The reset before the answer to the sync.
+    bytes.insert(0, 0xff);
+    bytes
+}
+
+pub fn target() -> Target {
+    let sync = r#"{"return": $, "id": $}"#;
+    Target {
+        name: "agent",
+        shape: Shape::Bytes,
+        seeds: vec![
+            seed(sync, r#"{"return": 3, "id": $}"#),
+            seed(sync, r#"{"error": {"class": "GenericError", "desc": "no"}, "id": $}"#),
+            seed(r#"{"return": $}"#, r#"{"return": 0, "id": $}"#),
+        ],
+        mend: |_| {},
+        run: Box::new(|bytes| {
+            let parts = bytes.split(|byte| *byte == SEPARATOR).map(<[u8]>::to_vec).collect();
+            let script =
+                Script { parts: RefCell::new(parts), ready: RefCell::default(), froze: Cell::new(false) };
+            let progress = Progress::default();
+            let Ok(mut agent) = Agent::connect(&script, &progress) else { return false };
+            let switched = Cell::new(false);
+            let frozen = agent.while_frozen(Duration::from_secs(3600), || {
+                switched.set(true);
+                Ok::<_, ()>(())
+            });
+            assert_eq!(matches!(frozen.outcome, Outcome::Switched(_)), switched.get());
+            assert!(!switched.get() || script.froze.get(), "switched although nothing answered the freeze");
+            true
+        }),
+    }
+}

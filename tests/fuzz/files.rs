@@ -1,0 +1,249 @@
+//! Files that a user, another program or a disk could have changed.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use piton::capture::image::{Image, ImageWriter};
+use piton::checkpoint::Manifest;
+use piton::checkpoint::manifest::crc_of;
+use piton::checkpoint::state::{StateInfo, read_state};
+use piton::disk::delta::Delta;
+use piton::disk::delta_format::{Geometry, Header, PAGE, PAGE_WORDS, Parent, Slot, decode_page, encode_page};
+use piton::disk::layer::{LayerSpec, inspect};
+use piton::folder::Home;
+use piton::id::Id;
+use piton::machine::MachineState;
+use piton::storage::Storage;
+use serde_json::Value;
+
+use crate::{Shape, Target};
+
+pub fn folder() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").unwrap()
+}
+
+fn page(bytes: &[u8], number: usize) -> [u8; PAGE] {
+    let mut page = [0; PAGE];
+    if let Some(rest) = bytes.get(number * PAGE..) {
+        let len = rest.len().min(PAGE);
+        page[..len].copy_from_slice(&rest[..len]);
+    }
+    page
+}
+
+fn put(bytes: &mut [u8], at: usize, crc: u32) {
+    bytes[at..at + 4].copy_from_slice(&crc.to_le_bytes());
+}
+
+fn id_at(bytes: &[u8], at: usize) -> Id {
+    let mut id = [0; 16];
+    id.copy_from_slice(&bytes[at..at + 16]);
+    Id::from_bytes(id)
+}
+
+/// Two headers and the two slots of the first bitmap page.
+pub fn delta() -> Target {
+    let id = Id::from_bytes([7; 16]);
+    let seed = |size: u64, parent| {
+        let geometry = Geometry::new(size).unwrap();
+        let header = |generation| Header { generation, size, id, parent }.encode(geometry.data_offset);
+        let mut words = [0; PAGE_WORDS];
+        words[0] = 0b1011;
+        let slot = |generation| encode_page(id, 0, generation, &words);
+        [header(1), header(2), slot(1), slot(2)].concat()
+    };
+    let seeds = vec![seed(64 * 4096, Parent::Base), seed(4096 + 512, Parent::Delta(Id::from_bytes([8; 16])))];
+    let dir = folder();
+    Target {
+        name: "delta",
+        shape: Shape::Fixed,
+        seeds,
+        mend: |bytes| {
+            for at in [0, PAGE] {
+                let crc = crc32fast::hash(&bytes[at..at + PAGE - 4]);
+                put(bytes, at + PAGE - 4, crc);
+            }
+            for at in [2 * PAGE, 3 * PAGE] {
+                let crc = crc32fast::hash(&bytes[at + 4..at + PAGE]);
+                put(bytes, at, crc);
+            }
+        },
+        run: Box::new(move |bytes| {
+            let headers = [page(bytes, 0), page(bytes, 1)];
+            let Ok((header, _)) = Header::newest([&headers[0], &headers[1]]) else { return false };
+            let geometry = Geometry::new(header.size).unwrap();
+            assert_eq!(Header::decode(&header.encode(geometry.data_offset)), Ok(header));
+            for number in [2, 3] {
+                let bytes = page(bytes, number);
+                if let Slot::Valid { generation, words } = decode_page(&bytes, header.id, 0, &geometry) {
+                    assert!(encode_page(header.id, 0, generation, &words) == bytes, "bits were lost");
+                }
+            }
+            let path = dir.path().join("layer");
+            std::fs::write(&path, bytes).unwrap();
+            // A longer one is refused, which is tried as well.
+            let len = geometry.file_len.min(4 << 20);
+            std::fs::File::options().write(true).open(&path).unwrap().set_len(len).unwrap();
+            let storage = Storage::os();
+            let info = inspect(&storage, &path).unwrap();
+            assert_eq!((info.id, info.size), (header.id, header.size));
+            let Ok(layer) = Delta::open(&storage, &LayerSpec { path, id: header.id }) else { return false };
+            let allocated = layer.allocated_bytes().unwrap();
+            let runs = layer.freeze().runs().unwrap();
+            assert!(runs.iter().all(|run| run.start < run.end && run.end <= geometry.blocks));
+            assert!(allocated <= geometry.blocks * 4096);
+            true
+        }),
+    }
+}
+
+/// JSON with a `crc` field over the rest of it.
+fn mend_json(bytes: &mut Vec<u8>) {
+    if let Ok(Value::Object(mut fields)) = serde_json::from_slice(bytes) {
+        fields.remove("crc");
+        let crc = crc_of(Value::Object(fields.clone()));
+        fields.insert("crc".into(), crc.into());
+        *bytes = Value::Object(fields).to_string().into_bytes();
+    }
+}
+
+pub fn manifest() -> Target {
+    Target {
+        name: "manifest",
+        shape: Shape::Json,
+        seeds: Vec::new(),
+        mend: mend_json,
+        run: Box::new(|bytes| {
+            // The id is the name of its folder, which fits.
+            let value: Option<Value> = serde_json::from_slice(bytes).ok();
+            let id = value.and_then(|value| value.get("id")?.as_str()?.parse().ok());
+            let id = id.unwrap_or(Id::from_bytes([1; 16]));
+            let Ok(manifest) = Manifest::decode(bytes, id) else { return false };
+            let again = manifest.encode().unwrap();
+            assert_eq!(Manifest::decode(&again, id).unwrap(), manifest);
+            true
+        }),
+    }
+}
+
+const STATE_HEADER: usize = 24;
+
+/// The JSON in it; the header is put before it here, with its checksum.
+pub fn state() -> Target {
+    let dir = folder();
+    let mut whole = crate::kept("state-file").remove(0);
+    let seed = whole.split_off(STATE_HEADER);
+    Target {
+        name: "state",
+        shape: Shape::Json,
+        seeds: vec![seed],
+        mend: |_| {},
+        run: Box::new(move |json| {
+            let mut bytes = b"PITONsta\x01\0\0\0\0\0\0\0".to_vec();
+            bytes.extend_from_slice(&(json.len() as u64).to_le_bytes());
+            bytes.extend_from_slice(json);
+            let mut hasher = crc32fast::Hasher::new();
+            hasher.update(&bytes[..12]);
+            hasher.update(&bytes[16..]);
+            let crc = hasher.finalize();
+            put(&mut bytes, 12, crc);
+            let path = dir.path().join("state");
+            std::fs::write(&path, &bytes).unwrap();
+            let info = StateInfo { bytes: bytes.len() as u64, crc };
+            let read = read_state(&Storage::os(), &path, &info).unwrap();
+            assert!(read == json);
+            let Ok(state) = serde_json::from_slice::<MachineState>(&read) else { return false };
+            crate::virtio::restore(&state.virtio);
+            let again = serde_json::to_vec(&state).unwrap();
+            let same: MachineState = serde_json::from_slice(&again).unwrap();
+            assert!(serde_json::to_vec(&same).unwrap() == again);
+            true
+        }),
+    }
+}
+
+const RAM_PAGES: usize = 8;
+const TAIL: usize = 4 * PAGE;
+
+/// All of an image behind its pages: checksums, bitmap, table of groups, header.
+pub fn memory_index() -> Target {
+    let dir = folder();
+    let storage = Storage::os();
+    let id = Id::from_bytes([3; 16]);
+    let ranges = [(0, 5 * 4096), (64 * 4096, 3 * 4096)];
+    let seed = |name: &str, delta: bool| {
+        let path = dir.path().join(name);
+        let mut writer = match delta {
+            true => ImageWriter::create_delta(&storage, &path, id, Id::from_bytes([4; 16]), &ranges),
+            false => ImageWriter::create(&storage, &path, id, &ranges),
+        }
+        .unwrap();
+        writer.write(0, &[5; 2 * PAGE]).unwrap();
+        writer.write(65 * 4096, &[6; PAGE]).unwrap();
+        writer.finish().unwrap();
+        std::fs::read(&path).unwrap()
+    };
+    let (full, delta) = (seed("full", false), seed("delta", true));
+    let pages = full[..full.len() - TAIL].to_vec();
+    let seeds = [full, delta].map(|file| file[file.len() - TAIL..].to_vec()).to_vec();
+    assert!(pages.len() >= RAM_PAGES * PAGE);
+    Target {
+        name: "memory-index",
+        shape: Shape::Fixed,
+        seeds,
+        mend: |bytes| {
+            // The number of pages follows from the ranges; ranges alone would never be believed.
+            let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
+            let count = (word(3 * PAGE + 80) as u32).min(8) as usize;
+            let lens = (0..count).map(|i| word(3 * PAGE + 96 + i * 16));
+            let pages = lens.fold(0u64, u64::wrapping_add) / 4096;
+            bytes[3 * PAGE + 56..][..8].copy_from_slice(&pages.to_le_bytes());
+            let group = crc32fast::hash(&[&bytes[PAGE..PAGE + 128], &bytes[..PAGE]].concat());
+            put(bytes, 2 * PAGE, group);
+            let table = crc32fast::hash(&bytes[2 * PAGE..3 * PAGE]);
+            put(bytes, 3 * PAGE + 84, table);
+            let header = crc32fast::hash(&bytes[3 * PAGE..4 * PAGE - 4]);
+            put(bytes, 4 * PAGE - 4, header);
+        },
+        run: Box::new(move |bytes| {
+            let path = dir.path().join("image");
+            std::fs::write(&path, [&pages[..], bytes].concat()).unwrap();
+            let Some(last) = bytes.len().checked_sub(PAGE) else { return false };
+            let id = id_at(bytes, last + 16);
+            let crc = u32::from_le_bytes(bytes[bytes.len() - 4..].try_into().unwrap());
+            let Ok(image) = Image::open(&storage, &path, id, crc) else { return false };
+            assert!(image.guest_bytes() <= 1 << 20, "the file is not as long as that");
+            if let Ok(runs) = image.present() {
+                let inside = |gpa: u64| image.ranges().iter().any(|r| (r.0..r.0 + r.1).contains(&gpa));
+                assert!(runs.iter().all(|run| inside(run.start) && inside(run.end - 1)));
+                assert_eq!(runs.iter().map(|run| run.end - run.start).sum::<u64>(), image.present_bytes());
+            }
+            for &(start, len) in image.ranges() {
+                let _ = image.read(start, &mut vec![0; len as usize]);
+            }
+            let _ = image.verify(|_, _| ControlFlow::Continue(()));
+            true
+        }),
+    }
+}
+
+pub fn vm_json() -> Target {
+    let dir = folder();
+    let folder = Home::at(dir.path().to_owned(), Storage::os()).folder(&"demo".parse().unwrap());
+    let lock = folder.create().unwrap();
+    let path: PathBuf = folder.definition_path();
+    Target {
+        name: "vm.json",
+        shape: Shape::Json,
+        seeds: Vec::new(),
+        mend: mend_json,
+        run: Box::new(move |bytes| {
+            let _keep = &dir;
+            std::fs::write(&path, bytes).unwrap();
+            let Ok(definition) = folder.load() else { return false };
+            folder.save(&lock, &definition).unwrap();
+            assert_eq!(folder.load().unwrap(), definition);
+            true
+        }),
+    }
+}
