@@ -57,6 +57,11 @@ impl BaseStamp {
 
     /// What became of the image since.
     pub fn compare(&self, storage: &Storage, path: &Path) -> Result<BaseChange, StorageError> {
+        // Not even its sample is read of an image that nobody wrote to: a VM starts with this.
+        let meta = storage.metadata(path)?;
+        if meta.len == self.len && DateTime::<Utc>::from(meta.modified) == self.modified {
+            return Ok(BaseChange::Same);
+        }
         let now = Self::take(storage, path)?;
         Ok(if now.len != self.len {
             BaseChange::Length { then: self.len, now: now.len }

@@ -53,7 +53,11 @@ pub fn lock(folder: &VmFolder) -> Result<VmLock, FolderError> {
 fn info(folder: &VmFolder) -> anyhow::Result<VmInfo> {
     match client::get(&folder.socket()) {
         Ok(info) => Ok(info),
-        Err(ClientError::NotRunning) => Ok(VmInfo::new(folder, &folder.load()?, State::Stopped, None)),
+        Err(ClientError::NotRunning) => {
+            // A process that is about to end has closed its socket: what is stopped can be used.
+            has_ended(folder, LAST_BREATH);
+            Ok(VmInfo::new(folder, &folder.load()?, State::Stopped, None))
+        }
         Err(e) => Err(e.into()),
     }
 }
@@ -108,13 +112,19 @@ pub fn stop(args: StopArgs, json: bool) -> anyhow::Result<()> {
     };
     // A paused guest cannot shut down, so with --force there is nothing to wait for.
     if !(paused && args.force) {
-        client::post::<VmInfo>(&socket, "/vm/stop", &StopBody { force: false })?;
+        match client::post::<VmInfo>(&socket, "/vm/stop", &StopBody { force: false }) {
+            // It ends by itself.
+            Ok(_) | Err(ClientError::NotRunning | ClientError::Ended) => {}
+            Err(e) => return Err(e.into()),
+        }
         if has_ended(&folder, Duration::from_secs(args.timeout)) {
             output::done(&info(&folder)?, json);
             return Ok(());
         }
     }
-    if matches!(client::get(&socket), Err(ClientError::NotRunning)) {
+    // With --force it has a while to end, whatever the guest was given.
+    let ends = matches!(client::get(&socket), Err(ClientError::NotRunning));
+    if ends && !(args.force && has_ended(&folder, Duration::from_secs(args.timeout.max(5)))) {
         return Err(anyhow!(
             "the guest of `{}` has shut down; its disk layers are still being merged, which takes a while",
             args.name
@@ -128,7 +138,7 @@ pub fn stop(args: StopArgs, json: bool) -> anyhow::Result<()> {
         ));
     }
     match client::post::<VmInfo>(&socket, "/vm/stop", &StopBody { force: true }) {
-        Ok(_) | Err(ClientError::NotRunning) => {}
+        Ok(_) | Err(ClientError::NotRunning | ClientError::Ended) => {}
         Err(e) => return Err(e.into()),
     }
     if !has_ended(&folder, Duration::from_secs(args.timeout.max(5))) {

@@ -4,7 +4,6 @@
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -34,6 +33,7 @@ const OWN_DISK: u64 = 64 << 20;
 const READY: &str = "ready";
 
 pub fn run(args: RunArgs, json: bool) -> anyhow::Result<()> {
+    leave_session(args.background)?;
     let home = Home::from_env(Storage::os())?;
     let folder = home.folder(&args.name);
     if args.detach && !args.background {
@@ -62,6 +62,7 @@ pub fn run(args: RunArgs, json: bool) -> anyhow::Result<()> {
 }
 
 pub fn start(args: StartArgs, json: bool) -> anyhow::Result<()> {
+    leave_session(args.background)?;
     let folder = Home::from_env(Storage::os())?.folder(&args.name);
     let lock = manage::lock(&folder)?;
     if !args.attach && !args.background {
@@ -87,6 +88,14 @@ pub fn start(args: StartArgs, json: bool) -> anyhow::Result<()> {
         }
     };
     serve(vmm, &folder, run, args.background)
+}
+
+/// A background process belongs to no terminal.
+fn leave_session(background: bool) -> anyhow::Result<()> {
+    if background {
+        nix::unistd::setsid().context("the background process cannot leave its terminal")?;
+    }
+    Ok(())
 }
 
 /// The threads of the VM confine themselves from here on.
@@ -255,10 +264,8 @@ pub fn detach(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
     let mut command = Command::new(program);
     command.args(args).arg("--background");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    // SAFETY: setsid is async-signal-safe and the closure touches nothing else.
-    unsafe {
-        command.pre_exec(|| nix::unistd::setsid().map(|_| ()).map_err(Into::into));
-    }
+    // It leaves this session by itself: with a closure of ours between, it would have to be forked,
+    // and that takes longer than to spawn it.
     let mut child = command.spawn().context("the background process cannot be started")?;
     let mut line = String::new();
     if let Some(stdout) = child.stdout.take() {

@@ -88,20 +88,26 @@ pub fn boot(config: &VmConfig, parts: Parts) -> Result<Machine, MachineError> {
     assembled.start_threads()
 }
 
-/// A machine that goes on where checkpoint `id` was captured, in memory that holds what its did. Its
+/// What a restored machine is made in: fresh memory, and KVM's side of it without vCPUs.
+pub fn bare(config: &VmConfig) -> Result<Vm, MachineError> {
+    let memory = memory::allocate(config.memory)?;
+    Ok(Vm::new(open_kvm()?, memory, config.cpus, DirtyLog::FromTheStart)?)
+}
+
+/// A machine that goes on where checkpoint `id` was captured, in a [`bare`] one whose memory holds
+/// what its did. Its
 /// guest is told that it is of another generation now.
 pub fn restore(
     id: Id,
     config: &VmConfig,
-    memory: GuestMemory,
+    vm: Vm,
     state: &MachineState,
     clock: Clock,
     parts: Parts,
 ) -> Result<Machine, MachineError> {
     let misfit = |what: String| MachineError::Misfit(what);
     let generation = parts.generation;
-    let assembled =
-        assemble(Vm::new(open_kvm()?, memory, config.cpus, DirtyLog::FromTheStart)?, config, parts)?;
+    let assembled = assemble(vm, config, parts)?;
     if state.vcpus.len() != assembled.vcpus.len() || state.virtio.len() != assembled.transports.len() {
         return Err(misfit(format!(
             "it has {} vCPUs and {} devices, the VM {} and {}",

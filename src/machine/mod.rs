@@ -31,7 +31,7 @@ use crate::vcpu::{self, Runner, Vcpu, VcpuError};
 use crate::vm::{RestoredClock, Vm, VmError, VmState};
 use event_loop::EventLoop;
 
-pub use builder::{Parts, boot, missing_features, restore};
+pub use builder::{Parts, bare, boot, missing_features, restore};
 
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use super::recover::orphans;
 use super::{Catalog, CheckpointError, Result, remove_unless_named, save};
@@ -13,15 +14,16 @@ use crate::capture::lazy::Filling;
 use crate::checkpoint::Manifest;
 use crate::checkpoint::stamp::BaseChange;
 use crate::checkpoint::state::read_state;
+use crate::config::VmConfig;
 use crate::control::GoBack;
 use crate::disk::Disk;
 use crate::disk::delta_format::Parent;
 use crate::disk::layer::LayerSpec;
 use crate::folder::{Definition, Now, VmFolder, VmLock};
 use crate::id::Id;
-use crate::machine::{self, Machine, MachineState, Parts};
-use crate::memory;
+use crate::machine::{self, Machine, MachineError, MachineState, Parts};
 use crate::progress::Progress;
+use crate::vm::Vm;
 use crate::vmm::disks::{self, Layers, OpenDisks, base_path};
 
 /// A checkpoint that is ready to become the active state.
@@ -63,11 +65,14 @@ pub fn prepare(
         && let Some(generation) = stays(folder, definition, manifest)?
     {
         let next = definition.clone();
+        let bare = Bare::begin(manifest);
         let (disks, machine, filling) =
-            build(&catalog, definition, manifest, &next, generation, around, how, parts, progress)?;
+            build(&catalog, definition, manifest, &next, generation, around, how, parts, bare, progress)?;
         return Ok(Prepared { definition: next, disks, machine, filling, made: Vec::new(), stays: true });
     }
     let generation = Id::random().map_err(CheckpointError::Random)?;
+    // What KVM needs takes as long as the disks, and neither needs the other.
+    let bare = Bare::begin(manifest);
     let parents = manifest.disks.iter().map(|(disk, point)| (disk.clone(), point.top())).collect();
     let made = disks::branch(folder, &manifest.config, &parents)?;
     let tops = made.iter().map(|(disk, layer)| (disk.clone(), layer.id)).collect();
@@ -83,7 +88,7 @@ pub fn prepare(
         },
         ..definition.clone()
     };
-    let built = build(&catalog, definition, manifest, &next, generation, around, how, parts, progress);
+    let built = build(&catalog, definition, manifest, &next, generation, around, how, parts, bare, progress);
     match built {
         Ok((disks, machine, filling)) => {
             Ok(Prepared { definition: next, disks, machine, filling, made, stays: false })
@@ -91,6 +96,35 @@ pub fn prepare(
         Err(e) => {
             disks::remove_layers(folder, &made);
             Err(e)
+        }
+    }
+}
+
+/// A virtual machine that is made beside other work, for a checkpoint with memory.
+struct Bare(Option<JoinHandle<std::result::Result<Vm, MachineError>>>);
+
+impl Bare {
+    fn begin(manifest: &Manifest) -> Self {
+        let config = manifest.config.clone();
+        let begun = manifest.memory.is_some().then(|| {
+            // Where no thread can be had, it is made when it is needed.
+            std::thread::Builder::new().name("kvm".into()).spawn(move || machine::bare(&config)).ok()
+        });
+        Self(begun.flatten())
+    }
+
+    fn end(mut self, config: &VmConfig) -> std::result::Result<Vm, MachineError> {
+        match self.0.take().map(JoinHandle::join) {
+            Some(Ok(made)) => made,
+            Some(Err(_)) | None => machine::bare(config),
+        }
+    }
+}
+
+impl Drop for Bare {
+    fn drop(&mut self) {
+        if let Some(thread) = self.0.take() {
+            let _ = thread.join();
         }
     }
 }
@@ -121,6 +155,7 @@ fn build(
     around: Around,
     how: GoBack,
     parts: Option<&dyn Fn(&OpenDisks) -> Parts>,
+    bare: Bare,
     progress: &Progress,
 ) -> Result<(OpenDisks, Option<Machine>, Option<Filling>)> {
     let folder = catalog.folder;
@@ -132,13 +167,13 @@ fn build(
             let state: MachineState = serde_json::from_slice(&json).map_err(CheckpointError::Decode)?;
             let specs = catalog.store.memory_chain(manifest)?;
             let chain = MemoryChain::open(folder.storage(), &specs)?;
-            let memory = memory::allocate(next.config.memory).map_err(machine::MachineError::from)?;
             let parts = parts.ok_or_else(|| {
                 CheckpointError::Refused(format!("checkpoint `{}` holds memory", manifest.name))
             })?;
             let parts = Parts { generation, ..parts(&disks) };
-            let filling = Filling::begin(chain, &memory, parts.events.clone(), progress)?;
-            let machine = machine::restore(manifest.id, &next.config, memory, &state, how.clock, parts)?;
+            let vm = bare.end(&next.config)?;
+            let filling = Filling::begin(chain, vm.memory(), parts.events.clone(), progress)?;
+            let machine = machine::restore(manifest.id, &next.config, vm, &state, how.clock, parts)?;
             (Some(machine), Some(filling))
         }
         _ => (None, None),
