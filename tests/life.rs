@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Home, field};
+use common::{Home, field, until};
 
 #[test]
 fn a_detached_vm_lives_on_and_is_found() {
@@ -163,6 +163,28 @@ fn what_does_not_run_is_said() {
     assert_eq!(said.code, Some(3));
     let json: serde_json::Value = serde_json::from_str(&said.stdout).unwrap();
     assert!(json["error"].as_str().unwrap().contains("does not run"), "{said}");
+}
+
+/// The guest may be gone before it is forced to; and what is shown as stopped can be used at once.
+#[test]
+fn forced_at_once_it_ends_whoever_is_first() {
+    let home = Home::new();
+    home.boot("run demo").power_off();
+    for _ in 0..5 {
+        home.piton("start demo").ok();
+        home.piton("stop demo --force --timeout 0").ok();
+        assert_eq!(home.piton("show demo --json").json()["state"], "stopped");
+    }
+    for _ in 0..5 {
+        let mut vm = home.boot("start demo --attach");
+        vm.send("poweroff");
+        until("the VM to be shown as stopped", || {
+            (home.piton("show demo --json").json()["state"] == "stopped").then_some(())
+        });
+        home.piton("start demo").ok();
+        home.piton("stop demo --force").ok();
+        vm.exits_well();
+    }
 }
 
 #[test]

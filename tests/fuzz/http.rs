@@ -86,7 +86,8 @@ pub fn target() -> Target {
             let _keep = (&server, &dir);
             let answer = send(&path, bytes, false);
             assert!(answer.is_empty() || answer.starts_with(b"HTTP/1."), "no HTTP answer");
-            let after = send(&path, b"GET /vm/jobs HTTP/1.1\r\nhost: piton\r\nconnection: close\r\n\r\n", true);
+            let after =
+                send(&path, b"GET /vm/jobs HTTP/1.1\r\nhost: piton\r\nconnection: close\r\n\r\n", true);
             assert!(after.starts_with(b"HTTP/1.1 200"), "the server is no more");
             // It got as far as the owner of the machine, or a job.
             answer.starts_with(b"HTTP/1.1 2") || answer.starts_with(b"HTTP/1.1 409")
