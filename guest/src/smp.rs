@@ -129,11 +129,9 @@ impl Cpu {
         }
         self.wake.fetch_add(1, SeqCst);
         apic::send_wake(self.apic_id.load(SeqCst) as u8);
+        // On a busy host it may not have run for a while; the bound is for one that never will.
         let start = tsc();
-        for _ in 0..1_000_000_u32 {
-            if self.seen.load(SeqCst) == mode || time::us_since(start) > 100_000 {
-                break;
-            }
+        while self.seen.load(SeqCst) != mode && time::us_since(start) < 10_000_000 {
             core::hint::spin_loop();
         }
     }
