@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{Dice, Lab, Node, unchanged};
+use super::{Dice, Lab, Node, cuts, unchanged};
 use crate::common::{Terminal, send_signal, until};
 
 /// The process that runs the VM.
@@ -89,6 +89,7 @@ pub fn whole(lab: &Lab, before: &BTreeMap<String, Node>, gone: Option<&str>) -> 
 
 pub fn kill_lab() -> (Lab, Dice) {
     let lab = Lab::new();
+    cuts::sync();
     lab.piton(&format!("run demo --detach --cpus 2 --memory 64M {}", lab.disks())).ok();
     let name = std::thread::current().name().unwrap_or_default().to_owned();
     (lab, Dice::from_env(&name))
