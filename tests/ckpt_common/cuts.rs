@@ -2,7 +2,8 @@
 //! (scripts/lib/power-cut-host, which also runs the test): `off`, from when on every write to the
 //! device is lost, and `on`, which mounts again what there was.
 
-use std::process::{Command, Stdio};
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::{Dice, Lab};
@@ -18,9 +19,17 @@ pub fn sync() {
     unsafe { libc::sync() };
 }
 
-fn power(state: &str) {
-    let program = std::env::var_os("PITON_POWER").expect("PITON_POWER is set");
-    assert!(Command::new(program).arg(state).status().unwrap().success(), "the power does not go {state}");
+fn power(state: &str) -> Command {
+    let mut command = Command::new(std::env::var_os("PITON_POWER").expect("PITON_POWER is set"));
+    command.arg(state);
+    command
+}
+
+/// Cuts the power at the end of its standard input.
+fn fuse() -> Child {
+    let mut fuse = power("off").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    BufReader::new(fuse.stdout.as_mut().unwrap()).read_line(&mut String::new()).unwrap();
+    fuse
 }
 
 /// What was told before the power went.
@@ -41,6 +50,7 @@ fn step(console: &Terminal) -> Option<u64> {
 
 /// Does `line` and cuts the power at a random moment; the guest behind `console` is asked meanwhile.
 pub fn cut_at(lab: &Lab, line: &str, within_ms: u64, dice: &mut Dice, mut console: Option<Terminal>) -> Told {
+    let mut fuse = fuse();
     let mut child = lab.command(line.split_ascii_whitespace());
     let mut child = child.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let moment = Instant::now() + Duration::from_micros(dice.below(within_ms * 1000));
@@ -53,7 +63,7 @@ pub fn cut_at(lab: &Lab, line: &str, within_ms: u64, dice: &mut Dice, mut consol
     }
     let done = child.try_wait().unwrap().is_some_and(|status| status.success());
     let told = Told { done, step: console.as_ref().and_then(step) };
-    power("off");
+    assert!(fuse.wait().unwrap().success(), "the power does not go");
     drop(console);
     child.kill().unwrap();
     child.wait().unwrap();
@@ -63,7 +73,7 @@ pub fn cut_at(lab: &Lab, line: &str, within_ms: u64, dice: &mut Dice, mut consol
         all.iter().for_each(|pid| send_signal(*pid, libc::SIGKILL));
         all.is_empty().then_some(())
     });
-    power("on");
+    assert!(power("on").status().unwrap().success(), "the file system does not come back");
     told
 }
 
