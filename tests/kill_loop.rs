@@ -1,18 +1,24 @@
 //! kill -9 at random moments of random operations, again and again on one VM whose guest keeps a
-//! journal. `PITON_KILLS` says how often (scripts/kill-loop), `PITON_TEST_SEED` replays.
+//! journal. `PITON_KILLS` says how often (scripts/kill-loop), `PITON_TEST_SEED` replays. With
+//! `PITON_POWER` the power goes instead (scripts/power-cuts).
 
 mod ckpt_common;
 mod common;
 
 use std::collections::BTreeMap;
 
+use ckpt_common::cuts::{self, Told};
 use ckpt_common::kills::{kill_lab, killed_at, running};
 use ckpt_common::{Dice, Lab, Node, same};
+use common::Terminal;
 
 const OPERATIONS: [&str; 9] =
     ["create", "create-stop", "create-off", "apply", "revert", "delete", "delete-off", "rename", "restart"];
-/// More than so many checkpoints, and some are deleted.
-const MOST: usize = 6;
+/// More than so many checkpoints, and some are deleted; fewer where each takes seconds to look at.
+fn most() -> usize {
+    if cuts::are_on() { 4 } else { 6 }
+}
+
 /// Where the guest writes what tells states apart: one region on each disk.
 const REGION: &str = "64K 64K";
 
@@ -78,9 +84,10 @@ struct Loop {
 
 impl Loop {
     /// The guest makes its state different from every other, and flushes that.
-    fn write(&mut self) {
+    fn write(&mut self) -> Terminal {
         let mut console = running(&self.lab);
-        console.ok("journal tick 1");
+        // In the emulated host the guest would leave little of the CPU to the commands.
+        console.ok(if cuts::are_on() { "journal tick 40" } else { "journal tick 1" });
         self.seed += 1;
         for disk in 0..2 {
             console.ok(&format!("blk {disk} write {REGION} {}", self.seed));
@@ -89,18 +96,20 @@ impl Loop {
         console.ok(&format!("fill 2 {}", self.seed));
         self.sums.insert(self.seed, console.ok("sum"));
         self.book.seeds.insert("Now".into(), self.seed);
+        console
     }
 
     fn turn(&mut self) {
-        self.write();
+        let mut console = Some(self.write());
         let mut kind = *self.dice.pick(&OPERATIONS);
         let names = self.book.names();
-        if names.len() > MOST {
+        if names.len() > most() {
             kind = if self.dice.coin() { "delete" } else { "delete-off" };
         } else if names.is_empty() {
             kind = "create";
         }
         if kind.ends_with("-off") {
+            console = None;
             self.lab.stop();
         }
         let fresh = format!("c{}", self.seed);
@@ -131,11 +140,21 @@ impl Loop {
         // Some die before they begin, some in the middle, some when they are done.
         let within = *self.dice.pick(&[20, 100, 300, 1000]);
         eprintln!("{line}, killed within {within} ms");
-        let done = killed_at(&self.lab, &line, within, &mut self.dice, !kind.ends_with("-off"));
-        self.judge(kind, done, after);
+        let told = if cuts::are_on() {
+            // In the emulated host everything takes longer.
+            let mut told = cuts::cut_at(&self.lab, &line, within * 6, &mut self.dice, console);
+            // After going back the guest may have told of steps that are not to be there any more.
+            told.step = told.step.filter(|_| kind != "apply" && kind != "revert");
+            told
+        } else {
+            drop(console);
+            let done = killed_at(&self.lab, &line, within, &mut self.dice, !kind.ends_with("-off"));
+            Told { done, step: None }
+        };
+        self.judge(kind, told, after);
     }
 
-    fn judge(&mut self, kind: &'static str, done: bool, after: Book) {
+    fn judge(&mut self, kind: &'static str, Told { done, step }: Told, after: Book) {
         if self.lab.state() != "stopped" {
             // The command was over before its process was to be killed.
             self.lab.stop();
@@ -147,6 +166,10 @@ impl Loop {
             self.lab.tidy();
         }
         let mut console = running(&self.lab);
+        if let Some(step) = step {
+            let found = cuts::step_found(&console);
+            assert!(found >= step, "the guest had flushed step {step} and finds {found}");
+        }
         console.journal();
         let parents = self.lab.parents();
         // A delete gives children and Now their new parent one by one, before the old one goes.
@@ -173,7 +196,8 @@ impl Loop {
         let row = self.table.entry(kind).or_default();
         row.kills += 1;
         row.said_done += u32::from(done);
-        row.found_done += u32::from(book == after);
+        let is_after = book == after;
+        row.found_done += u32::from(is_after);
         self.book = book;
 
         let nodes = self.lab.nodes();
@@ -193,6 +217,13 @@ impl Loop {
         self.nodes = nodes;
         assert!(!self.lab.console_log("demo").contains("MISMATCH"));
         self.lab.template_is_untouched();
+        // scripts/power-cuts counts these.
+        eprintln!(
+            "held: {kind} said={} found={} step={}",
+            u8::from(done),
+            u8::from(is_after),
+            u8::from(step.is_some())
+        );
     }
 }
 

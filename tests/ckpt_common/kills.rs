@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{Dice, Lab, Node, unchanged};
+use super::{Dice, Lab, Node, cuts, unchanged};
 use crate::common::{Terminal, send_signal, until};
 
 /// The process that runs the VM.
@@ -89,7 +89,11 @@ pub fn whole(lab: &Lab, before: &BTreeMap<String, Node>, gone: Option<&str>) -> 
 
 pub fn kill_lab() -> (Lab, Dice) {
     let lab = Lab::new();
-    lab.piton(&format!("run demo --detach --cpus 2 --memory 64M {}", lab.disks())).ok();
+    if cuts::are_on() {
+        cuts::sync();
+    }
+    let cpus = if cuts::are_on() { 1 } else { 2 };
+    lab.piton(&format!("run demo --detach --cpus {cpus} --memory 64M {}", lab.disks())).ok();
     let name = std::thread::current().name().unwrap_or_default().to_owned();
     (lab, Dice::from_env(&name))
 }

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of this")]
 
+pub mod cuts;
 pub mod kills;
 
 use std::collections::BTreeMap;

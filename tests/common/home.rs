@@ -12,9 +12,11 @@ pub struct Home {
 }
 
 impl Home {
-    /// Right below /tmp, as the path of a socket has little room. PITON_HOME itself is not made.
+    /// Right below /tmp or PITON_TEST_DIR, as the path of a socket has little room. PITON_HOME itself
+    /// is not made.
     pub fn new() -> Self {
-        let dir = tempfile::Builder::new().prefix("piton-").tempdir_in("/tmp").unwrap();
+        let place = std::env::var_os("PITON_TEST_DIR").unwrap_or_else(|| "/tmp".into());
+        let dir = tempfile::Builder::new().prefix("piton-").tempdir_in(place).unwrap();
         Self { dir }
     }
 
@@ -129,7 +131,7 @@ impl Home {
     }
 
     /// Processes that work in this home.
-    fn processes(&self) -> Vec<i32> {
+    pub fn processes(&self) -> Vec<i32> {
         let mark = [b"PITON_HOME=", self.root().as_os_str().as_bytes()].concat();
         let has_mark = |process: &Path| {
             std::fs::read(process.join("environ"))
