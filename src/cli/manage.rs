@@ -1,6 +1,8 @@
 //! Commands on VMs that exist.
 
 use std::io::{BufRead, IsTerminal, Read, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
@@ -212,13 +214,14 @@ pub fn console(name: &VmName) -> anyhow::Result<()> {
     let mut input = output.try_clone().context("the console cannot be used")?;
     note(&format!("piton: console of `{name}`. {KEYS}."));
     let terminal = RawTerminal::enter().context("the terminal cannot be used")?;
-    let typing = std::thread::spawn(move || {
-        let left = read_keys(&format!("piton: {HELP}."), |bytes| input.write_all(bytes));
-        // Ends the reading below too.
-        if left {
+    let left = Arc::new(AtomicBool::new(false));
+    let leaving = left.clone();
+    std::thread::spawn(move || {
+        if read_keys(&format!("piton: {HELP}."), |bytes| input.write_all(bytes)) {
+            leaving.store(true, Ordering::SeqCst);
+            // Ends the reading below too.
             let _ = input.shutdown(std::net::Shutdown::Both);
         }
-        left
     });
     let mut buffer = [0; 4096];
     let mut ended = Ok(());
@@ -229,7 +232,7 @@ pub fn console(name: &VmName) -> anyhow::Result<()> {
         }
     }
     drop(terminal);
-    if typing.is_finished() && typing.join().unwrap_or(false) {
+    if left.load(Ordering::SeqCst) {
         note(&format!("piton: left the console of `{name}`, which runs on"));
     } else {
         note(&format!("piton: the VM `{name}` has ended"));
