@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use ckpt_common::{Lab, MIB, same};
-use common::{Finished, send_signal, skip};
+use common::{Finished, Vm, send_signal, skip};
 use serde_json::Value;
 
 struct Served {
@@ -66,15 +66,21 @@ fn qemu_img(args: &[&str]) -> String {
     Finished::run(command).ok()
 }
 
+/// Its third disk is large, ends within a block, and holds 1 MiB of seed 1 at 8 MiB.
+fn boot_with_large_disk() -> (Lab, Vm) {
+    let lab = Lab::new();
+    let big = lab.image("big.raw", 64 * MIB + 512);
+    let mut vm = lab.boot(&format!("--memory 64M --disk {big},id=big"));
+    vm.ok("blk 2 write 8M 1M 1");
+    (lab, vm)
+}
+
 #[test]
 fn qemu_reads_a_checkpoint_while_its_vm_runs() {
     if !has_qemu() {
         return;
     }
-    let lab = Lab::new();
-    let big = lab.image("big.raw", 64 * MIB + 512);
-    let mut vm = lab.boot(&format!("--memory 64M --disk {big},id=big"));
-    vm.ok("blk 2 write 8M 1M 1");
+    let (lab, mut vm) = boot_with_large_disk();
     vm.ok("blk 0 write 0 256K 1");
     lab.create("zero");
     vm.ok("blk 2 write 32M 64K 2");
@@ -145,10 +151,7 @@ fn libnbd_reads_a_checkpoint() {
     if Command::new("nbdcopy").arg("--version").output().is_err() {
         return skip("nbdcopy is not there");
     }
-    let lab = Lab::new();
-    let big = lab.image("big.raw", 64 * MIB + 512);
-    let mut vm = lab.boot(&format!("--memory 64M --disk {big},id=big"));
-    vm.ok("blk 2 write 8M 1M 1");
+    let (lab, mut vm) = boot_with_large_disk();
     lab.create("one");
     vm.ok("blk 2 write 8M 1M 2");
     let served = Served::start(&lab, "demo@one", 3, "");

@@ -240,16 +240,17 @@ impl Agent {
     }
 
     fn answer(&mut self, id: u64, value: core::fmt::Arguments<'_>) {
-        let mut text = Text { bytes: [0; LINE], len: 0 };
-        if writeln!(text, "{{\"return\":{value},\"id\":{id}}}").is_ok() {
-            self.send(&text.bytes[..text.len]);
-        }
+        self.reply(id, format_args!("\"return\":{value}"));
     }
 
     fn refuse(&mut self, id: u64) {
-        let mut text = Text { bytes: [0; LINE], len: 0 };
         let error = "{\"class\":\"GenericError\",\"desc\":\"not today\"}";
-        if writeln!(text, "{{\"error\":{error},\"id\":{id}}}").is_ok() {
+        self.reply(id, format_args!("\"error\":{error}"));
+    }
+
+    fn reply(&mut self, id: u64, what: core::fmt::Arguments<'_>) {
+        let mut text = Text { bytes: [0; LINE], len: 0 };
+        if writeln!(text, "{{{what},\"id\":{id}}}").is_ok() {
             self.send(&text.bytes[..text.len]);
         }
     }

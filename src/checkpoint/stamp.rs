@@ -57,20 +57,16 @@ impl BaseStamp {
 
     /// What became of the image since.
     pub fn compare(&self, storage: &Storage, path: &Path) -> Result<BaseChange, StorageError> {
-        // Not even its sample is read of an image that nobody wrote to: a VM starts with this.
-        let meta = storage.metadata(path)?;
-        if meta.len == self.len && DateTime::<Utc>::from(meta.modified) == self.modified {
-            return Ok(BaseChange::Same);
-        }
-        let now = Self::take(storage, path)?;
+        let now = storage.metadata(path)?;
         Ok(if now.len != self.len {
             BaseChange::Length { then: self.len, now: now.len }
-        } else if now.sample != self.sample {
-            BaseChange::Contents
-        } else if now.modified != self.modified {
-            BaseChange::Touched
-        } else {
+        } else if DateTime::<Utc>::from(now.modified) == self.modified {
+            // A VM starts with this: of an image that nobody wrote to not even a sample is read.
             BaseChange::Same
+        } else if sample(&storage.open(path, Access::ReadOnly)?, now.len)? != self.sample {
+            BaseChange::Contents
+        } else {
+            BaseChange::Touched
         })
     }
 }

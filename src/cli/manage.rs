@@ -125,8 +125,9 @@ pub fn stop(args: StopArgs, json: bool) -> anyhow::Result<()> {
         }
     }
     // With --force it has a while to end, whatever the guest was given.
+    let grace = Duration::from_secs(args.timeout.max(5));
     let ends = matches!(client::get(&socket), Err(ClientError::NotRunning));
-    if ends && !(args.force && has_ended(&folder, Duration::from_secs(args.timeout.max(5)))) {
+    if ends && !(args.force && has_ended(&folder, grace)) {
         return Err(anyhow!(
             "the guest of `{}` has shut down; its disk layers are still being merged, which takes a while",
             args.name
@@ -143,7 +144,7 @@ pub fn stop(args: StopArgs, json: bool) -> anyhow::Result<()> {
         Ok(_) | Err(ClientError::NotRunning | ClientError::Ended) => {}
         Err(e) => return Err(e.into()),
     }
-    if !has_ended(&folder, Duration::from_secs(args.timeout.max(5))) {
+    if !has_ended(&folder, grace) {
         return Err(anyhow!("the VM `{}` does not end: see {}", args.name, folder.vmm_log().display()));
     }
     output::done(&info(&folder)?, json);

@@ -95,8 +95,7 @@ pub fn bare(config: &VmConfig) -> Result<Vm, MachineError> {
 }
 
 /// A machine that goes on where checkpoint `id` was captured, in a [`bare`] one whose memory holds
-/// what its did. Its
-/// guest is told that it is of another generation now.
+/// what its did. Its guest is told that it is of another generation now.
 pub fn restore(
     id: Id,
     config: &VmConfig,

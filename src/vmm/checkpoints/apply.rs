@@ -61,18 +61,17 @@ pub fn prepare(
 ) -> Result<Prepared> {
     check(folder, manifest, how)?;
     let catalog = Catalog::new(folder, definition);
+    // What KVM needs takes as long as the disks, and neither needs the other.
+    let bare = Bare::begin(manifest);
     if around.idle
         && let Some(generation) = stays(folder, definition, manifest)?
     {
         let next = definition.clone();
-        let bare = Bare::begin(manifest);
         let (disks, machine, filling) =
             build(&catalog, definition, manifest, &next, generation, around, how, parts, bare, progress)?;
         return Ok(Prepared { definition: next, disks, machine, filling, made: Vec::new(), stays: true });
     }
     let generation = Id::random().map_err(CheckpointError::Random)?;
-    // What KVM needs takes as long as the disks, and neither needs the other.
-    let bare = Bare::begin(manifest);
     let parents = manifest.disks.iter().map(|(disk, point)| (disk.clone(), point.top())).collect();
     let made = disks::branch(folder, &manifest.config, &parents)?;
     let tops = made.iter().map(|(disk, layer)| (disk.clone(), layer.id)).collect();
