@@ -84,7 +84,7 @@ impl MemoryChain {
         let mut at = numbers.start;
         while at < numbers.end {
             let end = numbers.end.min((at / GROUP + 1) * GROUP);
-            resolve(&self.images, at..end, |run, from| pieces.push((run, from.map(|(image, _)| image))))?;
+            resolve(&self.images, at..end, |run, image| pieces.push((run, image)))?;
             at = end;
         }
         let address = |number: u64| gpa + (number - numbers.start) * PAGE_SIZE;

@@ -91,6 +91,9 @@ pub enum CheckpointCommand {
         /// Store all of memory, not only what changed since the checkpoint before
         #[arg(long)]
         full: bool,
+        /// Compress memory (zstd), once the guest runs again
+        #[arg(long)]
+        compress: bool,
         /// Longest time, in milliseconds, that the guest may stand still for its memory [default: 10]
         #[arg(long, value_name = "MS")]
         max_pause: Option<u32>,

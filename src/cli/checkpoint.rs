@@ -42,6 +42,7 @@ pub fn run(command: CheckpointCommand, json: bool) -> anyhow::Result<()> {
             freeze_timeout,
             mode,
             full,
+            compress,
             max_pause,
             no_wait,
         } => {
@@ -55,6 +56,7 @@ pub fn run(command: CheckpointCommand, json: bool) -> anyhow::Result<()> {
                 freeze_timeout_ms,
                 mode,
                 full,
+                compress,
                 max_pause_ms: max_pause,
             };
             let folder = existing(&name)?;

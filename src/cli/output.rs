@@ -256,8 +256,17 @@ pub fn jobs(vm: &VmName, list: &JobList) {
 
 fn memory(info: &CheckpointInfo) -> String {
     match (info.memory_stored, info.memory) {
-        (Some(stored), Some(all)) => format!("memory {} of {}, ", size(stored), size(all)),
+        (Some(stored), Some(all)) => {
+            format!("memory {} of {}, ", stored_memory(stored, info.memory_compressed), size(all))
+        }
         _ => String::new(),
+    }
+}
+
+fn stored_memory(stored: u64, compressed: Option<u64>) -> String {
+    match compressed {
+        Some(compressed) => format!("{} (compressed to {})", size(stored), size(compressed)),
+        None => size(stored),
     }
 }
 
@@ -336,7 +345,8 @@ pub fn show_checkpoint(manifest: &Manifest) {
         line("pause", format!("{:.1} ms", us as f64 / 1000.0));
     }
     if let Some(memory) = &manifest.memory {
-        line("memory", format!("{} of {}", size(memory.stored_bytes), size(memory.guest_bytes)));
+        let stored = stored_memory(memory.stored_bytes, memory.compressed_bytes);
+        line("memory", format!("{stored} of {}", size(memory.guest_bytes)));
     }
     line("disk", size(manifest.disk_bytes));
     line("cpus", manifest.config.cpus.to_string());

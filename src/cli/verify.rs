@@ -7,7 +7,7 @@ use super::error::refused;
 use super::manage::existing;
 use super::{output, work};
 use crate::capture::chain::MemoryChain;
-use crate::capture::image::{Image, ImageError};
+use crate::capture::image::Image;
 use crate::checkpoint::Manifest;
 use crate::checkpoint::manifest::DiskPoint;
 use crate::checkpoint::state::read_state;
@@ -15,7 +15,7 @@ use crate::control::client;
 use crate::disk::DiskError;
 use crate::disk::delta::FrozenDelta;
 use crate::folder::{Definition, VmFolder};
-use crate::progress::{Cancelled, Progress};
+use crate::progress::Progress;
 use crate::storage::StorageError;
 use crate::vmm::checkpoints::{Catalog, CheckpointError};
 use crate::vmm::disks::Layers;
@@ -75,14 +75,10 @@ fn check(
         let chain = MemoryChain::open(folder.storage(), &catalog.store.memory_chain(manifest)?)?;
         progress.phase("memory", chain.images().iter().map(Image::present_bytes).sum());
         let mut before = 0;
-        let read = chain.verify(|done, _| {
+        chain.verify(|done, _| {
             progress.add(done - std::mem::replace(&mut before, done));
             if progress.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        });
-        match read {
-            Err(ImageError::Cancelled { .. }) => return Err(Cancelled.into()),
-            read => read?,
-        }
+        })?;
         bytes += chain.images().iter().map(Image::stored_bytes).sum::<u64>();
     }
     let (layers, sums) = (Layers::read(folder)?, catalog.layer_sums(definition)?);

@@ -172,6 +172,9 @@ pub struct CheckpointInfo {
     /// Bytes of guest memory stored, and of guest memory in all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_stored: Option<u64>,
+    /// What the stored ones take, if they were compressed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_compressed: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<u64>,
     /// Bytes that the disks changed since the parent.
@@ -200,6 +203,7 @@ impl From<&Manifest> for CheckpointInfo {
             capture: manifest.capture,
             memory_parent: manifest.memory.as_ref().and_then(|memory| memory.parent),
             memory_stored: manifest.memory.as_ref().map(|memory| memory.stored_bytes),
+            memory_compressed: manifest.memory.as_ref().and_then(|memory| memory.compressed_bytes),
             memory: manifest.memory.as_ref().map(|memory| memory.guest_bytes),
             disk_bytes: manifest.disk_bytes,
             left_out: manifest.left_out.clone(),
@@ -246,6 +250,9 @@ pub struct CreateBody {
     /// All of memory, not only what changed since the parent.
     #[serde(default)]
     pub full: bool,
+    /// Memory, once the guest runs again.
+    #[serde(default)]
+    pub compress: bool,
     /// Longest time that the guest may stand still for memory, in milliseconds.
     #[serde(default)]
     pub max_pause_ms: Option<u32>,

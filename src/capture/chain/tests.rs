@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::capture::image::{ImageWriter, Merge};
+use crate::progress::Progress;
 
 const PAGE: u64 = 4096;
 /// Two ranges that share a group of the index, and one that ends in another.
@@ -33,8 +34,9 @@ fn layers(depth: impl Into<prop::collection::SizeRange>) -> impl Strategy<Value 
     prop::collection::vec(prop::collection::vec((numbers, fill), 0..40), depth)
 }
 
-/// The chain, its own image first, and what it has to read as.
-fn write(dir: &Path, layers: &Layers) -> (Vec<ImageSpec>, Vec<u8>) {
+/// The chain, its own image first, and what it has to read as. `packed`: which images, the lowest
+/// first, are compressed.
+fn write(dir: &Path, layers: &Layers, packed: &[bool]) -> (Vec<ImageSpec>, Vec<u8>) {
     let (mut specs, mut model) = (Vec::new(), vec![0; PAGES]);
     for (n, pages) in layers.iter().enumerate() {
         let path = dir.join(n.to_string());
@@ -45,6 +47,9 @@ fn write(dir: &Path, layers: &Layers) -> (Vec<ImageSpec>, Vec<u8>) {
         for (number, fill) in pages {
             writer.write(gpa_of(*number), &page(*fill)).unwrap();
             model[*number] = *fill;
+        }
+        if packed.get(n) == Some(&true) {
+            writer.compress_all(&Progress::default()).unwrap();
         }
         let info = writer.finish().unwrap();
         specs.insert(0, ImageSpec { path, id: id(n), crc: info.crc });
@@ -75,25 +80,28 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn a_chain_reads_as_it_was_written(layers in layers(1..9)) {
+    fn a_chain_reads_as_it_was_written(layers in layers(1..9), packed: [bool; 8]) {
         let dir = tempfile::tempdir().unwrap();
-        let (specs, model) = write(dir.path(), &layers);
+        let (specs, model) = write(dir.path(), &layers, &packed);
         reads_as(&MemoryChain::open(&Storage::os(), &specs).unwrap(), &model);
     }
 
     #[test]
     fn merging_any_part_of_a_chain_changes_nothing_that_is_read(
-        layers in layers(2..7), from: prop::sample::Index, count: prop::sample::Index, step in 1u64..40,
+        layers in layers(2..7), packed: [bool; 6],
+        from: prop::sample::Index, count: prop::sample::Index, step in 1u64..40,
     ) {
         let dir = tempfile::tempdir().unwrap();
-        let (mut specs, model) = write(dir.path(), &layers);
+        let (mut specs, model) = write(dir.path(), &layers, &packed);
         let from = from.index(specs.len() - 1);
         let to = from + 2 + count.index(specs.len() - from - 1);
         let storage = Storage::os();
         let sources = specs[from..to].iter();
         let sources = sources.map(|one| Image::open(&storage, &one.path, one.id, one.crc).unwrap());
+        let sources: Vec<Image> = sources.collect();
+        let is_compressed = sources.iter().any(Image::is_compressed);
         let path = dir.path().join("merged");
-        let mut merge = Merge::begin(&storage, &path, sources.collect()).unwrap();
+        let mut merge = Merge::begin(&storage, &path, sources).unwrap();
         let mut copied = 0;
         while let bytes @ 1.. = merge.step(step * PAGE).unwrap() {
             copied += bytes;
@@ -105,6 +113,8 @@ proptest! {
         reads_as(&MemoryChain::open(&storage, &specs).unwrap(), &model);
         let merged = Image::open(&storage, &path, id, info.crc).unwrap();
         prop_assert_eq!(merged.stored_bytes(), info.stored_bytes);
+        prop_assert_eq!(merged.is_compressed(), is_compressed);
+        prop_assert!(info.compressed_bytes.is_none_or(|bytes| bytes <= info.stored_bytes));
     }
 }
 
@@ -115,7 +125,8 @@ fn deep_chains() {
             .map(|n| [0, n % 40, 41 + n, 1069].map(|number| (number, n as u8 + 1)).to_vec())
             .collect();
         let dir = tempfile::tempdir().unwrap();
-        let (specs, model) = write(dir.path(), &layers);
+        let packed: Vec<bool> = (0..depth).map(|n| n % 3 == 0).collect();
+        let (specs, model) = write(dir.path(), &layers, &packed);
         let chain = MemoryChain::open(&Storage::os(), &specs).unwrap();
         assert_eq!(chain.images().len(), depth);
         reads_as(&chain, &model);
@@ -125,7 +136,7 @@ fn deep_chains() {
 #[test]
 fn a_chain_that_does_not_fit_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let (specs, _) = write(dir.path(), &vec![vec![(0, 1)], vec![(1, 2)], vec![(2, 3)]]);
+    let (specs, _) = write(dir.path(), &vec![vec![(0, 1)], vec![(1, 2)], vec![(2, 3)]], &[]);
     let storage = Storage::os();
     for (part, says) in [(&specs[..2], "lies on"), (&specs[..0], "none")] {
         let error = MemoryChain::open(&storage, part).unwrap_err().to_string();
@@ -140,7 +151,7 @@ fn a_chain_that_does_not_fit_is_refused() {
 fn damage_goes_through_a_merge_and_is_still_named() {
     let dir = tempfile::tempdir().unwrap();
     let storage = Storage::os();
-    let (specs, _) = write(dir.path(), &vec![vec![(3, 1), (4, 5)], vec![(1, 2)]]);
+    let (specs, _) = write(dir.path(), &vec![vec![(3, 1), (4, 5)], vec![(1, 2)]], &[]);
     let below = fs::OpenOptions::new().write(true).open(&specs[1].path).unwrap();
     below.write_all_at(&[99], 3 * PAGE + 7).unwrap();
     // A page that is lost altogether is no page of zeros.
@@ -157,5 +168,34 @@ fn damage_goes_through_a_merge_and_is_still_named() {
         let error = chain.read(number * PAGE, &mut buf).unwrap_err();
         assert!(matches!(error, ImageError::Corrupt { offset, .. } if offset == number * PAGE), "{error}");
         assert!(error.to_string().contains(path.to_str().unwrap()));
+    }
+}
+
+/// A chunk that another image has a part of is taken apart for the new one, so it has to be whole.
+#[test]
+fn damage_of_what_is_compressed_is_named_by_a_merge_that_needs_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let storage = Storage::os();
+    let pages = |numbers: std::ops::Range<usize>| numbers.map(|number| (number, 7)).collect::<Vec<_>>();
+    for (upper, needs) in [(1025..1026, true), (900..901, false)] {
+        let (specs, _) = write(dir.path(), &vec![pages(1024..1034), pages(upper)], &[true, false]);
+        let frame = gpa_of(1024);
+        let below = fs::OpenOptions::new().write(true).open(&specs[1].path).unwrap();
+        below.write_all_at(&[99], frame + 7).unwrap();
+        let sources = specs.iter().map(|one| Image::open(&storage, &one.path, one.id, one.crc).unwrap());
+        let path = dir.path().join("merged");
+        let merged = Merge::begin(&storage, &path, sources.collect()).unwrap().finish();
+        let error = match (merged, needs) {
+            (Err(error), true) => error,
+            (Ok(info), false) => {
+                let image = Image::open(&storage, &path, specs[0].id, info.crc).unwrap();
+                image.verify(|_, _| ControlFlow::Continue(())).unwrap_err()
+            }
+            (other, _) => panic!("{other:?}"),
+        };
+        assert!(matches!(error, ImageError::Corrupt { offset, .. } if offset == frame), "{error}");
+        for name in ["0", "1", "merged"] {
+            fs::remove_file(dir.path().join(name)).unwrap();
+        }
     }
 }

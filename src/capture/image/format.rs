@@ -2,14 +2,19 @@
 //!
 //! Its header is the last page of the file: the first byte of the file is guest address 0.
 
+use std::ops::Range;
+
 use crate::id::Id;
 use crate::layout::PAGE_SIZE;
 
+use super::frame::{self, CHUNK, Frame};
 use super::pages::{GROUP, GROUP_WORDS, RANGES_MAX, Ram};
 
 const MAGIC: [u8; 8] = *b"PITONmem";
 const VERSION: u32 = 1;
 pub(super) const HEADER: usize = PAGE_SIZE as usize;
+/// Chunks may lie compressed, and the index has a part that tells which do.
+const FLAG_FRAMES: u32 = 1;
 const RANGES_AT: usize = 88;
 const CRC_AT: usize = HEADER - 4;
 
@@ -40,6 +45,8 @@ pub enum Kind {
 pub(super) struct Header {
     pub id: Id,
     pub kind: Kind,
+    /// Chunks may lie compressed.
+    pub frames: bool,
     pub ram: Ram,
     /// Pages that the file holds.
     pub present: u64,
@@ -52,6 +59,7 @@ pub(super) struct Header {
 /// Bytes that a group takes in each part of the index.
 pub(super) const CRCS: u64 = GROUP * 4;
 pub(super) const BITMAP: u64 = GROUP / 8;
+pub(super) const FRAMES: u64 = (GROUP_WORDS * frame::ENTRY) as u64;
 pub(super) const ENTRY: u64 = 8;
 
 /// Where the parts of the index lie.
@@ -60,18 +68,22 @@ pub(super) struct Places {
     /// Of each page; by group, and a hole where a group has none.
     pub crcs: u64,
     pub bitmap: u64,
+    /// Takes no room where no chunk may lie compressed.
+    pub frames: u64,
     /// Of all groups; with it and the header an image is open.
     pub table: u64,
     pub header: u64,
 }
 
 impl Places {
-    pub fn new(ram: &Ram) -> Self {
+    pub fn new(ram: &Ram, has_frames: bool) -> Self {
         let groups = ram.groups();
         let crcs = ram.end();
         let bitmap = crcs + groups * CRCS;
-        let table = bitmap + (groups * BITMAP).next_multiple_of(PAGE_SIZE);
-        Self { crcs, bitmap, table, header: table + (groups * ENTRY).next_multiple_of(PAGE_SIZE) }
+        let frames = bitmap + (groups * BITMAP).next_multiple_of(PAGE_SIZE);
+        let room = if has_frames { groups * FRAMES } else { 0 };
+        let table = frames + room.next_multiple_of(PAGE_SIZE);
+        Self { crcs, bitmap, frames, table, header: table + (groups * ENTRY).next_multiple_of(PAGE_SIZE) }
     }
 
     pub fn file_len(&self) -> u64 {
@@ -82,7 +94,7 @@ impl Places {
 /// What the table says of a group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Entry {
-    /// Of its bitmap and then its checksums; 0 if it has no page.
+    /// Of its bitmap, its checksums and then its frames; 0 if it has no page.
     pub crc: u32,
     /// Pages of it that the file holds.
     pub present: u32,
@@ -98,31 +110,55 @@ impl Entry {
     }
 }
 
-/// Which pages of a group the file holds, and their checksums.
+/// Which pages of a group the file holds, their checksums, and which chunks lie compressed.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::capture) struct Group {
     pub bitmap: [u64; GROUP_WORDS],
     /// 0 where there is no page.
     pub crcs: [u32; GROUP as usize],
+    pub frames: [Frame; GROUP_WORDS],
 }
 
 impl Group {
-    pub(super) fn entry(bitmap: &[u8], crcs: &[u8], present: u32) -> Entry {
+    pub(super) fn entry(bitmap: &[u8], crcs: &[u8], frames: &[u8], present: u32) -> Entry {
         let mut hasher = crc32fast::Hasher::new();
         hasher.update(bitmap);
         hasher.update(crcs);
+        hasher.update(frames);
         Entry { crc: hasher.finalize(), present }
     }
 
-    pub(super) fn decode(bitmap: &[u8; BITMAP as usize], crcs: &[u8; CRCS as usize]) -> Box<Self> {
-        let mut group = Box::new(Self { bitmap: [0; GROUP_WORDS], crcs: [0; GROUP as usize] });
+    /// Without `frames` no chunk lies compressed.
+    pub(super) fn decode(bitmap: &[u8], crcs: &[u8], frames: &[u8]) -> Box<Self> {
+        let mut group = Box::new(Self {
+            bitmap: [0; GROUP_WORDS],
+            crcs: [0; GROUP as usize],
+            frames: [Frame::default(); GROUP_WORDS],
+        });
         for (word, bytes) in group.bitmap.iter_mut().zip(bitmap.chunks_exact(8)) {
             *word = u64_at(bytes, 0);
         }
         for (crc, bytes) in group.crcs.iter_mut().zip(crcs.chunks_exact(4)) {
             *crc = u32_at(bytes, 0);
         }
+        for (frame, bytes) in group.frames.iter_mut().zip(frames.chunks_exact(frame::ENTRY)) {
+            *frame = Frame::decode(bytes);
+        }
         group
+    }
+
+    /// Splits a run of its pages, counted from its first, into those that lie as they are and those
+    /// of a frame each.
+    pub(super) fn stretches(&self, run: Range<u64>) -> impl Iterator<Item = Range<u64>> + '_ {
+        let mut at = run.start;
+        std::iter::from_fn(move || {
+            let start = at;
+            let is_raw = |at: u64| self.frames[(at / CHUNK) as usize].is_none();
+            while at < run.end && (at == start || (is_raw(start) && is_raw(at))) {
+                at = run.end.min((at / CHUNK + 1) * CHUNK);
+            }
+            (start < at).then_some(start..at)
+        })
     }
 
     pub(super) fn present(&self) -> u32 {
@@ -157,6 +193,7 @@ impl Header {
         let mut put = |at: usize, bytes: &[u8]| page[at..at + bytes.len()].copy_from_slice(bytes);
         put(0, &MAGIC);
         put(8, &VERSION.to_le_bytes());
+        put(12, &(if self.frames { FLAG_FRAMES } else { 0 }).to_le_bytes());
         put(16, self.id.as_bytes());
         put(32, &parent);
         put(48, &kind.to_le_bytes());
@@ -188,7 +225,7 @@ impl Header {
             return Err(FormatError::Checksum);
         }
         let flags = u32_at(page, 12);
-        if flags != 0 {
+        if flags & !FLAG_FRAMES != 0 {
             return Err(FormatError::Flags(flags));
         }
         let parent = id_at(page, 32);
@@ -210,7 +247,8 @@ impl Header {
         if u64_at(page, 56) != ram.pages() || present > ram.pages() || stored > present {
             return Err(FormatError::Impossible("the number of pages"));
         }
-        Ok(Self { id: id_at(page, 16), kind, ram, present, stored, table_crc: u32_at(page, 84) })
+        let (id, frames, table_crc) = (id_at(page, 16), flags & FLAG_FRAMES != 0, u32_at(page, 84));
+        Ok(Self { id, kind, frames, ram, present, stored, table_crc })
     }
 }
 

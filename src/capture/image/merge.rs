@@ -7,42 +7,66 @@ use crate::layout::PAGE_SIZE;
 use crate::storage::Storage;
 
 use super::format::Group;
-use super::pages::GROUP;
+use super::frame::CHUNK;
+use super::pages::{GROUP, GROUP_WORDS};
 use super::reader::Image;
 use super::writer::{ImageInfo, ImageWriter};
 use super::{ImageError, Kind, Result};
 use crate::pages::runs;
+
+/// Which of `images`, the uppermost first, holds each page of a part of one group: each image that
+/// holds some, and which. Last, the pages that none does.
+fn holders<'a>(images: &'a [Image], numbers: &Range<u64>) -> Result<(Vec<Held<'a>>, Words)> {
+    let index = numbers.start / GROUP;
+    let within = numbers.start - index * GROUP..numbers.end - index * GROUP;
+    // Pages that no image so far has.
+    let mut open = [0; GROUP_WORDS];
+    within.for_each(|bit| open[(bit / 64) as usize] |= 1 << (bit % 64));
+    let mut held = Vec::new();
+    for (image, source) in images.iter().enumerate() {
+        let Some(group) = source.group(index as usize)? else { continue };
+        let mut words = open;
+        words.iter_mut().zip(&group.bitmap).for_each(|(word, present)| *word &= present);
+        open.iter_mut().zip(&group.bitmap).for_each(|(open, present)| *open &= !present);
+        if words != [0; GROUP_WORDS] {
+            held.push(Held { image, group, words });
+        }
+        if open == [0; GROUP_WORDS] {
+            break;
+        }
+    }
+    Ok((held, open))
+}
+
+type Words = [u64; GROUP_WORDS];
+
+struct Held<'a> {
+    image: usize,
+    group: &'a Group,
+    words: Words,
+}
 
 /// Which of `images`, the uppermost first, holds each page of a part of one group: runs of their
 /// numbers, in no order; `None`: none of them does.
 pub(in crate::capture) fn resolve(
     images: &[Image],
     numbers: Range<u64>,
-    mut each: impl FnMut(Range<u64>, Option<(usize, &Group)>),
+    mut each: impl FnMut(Range<u64>, Option<usize>),
 ) -> Result<()> {
-    let index = numbers.start / GROUP;
-    let first = index * GROUP;
-    let within = numbers.start - first..numbers.end - first;
-    let shifted = |run: Range<u64>| first + run.start..first + run.end;
-    // Pages that no image so far has.
-    let mut open = [u64::MAX; GROUP as usize / 64];
-    for (at, image) in images.iter().enumerate() {
-        let Some(group) = image.group(index as usize)? else { continue };
-        let mut found = open;
-        found.iter_mut().zip(&group.bitmap).for_each(|(found, present)| *found &= present);
-        runs(&found, within.clone(), true).for_each(|run| each(shifted(run), Some((at, group))));
-        open.iter_mut().zip(&group.bitmap).for_each(|(open, present)| *open &= !present);
-        if runs(&open, within.clone(), true).next().is_none() {
-            return Ok(());
-        }
-    }
-    runs(&open, within, true).for_each(|run| each(shifted(run), None));
+    let first = numbers.start / GROUP * GROUP;
+    let (held, open) = holders(images, &numbers)?;
+    let mut tell = |words: &Words, image| {
+        runs(words, 0..GROUP, true).for_each(|run| each(first + run.start..first + run.end, image));
+    };
+    held.iter().for_each(|held| tell(&held.words, Some(held.image)));
+    tell(&open, None);
     Ok(())
 }
 
 /// A new image that reads as several read through each other, while it is written. Checksums go
 /// along with the pages that they are of, so nothing has to be read to be checked: what is
-/// damaged stays damaged, and is noticed as before.
+/// damaged stays damaged, and is noticed as before. Only a chunk that is compressed and of which
+/// another image has a part is read, and checked. The new image is compressed if one of them is.
 #[derive(Debug)]
 pub struct Merge {
     sources: Vec<Image>,
@@ -88,20 +112,49 @@ impl Merge {
         while done < bytes.max(1)
             && let Some((numbers, gpa)) = self.left.pop()
         {
-            let mut runs = Vec::new();
-            resolve(&self.sources, numbers.clone(), |run, from| {
-                if let Some((source, group)) = from {
-                    let within = (run.start % GROUP) as usize..((run.end - 1) % GROUP) as usize + 1;
-                    runs.push((run, source, group.crcs[within].to_vec()));
-                }
-            })?;
-            for (run, source, crcs) in runs {
-                let at = gpa + (run.start - numbers.start) * PAGE_SIZE;
-                done += (run.end - run.start) * PAGE_SIZE;
-                self.writer.adopt(run, at, &crcs, self.sources[source].file())?;
-            }
+            done += self.copy(numbers, gpa)?;
         }
         Ok(done)
+    }
+
+    fn copy(&mut self, numbers: Range<u64>, gpa: u64) -> Result<u64> {
+        let Self { sources, writer, .. } = self;
+        let first = numbers.start / GROUP * GROUP;
+        let address = |number: u64| gpa + (number - (numbers.start - first)) * PAGE_SIZE;
+        let mut pages = 0;
+        let (held, _) = holders(sources, &numbers)?;
+        for Held { image, group, words } in &held {
+            let source = &sources[*image];
+            pages += words.iter().map(|word| u64::from(word.count_ones())).sum::<u64>();
+            // Whole chunks that stay as they are.
+            let mut left = *words;
+            for (chunk, frame) in group.frames.iter().enumerate() {
+                let alone = held.iter().all(|other| other.image == *image || other.words[chunk] == 0);
+                if !frame.is_none() && alone && words[chunk] == group.bitmap[chunk] {
+                    let at = chunk as u64 * CHUNK;
+                    let crcs = &group.crcs[at as usize..(at + CHUNK) as usize];
+                    writer.adopt_frame(first + at, *frame, (words[chunk], crcs), source.file())?;
+                    left[chunk] = 0;
+                }
+            }
+            for run in runs(&left, 0..GROUP, true).flat_map(|run| group.stretches(run)) {
+                let (numbers, gpa) = (first + run.start..first + run.end, address(run.start));
+                if group.frames[(run.start / CHUNK) as usize].is_none() {
+                    let crcs = &group.crcs[run.start as usize..run.end as usize];
+                    writer.adopt(numbers, gpa, crcs, source.file())?;
+                } else {
+                    let mut bytes = vec![0; ((run.end - run.start) * PAGE_SIZE) as usize];
+                    source.read_present(numbers, gpa, &mut bytes)?;
+                    writer.write(gpa, &bytes)?;
+                }
+            }
+        }
+        if sources.iter().any(Image::is_compressed) {
+            for chunk in numbers.start / CHUNK..numbers.end.div_ceil(CHUNK) {
+                writer.compress(chunk)?;
+            }
+        }
+        Ok(pages * PAGE_SIZE)
     }
 
     /// Copies what is left, and makes the file durable; its name is for the caller.

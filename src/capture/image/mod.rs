@@ -1,10 +1,13 @@
 //! The memory image of a checkpoint: a sparse file in which a page of guest memory lies at its
 //! guest-physical offset, so that it can be mapped, with an index after the last of them.
 //!
+//! A chunk of pages may lie compressed instead, at the place of its first.
+//!
 //! docs/format.md draws it. The index says which pages the file holds and has a checksum of each,
 //! so that a restore may read any page by itself and still never hands out a wrong one.
 
 mod format;
+mod frame;
 mod merge;
 mod pages;
 mod reader;
@@ -13,6 +16,7 @@ mod writer;
 use std::path::PathBuf;
 
 use crate::id::Id;
+use crate::progress::Cancelled;
 use crate::storage::StorageError;
 
 pub use format::{FormatError, Kind};
@@ -46,11 +50,17 @@ pub enum ImageError {
     Ranges(Vec<(u64, u64)>),
     #[error("memory image {} cannot be completed: a write to it failed", path.display())]
     Incomplete { path: PathBuf },
-    #[error("the check of memory image {} was cancelled", path.display())]
-    Cancelled { path: PathBuf },
+    #[error("memory image {} is compressed at guest address {gpa:#x}, and nothing can be written there any more", path.display())]
+    Packed { path: PathBuf, gpa: u64 },
+    #[error("memory image {} cannot be compressed: {source}", path.display())]
+    Pack { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
 }
 
 pub type Result<T> = std::result::Result<T, ImageError>;
 
+#[cfg(test)]
+mod frame_tests;
 #[cfg(test)]
 mod tests;

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::frame::CHUNK;
 use crate::layout::PAGE_SIZE;
 use crate::pages::PageSet;
 
@@ -69,6 +70,14 @@ impl Ram {
         None
     }
 
+    /// Address and length of the chunk that begins with page `first`. `None`: part of it lies
+    /// elsewhere, so that it has no place for a frame.
+    pub fn chunk(&self, first: u64) -> Option<(u64, u64)> {
+        let end = self.pages().min(first + CHUNK);
+        let (part, start) = self.parts().find(|(part, _)| part.contains(&first))?;
+        (end <= part.end).then(|| (start + (first - part.start) * PAGE_SIZE, (end - first) * PAGE_SIZE))
+    }
+
     /// Each range as the numbers of its pages, and its address.
     pub fn parts(&self) -> impl Iterator<Item = (Range<u64>, u64)> + '_ {
         let mut first = 0;
@@ -118,6 +127,18 @@ mod tests {
             &[(0, 4096), (4096, 4096), (8192, 4096)],
         ];
         assert!(twice.iter().all(|bad| Ram::new(bad).is_none()));
+    }
+
+    #[test]
+    fn a_chunk_has_a_place_where_it_is_of_one_piece() {
+        let pages = |count: u64| count * PAGE_SIZE;
+        let ram = Ram::new(&[(0, pages(CHUNK + 9)), (1 << 32, pages(2 * CHUNK))]).unwrap();
+        assert_eq!(ram.chunk(0), Some((0, pages(CHUNK))));
+        assert_eq!(ram.chunk(CHUNK), None);
+        let second = (1 << 32) + pages(CHUNK - 9);
+        assert_eq!(ram.chunk(2 * CHUNK), Some((second, pages(CHUNK))));
+        assert_eq!(ram.chunk(3 * CHUNK), Some((second + pages(CHUNK), pages(9))));
+        assert_eq!(ram.chunk(4 * CHUNK), None);
     }
 
     #[test]

@@ -1,15 +1,17 @@
 use std::ops::{ControlFlow, Range};
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crate::id::Id;
 use crate::layout::PAGE_SIZE;
 use crate::storage::{Access, File, Storage};
 
-use super::format::{BITMAP, CRCS, ENTRY, Entry, Group, HEADER, Header, Kind, Places, crc_of};
+use super::format::{BITMAP, CRCS, ENTRY, Entry, FRAMES, Group, HEADER, Header, Kind, Places, crc_of};
+use super::frame::{CHUNK, Frame, unpack};
 use super::pages::{GROUP, is_zero};
 use super::{FormatError, ImageError, Result};
 use crate::pages::runs;
+use crate::progress::Cancelled;
 
 const PAGE: usize = PAGE_SIZE as usize;
 /// What a check of everything reads at once.
@@ -26,6 +28,9 @@ pub struct Image {
     places: Places,
     table: Vec<Entry>,
     groups: Vec<OnceLock<Box<Group>>>,
+    /// The pages of the frame that was read last, and the number of its chunk's first page: whoever
+    /// reads some of them mostly wants the others next.
+    unpacked: Mutex<Option<(u64, Vec<u8>)>>,
 }
 
 impl Image {
@@ -38,7 +43,7 @@ impl Image {
         let mut page = [0; HEADER];
         file.read_at(&mut page, at)?;
         let header = Header::decode(&page).map_err(wrong)?;
-        let places = Places::new(&header.ram);
+        let places = Places::new(&header.ram, header.frames);
         if places.file_len() != len {
             return Err(ImageError::Length {
                 path: path.to_owned(),
@@ -68,7 +73,7 @@ impl Image {
             return Err(corrupt("a table of groups that does not fit"));
         }
         let groups = table.iter().map(|_| OnceLock::new()).collect();
-        Ok(Self { file, header, places, table, groups })
+        Ok(Self { file, header, places, table, groups, unpacked: Mutex::default() })
     }
 
     pub fn path(&self) -> &Path {
@@ -101,6 +106,10 @@ impl Image {
         self.header.stored * PAGE_SIZE
     }
 
+    pub fn is_compressed(&self) -> bool {
+        self.header.frames
+    }
+
     pub(super) fn header(&self) -> &Header {
         &self.header
     }
@@ -128,24 +137,34 @@ impl Image {
         let (mut bitmap, mut crcs) = ([0; BITMAP as usize], [0; CRCS as usize]);
         self.file.read_at(&mut bitmap, bitmap_at)?;
         self.file.read_at(&mut crcs, crcs_at)?;
+        let frames_at = at(self.places.frames, FRAMES);
+        let mut frames = vec![0; if self.header.frames { FRAMES as usize } else { 0 }];
+        self.file.read_at(&mut frames, frames_at)?;
         let entry = self.table[index];
-        if Group::entry(&bitmap, &crcs, entry.present) != entry {
+        if Group::entry(&bitmap, &crcs, &frames, entry.present) != entry {
             return Err(self.corrupt(crcs_at, "a wrong checksum of the index of a group"));
         }
-        let group = Group::decode(&bitmap, &crcs);
+        let group = Group::decode(&bitmap, &crcs, &frames);
         let pages = (self.header.ram.pages() - index as u64 * GROUP).min(GROUP);
         if group.present() != entry.present || runs(&group.bitmap, pages..GROUP, true).next().is_some() {
             return Err(self.corrupt(bitmap_at, "a bitmap that does not fit"));
+        }
+        for (chunk, (frame, word)) in (0..).zip(group.frames.iter().zip(&group.bitmap)) {
+            let place = self.header.ram.chunk(index as u64 * GROUP + chunk * CHUNK);
+            let fits = place.is_some_and(|(_, len)| *word != 0 && (1..=len).contains(&frame.len.into()));
+            if !frame.is_none() && !fits {
+                return Err(self.corrupt(frames_at, "a frame that does not fit"));
+            }
         }
         Ok(group)
     }
 
     /// Tells `each` the runs of pages in order, none over the end of a group: their numbers, and
-    /// their checksums if the file holds them.
+    /// their group if the file holds them.
     fn each_run(
         &self,
         numbers: Range<u64>,
-        mut each: impl FnMut(Range<u64>, Option<&[u32]>) -> Result<()>,
+        mut each: impl FnMut(Range<u64>, Option<&Group>) -> Result<()>,
     ) -> Result<()> {
         let mut at = numbers.start;
         while at < numbers.end {
@@ -163,8 +182,7 @@ impl Image {
                     each(upto..first + run.start, None)?;
                 }
                 upto = first + run.end;
-                let crcs = &group.crcs[run.start as usize..run.end as usize];
-                each(first + run.start..upto, Some(crcs))?;
+                each(first + run.start..upto, Some(group))?;
             }
             if upto < end {
                 each(upto..end, None)?;
@@ -179,10 +197,10 @@ impl Image {
         let mut runs: Vec<Range<u64>> = Vec::new();
         for (numbers, gpa) in self.header.ram.parts() {
             let first = numbers.start;
-            self.each_run(numbers, |run, crcs| {
+            self.each_run(numbers, |run, group| {
                 let run = gpa + (run.start - first) * PAGE_SIZE..gpa + (run.end - first) * PAGE_SIZE;
                 match runs.last_mut() {
-                    _ if crcs.is_none() => {}
+                    _ if group.is_none() => {}
                     Some(last) if last.end == run.start => last.end = run.end,
                     _ => runs.push(run),
                 }
@@ -211,16 +229,13 @@ impl Image {
         mut absent: impl FnMut(u64, &mut [u8]) -> Result<()>,
     ) -> Result<()> {
         let numbers = self.numbers(gpa, buf.len())?;
-        self.each_run(numbers.clone(), |run, crcs| {
+        self.each_run(numbers.clone(), |run, group| {
             let from = ((run.start - numbers.start) * PAGE_SIZE) as usize;
             let part = &mut buf[from..from + ((run.end - run.start) * PAGE_SIZE) as usize];
             let part_gpa = gpa + from as u64;
-            match crcs {
+            match group {
                 None => absent(part_gpa, part),
-                Some(crcs) => {
-                    self.file.read_at(part, part_gpa)?;
-                    self.check_run(crcs, part_gpa, part)
-                }
+                Some(group) => self.read_run(group, run, part_gpa, part),
             }
         })
     }
@@ -237,24 +252,70 @@ impl Image {
         gpa: u64,
         buf: &mut [u8],
     ) -> Result<()> {
-        let first = numbers.start / GROUP * GROUP;
         match self.group((numbers.start / GROUP) as usize)? {
-            Some(group) if numbers.end - first <= GROUP => {
-                self.file.read_at(buf, gpa)?;
-                let crcs = &group.crcs[(numbers.start - first) as usize..(numbers.end - first) as usize];
-                self.check_run(crcs, gpa, buf)
+            Some(group) if numbers.end - numbers.start / GROUP * GROUP <= GROUP => {
+                self.read_run(group, numbers, gpa, buf)
             }
             _ => Err(ImageError::InParent { path: self.path().to_owned(), gpa }),
         }
     }
 
-    fn check_run(&self, crcs: &[u32], gpa: u64, bytes: &[u8]) -> Result<()> {
-        for ((page, crc), offset) in bytes.chunks_exact(PAGE).zip(crcs).zip((gpa..).step_by(PAGE)) {
-            if crc32fast::hash(page) != *crc {
-                return Err(self.corrupt(offset, "a wrong checksum of the page"));
+    fn read_run(&self, group: &Group, numbers: Range<u64>, gpa: u64, mut buf: &mut [u8]) -> Result<()> {
+        let first = numbers.start / GROUP * GROUP;
+        let mut gpa = gpa;
+        for run in group.stretches(numbers.start - first..numbers.end - first) {
+            let len = (run.end - run.start) * PAGE_SIZE;
+            let (part, rest) = buf.split_at_mut(len as usize);
+            let chunk = run.start / CHUNK;
+            let frame = group.frames[chunk as usize];
+            let place = if frame.is_none() {
+                self.file.read_at(part, gpa)?;
+                None
+            } else {
+                let before = (1 << (run.start % CHUNK)) - 1;
+                let word = group.bitmap[chunk as usize];
+                let count = |word: u64| word.count_ones() as usize * PAGE;
+                Some(self.read_frame(
+                    first + chunk * CHUNK,
+                    frame,
+                    count(word),
+                    count(word & before),
+                    part,
+                )?)
+            };
+            let crcs = &group.crcs[run.start as usize..run.end as usize];
+            for ((page, crc), offset) in part.chunks_exact(PAGE).zip(crcs).zip((gpa..).step_by(PAGE)) {
+                if crc32fast::hash(page) != *crc {
+                    let offset = place.unwrap_or(offset);
+                    return Err(self.corrupt(offset, "a wrong checksum of the page"));
+                }
             }
+            (buf, gpa) = (rest, gpa + len);
         }
         Ok(())
+    }
+
+    /// Fills `buf` with what a frame of `len` bytes of pages has from `from` on. Returns where the
+    /// frame is.
+    fn read_frame(&self, first: u64, frame: Frame, len: usize, from: usize, buf: &mut [u8]) -> Result<u64> {
+        let Some((place, _)) = self.header.ram.chunk(first) else {
+            return Err(self.corrupt(self.places.frames, "a frame that does not fit"));
+        };
+        let mut unpacked = self.unpacked.lock().unwrap_or_else(PoisonError::into_inner);
+        if unpacked.as_ref().is_none_or(|(number, _)| *number != first) {
+            let mut bytes = vec![0; frame.len as usize];
+            self.file.read_at(&mut bytes, place)?;
+            if Frame::of(&bytes) != frame {
+                return Err(self.corrupt(place, "a wrong checksum of compressed pages"));
+            }
+            let pages = unpack(&bytes, len);
+            let pages = pages.ok_or_else(|| self.corrupt(place, "a frame that is not of its pages"))?;
+            *unpacked = Some((first, pages));
+        }
+        if let Some((_, pages)) = &*unpacked {
+            buf.copy_from_slice(&pages[from..from + buf.len()]);
+        }
+        Ok(place)
     }
 
     fn corrupt(&self, offset: u64, what: &'static str) -> ImageError {
@@ -269,29 +330,30 @@ impl Image {
             done += more;
             match progress(done, total) {
                 ControlFlow::Continue(()) => Ok(()),
-                ControlFlow::Break(()) => Err(ImageError::Cancelled { path: self.path().to_owned() }),
+                ControlFlow::Break(()) => Err(Cancelled.into()),
             }
         };
         let mut buf = Vec::new();
         told(0)?;
         for (numbers, gpa) in self.header.ram.parts() {
             let first = numbers.start;
-            self.each_run(numbers, |run, crcs| {
-                let gpa = gpa + (run.start - first) * PAGE_SIZE;
-                let len = (run.end - run.start) * PAGE_SIZE;
-                match (crcs, self.header.kind) {
-                    (Some(crcs), _) => {
-                        for (i, at) in (gpa..gpa + len).step_by(STEP as usize).enumerate() {
-                            buf.resize((gpa + len - at).min(STEP) as usize, 0);
-                            self.file.read_at(&mut buf, at)?;
-                            self.check_run(&crcs[i * (STEP / PAGE_SIZE) as usize..], at, &buf)?;
+            self.each_run(numbers, |run, group| {
+                let address = |number| gpa + (number - first) * PAGE_SIZE;
+                match group {
+                    Some(group) => {
+                        for at in run.clone().step_by((STEP / PAGE_SIZE) as usize) {
+                            let numbers = at..run.end.min(at + STEP / PAGE_SIZE);
+                            buf.resize(((numbers.end - at) * PAGE_SIZE) as usize, 0);
+                            self.read_run(group, numbers, address(at), &mut buf)?;
                             told(buf.len() as u64)?;
                         }
                         Ok(())
                     }
-                    // Whoever maps the file sees these pages too. Of a delta nobody does.
-                    (None, Kind::Full) => self.verify_hole(gpa..gpa + len, &mut buf, &mut told),
-                    (None, Kind::Delta(_)) => Ok(()),
+                    // Whoever maps the file sees these pages too. Of others nobody does.
+                    None if self.header.kind == Kind::Full && !self.header.frames => {
+                        self.verify_hole(address(run.start)..address(run.end), &mut buf, &mut told)
+                    }
+                    None => Ok(()),
                 }
             })?;
         }

@@ -6,11 +6,13 @@ use crate::layout::PAGE_SIZE;
 use crate::storage::{File, Storage};
 
 use super::format::{
-    BITMAP, CRCS, ENTRY, Entry, Group, Header, Kind, Places, bitmap_bytes, crc_bytes, crc_of,
+    BITMAP, CRCS, ENTRY, Entry, FRAMES, Group, Header, Kind, Places, bitmap_bytes, crc_bytes, crc_of,
 };
+use super::frame::{CHUNK, Frame, Packer};
 use super::pages::{GROUP, Ram, group_of, is_zero};
 use super::{ImageError, Result};
 use crate::pages::PageSet;
+use crate::progress::Progress;
 
 const PAGE: usize = PAGE_SIZE as usize;
 
@@ -19,6 +21,8 @@ const PAGE: usize = PAGE_SIZE as usize;
 pub struct ImageInfo {
     /// Pages in the file, zeros left out.
     pub stored_bytes: u64,
+    /// What pages take of the file, if chunks of them were compressed.
+    pub compressed_bytes: Option<u64>,
     pub guest_bytes: u64,
     /// The image is opened with it; every byte that is read hangs on it.
     pub crc: u32,
@@ -39,6 +43,9 @@ pub struct ImageWriter {
     stored: PageSet,
     crcs: Vec<u32>,
     zero_crc: u32,
+    /// By chunk; empty if none may be compressed.
+    frames: Vec<Frame>,
+    packer: Packer,
     failed: bool,
 }
 
@@ -70,6 +77,8 @@ impl ImageWriter {
             crcs: vec![0; ram.pages() as usize],
             zero_crc: crc32fast::hash(&[0; PAGE]),
             ram,
+            frames: Vec::new(),
+            packer: Packer::default(),
             failed: false,
         })
     }
@@ -79,6 +88,10 @@ impl ImageWriter {
     pub fn write(&mut self, gpa: u64, bytes: &[u8]) -> Result<()> {
         let len = bytes.len() as u64;
         let numbers = self.ram.numbers(gpa, len).ok_or(ImageError::NotRam { gpa, len })?;
+        let chunks = (numbers.start / CHUNK) as usize..numbers.end.div_ceil(CHUNK) as usize;
+        if self.frames.get(chunks).is_some_and(|frames| frames.iter().any(|frame| !frame.is_none())) {
+            return Err(ImageError::Packed { path: self.file.path().to_owned(), gpa });
+        }
         let done = self.write_runs(numbers.start, gpa, bytes);
         self.failed |= done.is_err();
         done
@@ -133,6 +146,85 @@ impl ImageWriter {
         Ok(())
     }
 
+    /// Compresses every chunk of pages that gets smaller by that. Nothing may be written any more.
+    pub fn compress_all(&mut self, progress: &Progress) -> Result<()> {
+        progress.phase("compression", self.stored.count() * PAGE_SIZE);
+        for chunk in 0..self.chunks() {
+            progress.check()?;
+            progress.add(self.compress(chunk)?);
+        }
+        Ok(())
+    }
+
+    /// [`Self::compress_all`] of one. Returns how many bytes it held.
+    pub(super) fn compress(&mut self, chunk: u64) -> Result<u64> {
+        let done = self.pack(chunk);
+        self.failed |= done.is_err();
+        done
+    }
+
+    fn chunks(&self) -> u64 {
+        self.ram.pages().div_ceil(CHUNK)
+    }
+
+    /// From here on chunks may be compressed.
+    fn allow_frames(&mut self) {
+        self.frames.resize(self.chunks() as usize, Frame::default());
+    }
+
+    fn pack(&mut self, chunk: u64) -> Result<u64> {
+        self.allow_frames();
+        let first = chunk * CHUNK;
+        let stored = u64::from(self.stored.words()[chunk as usize].count_ones()) * PAGE_SIZE;
+        let place = self.ram.chunk(first).filter(|_| stored > 0 && self.frames[chunk as usize].is_none());
+        let Some((place, len)) = place else { return Ok(stored) };
+        let mut pages = Vec::with_capacity(len as usize);
+        for run in self.present.runs(first..first + len / PAGE_SIZE, true) {
+            let from = pages.len();
+            pages.resize(from + (run.end - run.start) as usize * PAGE, 0);
+            // The others are zeros, perhaps after the end of the file.
+            for stored in self.stored.runs(run.clone(), true) {
+                let part = stored.start - run.start..stored.end - run.start;
+                let part = from + part.start as usize * PAGE..from + part.end as usize * PAGE;
+                self.file.read_at(&mut pages[part], place + (stored.start - first) * PAGE_SIZE)?;
+            }
+        }
+        let packed = self.packer.pack(&pages);
+        let mut packed =
+            packed.map_err(|source| ImageError::Pack { path: self.file.path().to_owned(), source })?;
+        let frame = Frame::of(&packed);
+        if frame.room() < stored {
+            packed.resize(frame.room() as usize, 0);
+            self.file.write_at(&packed, place)?;
+            self.file.punch_hole(place + frame.room(), len - frame.room())?;
+            self.frames[chunk as usize] = frame;
+        }
+        Ok(stored)
+    }
+
+    /// A chunk as another image has it, compressed, with the checksums of the pages of `word`.
+    pub(super) fn adopt_frame(
+        &mut self,
+        first: u64,
+        frame: Frame,
+        (word, crcs): (u64, &[u32]),
+        source: &File,
+    ) -> Result<()> {
+        self.allow_frames();
+        let copied = match self.ram.chunk(first) {
+            Some((place, _)) => self.file.copy_from(source, place, frame.room()).map_err(ImageError::from),
+            None => Err(ImageError::Incomplete { path: self.file.path().to_owned() }),
+        };
+        self.failed |= copied.is_err();
+        for (number, crc) in (first..).zip(crcs).filter(|(number, _)| word >> (number - first) & 1 == 1) {
+            self.present.put(number, true);
+            self.stored.put(number, *crc != self.zero_crc);
+            self.crcs[number as usize] = *crc;
+        }
+        self.frames[(first / CHUNK) as usize] = frame;
+        copied
+    }
+
     /// Pages as another image has them, with their checksums.
     pub(super) fn adopt(&mut self, numbers: Range<u64>, gpa: u64, crcs: &[u32], source: &File) -> Result<()> {
         let done = self.copy(numbers, gpa, crcs, source);
@@ -169,14 +261,18 @@ impl ImageWriter {
         if self.failed {
             return Err(ImageError::Incomplete { path: self.file.path().to_owned() });
         }
-        let places = Places::new(&self.ram);
+        let places = Places::new(&self.ram, !self.frames.is_empty());
         let groups = self.ram.groups() as usize;
-        let mut bitmap = Vec::with_capacity((places.table - places.bitmap) as usize);
+        let mut bitmap = Vec::with_capacity((places.frames - places.bitmap) as usize);
+        let mut frames: Vec<u8> = self.frames.iter().flat_map(|frame| frame.encode()).collect();
+        frames.resize(if frames.is_empty() { 0 } else { groups * FRAMES as usize }, 0);
+        let mut frames_of = frames.chunks_exact(FRAMES as usize);
         let mut table = Vec::with_capacity((places.header - places.table) as usize);
         let mut present = 0;
         for index in 0..groups {
             let words = group_of(&self.present, index);
             let count: u32 = words.iter().map(|word| word.count_ones()).sum();
+            let frames = frames_of.next().unwrap_or_default();
             bitmap.extend(bitmap_bytes(&words));
             let mut entry = Entry::default();
             if count > 0 {
@@ -184,24 +280,42 @@ impl ImageWriter {
                 let mut crcs = crc_bytes(&self.crcs[first..self.crcs.len().min(first + GROUP as usize)]);
                 crcs.resize(CRCS as usize, 0);
                 self.file.write_at(&crcs, places.crcs + index as u64 * CRCS)?;
-                entry = Group::entry(&bitmap[bitmap.len() - BITMAP as usize..], &crcs, count);
+                entry = Group::entry(&bitmap[bitmap.len() - BITMAP as usize..], &crcs, frames, count);
             }
             table.extend(entry.encode());
             present += u64::from(count);
         }
         if present > 0 {
             self.file.write_at(&bitmap, places.bitmap)?;
+            self.file.write_at(&frames, places.frames)?;
         }
         debug_assert_eq!(table.len(), groups * ENTRY as usize);
         table.resize((places.header - places.table) as usize, 0);
         self.file.write_at(&table, places.table)?;
-        let stored = self.stored.count();
-        let guest_bytes = self.ram.bytes();
-        let table_crc = crc32fast::hash(&table);
-        let header =
-            Header { id: self.id, kind: self.kind, ram: self.ram, present, stored, table_crc }.encode();
-        self.file.write_at(&header, places.header)?;
+        let header = Header {
+            id: self.id,
+            kind: self.kind,
+            frames: !self.frames.is_empty(),
+            ram: self.ram.clone(),
+            present,
+            stored: self.stored.count(),
+            table_crc: crc32fast::hash(&table),
+        };
+        let page = header.encode();
+        self.file.write_at(&page, places.header)?;
         self.file.sync_data()?;
-        Ok(ImageInfo { stored_bytes: stored * PAGE_SIZE, guest_bytes, crc: crc_of(&header) })
+        Ok(ImageInfo {
+            stored_bytes: header.stored * PAGE_SIZE,
+            compressed_bytes: header.frames.then(|| self.room()),
+            guest_bytes: self.ram.bytes(),
+            crc: crc_of(&page),
+        })
+    }
+
+    /// What pages take of the file.
+    fn room(&self) -> u64 {
+        let stored = self.stored.words().iter().map(|word| u64::from(word.count_ones()) * PAGE_SIZE);
+        let rooms = stored.zip(&self.frames);
+        rooms.map(|(raw, frame)| if frame.is_none() { raw } else { frame.room() }).sum()
     }
 }

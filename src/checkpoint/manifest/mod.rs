@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::capture::image::ImageInfo;
 use crate::config::{ConfigError, VmConfig};
 use crate::disk::delta_format::{LayerId, Parent};
 use crate::id::Id;
@@ -110,6 +111,8 @@ impl std::fmt::Display for LeftOutWhy {
 pub struct MemoryInfo {
     pub guest_bytes: u64,
     pub stored_bytes: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compressed_bytes: Option<u64>,
     pub crc: u32,
     /// The checkpoint whose image it lies on; none: it is full.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -138,6 +141,12 @@ pub struct KeptImage {
 }
 
 impl MemoryInfo {
+    /// `parent`: what the image lies on.
+    pub fn new(image: ImageInfo, parent: Option<Id>) -> Self {
+        let ImageInfo { stored_bytes, compressed_bytes, guest_bytes, crc } = image;
+        Self { guest_bytes, stored_bytes, compressed_bytes, crc, parent, ..Self::default() }
+    }
+
     pub fn kept(&self, id: Id) -> Option<&KeptImage> {
         self.kept.iter().find(|kept| kept.id == id)
     }

@@ -5,6 +5,7 @@
 
 use crate::capture::image::{Image, Merge};
 use crate::checkpoint::Manifest;
+use crate::checkpoint::manifest::MemoryInfo;
 use crate::id::Id;
 use crate::progress::Progress;
 
@@ -101,9 +102,9 @@ impl Store {
         };
         self.update(manifest.id, |manifest| {
             if let Some(memory) = &mut manifest.memory {
-                (memory.file, memory.crc, memory.stored_bytes) = (file, info.crc, info.stored_bytes);
-                memory.parent = below;
-                memory.kept.retain(|kept| !merged.iter().any(|image| image.spec.id == kept.id));
+                let mut kept = std::mem::take(&mut memory.kept);
+                kept.retain(|kept| !merged.iter().any(|image| image.spec.id == kept.id));
+                *memory = MemoryInfo { file, kept, ..MemoryInfo::new(info, below) };
             }
         })?;
         for image in merged {

@@ -236,10 +236,13 @@ impl Below {
 
 impl Captured {
     /// Writes what is left to the image. The guest runs.
-    pub fn finish(self, progress: &Progress) -> Result<(MachineState, ImageInfo)> {
+    pub fn finish(self, compress: bool, progress: &Progress) -> Result<(MachineState, ImageInfo)> {
         let Self { state, mut image, mut staging, .. } = self;
         progress.phase("changes", staging.bytes());
         staging.write_out(&mut image, |bytes| progress.add(bytes))?;
+        if compress {
+            image.compress_all(progress)?;
+        }
         progress.phase("sync", 0);
         Ok((state, image.finish()?))
     }

@@ -14,7 +14,6 @@ use super::capture::{self, Frozen, Plan};
 use super::{Catalog, CheckpointError, Result, remove_unless_named, save};
 use crate::capture::chain::MemoryChain;
 use crate::capture::guest::CaptureError;
-use crate::capture::image::ImageInfo;
 use crate::checkpoint::manifest::{DiskPoint, LeftOut, LeftOutWhy, MemoryInfo};
 use crate::checkpoint::stamp::{BaseStamp, FileStamp};
 use crate::checkpoint::state::write_state;
@@ -131,12 +130,10 @@ pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Resul
             manifest.pause_us = captured.pause.map(micros);
             manifest.capture = Some(captured.info);
             let parent = captured.parent;
-            let (state, image) = captured.finish(progress)?;
+            let (state, image) = captured.finish(body.compress, progress)?;
             let json = serde_json::to_vec(&state).map_err(CheckpointError::Decode)?;
             manifest.state = Some(write_state(folder.storage(), &staging.state_path(), &json)?);
-            let ImageInfo { guest_bytes, stored_bytes, crc } = image;
-            manifest.memory =
-                Some(MemoryInfo { guest_bytes, stored_bytes, crc, parent, ..Default::default() });
+            manifest.memory = Some(MemoryInfo::new(image, parent));
         }
         for disk in disks.values() {
             disk.flush()?;

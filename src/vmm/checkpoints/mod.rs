@@ -54,7 +54,7 @@ pub enum CheckpointError {
     #[error("the saved state cannot be understood: {0}")]
     Decode(serde_json::Error),
     #[error(transparent)]
-    Image(#[from] ImageError),
+    Image(ImageError),
     #[error(transparent)]
     Capture(CaptureError),
     #[error(transparent)]
@@ -99,6 +99,15 @@ impl From<CaptureError> for CheckpointError {
         match error {
             CaptureError::Cancelled => Self::Cancelled(Cancelled),
             error => Self::Capture(error),
+        }
+    }
+}
+
+impl From<ImageError> for CheckpointError {
+    fn from(error: ImageError) -> Self {
+        match error {
+            ImageError::Cancelled(cancelled) => Self::Cancelled(cancelled),
+            error => Self::Image(error),
         }
     }
 }

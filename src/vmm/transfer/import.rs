@@ -144,12 +144,7 @@ fn make(folder: &VmFolder, lock: &VmLock, plan: Plan, id: Id, progress: &Progres
         disks: points.clone(),
         bases,
         left_out: export.left_out,
-        memory: image.map(|image| MemoryInfo {
-            guest_bytes: image.guest_bytes,
-            stored_bytes: image.stored_bytes,
-            crc: image.crc,
-            ..Default::default()
-        }),
+        memory: image.map(|image| MemoryInfo::new(image, None)),
         state,
         pause_us: export.pause_us,
         capture: export.capture,

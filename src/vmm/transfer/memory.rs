@@ -33,7 +33,7 @@ pub fn write_full(
         progress.add(len);
         Ok(())
     })?;
-    Ok(writer.finish()?)
+    finish(writer, chain, progress)
 }
 
 /// Writes an image of what differs from `before`, which is of checkpoint `parent`.
@@ -47,6 +47,14 @@ pub fn write_changes(
 ) -> Result<ImageInfo> {
     let mut writer = ImageWriter::create_delta(storage, path, id, parent, chain.ranges())?;
     differences(before, chain, progress, |gpa, pages| Ok(writer.write(gpa, pages)?))?;
+    finish(writer, chain, progress)
+}
+
+/// What was compressed stays so.
+fn finish(mut writer: ImageWriter, chain: &MemoryChain, progress: &Progress) -> Result<ImageInfo> {
+    if chain.images()[0].is_compressed() {
+        writer.compress_all(progress)?;
+    }
     Ok(writer.finish()?)
 }
 

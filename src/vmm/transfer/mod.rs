@@ -38,7 +38,7 @@ pub enum TransferError {
     #[error(transparent)]
     Folder(#[from] FolderError),
     #[error(transparent)]
-    Image(#[from] ImageError),
+    Image(ImageError),
     #[error("the saved state {0}")]
     State(#[from] StateError),
     #[error(transparent)]
@@ -54,6 +54,15 @@ pub enum TransferError {
 }
 
 pub type Result<T> = std::result::Result<T, TransferError>;
+
+impl From<ImageError> for TransferError {
+    fn from(error: ImageError) -> Self {
+        match error {
+            ImageError::Cancelled(cancelled) => cancelled.into(),
+            error => Self::Image(error),
+        }
+    }
+}
 
 impl TransferError {
     pub fn is_refusal(&self) -> bool {
