@@ -21,16 +21,21 @@ fn dirty_mibs() -> u64 {
 }
 
 pub fn fill(g: &mut Guest, text: &str) -> Outcome {
-    let mut args = Args::new(text, "fill MIB [SEED]");
+    let mut args = Args::new(text, "fill MIB [SEED [RUN]]");
     let mibs = args.number()?;
     let seed = args.number_or(1)?;
+    let run = args.number_or(1)?.max(1);
     if mibs > memory::mibs() - dirty_mibs() {
         return Err(Fail::Text("not that much memory (see usable= in info)"));
     }
     let start = tsc();
     g.filled = 0;
     for n in 0..mibs {
-        memory::with_mib(n, |words| hash::fill(words, seed, n * WORDS_PER_MIB));
+        memory::with_mib(n, |words| {
+            for (word, index) in words.iter_mut().zip(n * WORDS_PER_MIB..) {
+                *word = hash::word(seed, index / run);
+            }
+        });
         g.background();
     }
     g.filled = mibs;
