@@ -73,7 +73,7 @@ pub fn target() -> Target {
             seed(sync, r#"{"error": {"class": "GenericError", "desc": "no"}, "id": $}"#),
             seed(r#"{"return": $}"#, r#"{"return": 0, "id": $}"#),
         ],
-        mend: |_| {},
+        mend: Box::new(|_| {}),
         run: Box::new(|bytes| {
             let parts = bytes.split(|byte| *byte == SEPARATOR).map(<[u8]>::to_vec).collect();
             let script =

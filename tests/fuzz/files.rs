@@ -13,6 +13,7 @@ use piton::disk::layer::{LayerSpec, inspect};
 use piton::folder::Home;
 use piton::id::Id;
 use piton::machine::MachineState;
+use piton::progress::Progress;
 use piton::storage::Storage;
 use serde_json::Value;
 
@@ -58,7 +59,7 @@ pub fn delta() -> Target {
         name: "delta",
         shape: Shape::Fixed,
         seeds,
-        mend: |bytes| {
+        mend: Box::new(|bytes| {
             for at in [0, PAGE] {
                 let crc = crc32fast::hash(&bytes[at..at + PAGE - 4]);
                 put(bytes, at + PAGE - 4, crc);
@@ -67,7 +68,7 @@ pub fn delta() -> Target {
                 let crc = crc32fast::hash(&bytes[at + 4..at + PAGE]);
                 put(bytes, at, crc);
             }
-        },
+        }),
         run: Box::new(move |bytes| {
             let headers = [page(bytes, 0), page(bytes, 1)];
             let Ok((header, _)) = Header::newest([&headers[0], &headers[1]]) else { return false };
@@ -112,7 +113,7 @@ pub fn manifest() -> Target {
         name: "manifest",
         shape: Shape::Json,
         seeds: Vec::new(),
-        mend: mend_json,
+        mend: Box::new(mend_json),
         run: Box::new(|bytes| {
             // The id is the name of its folder, which fits.
             let value: Option<Value> = serde_json::from_slice(bytes).ok();
@@ -137,7 +138,7 @@ pub fn state() -> Target {
         name: "state",
         shape: Shape::Json,
         seeds: vec![seed],
-        mend: |_| {},
+        mend: Box::new(|_| {}),
         run: Box::new(move |json| {
             let mut bytes = b"PITONsta\x01\0\0\0\0\0\0\0".to_vec();
             bytes.extend_from_slice(&(json.len() as u64).to_le_bytes());
@@ -162,15 +163,17 @@ pub fn state() -> Target {
     }
 }
 
-const RAM_PAGES: usize = 8;
-const TAIL: usize = 4 * PAGE;
+const RAM_PAGES: usize = 72;
+/// Checksums, bitmap, frames, table of groups, header.
+const TAIL: usize = 5 * PAGE;
 
-/// All of an image behind its pages: checksums, bitmap, table of groups, header.
+/// All of an image behind its pages.
 pub fn memory_index() -> Target {
     let dir = folder();
     let storage = Storage::os();
     let id = Id::from_bytes([3; 16]);
-    let ranges = [(0, 5 * 4096), (64 * 4096, 3 * 4096)];
+    // The first chunk is of one range.
+    let ranges = [(0, 69 * 4096), (80 * 4096, 3 * 4096)];
     let seed = |name: &str, delta: bool| {
         let path = dir.path().join(name);
         let mut writer = match delta {
@@ -178,8 +181,9 @@ pub fn memory_index() -> Target {
             false => ImageWriter::create(&storage, &path, id, &ranges),
         }
         .unwrap();
-        writer.write(0, &[5; 2 * PAGE]).unwrap();
-        writer.write(65 * 4096, &[6; PAGE]).unwrap();
+        writer.write(0, &[5; 20 * PAGE]).unwrap();
+        writer.write(81 * 4096, &[6; PAGE]).unwrap();
+        writer.compress_all(&Progress::default()).unwrap();
         writer.finish().unwrap();
         std::fs::read(&path).unwrap()
     };
@@ -187,24 +191,31 @@ pub fn memory_index() -> Target {
     let pages = full[..full.len() - TAIL].to_vec();
     let seeds = [full, delta].map(|file| file[file.len() - TAIL..].to_vec()).to_vec();
     assert!(pages.len() >= RAM_PAGES * PAGE);
+    let first_frame = pages[..PAGE].to_vec();
     Target {
         name: "memory-index",
         shape: Shape::Fixed,
         seeds,
-        mend: |bytes| {
+        mend: Box::new(move |bytes| {
             // The number of pages follows from the ranges; ranges alone would never be believed.
             let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
-            let count = (word(3 * PAGE + 80) as u32).min(8) as usize;
-            let lens = (0..count).map(|i| word(3 * PAGE + 96 + i * 16));
+            let count = (word(4 * PAGE + 80) as u32).min(8) as usize;
+            let lens = (0..count).map(|i| word(4 * PAGE + 96 + i * 16));
             let pages = lens.fold(0u64, u64::wrapping_add) / 4096;
-            bytes[3 * PAGE + 56..][..8].copy_from_slice(&pages.to_le_bytes());
-            let group = crc32fast::hash(&[&bytes[PAGE..PAGE + 128], &bytes[..PAGE]].concat());
-            put(bytes, 2 * PAGE, group);
-            let table = crc32fast::hash(&bytes[2 * PAGE..3 * PAGE]);
-            put(bytes, 3 * PAGE + 84, table);
-            let header = crc32fast::hash(&bytes[3 * PAGE..4 * PAGE - 4]);
-            put(bytes, 4 * PAGE - 4, header);
-        },
+            let frame = word(2 * PAGE) as u32 as usize;
+            bytes[4 * PAGE + 56..][..8].copy_from_slice(&pages.to_le_bytes());
+            // What is no frame has to be found out by decompressing it.
+            if (1..=PAGE).contains(&frame) {
+                put(bytes, 2 * PAGE + 4, crc32fast::hash(&first_frame[..frame]));
+            }
+            let parts = [&bytes[PAGE..PAGE + 128], &bytes[..PAGE], &bytes[2 * PAGE..2 * PAGE + 128]];
+            let group = crc32fast::hash(&parts.concat());
+            put(bytes, 3 * PAGE, group);
+            let table = crc32fast::hash(&bytes[3 * PAGE..4 * PAGE]);
+            put(bytes, 4 * PAGE + 84, table);
+            let header = crc32fast::hash(&bytes[4 * PAGE..5 * PAGE - 4]);
+            put(bytes, 5 * PAGE - 4, header);
+        }),
         run: Box::new(move |bytes| {
             let path = dir.path().join("image");
             std::fs::write(&path, [&pages[..], bytes].concat()).unwrap();
@@ -236,7 +247,7 @@ pub fn vm_json() -> Target {
         name: "vm.json",
         shape: Shape::Json,
         seeds: Vec::new(),
-        mend: mend_json,
+        mend: Box::new(mend_json),
         run: Box::new(move |bytes| {
             let _keep = &dir;
             std::fs::write(&path, bytes).unwrap();

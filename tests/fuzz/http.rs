@@ -72,7 +72,7 @@ pub fn target() -> Target {
         shape: Shape::Bytes,
         seeds,
         // The length of the body as it is now, where there is one body.
-        mend: |bytes| {
+        mend: Box::new(|bytes| {
             let text = String::from_utf8_lossy(bytes).into_owned();
             let (Some((head, body)), 1) = (text.split_once("\r\n\r\n"), text.matches("\r\n\r\n").count())
             else {
@@ -81,7 +81,7 @@ pub fn target() -> Target {
             let Some((before, rest)) = head.split_once("content-length: ") else { return };
             let after = rest.trim_start_matches(|c: char| c.is_ascii_digit());
             *bytes = format!("{before}content-length: {}{after}\r\n\r\n{body}", body.len()).into_bytes();
-        },
+        }),
         run: Box::new(move |bytes| {
             let _keep = (&server, &dir);
             let answer = send(&path, bytes, false);

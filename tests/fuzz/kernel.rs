@@ -48,7 +48,7 @@ pub fn elf() -> Target {
     // The note "Xen", type 18: the entry.
     put(&mut bytes, 0x180, &[4, 0, 0, 0, 4, 0, 0, 0, 18, 0, 0, 0]);
     put(&mut bytes, 0x18c, b"Xen\0\0\x01\x10\0");
-    Target { name: "elf", shape: Shape::Bytes, seeds: vec![bytes], mend: |_| {}, run: run() }
+    Target { name: "elf", shape: Shape::Bytes, seeds: vec![bytes], mend: Box::new(|_| {}), run: run() }
 }
 
 /// Boot protocol 2.15 with a 64-bit entry.
@@ -63,5 +63,5 @@ pub fn bzimage() -> Target {
     put(&mut bytes, 0x236, &[1, 0]);
     put(&mut bytes, 0x258, &0x10_0000u64.to_le_bytes());
     put(&mut bytes, 0x260, &0x1000u32.to_le_bytes());
-    Target { name: "bzimage", shape: Shape::Bytes, seeds: vec![bytes], mend: |_| {}, run: run() }
+    Target { name: "bzimage", shape: Shape::Bytes, seeds: vec![bytes], mend: Box::new(|_| {}), run: run() }
 }

@@ -61,7 +61,7 @@ pub struct Target {
     pub shape: Shape,
     pub seeds: Vec<Vec<u8>>,
     /// Mends checksums after a mutation.
-    pub mend: fn(&mut Vec<u8>),
+    pub mend: Box<dyn Fn(&mut Vec<u8>)>,
     pub run: Run,
 }
 

@@ -224,7 +224,7 @@ pub fn target() -> Target {
         name: "virtio",
         shape: Shape::Bytes,
         seeds,
-        mend: |_| {},
+        mend: Box::new(|_| {}),
         run: Box::new(move |program| {
             let rig = block();
             let served = play(&rig, program);
