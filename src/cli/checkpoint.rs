@@ -281,11 +281,10 @@ fn go_back_offline(
                 .into();
         let flags = [(run, "--resume"), (how.force, "--force"), (how.clock == Clock::Host, "--clock=host")];
         args.extend(flags.iter().filter(|(on, _)| *on).map(|(_, flag)| flag.into()));
-        run::detach(args)?;
-        return landed(folder, manifest, Some(client::get(&folder.socket())?), run, json);
+        return landed(folder, manifest, Some(run::detach(args)?), run, json);
     }
     let mut vm = Offline::open(folder)?;
-    let around = apply::Around { reuse: &Default::default(), idle: true };
+    let around = apply::Around { reuse: &Default::default(), idle: true, bare: None };
     let ready = work::here(|progress| {
         apply::prepare(folder, &vm.definition, manifest, around, how, None, progress)
     })??;
@@ -318,8 +317,7 @@ fn landed(
                 manifest.name
             ));
         }
-        run::detach(["start".into(), name.to_string().into()])?;
-        info = Some(client::get(&folder.socket())?);
+        info = Some(run::detach(["start".into(), name.to_string().into()])?);
     }
     let state = info.as_ref().map_or(State::Stopped, |info| info.state);
     if json {

@@ -199,15 +199,12 @@ pub fn confirm(question: &str) -> anyhow::Result<bool> {
     Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
 }
 
-pub fn print_started(folder: &VmFolder, json: bool) -> anyhow::Result<()> {
-    match info(folder) {
-        Ok(info) if json => println!("{}", serde_json::json!(info)),
-        _ => {
-            let name = folder.name();
-            println!("the VM `{name}` runs; `piton console {name}` shows its console");
-        }
+pub fn print_started(info: &VmInfo, json: bool) {
+    let name = &info.name;
+    match json {
+        true => println!("{}", serde_json::json!(info)),
+        false => println!("the VM `{name}` runs; `piton console {name}` shows its console"),
     }
-    Ok(())
 }
 
 pub fn console(name: &VmName) -> anyhow::Result<()> {

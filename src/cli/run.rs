@@ -15,21 +15,19 @@ use super::error::{Told, refused};
 use super::terminal::{RawTerminal, note, print, read_keys};
 use super::{manage, output};
 use crate::config::{DiskArg, DiskConfig, DiskFormat, VmConfig};
-use crate::control::{ApplyBody, GoBack};
+use crate::control::{GoBack, VmInfo};
 use crate::disk;
 use crate::folder::{Definition, Home, VmFolder, VmLock};
 use crate::id::Id;
-use crate::progress::Progress;
 use crate::seccomp;
 use crate::storage::Storage;
-use crate::vmm::checkpoints::{Catalog, CheckpointError};
 use crate::vmm::{Ender, Outcome, Vmm, VmmError, disks};
 
 const KEYS: &str = "Ctrl-A x ends the VM; Ctrl-A h: help";
 const HELP: &str = "Ctrl-A x ends the VM; Ctrl-A Ctrl-A sends one Ctrl-A to the guest";
 /// Size of the disk that a VM of the bundled guest gets for itself, in bytes.
 const OWN_DISK: u64 = 64 << 20;
-/// What a background process prints when its VM runs.
+/// What a background process prints when its VM is there, before what `piton show` tells of it.
 const READY: &str = "ready";
 
 pub fn run(args: RunArgs, json: bool) -> anyhow::Result<()> {
@@ -37,8 +35,8 @@ pub fn run(args: RunArgs, json: bool) -> anyhow::Result<()> {
     let home = Home::from_env(Storage::os())?;
     let folder = home.folder(&args.name);
     if args.detach && !args.background {
-        detach(std::env::args_os().skip(1))?;
-        return manage::print_started(&folder, json);
+        manage::print_started(&detach(std::env::args_os().skip(1))?, json);
+        return Ok(());
     }
     let mut config = VmConfig {
         cpus: args.cpus,
@@ -68,26 +66,19 @@ pub fn start(args: StartArgs, json: bool) -> anyhow::Result<()> {
     if !args.attach && !args.background {
         // The background process takes it; should another be quicker, that one is told.
         drop(lock);
-        detach(std::env::args_os().skip(1))?;
-        return manage::print_started(&folder, json);
+        manage::print_started(&detach(std::env::args_os().skip(1))?, json);
+        return Ok(());
     }
     seccomp_unless(args.no_seccomp)?;
-    let mut vmm = Vmm::new(folder.clone(), folder.load()?, lock)?;
-    let run = match args.restore {
-        None => {
-            vmm.start()?;
-            true
-        }
-        Some(id) => {
-            let how = GoBack { force: args.force, clock: args.clock };
-            let catalog = Catalog::new(&folder, vmm.definition());
-            let manifest = catalog.store.load(id).map_err(CheckpointError::from)?;
-            let body = ApplyBody { discard_current: true, how, ..Default::default() };
-            vmm.apply_checkpoint(&manifest, &body, &Progress::default())?;
-            args.resume
-        }
+    let definition = folder.load()?;
+    let Some(id) = args.restore else {
+        let mut vmm = Vmm::new(folder.clone(), definition, lock)?;
+        vmm.start()?;
+        return serve(vmm, &folder, true, args.background);
     };
-    serve(vmm, &folder, run, args.background)
+    let how = GoBack { force: args.force, clock: args.clock };
+    let vmm = Vmm::restore(folder.clone(), definition, lock, id, how)?;
+    serve(vmm, &folder, args.resume, args.background)
 }
 
 /// A background process belongs to no terminal.
@@ -174,9 +165,13 @@ fn abandon(folder: &VmFolder) {
 fn serve(vmm: Vmm, folder: &VmFolder, run: bool, background: bool) -> anyhow::Result<()> {
     end_on_signals(vmm.ender())?;
     let outcome = if background {
-        begin(vmm, run, || {
-            println!("{READY}");
-            log_output(folder)
+        begin(vmm, run, |info| {
+            // Whoever waits is woken once: by then its other pipe has ended, too.
+            let log = log_stderr(folder)?;
+            let ready = format!("{READY} {}\n", serde_json::json!(info));
+            // The VM is there, also if who started it was killed meanwhile.
+            let _ = print(ready.as_bytes());
+            nix::unistd::dup2_stdout(&log).context("standard output cannot be redirected")
         })?
     } else {
         serve_terminal(vmm, folder, run)?
@@ -196,12 +191,16 @@ fn serve(vmm: Vmm, folder: &VmFolder, run: bool, background: bool) -> anyhow::Re
 }
 
 /// Lets the guest go, answers requests, and serves until the VM ends.
-fn begin(mut vmm: Vmm, run: bool, ready: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<Outcome> {
+fn begin(
+    mut vmm: Vmm,
+    run: bool,
+    ready: impl FnOnce(VmInfo) -> anyhow::Result<()>,
+) -> anyhow::Result<Outcome> {
     if run {
         vmm.resume().map_err(VmmError::from)?;
     }
     vmm.listen()?;
-    ready()?;
+    ready(vmm.info())?;
     seccomp::confine(seccomp::Thread::Main);
     Ok(vmm.run())
 }
@@ -231,7 +230,7 @@ fn serve_terminal(vmm: Vmm, folder: &VmFolder, run: bool) -> anyhow::Result<Outc
             ender.end("Ctrl-A x");
         }
     });
-    let outcome = begin(vmm, run, || Ok(()));
+    let outcome = begin(vmm, run, |_| Ok(()));
     if outcome.is_ok() {
         // All output was handed out when the console closed.
         let _ = shown.join();
@@ -258,8 +257,8 @@ fn end_on_signals(ender: Ender) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs piton in a background process with `args`, and waits until its VM runs or it failed.
-pub fn detach(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
+/// Runs piton in a background process with `args`, and waits until its VM is there or it failed.
+pub fn detach(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<VmInfo> {
     let program = std::env::current_exe().context("piton cannot find itself")?;
     let mut command = Command::new(program);
     command.args(args).arg("--background");
@@ -277,19 +276,18 @@ pub fn detach(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
         stderr.read_to_string(&mut told).context("the background process cannot be heard")?;
     }
     eprint!("{told}");
-    if line.trim_end() == READY {
-        return Ok(());
+    if let Some(info) = line.strip_prefix(READY) {
+        return serde_json::from_str(info).context("the background process cannot be understood");
     }
     let status = child.wait().context("the background process is lost")?;
     Err(Told { code: status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1) }.into())
 }
 
-/// Points standard output and error of a background process to a log in the VM's folder.
-fn log_output(folder: &VmFolder) -> anyhow::Result<()> {
+/// Points standard error of a background process to a log in the VM's folder.
+fn log_stderr(folder: &VmFolder) -> anyhow::Result<std::fs::File> {
     let path = folder.vmm_log();
     let log = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
     let log = log.with_context(|| format!("{} cannot be opened", path.display()))?;
-    nix::unistd::dup2_stderr(&log)
-        .and_then(|()| nix::unistd::dup2_stdout(&log))
-        .context("output cannot be redirected")
+    nix::unistd::dup2_stderr(&log).context("standard error cannot be redirected")?;
+    Ok(log)
 }

@@ -117,6 +117,10 @@ pub fn ask<T: DeserializeOwned + Send>(
     path: &str,
     body: &impl Serialize,
 ) -> anyhow::Result<Option<T>> {
+    if matches!(socket.try_exists(), Ok(false)) {
+        // Off, and no thread has to find that out.
+        return Ok(None);
+    }
     let job = Id::random().context("no random bytes can be had")?;
     let body = as_job(body, &[("job", serde_json::json!(job))])?;
     let interrupt = Interrupt::take()?;

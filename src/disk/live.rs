@@ -64,9 +64,10 @@ impl LiveDisk {
                     image.sync_former()?;
                 }
                 for layer in below.deltas() {
-                    layer.sync_former()?;
-                    if let Some(crc) = sums.get(&layer.id()) {
-                        layer.attach_sums(storage, *crc)?;
+                    match sums.get(&layer.id()) {
+                        // Taken of what was durable.
+                        Some(crc) => layer.attach_sums(storage, *crc)?,
+                        None => layer.sync_former()?,
                     }
                 }
                 Inner::Chain(Arc::new(Chain::new(below, Delta::open(storage, top)?)?))

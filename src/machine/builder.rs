@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -68,7 +68,9 @@ pub fn boot(config: &VmConfig, parts: Parts) -> Result<Machine, MachineError> {
     let kvm = open_kvm()?;
     let memory = memory::allocate(config.memory)?;
     let generation = parts.generation;
-    let assembled = assemble(Vm::new(kvm, memory, config.cpus, DirtyLog::Later)?, config, parts)?;
+    let vm = Vm::new(kvm, memory, config.cpus, DirtyLog::Later)?;
+    let vcpus = (0..config.cpus).map(|index| vm.create_vcpu(index)).collect::<Result<_, _>>()?;
+    let assembled = assemble(vm, vcpus, parts)?;
     let payload = Payload {
         kernel,
         initrd: config.initrd.as_deref(),
@@ -88,25 +90,53 @@ pub fn boot(config: &VmConfig, parts: Parts) -> Result<Machine, MachineError> {
     assembled.start_threads()
 }
 
-/// What a restored machine is made in: fresh memory, and KVM's side of it without vCPUs.
-pub fn bare(config: &VmConfig) -> Result<Vm, MachineError> {
+/// What a restored machine is made in: fresh memory, and KVM's side of it.
+pub struct BareMachine {
+    pub vm: Vm,
+    vcpus: Vec<FreshVcpu>,
+}
+
+/// With the features that a guest could be given here.
+struct FreshVcpu {
+    fd: VcpuFd,
+    features: CpuId,
+}
+
+pub fn bare(config: &VmConfig) -> Result<BareMachine, MachineError> {
     let memory = memory::allocate(config.memory)?;
-    Ok(Vm::new(open_kvm()?, memory, config.cpus, DirtyLog::FromTheStart)?)
+    let vm = Vm::new(open_kvm()?, memory, config.cpus, DirtyLog::FromTheStart)?;
+    Ok(BareMachine { vcpus: fresh_vcpus(&vm, config)?, vm })
+}
+
+fn fresh_vcpus(vm: &Vm, config: &VmConfig) -> Result<Vec<FreshVcpu>, MachineError> {
+    let supported = vm.supported_cpuid()?;
+    let fresh = |index| {
+        let fd = vm.create_vcpu(index)?;
+        // What a fresh vCPU is given can be more than KVM lists: where CPUID cannot be intercepted,
+        // KVM adds what the guest sees anyway.
+        let features = boot::cpuid::for_vcpu(&supported, index, config.cpus)
+            .and_then(|cpuid| fd.set_cpuid2(&cpuid))
+            .and_then(|()| fd.get_cpuid2(KVM_MAX_CPUID_ENTRIES))
+            .map_err(VmError::kvm("tell a vCPU's features"))?;
+        Ok(FreshVcpu { fd, features })
+    };
+    (0..config.cpus).map(fresh).collect()
 }
 
 /// A machine that goes on where checkpoint `id` was captured, in a [`bare`] one whose memory holds
 /// what its did. Its guest is told that it is of another generation now.
 pub fn restore(
     id: Id,
-    config: &VmConfig,
-    vm: Vm,
+    bare: BareMachine,
     state: &MachineState,
     clock: Clock,
     parts: Parts,
 ) -> Result<Machine, MachineError> {
     let misfit = |what: String| MachineError::Misfit(what);
     let generation = parts.generation;
-    let assembled = assemble(vm, config, parts)?;
+    let lacks = lacking(&bare.vcpus, state);
+    let vcpus = bare.vcpus.into_iter().map(|vcpu| vcpu.fd).collect();
+    let assembled = assemble(bare.vm, vcpus, parts)?;
     if state.vcpus.len() != assembled.vcpus.len() || state.virtio.len() != assembled.transports.len() {
         return Err(misfit(format!(
             "it has {} vCPUs and {} devices, the VM {} and {}",
@@ -116,7 +146,10 @@ pub fn restore(
             assembled.transports.len()
         )));
     }
-    check_features(&assembled, config, state)?;
+    if !lacks.is_empty() {
+        let lacks = lacks.join(", ");
+        return Err(misfit(format!("this host's processor lacks features that its guest uses ({lacks})")));
+    }
     let clock = RestoredClock::new(state.vm.clock, clock)?;
     assembled.vm.restore(&state.vm)?;
     for (fd, saved) in assembled.vcpus.iter().zip(&state.vcpus) {
@@ -136,51 +169,18 @@ pub fn restore(
     Ok(machine)
 }
 
-/// Refuses a state whose guest uses what this host's processor lacks.
-fn check_features(
-    assembled: &Assembled,
-    config: &VmConfig,
-    state: &MachineState,
-) -> Result<(), MachineError> {
-    let lacking = lacking(&assembled.vm, &assembled.vcpus, config, state)?;
-    if lacking.is_empty() {
-        return Ok(());
-    }
-    Err(MachineError::Misfit(format!(
-        "this host's processor lacks features that its guest uses ({})",
-        lacking.join(", ")
-    )))
-}
-
 /// The features of the first vCPU that lacks any.
-fn lacking(
-    vm: &Vm,
-    vcpus: &[VcpuFd],
-    config: &VmConfig,
-    state: &MachineState,
-) -> Result<Vec<String>, MachineError> {
-    let supported = vm.supported_cpuid()?;
-    // What a fresh vCPU is given can be more than KVM lists: where CPUID cannot be intercepted,
-    // KVM adds what the guest sees anyway.
-    for (index, (fd, saved)) in (0..).zip(vcpus.iter().zip(&state.vcpus)) {
-        let fresh = boot::cpuid::for_vcpu(&supported, index, config.cpus)
-            .and_then(|cpuid| fd.set_cpuid2(&cpuid))
-            .and_then(|()| fd.get_cpuid2(KVM_MAX_CPUID_ENTRIES))
-            .map_err(VmError::kvm("tell a vCPU's features"))?;
-        let lacking = boot::cpuid::missing(&saved.cpuid, &fresh);
-        if !lacking.is_empty() {
-            return Ok(lacking);
-        }
-    }
-    Ok(Vec::new())
+fn lacking(vcpus: &[FreshVcpu], state: &MachineState) -> Vec<String> {
+    let each = vcpus.iter().zip(&state.vcpus);
+    let mut each = each.map(|(fresh, saved)| boot::cpuid::missing(&saved.cpuid, &fresh.features));
+    each.find(|lacking| !lacking.is_empty()).unwrap_or_default()
 }
 
 /// What this host's processor lacks of what the guest of a saved state uses.
 pub fn missing_features(config: &VmConfig, state: &MachineState) -> Result<Vec<String>, MachineError> {
     // The smallest memory does: no guest runs in it.
     let vm = Vm::new(open_kvm()?, memory::allocate(MIN_MEMORY)?, config.cpus, DirtyLog::Later)?;
-    let vcpus = (0..config.cpus).map(|index| vm.create_vcpu(index)).collect::<Result<Vec<_>, _>>()?;
-    lacking(&vm, &vcpus, config, state)
+    Ok(lacking(&fresh_vcpus(&vm, config)?, state))
 }
 
 impl Assembled {
@@ -213,8 +213,7 @@ fn event() -> Result<EventFd, MachineError> {
     EventFd::new(libc::EFD_NONBLOCK).map_err(MachineError::setup("an event"))
 }
 
-fn assemble(vm: Vm, config: &VmConfig, parts: Parts) -> Result<Assembled, MachineError> {
-    let vcpus = (0..config.cpus).map(|index| vm.create_vcpu(index)).collect::<Result<Vec<_>, _>>()?;
+fn assemble(vm: Vm, vcpus: Vec<VcpuFd>, parts: Parts) -> Result<Assembled, MachineError> {
     let mut ports = Bus::default();
     let mut subscribers = Vec::new();
 

@@ -1,5 +1,6 @@
 //! The machine: memory, vCPUs and devices as one thing that runs or stands still.
 
+mod bare;
 mod builder;
 mod event_loop;
 
@@ -31,7 +32,8 @@ use crate::vcpu::{self, Runner, Vcpu, VcpuError};
 use crate::vm::{RestoredClock, Vm, VmError, VmState};
 use event_loop::EventLoop;
 
-pub use builder::{Parts, bare, boot, missing_features, restore};
+pub use bare::Bare;
+pub use builder::{Parts, boot, missing_features, restore};
 
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {

@@ -3,6 +3,7 @@
 
 pub mod checkpoints;
 pub mod disks;
+mod going_back;
 mod merging;
 pub mod readers;
 mod seen;
@@ -29,6 +30,7 @@ use crate::machine::{self, Machine, MachineError, Parts};
 use crate::progress::Progress;
 use checkpoints::capture::Below;
 use checkpoints::create::{Origin, Subject};
+use checkpoints::recover::{self, NamesBeingSynced};
 use checkpoints::{Catalog, CheckpointError, apply, delete, merge, policy};
 use disks::{DisksError, OpenDisks};
 
@@ -64,6 +66,8 @@ pub enum Message {
     },
     /// The thread of this number that merges layers has come to its end.
     Merged(u64),
+    /// Layers that only the state before a restore needed are to go.
+    ForgetFormer,
     /// End the VM at once: a signal, or the user left its console.
     End(&'static str),
 }
@@ -117,15 +121,27 @@ pub struct Vmm {
 
 impl Vmm {
     /// Without a machine yet. What a crash left is mended first.
-    pub fn new(folder: VmFolder, mut definition: Definition, lock: VmLock) -> Result<Self, VmmError> {
-        for finding in checkpoints::recover(&folder, &lock, &mut definition, true)? {
+    pub fn new(folder: VmFolder, definition: Definition, lock: VmLock) -> Result<Self, VmmError> {
+        let (vmm, names) = Self::recovering(folder, definition, lock)?;
+        names.wait()?;
+        Ok(vmm)
+    }
+
+    /// [`Self::new`], with which nothing may be made durable before the names are.
+    fn recovering(
+        folder: VmFolder,
+        mut definition: Definition,
+        lock: VmLock,
+    ) -> Result<(Self, NamesBeingSynced), VmmError> {
+        let (findings, names) = recover::begin(&folder, &lock, &mut definition)?;
+        for finding in findings {
             log::warn!("{}", finding.text);
         }
         let path = folder.console_log();
         let console = Console::start(&path).map_err(|error| VmmError::Console { path, error })?;
         let (sender, queue) = channel();
         let disks = OpenDisks::default();
-        Ok(Self {
+        let vmm = Self {
             folder,
             definition,
             console,
@@ -140,7 +156,8 @@ impl Vmm {
             boot: 0,
             server: None,
             lock,
-        })
+        };
+        Ok((vmm, names))
     }
 
     pub fn save_definition(&self) -> Result<(), VmmError> {
@@ -322,6 +339,7 @@ impl Vmm {
                 },
                 Message::Machine { .. } => {}
                 Message::Merged(number) => self.merge_goes_on(number),
+                Message::ForgetFormer => apply::forget_former(&self.folder, &self.definition),
                 Message::End(by) => break Outcome::Ended(by),
             }
         };
@@ -366,7 +384,7 @@ impl Vmm {
         }
     }
 
-    fn info(&self) -> VmInfo {
+    pub fn info(&self) -> VmInfo {
         let pid = self.machine.is_some().then(std::process::id);
         // Of a machine that runs, it would have to wait for requests in flight.
         let reason = self.machine.as_ref().filter(|machine| !machine.is_running()).and_then(Machine::stuck);
@@ -516,71 +534,6 @@ impl Vmm {
             self.machine.as_mut().map_or(Ok(()), Machine::pause)?;
         }
         Ok(manifest)
-    }
-
-    /// Goes to a checkpoint; a machine comes out of it standing still unless `run` is asked for.
-    pub fn apply_checkpoint(
-        &mut self,
-        manifest: &Manifest,
-        body: &ApplyBody,
-        progress: &Progress,
-    ) -> Result<(), CheckpointError> {
-        if body.save_current == body.discard_current {
-            return Err(CheckpointError::Refused(
-                "what is to become of the current state: say either that it is saved as a checkpoint, or discarded"
-                    .into(),
-            ));
-        }
-        self.park_merge();
-        // A merge may have put it on another layer, or changed the base below it.
-        let manifest = &Catalog::new(&self.folder, &self.definition).store.load(manifest.id)?;
-        if body.save_current {
-            // Not saved for an apply that is refused.
-            apply::check(&self.folder, manifest, body.how)?;
-            let body = CreateBody { name: body.name.clone(), ..Default::default() };
-            self.create_checkpoint(&body, progress)?;
-        }
-        let boot = self.boot + 1;
-        let reuse = self.disks.left_alone();
-        let ready = apply::prepare(
-            &self.folder,
-            &self.definition,
-            manifest,
-            apply::Around { reuse: &reuse, idle: self.machine.is_none() && self.disks.machine.is_empty() },
-            body.how,
-            Some(&|disks| self.parts(boot, disks)),
-            progress,
-        )?;
-        let was_running = self.state() == State::Running;
-        let committed = self
-            .machine
-            .as_mut()
-            .map_or(Ok(()), Machine::pause)
-            .map_err(CheckpointError::from)
-            .and_then(|()| ready.commit(&self.folder, &self.lock, &mut self.definition));
-        if let Err(e) = committed {
-            ready.discard(&self.folder, &self.definition);
-            if was_running {
-                self.resume()?;
-            }
-            return Err(e);
-        }
-        self.boot = boot;
-        self.machine = ready.machine;
-        self.filling = ready.filling;
-        self.disks = ready.disks;
-        if let Some(machine) = &self.machine
-            && let Err(e) = machine.take_console(&self.console)
-        {
-            log::warn!("what is typed does not reach the guest: {e}");
-        }
-        if !ready.stays {
-            apply::forget_former(&self.folder, &self.definition);
-        }
-        if body.run {
-            self.resume()?;
-        }
-        Ok(())
     }
 }
 

@@ -385,7 +385,7 @@ impl Lab {
                 folder,
                 definition,
                 &manifest,
-                apply::Around { reuse: &reuse, idle: false },
+                apply::Around { reuse: &reuse, idle: false, bare: None },
                 GoBack::default(),
                 None,
                 &Progress::default(),

@@ -54,6 +54,7 @@ pub enum Shape {
 
 /// Whether the input was accepted.
 pub type Run = Box<dyn Fn(&[u8]) -> bool>;
+pub type Mend = Box<dyn Fn(&mut Vec<u8>)>;
 type Make = fn() -> Target;
 
 pub struct Target {
@@ -61,7 +62,7 @@ pub struct Target {
     pub shape: Shape,
     pub seeds: Vec<Vec<u8>>,
     /// Mends checksums after a mutation.
-    pub mend: Box<dyn Fn(&mut Vec<u8>)>,
+    pub mend: Mend,
     pub run: Run,
 }
 

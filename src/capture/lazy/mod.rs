@@ -150,6 +150,17 @@ impl Filling {
         Ok(Self { lazy: Some(Lazy { shared, server, fetcher: None }) })
     }
 
+    /// Puts a page in place that the caller will touch: to wait for it would take longer.
+    pub fn bring(&self, gpa: u64) {
+        let Some(Lazy { shared, .. }) = &self.lazy else { return };
+        let within = |region: &&Region| (region.gpa..region.gpa + region.len).contains(&gpa);
+        let (Some(region), Some(chain)) = (shared.regions.iter().find(within), shared.chain()) else {
+            return;
+        };
+        // What goes wrong is told when the page is touched.
+        let _ = shared.fill(&chain, region, gpa..gpa + PAGE_SIZE, true, &mut Vec::new());
+    }
+
     /// The guest runs: what it has not touched yet is fetched from now on. A VM that stays paused
     /// needs no memory for it.
     pub fn fetch(&mut self) {

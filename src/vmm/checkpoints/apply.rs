@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use super::recover::orphans;
 use super::{Catalog, CheckpointError, Result, remove_unless_named, save};
@@ -14,16 +13,15 @@ use crate::capture::lazy::Filling;
 use crate::checkpoint::Manifest;
 use crate::checkpoint::stamp::BaseChange;
 use crate::checkpoint::state::read_state;
-use crate::config::VmConfig;
 use crate::control::GoBack;
 use crate::disk::Disk;
 use crate::disk::delta_format::Parent;
 use crate::disk::layer::LayerSpec;
 use crate::folder::{Definition, Now, VmFolder, VmLock};
 use crate::id::Id;
-use crate::machine::{self, Machine, MachineError, MachineState, Parts};
+use crate::layout::GENERATION_PAGE;
+use crate::machine::{self, Bare, Machine, MachineState, Parts};
 use crate::progress::Progress;
-use crate::vm::Vm;
 use crate::vmm::disks::{self, Layers, OpenDisks, base_path};
 
 /// A checkpoint that is ready to become the active state.
@@ -40,12 +38,13 @@ pub struct Prepared {
 }
 
 /// What there is beside what is built.
-#[derive(Clone, Copy)]
 pub struct Around<'a> {
     /// Disks that are open and stay as they are.
     pub reuse: &'a BTreeMap<String, Arc<dyn Disk>>,
     /// Nothing runs, and no disk is open.
     pub idle: bool,
+    /// KVM's side of the machine, if it was begun before.
+    pub bare: Option<Bare>,
 }
 
 /// Builds the state of `manifest` beside whatever runs now. `parts` makes what the machine needs
@@ -54,7 +53,7 @@ pub fn prepare(
     folder: &VmFolder,
     definition: &Definition,
     manifest: &Manifest,
-    around: Around,
+    mut around: Around,
     how: GoBack,
     parts: Option<&dyn Fn(&OpenDisks) -> Parts>,
     progress: &Progress,
@@ -62,13 +61,15 @@ pub fn prepare(
     check(folder, manifest, how)?;
     let catalog = Catalog::new(folder, definition);
     // What KVM needs takes as long as the disks, and neither needs the other.
-    let bare = Bare::begin(manifest);
+    if manifest.memory.is_some() {
+        around.bare.get_or_insert_with(|| Bare::begin(&manifest.config));
+    }
     if around.idle
         && let Some(generation) = stays(folder, definition, manifest)?
     {
         let next = definition.clone();
         let (disks, machine, filling) =
-            build(&catalog, definition, manifest, &next, generation, around, how, parts, bare, progress)?;
+            build(&catalog, definition, manifest, &next, generation, around, how, parts, progress)?;
         return Ok(Prepared { definition: next, disks, machine, filling, made: Vec::new(), stays: true });
     }
     let generation = Id::random().map_err(CheckpointError::Random)?;
@@ -87,7 +88,7 @@ pub fn prepare(
         },
         ..definition.clone()
     };
-    let built = build(&catalog, definition, manifest, &next, generation, around, how, parts, bare, progress);
+    let built = build(&catalog, definition, manifest, &next, generation, around, how, parts, progress);
     match built {
         Ok((disks, machine, filling)) => {
             Ok(Prepared { definition: next, disks, machine, filling, made, stays: false })
@@ -95,35 +96,6 @@ pub fn prepare(
         Err(e) => {
             disks::remove_layers(folder, &made);
             Err(e)
-        }
-    }
-}
-
-/// A virtual machine that is made beside other work, for a checkpoint with memory.
-struct Bare(Option<JoinHandle<std::result::Result<Vm, MachineError>>>);
-
-impl Bare {
-    fn begin(manifest: &Manifest) -> Self {
-        let config = manifest.config.clone();
-        let begun = manifest.memory.is_some().then(|| {
-            // Where no thread can be had, it is made when it is needed.
-            std::thread::Builder::new().name("kvm".into()).spawn(move || machine::bare(&config)).ok()
-        });
-        Self(begun.flatten())
-    }
-
-    fn end(mut self, config: &VmConfig) -> std::result::Result<Vm, MachineError> {
-        match self.0.take().map(JoinHandle::join) {
-            Some(Ok(made)) => made,
-            Some(Err(_)) | None => machine::bare(config),
-        }
-    }
-}
-
-impl Drop for Bare {
-    fn drop(&mut self) {
-        if let Some(thread) = self.0.take() {
-            let _ = thread.join();
         }
     }
 }
@@ -154,7 +126,6 @@ fn build(
     around: Around,
     how: GoBack,
     parts: Option<&dyn Fn(&OpenDisks) -> Parts>,
-    bare: Bare,
     progress: &Progress,
 ) -> Result<(OpenDisks, Option<Machine>, Option<Filling>)> {
     let folder = catalog.folder;
@@ -170,9 +141,11 @@ fn build(
                 CheckpointError::Refused(format!("checkpoint `{}` holds memory", manifest.name))
             })?;
             let parts = Parts { generation, ..parts(&disks) };
-            let vm = bare.end(&next.config)?;
-            let filling = Filling::begin(chain, vm.memory(), parts.events.clone(), progress)?;
-            let machine = machine::restore(manifest.id, &next.config, vm, &state, how.clock, parts)?;
+            let bare = around.bare.unwrap_or_else(|| Bare::begin(&next.config)).end(&next.config)?;
+            let filling = Filling::begin(chain, bare.vm.memory(), parts.events.clone(), progress)?;
+            // The first page that is touched, and by this thread.
+            filling.bring(GENERATION_PAGE);
+            let machine = machine::restore(manifest.id, bare, &state, how.clock, parts)?;
             (Some(machine), Some(filling))
         }
         _ => (None, None),

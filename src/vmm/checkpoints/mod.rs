@@ -12,7 +12,7 @@ pub mod memory;
 pub mod merge;
 pub mod policy;
 mod production;
-mod recover;
+pub mod recover;
 mod shadow;
 
 use std::collections::BTreeMap;

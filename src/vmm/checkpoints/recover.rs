@@ -2,15 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::thread::JoinHandle;
 
-use super::{Catalog, Result, is_complete, merge, save};
+use super::{Catalog, CheckpointError, Result, is_complete, merge, save};
 use crate::checkpoint::manifest::DiskPoint;
 use crate::checkpoint::store::{Listing, Recovery};
 use crate::disk::layer::LayerSpec;
 use crate::disk::sums;
 use crate::folder::{Definition, VmFolder, VmLock};
 use crate::id::Id;
-use crate::storage::is_temporary;
+use crate::storage::{StorageError, is_temporary};
 use crate::vmm::disks::{Layers, remove_layers};
 
 /// Something that was found.
@@ -38,12 +39,69 @@ pub fn recover(
     definition: &mut Definition,
     repair: bool,
 ) -> Result<Vec<Finding>> {
-    let mut findings = Vec::new();
+    if !repair {
+        let catalog = Catalog::new(folder, definition);
+        return find(&catalog, &catalog.listing()?, lock, &mut definition.clone(), false);
+    }
+    let (findings, names) = begin(folder, lock, definition)?;
+    names.wait()?;
+    Ok(findings)
+}
+
+/// Mends what an interrupted operation left. If there is nothing, names may not be durable yet.
+pub fn begin(
+    folder: &VmFolder,
+    lock: &VmLock,
+    definition: &mut Definition,
+) -> Result<(Vec<Finding>, NamesBeingSynced)> {
     let catalog = Catalog::new(folder, definition);
     let listing = catalog.listing()?;
-    if repair {
-        make_names_durable(folder, &catalog, &listing)?;
+    let names = NamesBeingSynced::begin(&catalog, &listing)?;
+    let found = find(&catalog, &listing, lock, &mut definition.clone(), false)?;
+    if found.is_empty() {
+        return Ok((found, names));
     }
+    names.wait()?;
+    Ok((find(&catalog, &listing, lock, definition, true)?, NamesBeingSynced(None)))
+}
+
+/// What a killed process renamed is seen, and may yet be lost in a power cut. Nothing may be built on
+/// it before.
+#[must_use]
+pub struct NamesBeingSynced(Option<JoinHandle<std::result::Result<(), StorageError>>>);
+
+impl NamesBeingSynced {
+    fn begin(catalog: &Catalog, listing: &Listing) -> Result<Self> {
+        let (folder, store) = (catalog.folder, &catalog.store);
+        let storage = folder.storage().clone();
+        let mut dirs: Vec<_> = listing.manifests.iter().map(|manifest| store.path(manifest.id)).collect();
+        dirs.extend([folder.path().to_owned(), folder.disks(), store.dir().to_owned()]);
+        let sync = move || {
+            dirs.iter().try_for_each(|dir| match storage.sync_dir(dir) {
+                Err(e) if e.is_not_found() => Ok(()),
+                other => other,
+            })
+        };
+        let thread = std::thread::Builder::new().name("sync".into()).spawn(sync);
+        Ok(Self(Some(thread.map_err(CheckpointError::Thread)?)))
+    }
+
+    pub fn wait(self) -> Result<()> {
+        let Some(thread) = self.0 else { return Ok(()) };
+        let failed = |_| CheckpointError::Thread(std::io::Error::other("it ended too early"));
+        Ok(thread.join().map_err(failed)??)
+    }
+}
+
+fn find(
+    catalog: &Catalog,
+    listing: &Listing,
+    lock: &VmLock,
+    definition: &mut Definition,
+    repair: bool,
+) -> Result<Vec<Finding>> {
+    let folder = catalog.folder;
+    let mut findings = Vec::new();
     if let Some(id) = definition.now.creating {
         let published = listing.manifests.iter().any(|manifest| manifest.id == id);
         findings.push(Finding::mended(if published {
@@ -77,30 +135,15 @@ pub fn recover(
     }
     // Layers of an unfinished merge may look as if nothing needed them.
     if definition.now.merging.is_none() {
-        findings.extend(orphans(&catalog, definition, repair)?);
+        // A merge that was brought to its end changed what manifests say.
+        let changed = (!findings.is_empty()).then(|| catalog.listing()).transpose()?;
+        findings.extend(orphans_of(catalog, definition, changed.as_ref().unwrap_or(listing), repair)?);
     }
     // What is missing may come back, and then its checksums are needed.
     if findings.iter().all(|finding| finding.mended) {
         findings.extend(strays(folder, repair)?);
     }
     Ok(findings)
-}
-
-/// What a killed process renamed is seen, and may yet be lost in a power cut. Nothing may be built on
-/// it before.
-fn make_names_durable(folder: &VmFolder, catalog: &Catalog, listing: &Listing) -> Result<()> {
-    let storage = folder.storage();
-    let store = &catalog.store;
-    for manifest in &listing.manifests {
-        storage.sync_dir(&store.path(manifest.id))?;
-    }
-    for dir in [folder.path(), &folder.disks(), store.dir()] {
-        match storage.sync_dir(dir) {
-            Err(e) if e.is_not_found() => {}
-            other => other?,
-        }
-    }
-    Ok(())
 }
 
 /// Files that belong to nothing: replacements that were not put in place, and checksums whose layer
@@ -135,8 +178,16 @@ fn strays(folder: &VmFolder, repair: bool) -> Result<Vec<Finding>> {
 /// Layers that no node's chain goes through. While anything cannot be read nothing is removed:
 /// it could be needed by that.
 pub(super) fn orphans(catalog: &Catalog, definition: &Definition, repair: bool) -> Result<Vec<Finding>> {
+    orphans_of(catalog, definition, &catalog.listing()?, repair)
+}
+
+fn orphans_of(
+    catalog: &Catalog,
+    definition: &Definition,
+    listing: &Listing,
+    repair: bool,
+) -> Result<Vec<Finding>> {
     let layers = Layers::read(catalog.folder)?;
-    let listing = catalog.listing()?;
     let points = listing.manifests.iter().flat_map(|manifest| manifest.disks.values());
     let checkpoints = points.filter_map(|point| match point {
         DiskPoint::Layer { id, .. } => Some(*id),
@@ -150,7 +201,7 @@ pub(super) fn orphans(catalog: &Catalog, definition: &Definition, repair: bool) 
             Err(e) => findings.push(Finding::damage(format!("layer {top} of a disk: {e}"))),
         }
     }
-    if !is_complete(&listing, definition) || !findings.is_empty() {
+    if !is_complete(listing, definition) || !findings.is_empty() {
         return Ok(findings);
     }
     let orphans: Vec<LayerSpec> = layers
