@@ -91,6 +91,7 @@ fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
         },
         Some(VmmError::Folder(error)) => !matches!(error, FolderError::Storage(_)),
         Some(VmmError::Disks(_)) => true,
+        Some(VmmError::Checkpoint(error)) => error.is_refusal(),
         _ => false,
     }
 }

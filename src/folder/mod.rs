@@ -6,6 +6,7 @@ mod definition;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -156,6 +157,19 @@ pub struct VmFolder {
 #[derive(Debug)]
 pub struct VmLock {
     _file: File,
+    /// vm.json may hold what was taken back: it could be neither made durable nor replaced.
+    behind: AtomicBool,
+}
+
+impl VmLock {
+    /// Its owner is to save again what he goes by, as soon as that can be done.
+    pub fn is_behind(&self) -> bool {
+        self.behind.load(Ordering::Relaxed)
+    }
+
+    pub fn fall_behind(&self) {
+        self.behind.store(true, Ordering::Relaxed);
+    }
 }
 
 impl VmFolder {
@@ -353,7 +367,7 @@ impl VmFolder {
             other => other?,
         };
         match file.lock(Lock::Exclusive) {
-            Ok(()) => Ok(VmLock { _file: file }),
+            Ok(()) => Ok(VmLock { _file: file, behind: AtomicBool::new(false) }),
             Err(StorageError::InUse { .. }) => Err(FolderError::Busy(self.name.clone())),
             Err(e) => Err(e.into()),
         }
@@ -387,7 +401,7 @@ impl VmFolder {
     }
 
     /// Replaces vm.json in one step.
-    pub fn save(&self, _: &VmLock, definition: &Definition) -> Result<(), FolderError> {
+    pub fn save(&self, lock: &VmLock, definition: &Definition) -> Result<(), FolderError> {
         let path = self.definition_path();
         let encode = || {
             let crc = crc_of(serde_json::to_value(definition)?);
@@ -396,7 +410,9 @@ impl VmFolder {
         let mut bytes =
             encode().map_err(|e| FolderError::Damaged { path: path.clone(), error: e.to_string() })?;
         bytes.push(b'\n');
-        Ok(self.storage.replace(&path, &bytes)?)
+        self.storage.replace(&path, &bytes)?;
+        lock.behind.store(false, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Removes the VM with all that is in its folder. The definition goes first: what is left

@@ -290,13 +290,16 @@ impl Vmm {
         let outcome = loop {
             let message = match begin {
                 Some(begin) => self.queue.recv_timeout(begin.saturating_duration_since(Instant::now())),
+                None if self.lock.is_behind() => self.queue.recv_timeout(CALM),
                 None => self.queue.recv().map_err(RecvTimeoutError::from),
             };
+            checkpoints::catch_up(&self.folder, &self.lock, &self.definition);
             let message = match message {
                 Ok(message) => message,
                 Err(RecvTimeoutError::Timeout) => {
-                    begin = None;
-                    self.merge_layers();
+                    if begin.take().is_some() {
+                        self.merge_layers();
+                    }
                     continue;
                 }
                 // It cannot be closed while `self.sender` lives.
@@ -372,6 +375,7 @@ impl Vmm {
         if let Ok(Err(e)) = settled {
             log::warn!("layers that nothing needs apart are not merged yet: {e}");
         }
+        checkpoints::catch_up(&folder, &lock, &definition);
         drop(lock);
         outcome
     }

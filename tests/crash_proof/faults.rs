@@ -59,6 +59,7 @@ fn tried(
         return done.map(|()| None).map_err(|e| format!("without a fault: {e}"));
     }
     sim.plan(None);
+    lab.catch_up();
     // The guest goes on, unless a flush failed: that is final for the open file, and said.
     let sync_failed = sim.log().iter().any(|logged| matches!(logged.op, Op::SyncFailed { .. }));
     if !lab.disks.live.is_empty() {

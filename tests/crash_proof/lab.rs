@@ -375,6 +375,11 @@ impl Lab {
         Ok(manifest)
     }
 
+    /// As the VMM does once the disk is well again.
+    pub fn catch_up(&self) {
+        piton::vmm::checkpoints::catch_up(&self.folder, &self.lock, &self.definition);
+    }
+
     /// As the VMM of a running guest: the former state stays open until the new one counts.
     pub fn apply(&mut self, id: Id) -> Result<()> {
         let act = |lab: &mut Self| {

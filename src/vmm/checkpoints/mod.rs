@@ -290,11 +290,21 @@ fn save(folder: &VmFolder, lock: &VmLock, definition: &mut Definition, next: Def
             && let Err(again) = folder.save(lock, definition)
         {
             log::warn!("{again}");
+            lock.fall_behind();
         }
         return Err(e.into());
     }
     *definition = next;
     Ok(())
+}
+
+/// Saves again what vm.json may not say: what was taken back must not come back by a crash.
+pub fn catch_up(folder: &VmFolder, lock: &VmLock, definition: &Definition) {
+    if lock.is_behind()
+        && let Err(e) = folder.save(lock, definition)
+    {
+        log::debug!("{e}");
+    }
 }
 
 /// Whether vm.json says this.
