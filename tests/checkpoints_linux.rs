@@ -66,7 +66,10 @@ fn twenty_live_checkpoints_of_two_busy_vcpus() {
     let mut parent = serde_json::Value::Null;
     for n in 1..=20 {
         vm.expect("SUM-");
-        let made = home.piton(&format!("checkpoint create demo c{n} --json")).json();
+        let compress = n % 3 == 1;
+        let option = if compress { " --compress" } else { "" };
+        let made = home.piton(&format!("checkpoint create demo c{n}{option} --json")).json();
+        assert_eq!(made["memory_compressed"].is_u64(), compress, "{made}");
         assert_eq!(made["memory_parent"], parent);
         assert_eq!(made["capture"]["mode"], "live");
         parent = made["id"].clone();
