@@ -95,6 +95,8 @@ const VCPU: &[Rule] = &[
     (libc::SYS_openat, READ_ONLY, "which pages were touched (/proc/self/pagemap)"),
     (libc::SYS_pread64, Always, "which pages were touched; a memory image"),
     (libc::SYS_pwrite64, Always, "a memory image"),
+    (libc::SYS_sync_file_range, Always, "a memory image"),
+    (libc::SYS_fadvise64, Always, "a memory image"),
 ];
 
 /// Of openat: not for writing, and not a new file.

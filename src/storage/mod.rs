@@ -6,6 +6,7 @@
 //! [`Storage`] and [`File`] put names to errors and add what is made of the
 //! primitives.
 
+mod behind;
 mod os;
 pub mod sim;
 
@@ -20,6 +21,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use thiserror::Error;
+
+use behind::Behind;
 
 #[derive(Debug, Error)]
 pub enum StorageError {
@@ -124,6 +127,15 @@ pub trait BackendFile: fmt::Debug + Send + Sync {
     fn sync_data(&self) -> io::Result<()>;
     /// fsync: also the times and the mode.
     fn sync_all(&self) -> io::Result<()>;
+    /// Lets the disk begin with what was written to a range; nothing is durable by that.
+    fn start_writing(&self, _range: Range<u64>) -> io::Result<()> {
+        Ok(())
+    }
+    /// Waits until the disk has taken a range, and keeps no copy of it in memory. An error is one
+    /// that a sync may not tell of any more.
+    fn let_go(&self, _range: Range<u64>) -> io::Result<()> {
+        Ok(())
+    }
     /// Never waits. `false`: another handle holds a lock against it.
     fn try_lock(&self, lock: Lock) -> io::Result<bool>;
     /// To map the file; `None` if there is nothing behind it to map.
@@ -152,12 +164,12 @@ impl Storage {
             Access::ReadWrite => "open for writing",
         };
         let inner = self.backend.open(path, access).map_err(at(op, path))?;
-        Ok(File { inner, path: path.to_owned(), access })
+        Ok(File { inner, path: path.to_owned(), access, behind: None })
     }
 
     pub fn create_new(&self, path: &Path) -> Result<File> {
         let inner = self.backend.create_new(path).map_err(at("create", path))?;
-        Ok(File { inner, path: path.to_owned(), access: Access::ReadWrite })
+        Ok(File { inner, path: path.to_owned(), access: Access::ReadWrite, behind: None })
     }
 
     pub fn create_dir(&self, path: &Path) -> Result<()> {
@@ -281,9 +293,16 @@ pub struct File {
     inner: Box<dyn BackendFile>,
     path: PathBuf,
     access: Access,
+    behind: Option<Behind>,
 }
 
 impl File {
+    /// For much that is not read again soon: the disk begins with it while more is written, and it
+    /// leaves the page cache to others.
+    pub fn streamed(self) -> Self {
+        Self { behind: Some(Behind::default()), ..self }
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -310,7 +329,13 @@ impl File {
     }
 
     pub fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
-        self.inner.write_at(buf, offset).map_err(|e| self.range("write", offset, buf.len() as u64, e))
+        self.inner.write_at(buf, offset).map_err(|e| self.range("write", offset, buf.len() as u64, e))?;
+        self.written(offset, buf.len() as u64)
+    }
+
+    fn written(&self, offset: u64, len: u64) -> Result<()> {
+        let Some(behind) = &self.behind else { return Ok(()) };
+        behind.note(&*self.inner, offset..offset + len).map_err(|e| self.range("write", offset, len, e))
     }
 
     /// Copies a range from the same place of another file; where the file system can, both then
@@ -319,7 +344,18 @@ impl File {
         const STEP: u64 = 1 << 20;
         let (mut at, end) = (offset, offset + len);
         if let (Some(from), Some(to)) = (source.as_fd(), self.as_fd()) {
-            at += os::copy_range(from, to, offset, len).map_err(|e| self.range("copy", offset, len, e))?;
+            // A stream goes on its way step by step.
+            let most = if self.behind.is_some() { STEP } else { len };
+            while at < end {
+                let wanted = (end - at).min(most);
+                let done = os::copy_range(from, to, at, wanted);
+                let done = done.map_err(|e| self.range("copy", at, wanted, e))?;
+                self.written(at, done)?;
+                at += done;
+                if done < wanted {
+                    break;
+                }
+            }
         }
         let mut buf = vec![0; (end - at).min(STEP) as usize];
         while at < end {

@@ -144,6 +144,22 @@ impl BackendFile for OsFile {
         self.file.sync_all()
     }
 
+    fn start_writing(&self, range: Range<u64>) -> io::Result<()> {
+        self.sync_range(&range, libc::SYNC_FILE_RANGE_WRITE)
+    }
+
+    fn let_go(&self, range: Range<u64>) -> io::Result<()> {
+        let and_wait = libc::SYNC_FILE_RANGE_WAIT_BEFORE
+            | libc::SYNC_FILE_RANGE_WRITE
+            | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+        self.sync_range(&range, and_wait)?;
+        let (start, count) = (off_t(range.start)?, off_t(range.end - range.start)?);
+        // SAFETY: the descriptor is open for as long as `self.file` lives; no memory is passed.
+        // It is advice: pages that stay do no harm.
+        unsafe { libc::posix_fadvise(self.file.as_raw_fd(), start, count, libc::POSIX_FADV_DONTNEED) };
+        Ok(())
+    }
+
     fn try_lock(&self, lock: Lock) -> io::Result<bool> {
         let kind = match lock {
             Lock::None => libc::F_UNLCK,
@@ -178,6 +194,22 @@ impl OsFile {
         // SAFETY: the descriptor is open for as long as `self.file` lives; no memory is passed.
         let rc = unsafe { libc::lseek(self.file.as_raw_fd(), off_t(offset)?, whence) };
         u64::try_from(rc).map_err(|_| io::Error::last_os_error())
+    }
+
+    fn sync_range(&self, range: &Range<u64>, flags: libc::c_uint) -> io::Result<()> {
+        let (start, count) = (off_t(range.start)?, off_t(range.end - range.start)?);
+        // SAFETY: the descriptor is open for as long as `self.file` lives; no memory is passed.
+        let rc = unsafe { libc::sync_file_range(self.file.as_raw_fd(), start, count, flags) };
+        if rc == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            // Where it cannot be asked for, a sync does all of it.
+            Some(libc::ENOSYS | libc::EINVAL | libc::ESPIPE | libc::EOPNOTSUPP) => Ok(()),
+            Some(libc::EINTR) => self.sync_range(range, flags),
+            _ => Err(error),
+        }
     }
 
     /// Within the file only: a hole past its end must not make it longer.

@@ -87,6 +87,8 @@ impl Merge {
             Kind::Full => ImageWriter::create(storage, path, id, ranges)?,
             Kind::Delta(parent) => ImageWriter::create_delta(storage, path, id, parent, ranges)?,
         };
+        let packs = sources.iter().any(Image::is_compressed);
+        let writer = if packs { writer } else { writer.streamed() };
         let mut left = Vec::new();
         for (numbers, gpa) in top.header().ram.parts() {
             let mut at = numbers.start;

@@ -83,6 +83,12 @@ impl ImageWriter {
         })
     }
 
+    /// What is written goes to the disk soon and leaves the page cache: not for one whose pages are
+    /// to be compressed, which reads them again.
+    pub fn streamed(self) -> Self {
+        Self { file: self.file.streamed(), ..self }
+    }
+
     /// Whole pages of one range. The bytes have to hold still: a copy, not memory of a guest that
     /// runs.
     pub fn write(&mut self, gpa: u64, bytes: &[u8]) -> Result<()> {

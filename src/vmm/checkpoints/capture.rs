@@ -115,6 +115,7 @@ pub fn machine(
         Some(parent) => ImageWriter::create_delta(plan.storage, plan.image, plan.id, parent, &ranges)?,
         None => ImageWriter::create(plan.storage, plan.image, plan.id, &ranges)?,
     };
+    let image = if plan.body.compress { image } else { image.streamed() };
     let limits = Limits::new(plan.body.max_pause(), ranges.iter().map(|(_, len)| len).sum());
     let mut work = Work {
         storage: plan.storage.clone(),
