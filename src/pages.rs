@@ -35,9 +35,7 @@ impl PageSet {
     }
 
     pub fn count(&self) -> u64 {
-        // Most words are of no page: to look for these is cheaper than to count them.
-        let words = self.words.iter().filter(|word| **word != 0);
-        words.map(|word| u64::from(word.count_ones())).sum()
+        self.words.iter().map(|word| u64::from(word.count_ones())).sum()
     }
 
     /// Both sets must be of the same number of pages.
@@ -61,22 +59,31 @@ pub fn runs(words: &[u64], within: Range<u64>, present: bool) -> impl Iterator<I
     })
 }
 
+/// Words looked at together where a long way may be without a bit.
+const STRIDE: usize = 16;
+
 /// The first bit of `within` that is set, or that is not.
 fn find(words: &[u64], within: Range<u64>, present: bool) -> Option<u64> {
+    let flip = if present { 0 } else { u64::MAX };
+    let words = words.get(..within.end.div_ceil(64) as usize)?;
     let mut at = within.start;
     while at < within.end {
-        let word = words[(at / 64) as usize];
-        let wanted = if present { word } else { !word } >> (at % 64);
+        let index = (at / 64) as usize;
+        let wanted = (words.get(index)? ^ flip) >> (at % 64);
         if wanted != 0 {
             return Some(at + u64::from(wanted.trailing_zeros())).filter(|found| *found < within.end);
         }
-        at = (at / 64 + 1) * 64;
+        let strides = words.get(index + 1..)?.chunks_exact(STRIDE);
+        let without = |stride: &&[u64]| stride.iter().fold(0, |any, word| any | (word ^ flip)) == 0;
+        at = (index + 1 + strides.take_while(without).count() * STRIDE) as u64 * 64;
     }
     None
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -95,5 +102,20 @@ mod tests {
         assert_eq!((set.count(), set.runs(0..10, true).next()), (9, Some(0..4)));
         set.put(1, false);
         assert_eq!(set.count(), 8);
+    }
+
+    proptest! {
+        #[test]
+        fn long_ways_are_gone_right(
+            pages in prop::collection::btree_set(0u64..9000, 0..12), start in 0u64..9000, len in 0u64..9000,
+        ) {
+            let within = start..(start + len).min(9000);
+            let mut set = PageSet::new(9000);
+            pages.iter().for_each(|page| set.insert(*page));
+            let found: Vec<u64> = set.runs(within.clone(), true).flatten().collect();
+            prop_assert_eq!(found, pages.iter().copied().filter(|page| within.contains(page)).collect::<Vec<_>>());
+            let absent: Vec<u64> = set.runs(within.clone(), false).flatten().collect();
+            prop_assert_eq!(absent, within.filter(|page| !pages.contains(page)).collect::<Vec<_>>());
+        }
     }
 }

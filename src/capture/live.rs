@@ -68,21 +68,21 @@ pub struct Report {
 }
 
 /// Guest addresses of runs of page numbers, cut where memory has its hole and into bounded parts.
-fn parts(memory: &GuestMemory, pages: &PageSet, within: Range<u64>) -> Vec<(u64, u64)> {
-    let mut parts = Vec::new();
-    let mut first = 0;
-    for region in memory.iter() {
-        let end = first + region.len() / PAGE_SIZE;
+fn parts<'a>(
+    memory: &'a GuestMemory,
+    pages: &'a PageSet,
+    within: Range<u64>,
+) -> impl Iterator<Item = (u64, u64)> + 'a {
+    let mut end = 0;
+    memory.iter().flat_map(move |region| {
+        let first = end;
+        end += region.len() / PAGE_SIZE;
         let start = region.start_addr().raw_value();
-        for run in pages.runs(within.start.max(first)..within.end.min(end), true) {
+        pages.runs(within.start.max(first)..within.end.min(end), true).flat_map(move |run| {
             let bytes = (run.start - first) * PAGE_SIZE..(run.end - first) * PAGE_SIZE;
-            for at in bytes.clone().step_by(STEP as usize) {
-                parts.push((start + at, (bytes.end - at).min(STEP)));
-            }
-        }
-        first = end;
-    }
-    parts
+            bytes.clone().step_by(STEP as usize).map(move |at| (start + at, (bytes.end - at).min(STEP)))
+        })
+    })
 }
 
 fn cancelled(progress: &Progress) -> Result<(), CaptureError> {
@@ -93,11 +93,11 @@ fn cancelled(progress: &Progress) -> Result<(), CaptureError> {
 fn write_pages(
     memory: &GuestMemory,
     image: &mut ImageWriter,
-    parts: &[(u64, u64)],
+    parts: impl Iterator<Item = (u64, u64)>,
     progress: &Progress,
 ) -> Result<(), CaptureError> {
     let mut buffer = vec![0; STEP as usize];
-    for &(gpa, len) in parts {
+    for (gpa, len) in parts {
         cancelled(progress)?;
         let part = &mut buffer[..len as usize];
         memory.read_slice(part, GuestAddress(gpa))?;
@@ -136,10 +136,9 @@ pub fn write_all(
             if let Some(chain) = pending {
                 write_absent(memory, chain, image, &set, chunk.clone())?;
             }
-            let found = parts(memory, &set, chunk.clone());
-            let bytes: u64 = found.iter().map(|(_, len)| len).sum();
-            progress.add((chunk.end - chunk.start) * PAGE_SIZE - bytes);
-            write_pages(memory, image, &found, progress)?;
+            let absent: u64 = set.runs(chunk.clone(), false).map(|run| run.end - run.start).sum();
+            progress.add(absent * PAGE_SIZE);
+            write_pages(memory, image, parts(memory, &set, chunk.clone()), progress)?;
             at = chunk.end;
         }
         first = end;
@@ -180,9 +179,8 @@ pub fn write_changed(
     tracker.peek()?;
     let changed = tracker.changed();
     tracker.harvest()?;
-    let parts = parts(vm.memory(), &changed, 0..vm.pages());
-    progress.phase("memory", parts.iter().map(|(_, len)| len).sum());
-    write_pages(vm.memory(), image, &parts, progress)
+    progress.phase("memory", changed.count() * PAGE_SIZE);
+    write_pages(vm.memory(), image, parts(vm.memory(), &changed, 0..vm.pages()), progress)
 }
 
 /// Copies what changes while the guest runs until little is left. `nap` keeps the guest from
@@ -232,13 +230,15 @@ pub fn copy_rounds(
         if count as usize > limits.staging {
             // What is staged is older than what goes past it.
             staging.write_out(image, |bytes| progress.add(bytes))?;
-            write_pages(vm.memory(), image, &parts, progress)?;
+            write_pages(vm.memory(), image, parts, progress)?;
         } else {
             if !staging.reserve(count as usize) {
                 staging.write_out(image, |bytes| progress.add(bytes))?;
                 staging.reserve(count as usize);
             }
-            copy_parts(vm.memory(), &parts, staging)?;
+            for (gpa, len) in parts {
+                copy_part(vm.memory(), gpa, len, staging)?;
+            }
             progress.add(count * PAGE_SIZE);
         }
         before = count;
@@ -247,18 +247,16 @@ pub fn copy_rounds(
     }
 }
 
-fn copy_parts(memory: &GuestMemory, parts: &[(u64, u64)], staging: &mut Staging) -> Result<(), CaptureError> {
-    for &(gpa, len) in parts {
-        for page in (gpa..gpa + len).step_by(PAGE_SIZE as usize) {
-            let slot = staging.slot(page).ok_or(CaptureError::NoRoom)?;
-            memory.read_slice(slot, GuestAddress(page))?;
-        }
+fn copy_part(memory: &GuestMemory, gpa: u64, len: u64, staging: &mut Staging) -> Result<(), CaptureError> {
+    for page in (gpa..gpa + len).step_by(PAGE_SIZE as usize) {
+        let slot = staging.slot(page).ok_or(CaptureError::NoRoom)?;
+        memory.read_slice(slot, GuestAddress(page))?;
     }
     Ok(())
 }
 
 /// Copies the rest while the guest stands still. False: more changed than fits, and the guest has
-/// to run on.
+/// to run on; what was copied will come again.
 pub fn copy_rest(
     tracker: &mut Tracker,
     staging: &mut Staging,
@@ -266,13 +264,16 @@ pub fn copy_rest(
     report: &mut Report,
 ) -> Result<bool, CaptureError> {
     let vm = tracker.vm().clone();
-    let rest = tracker.peek()?;
-    let count = rest.count();
-    if count > limits.rest() || !staging.reserve(count as usize) {
-        return Ok(false);
+    let mut count = 0;
+    // In one pass, and nothing is made of it first: all of that would be part of the pause.
+    for (gpa, len) in parts(vm.memory(), tracker.peek()?, 0..vm.pages()) {
+        let pages = len / PAGE_SIZE;
+        count += pages;
+        if count > limits.rest() || !staging.reserve(pages as usize) {
+            return Ok(false);
+        }
+        copy_part(vm.memory(), gpa, len, staging)?;
     }
-    let parts = parts(vm.memory(), rest, 0..vm.pages());
-    copy_parts(vm.memory(), &parts, staging)?;
     report.rest = count;
     Ok(true)
 }
@@ -306,7 +307,7 @@ mod tests {
         let id = Id::random().unwrap();
         let mut writer = ImageWriter::create(&Storage::os(), &path, id, &ranges(&memory)).unwrap();
         let progress = Progress::default();
-        write_pages(&memory, &mut writer, &parts(&memory, &set, 0..first), &progress).unwrap();
+        write_pages(&memory, &mut writer, parts(&memory, &set, 0..first), &progress).unwrap();
         let info = writer.finish().unwrap();
         assert_eq!((info.guest_bytes, info.stored_bytes), (size, 5 * PAGE_SIZE));
         assert_eq!(progress.snapshot().done, 5 * PAGE_SIZE);
@@ -329,7 +330,7 @@ mod tests {
         let mut writer = ImageWriter::create(&Storage::os(), &path, id, &ranges(&memory)).unwrap();
         let progress = Progress::default();
         progress.cancel();
-        let done = write_pages(&memory, &mut writer, &[(0, 4096)], &progress);
+        let done = write_pages(&memory, &mut writer, [(0, 4096)].into_iter(), &progress);
         assert!(matches!(done, Err(CaptureError::Cancelled)));
     }
 
@@ -346,7 +347,7 @@ mod tests {
             ((3 << 30) - 8192, 8192),
             (4 << 30, 8192),
         ];
-        assert_eq!(parts(&memory, &set, 0..1 << 20), expected);
-        assert_eq!(parts(&memory, &set, 0..1024), [(1000 * PAGE_SIZE, 24 * PAGE_SIZE)]);
+        assert_eq!(parts(&memory, &set, 0..1 << 20).collect::<Vec<_>>(), expected);
+        assert_eq!(parts(&memory, &set, 0..1024).collect::<Vec<_>>(), [(1000 * PAGE_SIZE, 24 * PAGE_SIZE)]);
     }
 }

@@ -22,6 +22,8 @@ pub struct Tracker {
     since: PageSet,
     /// Written by devices and not harvested.
     own: PageSet,
+    /// Whether `own` may hold any.
+    any_own: bool,
     /// What was read of the log last, with `own`.
     fresh: PageSet,
 }
@@ -29,7 +31,7 @@ pub struct Tracker {
 impl Tracker {
     pub fn new(vm: Arc<Vm>) -> Self {
         let none = || PageSet::new(vm.pages());
-        Self { since: none(), own: none(), fresh: none(), parent: None, vm }
+        Self { since: none(), own: none(), any_own: false, fresh: none(), parent: None, vm }
     }
 
     /// The checkpoint that changes are known since.
@@ -44,7 +46,7 @@ impl Tracker {
     /// Memory is as checkpoint `id` has it, and the guest has not run since its log began.
     pub fn start_from(&mut self, id: Id) {
         self.note_own_writes();
-        self.own.clear();
+        self.forget_own();
         self.since.clear();
         self.parent = Some(id).filter(|_| self.vm.logs());
     }
@@ -86,7 +88,7 @@ impl Tracker {
     pub fn start_over(&mut self) -> Result<(), VmError> {
         self.vm.start_dirty_log()?;
         self.note_own_writes();
-        self.own.clear();
+        self.forget_own();
         self.since.clear();
         self.parent = None;
         Ok(())
@@ -114,14 +116,23 @@ impl Tracker {
             // Regions are whole words long.
             for (word, more) in words.by_ref().zip(MmapRegion::bitmap(region).get_and_reset()) {
                 *word |= more;
+                self.any_own |= more != 0;
             }
+        }
+    }
+
+    fn forget_own(&mut self) {
+        if std::mem::take(&mut self.any_own) {
+            self.own.clear();
         }
     }
 
     /// What changed since the last harvest. Allocates nothing.
     pub fn peek(&mut self) -> Result<&PageSet, VmError> {
         self.vm.read_dirty_log(&mut self.fresh)?;
-        self.fresh.union(&self.own);
+        if self.any_own {
+            self.fresh.union(&self.own);
+        }
         Ok(&self.fresh)
     }
 
@@ -129,7 +140,7 @@ impl Tracker {
     pub fn harvest(&mut self) -> Result<&PageSet, VmError> {
         // First: a page that is logged no more must not be forgotten.
         self.since.union(&self.fresh);
-        self.own.clear();
+        self.forget_own();
         self.vm.clear_dirty_log(&self.fresh, 0..self.vm.pages())?;
         Ok(&self.fresh)
     }

@@ -33,9 +33,10 @@ impl Behind {
     pub fn note(&self, file: &dyn BackendFile, range: Range<u64>) -> io::Result<()> {
         let mut windows = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         windows.bytes += range.end - range.start;
-        let open = windows.open.take().map_or(range.clone(), |open| {
-            open.start.min(range.start)..open.end.max(range.end)
-        });
+        let open = windows
+            .open
+            .take()
+            .map_or(range.clone(), |open| open.start.min(range.start)..open.end.max(range.end));
         if windows.bytes < WINDOW {
             windows.open = Some(open);
             return Ok(());
