@@ -11,8 +11,6 @@ fn main() {
     println!("cargo:rerun-if-changed=guest/Cargo.toml");
     println!("cargo:rerun-if-changed=guest/build.rs");
     println!("cargo:rerun-if-changed=guest/guest.ld");
-    // With the unwinder inside, a library less is loaded at each start.
-    println!("cargo:rustc-link-lib=static:-bundle=gcc_eh");
     let var = |name: &str| std::env::var(name).unwrap_or_else(|e| panic!("{name}: {e}"));
     let out = PathBuf::from(var("OUT_DIR"));
     let target_dir = out.join("guest");

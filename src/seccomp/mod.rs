@@ -6,13 +6,13 @@
 mod tables;
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-    TargetArch,
+    TargetArch, sock_filter,
 };
 use tables::{FAIL, When};
 
@@ -99,42 +99,43 @@ fn try_forbidden_call(thread: Thread) {
 
 fn install(thread: Thread) -> Result<(), SeccompError> {
     let name = thread.name();
-    // The stricter verdict counts, so each says nothing about what is the other's. The last one
-    // forbids to install more.
-    for compile in [compile_failing, compile] {
-        let program = compile(thread).map_err(|error| SeccompError::Compile { thread: name, error })?;
-        seccompiler::apply_filter(&program).map_err(|error| SeccompError::Install { thread: name, error })?;
-    }
-    Ok(())
+    let program = compile(thread).map_err(|error| SeccompError::Compile { thread: name, error })?;
+    seccompiler::apply_filter(&program).map_err(|error| SeccompError::Install { thread: name, error })
 }
 
-fn failing(thread: Thread) -> impl Iterator<Item = i64> {
-    let allowed = move |call| thread.tables().iter().copied().flatten().any(|rule| rule.0 == call);
-    FAIL.iter().copied().filter(move |call| !allowed(*call))
-}
-
-fn compile_failing(thread: Thread) -> Result<BpfProgram, seccompiler::BackendError> {
-    let calls = failing(thread).map(|call| (call, Vec::new())).collect();
-    let fail = SeccompAction::Errno(libc::EACCES as u32);
-    SeccompFilter::new(calls, SeccompAction::Allow, fail, TargetArch::x86_64)?.try_into()
-}
-
+/// One program, for one more is one more that every call goes through and every start waits for.
 fn compile(thread: Thread) -> Result<BpfProgram, seccompiler::BackendError> {
-    let mut calls: BTreeMap<i64, Vec<SeccompRule>> = failing(thread).map(|call| (call, Vec::new())).collect();
     let rules = || thread.tables().iter().copied().flatten();
+    let always: BTreeSet<i64> = rules().filter(|rule| rule.1 == When::Always).map(|rule| rule.0).collect();
+    let mut calls: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
     for &(call, when, _) in rules() {
         // No rule at all is what the crate takes for "always".
         let conditions = calls.entry(call).or_default();
-        let always = rules().any(|rule| rule.0 == call && rule.1 == When::Always);
         if let When::Bits { index, mask, value } = when
-            && !always
+            && !always.contains(&call)
         {
             let bits = SeccompCmpOp::MaskedEq(mask);
             let condition = SeccompCondition::new(index, SeccompCmpArgLen::Qword, bits, value)?;
             conditions.push(SeccompRule::new(vec![condition])?);
         }
     }
-    SeccompFilter::new(calls, SeccompAction::Trap, SeccompAction::Allow, TargetArch::x86_64)?.try_into()
+    // The crate knows one verdict beside "allowed"; those of the other come before.
+    let mut program: BpfProgram =
+        FAIL.iter().filter(|call| !calls.contains_key(call)).flat_map(|call| failing(*call)).collect();
+    let filter = SeccompFilter::new(calls, SeccompAction::Trap, SeccompAction::Allow, TargetArch::x86_64)?;
+    program.extend(BpfProgram::try_from(filter)?);
+    Ok(program)
+}
+
+/// Instructions that let a call fail with EACCES, and go on with any other
+/// (Documentation/userspace-api/seccomp_filter.rst: the call's number is the first word).
+fn failing(call: i64) -> [sock_filter; 3] {
+    let instruction = |code: u32, k: u32, jf| sock_filter { code: code as u16, jt: 0, jf, k };
+    [
+        instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
+        instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, call as u32, 1),
+        instruction(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO | libc::EACCES as u32, 0),
+    ]
 }
 
 /// The call itself is not done whatever the handler does; SIGSYS cannot be held up by a thread
@@ -215,6 +216,15 @@ mod tests {
             let len = compile(thread).unwrap().len();
             assert!((50..4096).contains(&len), "{thread:?}: {len}");
         }
+    }
+
+    #[test]
+    fn what_glibc_looks_up_fails_and_does_no_harm() {
+        let confined = std::thread::spawn(|| {
+            install(Thread::Disk).unwrap();
+            std::fs::File::open("/proc/sys/vm/overcommit_memory").map(drop).map_err(|e| e.kind())
+        });
+        assert_eq!(confined.join().unwrap(), Err(std::io::ErrorKind::PermissionDenied));
     }
 
     #[test]
