@@ -325,9 +325,13 @@ impl VmFolder {
         Ok((staged, lock))
     }
 
-    /// Makes what was staged this VM, in one step.
+    /// Makes what was staged this VM, in one step. Durable after [`Self::sync_home`].
     pub fn publish(&self, staged: &Self) -> Result<(), FolderError> {
-        self.storage.rename(&staged.path, &self.path)?;
+        Ok(self.storage.rename(&staged.path, &self.path)?)
+    }
+
+    /// Makes the names of the VMs durable.
+    pub fn sync_home(&self) -> Result<(), FolderError> {
         Ok(self.storage.sync_dir(&self.home)?)
     }
 

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{Catalog, CheckpointError, Result, apply};
 use crate::capture::chain::MemoryChain;
@@ -20,6 +21,9 @@ use crate::folder::{Definition, Now, Origin, VmFolder, VmLock, VmName};
 use crate::id::Id;
 use crate::storage::Storage;
 use crate::vmm::disks::{self, Layers, base_path};
+
+/// Clones that are made at a time.
+const AT_ONCE: usize = 8;
 
 /// What every clone of one checkpoint has.
 struct Source<'a> {
@@ -40,13 +44,13 @@ pub fn make(folder: &VmFolder, definition: &Definition, manifest: &Manifest, nam
     let made = names.iter().try_for_each(|name| {
         let clone = folder.sibling(name);
         let (place, lock) = clone.stage(Id::random().map_err(CheckpointError::Random)?)?;
-        let (from, to) = (&source, place.clone());
         staged.push((clone, place, lock));
-        let (_, _, lock) = &staged[staged.len() - 1];
-        from.fill(&to, lock)
+        Ok(())
     });
-    let made =
-        made.and_then(|()| Ok(staged.iter().try_for_each(|(clone, place, _)| clone.publish(place))?));
+    let made = made
+        .and_then(|()| source.fill_all(&staged))
+        .and_then(|()| Ok(staged.iter().try_for_each(|(clone, place, _)| clone.publish(place))?))
+        .and_then(|()| Ok(folder.sync_home()?));
     if made.is_err() {
         for (_, place, _) in &staged {
             // Those that are published already are not there any more.
@@ -123,6 +127,26 @@ fn check<'a>(
 }
 
 impl Source<'_> {
+    /// [`Self::fill`] of each, several at a time: most of it is waiting for a disk that takes what
+    /// several wait for at once.
+    fn fill_all(&self, staged: &[(VmFolder, VmFolder, VmLock)]) -> Result<()> {
+        let next = AtomicUsize::new(0);
+        let work = || -> Result<()> {
+            while let Some((_, place, lock)) = staged.get(next.fetch_add(1, Ordering::Relaxed)) {
+                self.fill(place, lock)?;
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let more = 1..AT_ONCE.min(staged.len());
+            let start = |_| std::thread::Builder::new().name("clone".into()).spawn_scoped(scope, work).ok();
+            let helpers: Vec<_> = more.filter_map(start).collect();
+            let own = work();
+            let failed = |_| CheckpointError::Thread(std::io::Error::other("it ended too early"));
+            helpers.into_iter().try_for_each(|helper| helper.join().map_err(failed)?).and(own)
+        })
+    }
+
     /// Puts all of a clone into its folder, durably.
     fn fill(&self, place: &VmFolder, lock: &VmLock) -> Result<()> {
         let storage = place.storage();
