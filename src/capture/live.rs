@@ -24,6 +24,11 @@ use crate::progress::Progress;
 const CHUNK: u64 = 16 << 10;
 /// So few pages are copied in less time than another round takes.
 const FEW: u64 = 32;
+/// So many times the pages that were left are too many: the guest wrote a burst just before it
+/// stopped.
+const BURST: u64 = 4;
+/// So few are not: to stop the guest again would take longer than to copy them.
+const SMALL_BURST: u64 = 256;
 /// Copying a page while the guest stands still is counted as this long.
 const PAGE_COPY: Duration = Duration::from_nanos(1500);
 /// Room for the rest is made in steps of this many pages.
@@ -51,9 +56,14 @@ impl Limits {
     }
 
     /// Pages that may be left for the pause.
-    fn rest(&self) -> u64 {
+    pub fn rest(&self) -> u64 {
         let pages = self.max_pause.as_nanos() / PAGE_COPY.as_nanos();
         u64::try_from(pages).unwrap_or(u64::MAX).clamp(FEW, self.staging as u64)
+    }
+
+    /// [`Self::rest`], where `left` are expected and more can be waited for to get less again.
+    pub fn rest_without_burst(&self, left: u64) -> u64 {
+        left.saturating_mul(BURST).max(SMALL_BURST).min(self.rest())
     }
 }
 
@@ -183,8 +193,8 @@ pub fn write_changed(
     write_pages(vm.memory(), image, parts(vm.memory(), &changed, 0..vm.pages()), progress)
 }
 
-/// Copies what changes while the guest runs until little is left. `nap` keeps the guest from
-/// running for a while.
+/// Copies what changes while the guest runs until little is left; returns how many pages. `nap`
+/// keeps the guest from running for a while.
 pub fn copy_rounds(
     tracker: &mut Tracker,
     image: &mut ImageWriter,
@@ -193,7 +203,7 @@ pub fn copy_rounds(
     progress: &Progress,
     report: &mut Report,
     nap: impl Fn(Duration),
-) -> Result<(), CaptureError> {
+) -> Result<u64, CaptureError> {
     let vm = tracker.vm().clone();
     let mut before = u64::MAX;
     let (mut level, mut slow) = (0, 0);
@@ -213,7 +223,7 @@ pub fn copy_rounds(
                 staging.write_out(image, |bytes| progress.add(bytes))?;
                 staging.reserve(wanted);
             }
-            return Ok(());
+            return Ok(count);
         }
         if !fits && report.rounds >= ROUNDS && !shrinks {
             if slow == SLOW_ROUNDS {
@@ -255,23 +265,29 @@ fn copy_part(memory: &GuestMemory, gpa: u64, len: u64, staging: &mut Staging) ->
     Ok(())
 }
 
-/// Copies the rest while the guest stands still. False: more changed than fits, and the guest has
-/// to run on; what was copied will come again.
+/// Copies the rest while the guest stands still. False: more than `most` pages changed, or more than
+/// there is room for, and the guest has to run on.
 pub fn copy_rest(
     tracker: &mut Tracker,
     staging: &mut Staging,
-    limits: &Limits,
+    most: u64,
     report: &mut Report,
 ) -> Result<bool, CaptureError> {
     let vm = tracker.vm().clone();
+    let changed = tracker.peek()?;
+    // Looked through twice and put together nowhere: all of that would be part of the pause.
+    let rest = || parts(vm.memory(), changed, 0..vm.pages());
     let mut count = 0;
-    // In one pass, and nothing is made of it first: all of that would be part of the pause.
-    for (gpa, len) in parts(vm.memory(), tracker.peek()?, 0..vm.pages()) {
-        let pages = len / PAGE_SIZE;
-        count += pages;
-        if count > limits.rest() || !staging.reserve(pages as usize) {
+    for (_, len) in rest() {
+        count += len / PAGE_SIZE;
+        if count > most {
             return Ok(false);
         }
+    }
+    if !staging.reserve(count as usize) {
+        return Ok(false);
+    }
+    for (gpa, len) in rest() {
         copy_part(vm.memory(), gpa, len, staging)?;
     }
     report.rest = count;

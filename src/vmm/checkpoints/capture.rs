@@ -27,6 +27,8 @@ use crate::vmm::disks::DisksError;
 
 /// Times that the guest is stopped in vain because it wrote too much just before.
 const TRIES: u32 = 8;
+/// Of these, that it is stopped in vain though the pause would not be longer than allowed.
+const PATIENCE: u32 = 4;
 
 /// A layer that was frozen in the pause: by disk, what it is and how much it holds.
 pub struct Frozen {
@@ -37,6 +39,7 @@ pub struct Frozen {
 /// What a machine gave. Its memory is not in the image yet as a whole.
 pub struct Captured {
     pub state: MachineState,
+    /// How long the guest stood still, stops in vain included.
     pub pause: Option<Duration>,
     pub info: CaptureInfo,
     /// The image that this one lies on.
@@ -65,7 +68,8 @@ struct Work {
     tracker: Arc<Mutex<Tracker>>,
     image: ImageWriter,
     staging: Staging,
-    limits: Limits,
+    /// Pages that may be copied in the pause.
+    most: u64,
     report: Report,
     progress: Progress,
     staged: BTreeMap<String, Staged>,
@@ -122,7 +126,7 @@ pub fn machine(
         staging: Staging::new(limits.staging),
         tracker,
         image,
-        limits,
+        most: limits.rest(),
         report: Report::default(),
         progress: plan.progress.clone(),
         staged,
@@ -134,20 +138,23 @@ pub fn machine(
     if work.mode == Mode::Live {
         work.write_first()?;
     }
-    for _ in 0..TRIES {
+    let mut paused: Option<Duration> = None;
+    for attempt in 0..TRIES {
         if work.mode == Mode::Live {
-            let Work { tracker, image, staging, limits, progress, report, .. } = &mut work;
+            let Work { tracker, image, staging, progress, report, .. } = &mut work;
             let nap = |time| {
                 if let Err(e) = machine.nap(time) {
                     log::warn!("the guest cannot be slowed down: {e}");
                 }
             };
-            live::copy_rounds(&mut lock(tracker), image, staging, limits, progress, report, nap)?;
+            let left = live::copy_rounds(&mut lock(tracker), image, staging, &limits, progress, report, nap)?;
+            work.most = if attempt < PATIENCE { limits.rest_without_burst(left) } else { limits.rest() };
         }
         let Stood { value: (back, outcome, switched), pause } =
             machine.stand_still(move |still| work.run(still))?;
         work = back;
         frozen.extend(switched);
+        paused = pause.map(|pause| pause + paused.unwrap_or_default());
         match outcome {
             Outcome::TooMuch => continue,
             Outcome::Failed(e) => return Err(e),
@@ -156,7 +163,7 @@ pub fn machine(
                 let Report { rounds, slowed, rest } = work.report;
                 let info = CaptureInfo { mode: work.mode, rounds, slowed, rest_bytes: rest * PAGE_SIZE };
                 let Work { image, staging, shadow, .. } = work;
-                return Ok(Captured { state: *state, pause, info, parent, shadow, image, staging });
+                return Ok(Captured { state: *state, pause: paused, info, parent, shadow, image, staging });
             }
         }
     }
@@ -196,8 +203,7 @@ impl Work {
         }
         // Before memory: KVM may still write there while state is read.
         let state = still.save()?;
-        let rest =
-            live::copy_rest(&mut lock(&self.tracker), &mut self.staging, &self.limits, &mut self.report)?;
+        let rest = live::copy_rest(&mut lock(&self.tracker), &mut self.staging, self.most, &mut self.report)?;
         if !rest {
             return Ok(None);
         }
