@@ -5,8 +5,10 @@
 //!
 //! | level | module | what it is |
 //! | --- | --- | --- |
-//! | 8 | [`cli`] | the command line |
-//! | 7 | [`vmm`] | owner of the machine; one request queue |
+//! | 10 | [`cli`] | the command line |
+//! | 8 | [`vmm`] | owner of a running machine; one request queue |
+//! | 8 | [`transfer`] | export, import and diff, in the process of the command |
+//! | 7 | [`history`] | what is done to a VM's checkpoints, running or not |
 //! | 6 | [`machine`] | memory, vCPUs and devices as one thing that runs or stands still |
 //! | 5 | [`agent`] | asking the guest's agent to freeze its file systems |
 //! | 5 | [`control`] | what can be asked of a running VM, and the HTTP that carries it |
@@ -22,8 +24,8 @@
 //! | 1 | [`storage`] | the one door to the file system for what must survive |
 //! | 1 | [`bus`] | port and MMIO buses |
 //! | 1 | [`memory`] | guest memory |
-//! | 0 | [`layout`] | where things lie in the guest's address spaces |
 //! | 1 | [`config`] | the virtual hardware of a VM |
+//! | 0 | [`layout`] | where things lie in the guest's address spaces |
 //! | 0 | [`events`] | what a running machine reports |
 //! | 0 | [`id`] | identities of layers and checkpoints |
 //! | 0 | [`pages`] | sets of pages of guest memory |
@@ -42,6 +44,7 @@ pub mod devices;
 pub mod disk;
 pub mod events;
 pub mod folder;
+pub mod history;
 pub mod id;
 pub mod layout;
 pub mod machine;
@@ -51,6 +54,7 @@ pub mod pages;
 pub mod progress;
 pub mod seccomp;
 pub mod storage;
+pub mod transfer;
 pub mod vcpu;
 pub mod vm;
 pub mod vmm;

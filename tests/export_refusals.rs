@@ -11,7 +11,7 @@ use ckpt_common::{Lab, MIB, files};
 use common::{Home, Vm, send_signal, until};
 use piton::checkpoint::state::{StateInfo, read_state, write_state};
 use piton::storage::Storage;
-use piton::vmm::transfer::format::{Export, FileSum};
+use piton::transfer::format::{Export, FileSum};
 use serde_json::{Value, json};
 
 fn dir(lab: &Lab, name: &str) -> String {
@@ -142,7 +142,7 @@ fn all_that_is_missing_is_told_at_once_and_can_be_remapped() {
         fs::remove_file(&state).unwrap();
         let info = write_state(&storage, &state, &serde_json::to_vec(&json).unwrap()).unwrap();
         export.state =
-            Some(piton::vmm::transfer::format::StateFile { bytes: info.bytes, crc: info.crc, ..recorded });
+            Some(piton::transfer::format::StateFile { bytes: info.bytes, crc: info.crc, ..recorded });
     });
 
     let other = Home::new();

@@ -9,8 +9,8 @@ use crate::checkpoint::manifest::Mode;
 use crate::config::{DiskArg, parse_memory};
 use crate::folder::{CheckpointType, FolderError, VmName};
 use crate::id::Id;
+use crate::transfer::format::FileFormat;
 use crate::vm::Clock;
-use crate::vmm::transfer::format::FileFormat;
 
 #[derive(Debug, Parser)]
 #[command(

@@ -19,14 +19,12 @@ use crate::control::{
     TreeInfo, VmInfo,
 };
 use crate::folder::{Definition, VmFolder, VmLock, VmName};
+use crate::history::create::{Origin, Subject};
+use crate::history::disks;
+use crate::history::{Catalog, CheckpointError, Finding, apply, delete, memory, merge, policy, recover};
 use crate::id::Id;
 use crate::progress::Cancelled;
 use crate::vm::Clock;
-use crate::vmm::checkpoints::create::{Origin, Subject};
-use crate::vmm::checkpoints::{
-    Catalog, CheckpointError, Finding, apply, delete, memory, merge, policy, recover,
-};
-use crate::vmm::disks;
 
 /// How long the process of a VM that went back to being off may take to end.
 const PATIENCE: Duration = Duration::from_secs(30);

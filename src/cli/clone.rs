@@ -13,7 +13,7 @@ use crate::checkpoint::Manifest;
 use crate::control::client;
 use crate::control::{CloneBody, State, VmInfo};
 use crate::folder::VmName;
-use crate::vmm::checkpoints::clone;
+use crate::history::clone;
 
 pub fn run(args: &CloneArgs, json: bool) -> anyhow::Result<()> {
     let folder = existing(&args.checkpoint.vm)?;

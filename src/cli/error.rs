@@ -6,14 +6,14 @@ use crate::config::ConfigError;
 use crate::control::RequestError;
 use crate::control::client::ClientError;
 use crate::folder::FolderError;
+use crate::history::CheckpointError;
+use crate::history::disks::DisksError;
 use crate::machine::MachineError;
 use crate::memory::MemoryError;
 use crate::nbd::NbdError;
+use crate::transfer::TransferError;
 use crate::vm::VmError;
 use crate::vmm::VmmError;
-use crate::vmm::checkpoints::CheckpointError;
-use crate::vmm::disks::DisksError;
-use crate::vmm::transfer::TransferError;
 
 pub const FAILED: u8 = 1;
 pub const REFUSED: u8 = 3;

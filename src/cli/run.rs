@@ -18,10 +18,11 @@ use crate::config::{DiskArg, DiskConfig, DiskFormat, VmConfig};
 use crate::control::{GoBack, VmInfo};
 use crate::disk;
 use crate::folder::{Definition, Home, VmFolder, VmLock};
+use crate::history::disks;
 use crate::id::Id;
 use crate::seccomp;
 use crate::storage::Storage;
-use crate::vmm::{Ender, Outcome, Vmm, VmmError, disks};
+use crate::vmm::{Ender, Outcome, Vmm, VmmError};
 
 const KEYS: &str = "Ctrl-A x ends the VM; Ctrl-A h: help";
 const HELP: &str = "Ctrl-A x ends the VM; Ctrl-A Ctrl-A sends one Ctrl-A to the guest";

@@ -8,7 +8,7 @@ use super::output;
 use crate::control::client;
 use crate::control::{SetBody, State, VmInfo};
 use crate::folder::VmFolder;
-use crate::vmm::checkpoints::policy;
+use crate::history::policy;
 
 /// A name that is wrong changes nothing. Otherwise each VM is set or not by itself, and what
 /// went wrong is told.

@@ -20,11 +20,11 @@ use crate::folder::{CheckpointType, FolderError, Home, VmFolder};
 use crate::nbd;
 use crate::progress::Progress;
 use crate::storage::Storage;
-use crate::vmm::transfer::compare::{self, Changes};
-use crate::vmm::transfer::format::{Export, FileFormat};
-use crate::vmm::transfer::import::{self, Remap, Wanted};
-use crate::vmm::transfer::source::Source;
-use crate::vmm::transfer::{Result as TransferResult, export};
+use crate::transfer::compare::{self, Changes};
+use crate::transfer::format::{Export, FileFormat};
+use crate::transfer::import::{self, Remap, Wanted};
+use crate::transfer::source::Source;
+use crate::transfer::{Result as TransferResult, export};
 
 /// Ranges of a disk or of memory that are shown at most; `--json` has all.
 const RANGES_SHOWN: usize = 16;

@@ -15,10 +15,10 @@ use crate::control::client;
 use crate::disk::DiskError;
 use crate::disk::delta::FrozenDelta;
 use crate::folder::{Definition, VmFolder};
+use crate::history::disks::Layers;
+use crate::history::{Catalog, CheckpointError};
 use crate::progress::Progress;
 use crate::storage::StorageError;
-use crate::vmm::checkpoints::{Catalog, CheckpointError};
-use crate::vmm::disks::Layers;
 
 /// What was found of a checkpoint that is not damaged.
 struct Checked {

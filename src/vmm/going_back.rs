@@ -1,11 +1,11 @@
 //! A VM goes to one of its checkpoints: while it is there, or out of nothing.
 
-use super::checkpoints::recover::NamesBeingSynced;
-use super::checkpoints::{Catalog, CheckpointError, apply};
 use super::{Message, State, Vmm, VmmError};
 use crate::checkpoint::Manifest;
 use crate::control::{ApplyBody, CreateBody, GoBack};
 use crate::folder::{Definition, VmFolder, VmLock};
+use crate::history::recover::NamesBeingSynced;
+use crate::history::{Catalog, CheckpointError, apply};
 use crate::id::Id;
 use crate::machine::{Bare, Machine};
 use crate::progress::Progress;

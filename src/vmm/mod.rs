@@ -1,13 +1,9 @@
 //! The owner of a machine: takes requests, events and signals from one queue, one after another,
 //! so no two operations ever interleave.
 
-pub mod checkpoints;
-pub mod disks;
 mod going_back;
 mod merging;
-pub mod readers;
 mod seen;
-pub mod transfer;
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -25,14 +21,14 @@ use crate::control::{
 use crate::devices::console::Console;
 use crate::events::MachineEvent;
 use crate::folder::{CheckpointType, Definition, FolderError, VmFolder, VmLock};
+use crate::history::capture::Below;
+use crate::history::create::{Origin, Subject};
+use crate::history::disks::{DisksError, OpenDisks};
+use crate::history::recover::{self, NamesBeingSynced};
+use crate::history::{self, Catalog, CheckpointError, apply, delete, disks, merge, policy};
 use crate::id::Id;
 use crate::machine::{self, Machine, MachineError, Parts};
 use crate::progress::Progress;
-use checkpoints::capture::Below;
-use checkpoints::create::{Origin, Subject};
-use checkpoints::recover::{self, NamesBeingSynced};
-use checkpoints::{Catalog, CheckpointError, apply, delete, merge, policy};
-use disks::{DisksError, OpenDisks};
 
 /// The guest that comes with piton.
 const BUNDLED_GUEST: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/guest.elf"));
@@ -208,7 +204,7 @@ impl Vmm {
             self.definition.now.generation = Some(Id::random().map_err(CheckpointError::Random)?);
             self.save_definition()?;
         }
-        let sums = checkpoints::Catalog::new(&self.folder, &self.definition).layer_sums(&self.definition)?;
+        let sums = history::Catalog::new(&self.folder, &self.definition).layer_sums(&self.definition)?;
         let Definition { config, now, .. } = &self.definition;
         self.disks = disks::open(&self.folder, config, &now.tops, &sums, &BTreeMap::new())?;
         let machine = machine::boot(config, self.parts(self.boot, &self.disks))?;
@@ -293,7 +289,7 @@ impl Vmm {
                 None if self.lock.is_behind() => self.queue.recv_timeout(CALM),
                 None => self.queue.recv().map_err(RecvTimeoutError::from),
             };
-            checkpoints::catch_up(&self.folder, &self.lock, &self.definition);
+            history::catch_up(&self.folder, &self.lock, &self.definition);
             let message = match message {
                 Ok(message) => message,
                 Err(RecvTimeoutError::Timeout) => {
@@ -375,7 +371,7 @@ impl Vmm {
         if let Ok(Err(e)) = settled {
             log::warn!("layers that nothing needs apart are not merged yet: {e}");
         }
-        checkpoints::catch_up(&folder, &lock, &definition);
+        history::catch_up(&folder, &lock, &definition);
         drop(lock);
         outcome
     }
@@ -496,7 +492,7 @@ impl Vmm {
                 self.park_merge();
                 let catalog = Catalog::new(&self.folder, &self.definition);
                 let manifest = catalog.resolve(&self.definition, &reference)?;
-                checkpoints::clone::make(&self.folder, &self.definition, &manifest, &names)?;
+                history::clone::make(&self.folder, &self.definition, &manifest, &names)?;
             }
             (Request::Revert(RevertBody { run, force }), _) => {
                 let manifest = catalog.parent_of_now(&self.definition)?;

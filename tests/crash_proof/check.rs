@@ -12,11 +12,11 @@ use piton::checkpoint::tree::Tree;
 use piton::disk::frozen::FrozenChain;
 use piton::disk::{Backing, open_base};
 use piton::folder::{Definition, Home, VmFolder, VmLock};
+use piton::history::disks::{self, Layers, base_path};
+use piton::history::{Catalog, merge, recover};
 use piton::id::Id;
 use piton::progress::Progress;
 use piton::storage::sim::Sim;
-use piton::vmm::checkpoints::{Catalog, merge, recover};
-use piton::vmm::disks::{self, Layers, base_path};
 
 use crate::model::{Expect, NodeModel, NowModel, stamps};
 

@@ -15,12 +15,12 @@ use piton::control::{ChangeBody, CreateBody, DeleteBody, GoBack};
 use piton::disk::live::Prepared;
 use piton::disk::{Backing, Disk};
 use piton::folder::{Definition, VmFolder, VmLock};
+use piton::history::create::{Origin, Subject, create};
+use piton::history::disks::{self, OpenDisks, base_path, new_layer_path};
+use piton::history::{Catalog, CheckpointError, apply, delete, merge, recover};
 use piton::id::{self, Id};
 use piton::progress::Progress;
 use piton::storage::sim::{Rng, Sim};
-use piton::vmm::checkpoints::create::{Origin, Subject, create};
-use piton::vmm::checkpoints::{Catalog, CheckpointError, apply, delete, merge, recover};
-use piton::vmm::disks::{self, OpenDisks, base_path, new_layer_path};
 
 use crate::check;
 use crate::model::{Expect, Memory, NodeModel, NowModel, SECTOR, exactly, fill, stamps};
@@ -377,7 +377,7 @@ impl Lab {
 
     /// As the VMM does once the disk is well again.
     pub fn catch_up(&self) {
-        piton::vmm::checkpoints::catch_up(&self.folder, &self.lock, &self.definition);
+        piton::history::catch_up(&self.folder, &self.lock, &self.definition);
     }
 
     /// As the VMM of a running guest: the former state stays open until the new one counts.

@@ -13,8 +13,8 @@ use crate::checkpoint::store::StoreError;
 use crate::checkpoint::tree::{DeletePlan, Tree};
 use crate::control::{CheckpointInfo, DeleteBody, DeletedInfo};
 use crate::folder::{Definition, VmFolder, VmLock};
+use crate::history::readers;
 use crate::id::Id;
-use crate::vmm::readers;
 
 /// Forgets `id`, or it and all that descends from it.
 pub fn run(

@@ -24,10 +24,10 @@ use crate::disk::Disk;
 use crate::disk::layer::LayerSpec;
 use crate::disk::live::{LiveDisk, Prepared};
 use crate::folder::{Definition, VmFolder, VmLock};
+use crate::history::disks::{DisksError, base_path, new_layer_path, remove_layers};
 use crate::id::Id;
 use crate::machine::Machine;
 use crate::progress::Progress;
-use crate::vmm::disks::{DisksError, base_path, new_layer_path, remove_layers};
 
 /// What a checkpoint is made of.
 pub struct Subject<'a> {

@@ -8,10 +8,12 @@ pub mod capture;
 pub mod clone;
 pub mod create;
 pub mod delete;
+pub mod disks;
 pub mod memory;
 pub mod merge;
 pub mod policy;
 mod production;
+pub mod readers;
 pub mod recover;
 mod shadow;
 
@@ -30,11 +32,11 @@ use crate::control::{ChangeBody, CheckpointInfo, TreeInfo};
 use crate::disk::DiskError;
 use crate::disk::layer::LayerSpec;
 use crate::folder::{Definition, FolderError, VmFolder, VmLock};
+use crate::history::disks::{DisksError, remove_layers};
 use crate::id::Id;
 use crate::machine::MachineError;
 use crate::progress::Cancelled;
 use crate::storage::StorageError;
-use crate::vmm::disks::{DisksError, remove_layers};
 
 pub use recover::{Finding, recover};
 

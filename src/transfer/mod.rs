@@ -14,15 +14,15 @@ mod sum;
 
 use std::path::PathBuf;
 
-use super::checkpoints::CheckpointError;
 use crate::capture::image::ImageError;
 use crate::checkpoint::state::StateError;
 use crate::checkpoint::store::StoreError;
 use crate::disk::DiskError;
 use crate::folder::FolderError;
+use crate::history::CheckpointError;
+use crate::history::disks::DisksError;
 use crate::progress::Cancelled;
 use crate::storage::StorageError;
-use crate::vmm::disks::DisksError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum TransferError {

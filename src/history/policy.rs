@@ -10,8 +10,8 @@ use crate::agent::AgentError;
 use crate::checkpoint::Manifest;
 use crate::control::{CreateBody, DeleteBody, SetBody};
 use crate::folder::{CheckpointType, Definition, VmFolder, VmLock};
+use crate::history::disks;
 use crate::progress::Progress;
-use crate::vmm::disks;
 
 /// Makes a checkpoint of the type that is asked for, or else of the one that is set.
 pub fn create(mut subject: Subject, body: &CreateBody, progress: &Progress) -> Result<Manifest> {

@@ -18,12 +18,12 @@ use crate::capture::tracker::Tracker;
 use crate::checkpoint::manifest::{CaptureInfo, Mode};
 use crate::control::CreateBody;
 use crate::disk::delta::FrozenDelta;
+use crate::history::disks::DisksError;
 use crate::id::Id;
 use crate::layout::PAGE_SIZE;
 use crate::machine::{Machine, MachineState, Standstill, Stood};
 use crate::progress::Progress;
 use crate::storage::Storage;
-use crate::vmm::disks::DisksError;
 
 /// Times that the guest is stopped in vain because it wrote too much just before.
 const TRIES: u32 = 8;

@@ -10,9 +10,9 @@ use crate::checkpoint::store::{Listing, Recovery};
 use crate::disk::layer::LayerSpec;
 use crate::disk::sums;
 use crate::folder::{Definition, VmFolder, VmLock};
+use crate::history::disks::{Layers, remove_layers};
 use crate::id::Id;
 use crate::storage::{StorageError, is_temporary};
-use crate::vmm::disks::{Layers, remove_layers};
 
 /// Something that was found.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -16,10 +16,10 @@ use crate::config::{DiskFormat, VmConfig};
 use crate::disk::delta_format::Parent;
 use crate::disk::flat;
 use crate::folder::{Definition, Home, VmFolder, VmLock, VmName};
+use crate::history::Catalog;
+use crate::history::disks::{self, new_layer_path};
 use crate::id::Id;
 use crate::progress::Progress;
-use crate::vmm::checkpoints::Catalog;
-use crate::vmm::disks::{self, new_layer_path};
 
 pub use super::plan::{Problem, Remap};
 

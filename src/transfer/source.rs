@@ -15,10 +15,10 @@ use crate::config::DiskConfig;
 use crate::disk::frozen::FrozenChain;
 use crate::disk::open_base;
 use crate::folder::{CheckpointType, Definition, VmFolder, VmLock};
+use crate::history::disks::{Layers, base_path};
+use crate::history::readers::{self, Reading};
+use crate::history::{Catalog, CheckpointError};
 use crate::id::Id;
-use crate::vmm::checkpoints::{Catalog, CheckpointError};
-use crate::vmm::disks::{Layers, base_path};
-use crate::vmm::readers::{self, Reading};
 
 pub struct Source {
     pub manifest: Manifest,

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::checkpoints::{CheckpointError, Result};
+use super::{CheckpointError, Result};
 use crate::folder::VmFolder;
 use crate::id::Id;
 use crate::storage::{Access, File, Lock, Storage};

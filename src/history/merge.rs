@@ -1,7 +1,7 @@
 //! Merging layers that nothing needs apart: what to do, and what is written down of it.
 //!
 //! Every merge goes through the same stations, whether the VM is off ([`settle`]) or its guest
-//! runs (`vmm::merging`): *verify* both layers, as what is damaged must not get new checksums;
+//! runs (`crate::vmm::merging`): *verify* both layers, as what is damaged must not get new checksums;
 //! *forget* the checksums of what changes; *begin*; *announce* it in vm.json; copy; finish;
 //! *record* who is where now. A crash after *announce* is brought to its end by [`finish_merge`].
 
@@ -21,11 +21,11 @@ use crate::disk::delta_format::Parent;
 use crate::disk::layer::LayerSpec;
 use crate::disk::merge::{self, Direction, Merge};
 use crate::folder::{Definition, Merging, VmFolder, VmLock};
+use crate::history::disks::{DisksError, Layers, base_path};
+use crate::history::readers;
 use crate::id::Id;
 use crate::progress::Progress;
 use crate::storage::{Storage, StorageError};
-use crate::vmm::disks::{DisksError, Layers, base_path};
-use crate::vmm::readers;
 
 /// Bytes moved between two looks at whether to stop.
 pub const STEP: u64 = 4 << 20;

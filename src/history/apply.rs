@@ -18,11 +18,11 @@ use crate::disk::Disk;
 use crate::disk::delta_format::Parent;
 use crate::disk::layer::LayerSpec;
 use crate::folder::{Definition, Now, VmFolder, VmLock};
+use crate::history::disks::{self, Layers, OpenDisks, base_path};
 use crate::id::Id;
 use crate::layout::GENERATION_PAGE;
 use crate::machine::{self, Bare, Machine, MachineState, Parts};
 use crate::progress::Progress;
-use crate::vmm::disks::{self, Layers, OpenDisks, base_path};
 
 /// A checkpoint that is ready to become the active state.
 pub struct Prepared {

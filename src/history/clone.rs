@@ -18,9 +18,9 @@ use crate::disk::delta_format::Parent;
 use crate::disk::layer::LayerSpec;
 use crate::disk::sums;
 use crate::folder::{Definition, Now, Origin, VmFolder, VmLock, VmName};
+use crate::history::disks::{self, Layers, base_path};
 use crate::id::Id;
 use crate::storage::Storage;
-use crate::vmm::disks::{self, Layers, base_path};
 
 /// Clones that are made at a time.
 const AT_ONCE: usize = 8;
