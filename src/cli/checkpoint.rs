@@ -10,18 +10,21 @@ use hyper::Method;
 use super::args::{ApplyArgs, CheckpointCommand, CheckpointRef};
 use super::error::refused;
 use super::manage::{confirm, existing, has_ended, lock};
+use super::offline::{Offline, answer, find};
 use super::{output, run, transfer, verify, work};
 use crate::checkpoint::Manifest;
-use crate::control::client::{self, ClientError};
+use crate::control::client;
 use crate::control::jobs::JobList;
 use crate::control::{
     ApplyBody, ChangeBody, CheckpointInfo, CreateBody, DeleteBody, DeletedInfo, GoBack, RevertBody, State,
     TreeInfo, VmInfo,
 };
-use crate::folder::{Definition, VmFolder, VmLock, VmName};
+use crate::folder::{Definition, VmFolder, VmName};
 use crate::history::create::{Origin, Subject};
 use crate::history::disks;
-use crate::history::{Catalog, CheckpointError, Finding, apply, delete, memory, merge, policy, recover};
+use crate::history::{
+    self, Catalog, CheckpointError, Finding, apply, delete, memory, merge, policy, recover,
+};
 use crate::id::Id;
 use crate::progress::Cancelled;
 use crate::vm::Clock;
@@ -128,41 +131,8 @@ fn jobs(folder: &VmFolder, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-pub(super) fn find(folder: &VmFolder, reference: &str) -> anyhow::Result<Manifest> {
-    let definition = folder.load()?;
-    Ok(Catalog::new(folder, &definition).resolve(&definition, reference)?)
-}
-
 fn print_info(info: &CheckpointInfo, json: bool, tell: impl FnOnce(&CheckpointInfo)) {
     if json { println!("{}", serde_json::json!(info)) } else { tell(info) }
-}
-
-/// What a stopped VM is worked on with: nobody else works on it meanwhile, and what a crash left
-/// is mended.
-pub struct Offline<'a> {
-    pub folder: &'a VmFolder,
-    pub lock: VmLock,
-    pub definition: Definition,
-}
-
-impl<'a> Offline<'a> {
-    pub fn open(folder: &'a VmFolder) -> anyhow::Result<Self> {
-        let lock = lock(folder)?;
-        let mut definition = folder.load()?;
-        for finding in recover(folder, &lock, &mut definition, true)? {
-            log::warn!("{}", finding.text);
-        }
-        Ok(Self { folder, lock, definition })
-    }
-}
-
-/// The running VM's answer, or none if it does not run.
-pub fn answer<T>(answer: Result<T, ClientError>) -> anyhow::Result<Option<T>> {
-    match answer {
-        Ok(value) => Ok(Some(value)),
-        Err(ClientError::NotRunning) => Ok(None),
-        Err(e) => Err(e.into()),
-    }
 }
 
 fn create_checkpoint(folder: &VmFolder, body: &CreateBody) -> anyhow::Result<CheckpointInfo> {
@@ -188,7 +158,7 @@ fn create_checkpoint(folder: &VmFolder, body: &CreateBody) -> anyhow::Result<Che
 fn list(folder: &VmFolder, flat: bool, json: bool) -> anyhow::Result<()> {
     // Read without the lock: manifests are only ever replaced whole.
     let definition = folder.load()?;
-    let tree: TreeInfo = Catalog::new(folder, &definition).info(&definition)?;
+    let tree: TreeInfo = history::tree(&Catalog::new(folder, &definition), &definition)?;
     let state = match client::get(&folder.socket()) {
         Ok(info) => info.state,
         Err(_) => State::Stopped,

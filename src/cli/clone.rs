@@ -5,9 +5,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::args::CloneArgs;
-use super::checkpoint::{Offline, answer, find};
 use super::error::refused;
 use super::manage::existing;
+use super::offline::{Offline, answer, find};
 use super::run;
 use crate::checkpoint::Manifest;
 use crate::control::client;

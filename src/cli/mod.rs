@@ -5,11 +5,14 @@ mod checkpoint;
 mod clone;
 mod error;
 mod manage;
+mod offline;
 mod output;
+mod paths;
 mod run;
 mod set;
 mod terminal;
 mod transfer;
+mod units;
 mod verify;
 mod work;
 

@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use chrono::{DateTime, Utc};
 
+use super::units::size;
 use crate::checkpoint::Manifest;
 use crate::checkpoint::tree::{Node, RowItem, Tree, short};
 use crate::config::{DiskConfig, VmConfig};
@@ -58,17 +59,6 @@ pub fn start_logging() {
     let level = std::env::var("PITON_LOG").ok().and_then(|level| level.parse().ok());
     if log::set_logger(&LOGGER).is_ok() {
         log::set_max_level(level.unwrap_or(log::LevelFilter::Warn));
-    }
-}
-
-pub fn size(bytes: u64) -> String {
-    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let unit = (bytes.max(1).ilog2() / 10).min(4) as usize;
-    let value = bytes as f64 / (1u64 << (10 * unit)) as f64;
-    if value.fract() < 0.05 {
-        format!("{value:.0} {}", units[unit])
-    } else {
-        format!("{value:.1} {}", units[unit])
     }
 }
 
@@ -356,18 +346,5 @@ pub fn show_checkpoint(manifest: &Manifest) {
     }
     for warning in &manifest.warnings {
         line("warning", warning.clone());
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_read_well() {
-        assert_eq!(size(0), "0 B");
-        assert_eq!(size(512 << 20), "512 MiB");
-        assert_eq!(size(1536 << 20), "1.5 GiB");
-        assert_eq!(size(1023), "1023 B");
     }
 }

@@ -4,7 +4,6 @@
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, anyhow};
@@ -12,6 +11,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::args::{RunArgs, StartArgs};
 use super::error::{Told, refused};
+use super::paths::absolute;
 use super::terminal::{RawTerminal, note, print, read_keys};
 use super::{manage, output};
 use crate::config::{DiskArg, DiskConfig, DiskFormat, VmConfig};
@@ -96,10 +96,6 @@ fn seccomp_unless(off: bool) -> anyhow::Result<()> {
         seccomp::enable()?;
     }
     Ok(())
-}
-
-fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
-    std::path::absolute(path).with_context(|| format!("the path {} cannot be made absolute", path.display()))
 }
 
 /// Finds out what kind of image a disk is, once and for all.

@@ -1,9 +1,9 @@
 //! `piton set`: the settings of many VMs at once.
 
 use super::args::SetArgs;
-use super::checkpoint::{Offline, answer};
 use super::error::{Told, exit_code_of, sentence};
 use super::manage::existing;
+use super::offline::{Offline, answer};
 use super::output;
 use crate::control::client;
 use crate::control::{SetBody, State, VmInfo};

@@ -1,7 +1,7 @@
 //! VMs and checkpoints as files: export, import, what changed, and disks to be read over a socket.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
@@ -9,9 +9,11 @@ use hyper::Method;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::args::{CheckpointRef, DiffArgs, ExportArgs, ExportCheckpointArgs, ImportArgs, ServeArgs};
-use super::checkpoint::Offline;
 use super::error::{FAILED, REFUSED, Told, refused};
 use super::manage::existing;
+use super::offline::Offline;
+use super::paths::absolute;
+use super::units::size;
 use super::{output, work};
 use crate::control::client::{self, ClientError};
 use crate::control::{CheckpointInfo, CreateBody, DeleteBody, DeletedInfo};
@@ -28,10 +30,6 @@ use crate::transfer::{Result as TransferResult, export};
 
 /// Ranges of a disk or of memory that are shown at most; `--json` has all.
 const RANGES_SHOWN: usize = 16;
-
-fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
-    std::path::absolute(path).with_context(|| format!("the path {} cannot be made absolute", path.display()))
-}
 
 pub fn export_checkpoint(args: &ExportCheckpointArgs, json: bool) -> anyhow::Result<()> {
     let (folder, dir) = (existing(&args.checkpoint.vm)?, absolute(&args.dir)?);
@@ -66,8 +64,7 @@ fn tell(export: &Export, dir: &Path, json: bool) {
         Some(since) => format!("what changed from `{}` to `{}`", since.name, export.name),
         None => format!("`{}`", export.name),
     };
-    let memory =
-        export.memory.as_ref().map(|memory| format!(", memory {}", output::size(memory.stored_bytes)));
+    let memory = export.memory.as_ref().map(|memory| format!(", memory {}", size(memory.stored_bytes)));
     let disks = match export.disks.len() {
         1 => "1 disk".to_owned(),
         count => format!("{count} disks"),
@@ -220,9 +217,9 @@ fn show_changes(what: &str, changes: &Changes) {
         println!("{what}: the same");
         return;
     }
-    println!("{what}: {} in {} ranges", output::size(changes.bytes), changes.ranges.len());
+    println!("{what}: {} in {} ranges", size(changes.bytes), changes.ranges.len());
     for range in changes.ranges.iter().take(RANGES_SHOWN) {
-        println!("  {:#012x}  {}", range.offset, output::size(range.length));
+        println!("  {:#012x}  {}", range.offset, size(range.length));
     }
     if changes.ranges.len() > RANGES_SHOWN {
         println!("  and {} more: --json lists all", changes.ranges.len() - RANGES_SHOWN);

@@ -5,7 +5,8 @@ use std::ops::ControlFlow;
 use super::args::CheckpointRef;
 use super::error::refused;
 use super::manage::existing;
-use super::{output, work};
+use super::units::size;
+use super::work;
 use crate::capture::chain::MemoryChain;
 use crate::capture::image::Image;
 use crate::checkpoint::Manifest;
@@ -47,7 +48,7 @@ pub fn run(target: &CheckpointRef, json: bool) -> anyhow::Result<()> {
         println!("{result}");
         return Ok(());
     }
-    println!("checkpoint `{}` is as it was written: {} read and checked", manifest.name, output::size(bytes));
+    println!("checkpoint `{}` is as it was written: {} read and checked", manifest.name, size(bytes));
     for layer in unchecked {
         println!("not checked, it has no checksums: {layer}");
     }

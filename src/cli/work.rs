@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use signal_hook::consts::SIGINT;
 use signal_hook::flag;
 
-use super::output::size;
+use super::units::size;
 use crate::control::client::{self, ClientError};
 use crate::control::jobs::JobInfo;
 use crate::id::Id;

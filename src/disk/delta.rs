@@ -8,8 +8,9 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use super::bitmap::Bitmap;
-use super::delta_file::{Core, format_error};
+use super::delta_file::Core;
 use super::delta_format::{BLOCK, Geometry, Header, LayerId, Parent, header_offset};
+use super::delta_header::format_error;
 use super::layer::LayerSpec;
 use super::sums::{self, Seal, Sums};
 use super::{DiskError, Result};

@@ -6,14 +6,12 @@
 //! as something that was written to it since, which is what a disk promises.
 
 use std::ops::Range;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::bitmap::{Bitmap, Page};
-use super::delta_format::{
-    FormatError, Geometry, Header, LayerId, PAGE, Parent, Slot, decode_page, encode_page, header_offset,
-};
+use super::delta_format::{Geometry, Header, LayerId, PAGE, Parent, Slot, decode_page, encode_page};
+use super::delta_header::{check_id, format_error, read_header};
 use super::layer::LayerSpec;
 use super::{DiskError, Result};
 use crate::storage::File;
@@ -124,15 +122,6 @@ impl Core {
     }
 }
 
-pub(super) fn read_header(file: &File) -> Result<(Header, usize)> {
-    let mut slots = [[0; PAGE]; 2];
-    for (at, slot) in slots.iter_mut().enumerate() {
-        // A file too short for a header is one without the magic.
-        file.read_up_to(slot, header_offset(at))?;
-    }
-    Header::newest([&slots[0], &slots[1]]).map_err(|e| format_error(file.path(), e))
-}
-
 fn read_bitmap(file: &File, id: LayerId, geometry: &Geometry) -> Result<Bitmap> {
     let mut bitmap = Bitmap::new(geometry);
     let end = geometry.page_offset(geometry.pages, 0);
@@ -178,15 +167,4 @@ fn newest(slots: [Slot; 2]) -> std::result::Result<Option<Page>, &'static str> {
         // The first slot is written first.
         [Slot::Empty, _] => Err("a bitmap page whose first copy is gone"),
     }
-}
-
-pub(super) fn check_id(path: &Path, found: LayerId, expected: LayerId) -> Result<()> {
-    if found == expected {
-        return Ok(());
-    }
-    Err(DiskError::WrongLayer { path: path.to_owned(), found, expected })
-}
-
-pub(super) fn format_error(path: &Path, source: FormatError) -> DiskError {
-    DiskError::Format { path: path.to_owned(), source }
 }

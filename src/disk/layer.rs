@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::delta_file::{check_id, format_error, read_header};
 use super::delta_format::{Geometry, LayerId, Parent, header_offset};
+use super::delta_header::{check_id, format_error, read_header};
 use super::{DiskError, MAX_LAYERS, Result};
 use crate::storage::{Access, Storage};
 

@@ -6,8 +6,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::recover::orphans;
-use super::{Catalog, CheckpointError, Result, remove_unless_named, save};
+use super::orphans::orphans;
+use super::saving::{remove_unless_named, save};
+use super::{Catalog, CheckpointError, Result};
 use crate::capture::chain::MemoryChain;
 use crate::capture::lazy::Filling;
 use crate::checkpoint::Manifest;

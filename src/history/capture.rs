@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::create::Staged;
+use super::overlay::{Frozen, Staged, switch};
 use super::shadow::Shadow;
 use super::{Catalog, CheckpointError, Result};
 use crate::capture::chain::MemoryChain;
@@ -17,8 +17,6 @@ use crate::capture::staging::Staging;
 use crate::capture::tracker::Tracker;
 use crate::checkpoint::manifest::{CaptureInfo, Mode};
 use crate::control::CreateBody;
-use crate::disk::delta::FrozenDelta;
-use crate::history::disks::DisksError;
 use crate::id::Id;
 use crate::layout::PAGE_SIZE;
 use crate::machine::{Machine, MachineState, Standstill, Stood};
@@ -29,12 +27,6 @@ use crate::storage::Storage;
 const TRIES: u32 = 8;
 /// Of these, that it is stopped in vain though the pause would not be longer than allowed.
 const PATIENCE: u32 = 4;
-
-/// A layer that was frozen in the pause: by disk, what it is and how much it holds.
-pub struct Frozen {
-    pub layer: Option<(Id, Arc<FrozenDelta>)>,
-    pub bytes: u64,
-}
 
 /// What a machine gave. Its memory is not in the image yet as a whole.
 pub struct Captured {
@@ -88,20 +80,6 @@ enum Outcome {
 
 fn lock(tracker: &Mutex<Tracker>) -> MutexGuard<'_, Tracker> {
     tracker.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Lets the disks write to their overlays; `frozen` tells which do.
-pub fn switch(
-    storage: &Storage,
-    staged: BTreeMap<String, Staged>,
-    frozen: &mut BTreeMap<String, Frozen>,
-) -> Result<()> {
-    for (disk, one) in staged {
-        let failed = |error| DisksError::Disk { id: disk.clone(), error };
-        let layer = one.disk.push(storage, one.overlay).map_err(failed)?;
-        frozen.insert(disk.clone(), Frozen { layer: one.before.zip(layer), bytes: one.bytes });
-    }
-    Ok(())
 }
 
 /// Captures a machine. After an error it goes on; `frozen` are the disks that write to their

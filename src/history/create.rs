@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use chrono::Utc;
 
-use super::capture::{self, Frozen, Plan};
-use super::{Catalog, CheckpointError, Result, remove_unless_named, save};
+use super::capture::{self, Plan};
+use super::overlay::{Frozen, Staged, stage_overlays, switch};
+use super::saving::{remove_unless_named, save};
+use super::{Catalog, CheckpointError, Result};
 use crate::capture::chain::MemoryChain;
 use crate::capture::guest::CaptureError;
 use crate::checkpoint::manifest::{DiskPoint, LeftOut, LeftOutWhy, MemoryInfo};
@@ -22,9 +24,9 @@ use crate::config::VmConfig;
 use crate::control::CreateBody;
 use crate::disk::Disk;
 use crate::disk::layer::LayerSpec;
-use crate::disk::live::{LiveDisk, Prepared};
+use crate::disk::live::LiveDisk;
 use crate::folder::{Definition, VmFolder, VmLock};
-use crate::history::disks::{DisksError, base_path, new_layer_path, remove_layers};
+use crate::history::disks::{base_path, remove_layers};
 use crate::id::Id;
 use crate::machine::Machine;
 use crate::progress::Progress;
@@ -67,14 +69,6 @@ impl Subject<'_> {
     }
 }
 
-/// A disk's next overlay, and what the disk was made of before.
-pub struct Staged {
-    pub disk: Arc<LiveDisk>,
-    pub overlay: Prepared,
-    pub before: Option<Id>,
-    pub bytes: u64,
-}
-
 pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Result<Manifest> {
     let Subject { folder, lock, definition, disks, machine, pending, origin } = subject;
     let catalog = Catalog::new(folder, definition);
@@ -101,7 +95,7 @@ pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Resul
     let mut frozen = BTreeMap::new();
     let image = staging.memory_path();
     let captured = match machine {
-        None => capture::switch(folder.storage(), staged, &mut frozen).map(|()| None),
+        None => switch(folder.storage(), staged, &mut frozen).map(|()| None),
         Some(machine) => {
             let (storage, parent) = (folder.storage(), before.now.parent);
             let plan = Plan { storage, id, parent, pending, image: &image, body, progress };
@@ -195,31 +189,6 @@ pub(super) fn conclude(
     published
 }
 
-pub(super) fn stage_overlays(
-    folder: &VmFolder,
-    disks: &BTreeMap<String, Arc<LiveDisk>>,
-) -> Result<BTreeMap<String, Staged>> {
-    let mut staged = BTreeMap::new();
-    for (id, disk) in disks {
-        let failed = |error| DisksError::Disk { id: id.clone(), error };
-        let made = new_layer_path(folder, id).and_then(|path| {
-            let bytes = disk.overlay_bytes().map_err(failed)?;
-            let overlay = disk.prepare(folder.storage(), &path).map_err(failed)?;
-            Ok(Staged { disk: disk.clone(), overlay, before: disk.top(), bytes })
-        });
-        match made {
-            Ok(one) => {
-                staged.insert(id.clone(), one);
-            }
-            Err(e) => {
-                discard(folder, staged);
-                return Err(e.into());
-            }
-        }
-    }
-    Ok(staged)
-}
-
 /// Names the overlays in vm.json before they are used: they are empty, so it reads the same.
 pub(super) fn announce(
     folder: &VmFolder,
@@ -232,11 +201,6 @@ pub(super) fn announce(
     next.now.creating = Some(id);
     next.now.tops.extend(staged.iter().map(|(disk, one)| (disk.clone(), one.overlay.spec().id)));
     save(folder, lock, definition, next)
-}
-
-fn discard(folder: &VmFolder, staged: BTreeMap<String, Staged>) {
-    let layers: Vec<LayerSpec> = staged.into_values().map(|one| one.overlay.spec()).collect();
-    remove_layers(folder, &layers);
 }
 
 /// The manifest but for what the machine and its disks gave.

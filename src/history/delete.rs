@@ -6,8 +6,10 @@
 
 use std::collections::BTreeMap;
 
-use super::recover::orphans;
-use super::{Catalog, CheckpointError, Result, save, sums_of};
+use super::catalog::sums_of;
+use super::orphans::orphans;
+use super::saving::save;
+use super::{Catalog, CheckpointError, Result};
 use crate::checkpoint::Manifest;
 use crate::checkpoint::store::StoreError;
 use crate::checkpoint::tree::{DeletePlan, Tree};

@@ -8,8 +8,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::recover::orphans;
-use super::{Catalog, Result, is_complete, is_saved, save};
+use super::catalog::is_complete;
+use super::orphans::orphans;
+use super::saving::{is_saved, save};
+use super::{Catalog, Result};
 use crate::checkpoint::layers::{BaseRole, LayerGraph, Step, User};
 use crate::checkpoint::manifest::DiskPoint;
 use crate::checkpoint::stamp::BaseStamp;

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use super::create::{self, Origin, Subject};
 use super::production::{self, Failure};
-use super::{Catalog, CheckpointError, Result, delete, save};
+use super::saving::save;
+use super::{Catalog, CheckpointError, Result, delete};
 use crate::agent::AgentError;
 use crate::checkpoint::Manifest;
 use crate::control::{CreateBody, DeleteBody, SetBody};

@@ -7,11 +7,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::capture::{self, Frozen};
-use super::create::{
-    Staged, Subject, announce, conclude, describe, describe_disks, stage_overlays, take_back,
-};
-use super::{Catalog, CheckpointError, remove_unless_named};
+use super::create::{Subject, announce, conclude, describe, describe_disks, take_back};
+use super::overlay::{self, Frozen, Staged, stage_overlays};
+use super::saving::remove_unless_named;
+use super::{Catalog, CheckpointError};
 use crate::agent::{self, Agent, AgentError, Outcome};
 use crate::checkpoint::{Kind, Manifest};
 use crate::control::CreateBody;
@@ -143,7 +142,7 @@ fn switch(
 ) -> Result<Option<Duration>, CheckpointError> {
     let Stood { value: (outcome, switched), pause } = machine.stand_still(move |_| {
         let mut layers = BTreeMap::new();
-        let outcome = capture::switch(&storage, staged, &mut layers);
+        let outcome = overlay::switch(&storage, staged, &mut layers);
         (outcome, layers)
     })?;
     layers.extend(switched);

@@ -1,36 +1,15 @@
 //! Mending what a crash left. Runs at every start, and as `piton doctor`, which can also only look.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::thread::JoinHandle;
 
-use super::{Catalog, CheckpointError, Result, is_complete, merge, save};
-use crate::checkpoint::manifest::DiskPoint;
+use super::orphans::orphans_of;
+use super::saving::save;
+use super::{Catalog, CheckpointError, Finding, Result, merge};
 use crate::checkpoint::store::{Listing, Recovery};
-use crate::disk::layer::LayerSpec;
 use crate::disk::sums;
 use crate::folder::{Definition, VmFolder, VmLock};
-use crate::history::disks::{Layers, remove_layers};
-use crate::id::Id;
 use crate::storage::{StorageError, is_temporary};
-
-/// Something that was found.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
-    pub text: String,
-    /// Whether piton mends it by itself; what it cannot mend is damage.
-    pub mended: bool,
-}
-
-impl Finding {
-    fn mended(text: impl Into<String>) -> Self {
-        Self { text: text.into(), mended: true }
-    }
-
-    fn damage(text: impl Into<String>) -> Self {
-        Self { text: text.into(), mended: false }
-    }
-}
 
 /// Finds what an interrupted operation left; with `repair` also mends it.
 pub fn recover(
@@ -173,52 +152,4 @@ fn strays(folder: &VmFolder, repair: bool) -> Result<Vec<Finding>> {
     }
     let what = |path: &PathBuf| Finding::mended(format!("{} is what a crash left", path.display()));
     Ok(found.iter().map(what).collect())
-}
-
-/// Layers that no node's chain goes through. While anything cannot be read nothing is removed:
-/// it could be needed by that.
-pub(super) fn orphans(catalog: &Catalog, definition: &Definition, repair: bool) -> Result<Vec<Finding>> {
-    orphans_of(catalog, definition, &catalog.listing()?, repair)
-}
-
-fn orphans_of(
-    catalog: &Catalog,
-    definition: &Definition,
-    listing: &Listing,
-    repair: bool,
-) -> Result<Vec<Finding>> {
-    let layers = Layers::read(catalog.folder)?;
-    let points = listing.manifests.iter().flat_map(|manifest| manifest.disks.values());
-    let checkpoints = points.filter_map(|point| match point {
-        DiskPoint::Layer { id, .. } => Some(*id),
-        DiskPoint::Base(_) => None,
-    });
-    let mut needed: BTreeSet<Id> = BTreeSet::new();
-    let mut findings = Vec::new();
-    for top in checkpoints.chain(definition.now.tops.values().copied()) {
-        match layers.chain(top) {
-            Ok(chain) => needed.extend(chain.into_iter().map(|layer| layer.id)),
-            Err(e) => findings.push(Finding::damage(format!("layer {top} of a disk: {e}"))),
-        }
-    }
-    if !is_complete(listing, definition) || !findings.is_empty() {
-        return Ok(findings);
-    }
-    let orphans: Vec<LayerSpec> = layers
-        .found
-        .iter()
-        .filter(|layer| !needed.contains(&layer.id))
-        .map(|layer| LayerSpec { path: layer.path.clone(), id: layer.id })
-        .collect();
-    let names = orphans.iter().map(|layer| &layer.path).chain(layers.broken.iter().map(|(path, _)| path));
-    findings.extend(
-        names.map(|path| Finding::mended(format!("{} is a layer that nothing needs", path.display()))),
-    );
-    if repair {
-        remove_layers(catalog.folder, &orphans);
-        for (path, _) in &layers.broken {
-            catalog.folder.storage().remove_file_if_exists(path)?;
-        }
-    }
-    Ok(findings)
 }

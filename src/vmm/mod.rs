@@ -459,7 +459,7 @@ impl Vmm {
                     log::warn!("the guest's writes are still logged: {e}");
                 }
             }
-            (Request::Checkpoints, _) => return Ok(Reply::Tree(catalog.info(&self.definition)?)),
+            (Request::Checkpoints, _) => return Ok(Reply::Tree(history::tree(&catalog, &self.definition)?)),
             (Request::ChangeCheckpoint(reference, body), _) => {
                 return Ok(Reply::of(&catalog.change(&self.definition, &reference, &body)?));
             }

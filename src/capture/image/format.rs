@@ -7,8 +7,8 @@ use std::ops::Range;
 use crate::id::Id;
 use crate::layout::PAGE_SIZE;
 
-use super::frame::{self, CHUNK, Frame};
-use super::pages::{GROUP, GROUP_WORDS, RANGES_MAX, Ram};
+use super::frame::{self, Frame};
+use super::pages::{CHUNK, GROUP, GROUP_WORDS, RANGES_MAX, Ram};
 
 const MAGIC: [u8; 8] = *b"PITONmem";
 const VERSION: u32 = 1;
@@ -142,7 +142,7 @@ impl Group {
             *crc = u32_at(bytes, 0);
         }
         for (frame, bytes) in group.frames.iter_mut().zip(frames.chunks_exact(frame::ENTRY)) {
-            *frame = Frame::decode(bytes);
+            *frame = Frame::decode(u64_at(bytes, 0));
         }
         group
     }
@@ -258,7 +258,7 @@ pub(super) fn crc_of(page: &[u8; HEADER]) -> u32 {
     u32_at(page, CRC_AT)
 }
 
-pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
     let mut four = [0; 4];
     four.copy_from_slice(&bytes[at..at + 4]);
     u32::from_le_bytes(four)

@@ -5,10 +5,6 @@ use std::io;
 
 use crate::layout::PAGE_SIZE;
 
-use super::format::u32_at;
-
-/// Pages of a chunk: a word of the bitmap, and what a lazy restore fills at once.
-pub(super) const CHUNK: u64 = 64;
 /// The fastest of the ordinary levels: the guest runs beside it.
 const LEVEL: i32 = 1;
 
@@ -36,12 +32,12 @@ impl Frame {
         u64::from(self.len).next_multiple_of(PAGE_SIZE)
     }
 
-    pub(super) fn encode(self) -> [u8; ENTRY] {
-        (u64::from(self.len) | u64::from(self.crc) << 32).to_le_bytes()
+    pub(super) fn encode(self) -> u64 {
+        u64::from(self.len) | u64::from(self.crc) << 32
     }
 
-    pub(super) fn decode(bytes: &[u8]) -> Self {
-        Self { len: u32_at(bytes, 0), crc: u32_at(bytes, 4) }
+    pub(super) fn decode(entry: u64) -> Self {
+        Self { len: entry as u32, crc: (entry >> 32) as u32 }
     }
 }
 

@@ -7,8 +7,7 @@ use crate::layout::PAGE_SIZE;
 use crate::storage::Storage;
 
 use super::format::Group;
-use super::frame::CHUNK;
-use super::pages::{GROUP, GROUP_WORDS};
+use super::pages::{CHUNK, GROUP, GROUP_WORDS};
 use super::reader::Image;
 use super::writer::{ImageInfo, ImageWriter};
 use super::{ImageError, Kind, Result};

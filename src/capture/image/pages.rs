@@ -2,13 +2,14 @@
 
 use std::ops::Range;
 
-use super::frame::CHUNK;
 use crate::layout::PAGE_SIZE;
 use crate::pages::PageSet;
 
 /// Keeps every offset of a file in bounds, and the number of pages below 2^32.
 const END_MAX: u64 = 1 << 43;
 pub(super) const RANGES_MAX: usize = 2;
+/// Pages of a chunk: a word of the bitmap, and what a lazy restore fills at once.
+pub(super) const CHUNK: u64 = 64;
 /// Pages whose part of the index is read and checked together.
 pub(in crate::capture) const GROUP: u64 = 1024;
 pub(in crate::capture) const GROUP_WORDS: usize = GROUP as usize / 64;

@@ -7,8 +7,8 @@ use crate::layout::PAGE_SIZE;
 use crate::storage::{Access, File, Storage};
 
 use super::format::{BITMAP, CRCS, ENTRY, Entry, FRAMES, Group, HEADER, Header, Kind, Places, crc_of};
-use super::frame::{CHUNK, Frame, unpack};
-use super::pages::{GROUP, is_zero};
+use super::frame::{Frame, unpack};
+use super::pages::{CHUNK, GROUP, is_zero};
 use super::{FormatError, ImageError, Result};
 use crate::pages::runs;
 use crate::progress::Cancelled;

@@ -8,8 +8,8 @@ use crate::storage::{File, Storage};
 use super::format::{
     BITMAP, CRCS, ENTRY, Entry, FRAMES, Group, Header, Kind, Places, bitmap_bytes, crc_bytes, crc_of,
 };
-use super::frame::{CHUNK, Frame, Packer};
-use super::pages::{GROUP, Ram, group_of, is_zero};
+use super::frame::{Frame, Packer};
+use super::pages::{CHUNK, GROUP, Ram, group_of, is_zero};
 use super::{ImageError, Result};
 use crate::pages::PageSet;
 use crate::progress::Progress;
@@ -270,7 +270,7 @@ impl ImageWriter {
         let places = Places::new(&self.ram, !self.frames.is_empty());
         let groups = self.ram.groups() as usize;
         let mut bitmap = Vec::with_capacity((places.frames - places.bitmap) as usize);
-        let mut frames: Vec<u8> = self.frames.iter().flat_map(|frame| frame.encode()).collect();
+        let mut frames: Vec<u8> = self.frames.iter().flat_map(|frame| frame.encode().to_le_bytes()).collect();
         frames.resize(if frames.is_empty() { 0 } else { groups * FRAMES as usize }, 0);
         let mut frames_of = frames.chunks_exact(FRAMES as usize);
         let mut table = Vec::with_capacity((places.header - places.table) as usize);

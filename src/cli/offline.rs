@@ -1,0 +1,40 @@
+//! A VM that is worked on without asking it: its folder, under its lock, or only looked at.
+
+use super::manage::lock;
+use crate::checkpoint::Manifest;
+use crate::control::client::ClientError;
+use crate::folder::{Definition, VmFolder, VmLock};
+use crate::history::{Catalog, recover};
+
+pub fn find(folder: &VmFolder, reference: &str) -> anyhow::Result<Manifest> {
+    let definition = folder.load()?;
+    Ok(Catalog::new(folder, &definition).resolve(&definition, reference)?)
+}
+
+/// What a stopped VM is worked on with: nobody else works on it meanwhile, and what a crash left
+/// is mended.
+pub struct Offline<'a> {
+    pub folder: &'a VmFolder,
+    pub lock: VmLock,
+    pub definition: Definition,
+}
+
+impl<'a> Offline<'a> {
+    pub fn open(folder: &'a VmFolder) -> anyhow::Result<Self> {
+        let lock = lock(folder)?;
+        let mut definition = folder.load()?;
+        for finding in recover(folder, &lock, &mut definition, true)? {
+            log::warn!("{}", finding.text);
+        }
+        Ok(Self { folder, lock, definition })
+    }
+}
+
+/// The running VM's answer, or none if it does not run.
+pub fn answer<T>(answer: Result<T, ClientError>) -> anyhow::Result<Option<T>> {
+    match answer {
+        Ok(value) => Ok(Some(value)),
+        Err(ClientError::NotRunning) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}

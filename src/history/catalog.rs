@@ -1,0 +1,145 @@
+//! The checkpoints of a VM: finding them, naming them.
+
+use std::collections::BTreeMap;
+
+use super::{CheckpointError, Result};
+use crate::checkpoint::manifest::DiskPoint;
+use crate::checkpoint::store::{Damaged, Listing, Store};
+use crate::checkpoint::tree::{MIN_PREFIX, ResolveError, Tree};
+use crate::checkpoint::{CheckpointName, Manifest};
+use crate::control::ChangeBody;
+use crate::folder::{Definition, VmFolder};
+use crate::id::Id;
+
+/// The checkpoints in a VM's folder.
+pub struct Catalog<'a> {
+    pub folder: &'a VmFolder,
+    pub store: Store,
+    /// The checkpoints lie outside of the VM's folder, perhaps on a disk that comes and goes.
+    external: bool,
+}
+
+impl<'a> Catalog<'a> {
+    pub fn new(folder: &'a VmFolder, definition: &Definition) -> Self {
+        Self {
+            folder,
+            store: Store::new(folder.storage().clone(), folder.checkpoints(definition)),
+            external: definition.checkpoint_dir.is_some(),
+        }
+    }
+
+    /// What is in the folder of checkpoints. One that is gone is not one that is empty: layers
+    /// would look as if nothing needed them.
+    pub fn listing(&self) -> Result<Listing> {
+        let dir = self.store.dir();
+        if self.external && !self.folder.storage().exists(dir)? {
+            return Err(CheckpointError::Refused(format!(
+                "the folder of checkpoints {} is not there: is its disk mounted?",
+                dir.display()
+            )));
+        }
+        Ok(self.store.list()?)
+    }
+
+    /// All manifests that can be read.
+    pub fn manifests(&self) -> Result<Vec<Manifest>> {
+        Ok(self.listing()?.manifests)
+    }
+
+    pub fn resolve(&self, definition: &Definition, reference: &str) -> Result<Manifest> {
+        let listing = self.listing()?;
+        let found = Tree::of(&listing.manifests, definition.now.parent).resolve(reference);
+        if let Err(unknown @ ResolveError::Unknown { .. }) = &found
+            && !listing.damaged.is_empty()
+        {
+            let ids: Vec<String> = listing.damaged.iter().map(|one| one.id.to_string()).collect();
+            let text =
+                format!("{unknown}; of those that are damaged only the id is known: {}", ids.join(", "));
+            // It is there and cannot be read, which is another matter.
+            return Err(match damaged(listing, reference) {
+                Some(one) => one.error.into(),
+                None => CheckpointError::Refused(text),
+            });
+        }
+        Ok(self.store.load(found?)?)
+    }
+
+    /// As [`Catalog::resolve`], but a damaged one is found, too: its id, and what it is called.
+    pub fn resolve_any(&self, definition: &Definition, reference: &str) -> Result<(Id, String)> {
+        let found = self.resolve(definition, reference);
+        match (found, damaged(self.listing()?, reference)) {
+            (Err(CheckpointError::Store(_)), Some(one)) => Ok((one.id, one.id.to_string())),
+            (found, _) => found.map(|manifest| (manifest.id, manifest.name.to_string())),
+        }
+    }
+
+    /// The checkpoint that Now descends from.
+    pub fn parent_of_now(&self, definition: &Definition) -> Result<Manifest> {
+        let id = definition.now.parent.ok_or_else(|| {
+            CheckpointError::Refused(format!(
+                "the VM `{}` does not descend from a checkpoint: there is nothing to revert to",
+                self.folder.name()
+            ))
+        })?;
+        Ok(self.store.load(id)?)
+    }
+
+    /// The checked name, or the time's; unique in the VM.
+    pub fn new_name(&self, asked: Option<&str>) -> Result<CheckpointName> {
+        let manifests = self.manifests()?;
+        let taken = |name: &str| manifests.iter().any(|manifest| manifest.name.as_str() == name);
+        match asked {
+            None => Ok(CheckpointName::of_time(&chrono::Local::now(), taken)),
+            Some(name) if taken(name) => Err(CheckpointError::Refused(format!(
+                "a checkpoint `{name}` exists: choose another name, or rename that one"
+            ))),
+            Some(name) => Ok(name.parse()?),
+        }
+    }
+
+    /// Renames, or changes the note.
+    pub fn change(&self, definition: &Definition, reference: &str, body: &ChangeBody) -> Result<Manifest> {
+        let manifest = self.resolve(definition, reference)?;
+        let asked = body.name.as_deref().filter(|name| *name != manifest.name.as_str());
+        let name = asked.map(|name| self.new_name(Some(name))).transpose()?;
+        Ok(self.store.update(manifest.id, |manifest| {
+            if let Some(name) = name {
+                manifest.name = name;
+            }
+            if let Some(note) = &body.note {
+                manifest.note.clone_from(note);
+            }
+        })?)
+    }
+
+    /// Checksums of all frozen layers that have some.
+    pub fn layer_sums(&self, definition: &Definition) -> Result<BTreeMap<Id, u32>> {
+        let manifests = self.manifests()?;
+        Ok(definition.now.layer_sums.iter().map(|(id, crc)| (*id, *crc)).chain(sums_of(&manifests)).collect())
+    }
+}
+
+/// Checksums of the layers that manifests vouch for.
+pub(super) fn sums_of<'a>(
+    manifests: impl IntoIterator<Item = &'a Manifest>,
+) -> impl Iterator<Item = (Id, u32)> {
+    let points = manifests.into_iter().flat_map(|manifest| manifest.disks.values());
+    points.filter_map(|point| match point {
+        DiskPoint::Layer { id, sums } => Some((*id, (*sums)?)),
+        DiskPoint::Base(_) => None,
+    })
+}
+
+/// The damaged checkpoint whose id begins like this.
+fn damaged(listing: Listing, reference: &str) -> Option<Damaged> {
+    let start = reference.to_ascii_lowercase();
+    let mut damaged = listing.damaged.into_iter();
+    damaged.find(|one| start.len() >= MIN_PREFIX && one.id.to_string().starts_with(&start))
+}
+
+/// Whether all users of layers are known. Where one cannot be read, or is missing, nothing may be
+/// removed or merged: that one could need it.
+pub(super) fn is_complete(listing: &Listing, definition: &Definition) -> bool {
+    let there = |id: Id| listing.manifests.iter().any(|manifest| manifest.id == id);
+    listing.damaged.is_empty() && definition.now.parent.is_none_or(there)
+}

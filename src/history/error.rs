@@ -1,0 +1,109 @@
+//! What can go wrong with a VM's checkpoints.
+
+use crate::capture::guest::CaptureError;
+use crate::capture::image::ImageError;
+use crate::checkpoint::name::NameError;
+use crate::checkpoint::state::StateError;
+use crate::checkpoint::store::StoreError;
+use crate::checkpoint::tree::ResolveError;
+use crate::disk::DiskError;
+use crate::folder::FolderError;
+use crate::machine::MachineError;
+use crate::progress::Cancelled;
+use crate::storage::StorageError;
+
+use super::disks::DisksError;
+
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// Nothing was tried.
+    #[error("{0}")]
+    Refused(String),
+    #[error(transparent)]
+    Name(#[from] NameError),
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("the saved state {0}")]
+    State(#[from] StateError),
+    #[error("the saved state cannot be understood: {0}")]
+    Decode(serde_json::Error),
+    #[error(transparent)]
+    Image(ImageError),
+    #[error(transparent)]
+    Capture(CaptureError),
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    #[error(transparent)]
+    Disks(DisksError),
+    #[error(transparent)]
+    Disk(DiskError),
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    #[error("no random bytes can be had: {0}")]
+    Random(std::io::Error),
+    #[error("{0}")]
+    NoProduction(String),
+    #[error("a thread cannot be started: {0}")]
+    Thread(std::io::Error),
+    #[error("cancelled: the VM is as it was, and nothing is left of it")]
+    Cancelled(#[from] Cancelled),
+}
+
+impl CheckpointError {
+    pub fn is_refusal(&self) -> bool {
+        matches!(
+            self,
+            Self::Refused(_)
+                | Self::Name(_)
+                | Self::Resolve(_)
+                | Self::Folder(FolderError::Taken { .. } | FolderError::Busy(_))
+        )
+    }
+
+    /// Called off by the user, and undone.
+    pub fn is_cancelled(&self) -> bool {
+        matches!(self, Self::Cancelled(_))
+    }
+}
+
+impl From<CaptureError> for CheckpointError {
+    fn from(error: CaptureError) -> Self {
+        match error {
+            CaptureError::Cancelled => Self::Cancelled(Cancelled),
+            error => Self::Capture(error),
+        }
+    }
+}
+
+impl From<ImageError> for CheckpointError {
+    fn from(error: ImageError) -> Self {
+        match error {
+            ImageError::Cancelled(cancelled) => Self::Cancelled(cancelled),
+            error => Self::Image(error),
+        }
+    }
+}
+
+impl From<DiskError> for CheckpointError {
+    fn from(error: DiskError) -> Self {
+        match error {
+            DiskError::Cancelled(cancelled) => Self::Cancelled(cancelled),
+            error => Self::Disk(error),
+        }
+    }
+}
+
+impl From<DisksError> for CheckpointError {
+    fn from(error: DisksError) -> Self {
+        match error {
+            DisksError::Disk { error: DiskError::Cancelled(cancelled), .. } => Self::Cancelled(cancelled),
+            error => Self::Disks(error),
+        }
+    }
+}
+
+pub type Result<T> = std::result::Result<T, CheckpointError>;
