@@ -3,6 +3,7 @@
 //! Source: the kernel's Documentation/virt/kvm/api.rst.
 
 mod dirty_log;
+mod log_mode;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -20,7 +21,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::layout::{KVM_IDENTITY_MAP_START, KVM_TSS_START};
 use crate::memory::GuestMemory;
 
-pub use dirty_log::DirtyLog;
+pub use log_mode::DirtyLog;
 
 #[derive(Debug, thiserror::Error)]
 pub enum VmError {
@@ -82,7 +83,7 @@ pub fn open_kvm() -> Result<Kvm, VmError> {
     }
     let mut lacking: Vec<&str> =
         REQUIRED.iter().filter(|(cap, _)| !kvm.check_extension(*cap)).map(|(_, name)| *name).collect();
-    if !dirty_log::is_supported(&kvm) {
+    if !log_mode::is_supported(&kvm) {
         lacking.push("a dirty log with manual protection");
     }
     if lacking.is_empty() { Ok(kvm) } else { Err(VmError::KvmTooOld(lacking.join(", "))) }

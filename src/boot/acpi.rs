@@ -13,7 +13,7 @@ use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{BootError, write_error};
+use super::error::{BootError, write_error};
 use crate::layout::{
     ACPI_END, ACPI_START, COM1_GSI, COM1_PORT, COM1_PORTS, GED_GSI, GENERATION_PAGE, IOAPIC_START,
     LAPIC_START, POWER_EVENT_BUTTON, POWER_EVENT_GENERATION, POWER_EVENTS, POWER_PORT, POWER_RESET,

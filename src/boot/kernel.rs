@@ -10,7 +10,8 @@ use linux_loader::loader::elf::PvhBootCapability;
 use linux_loader::loader::{BzImage, Elf, KernelLoader};
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, ReadVolatile};
 
-use super::{BootError, Entry, Kernel};
+use super::error::BootError;
+use super::payload::{Entry, Kernel};
 use crate::layout::{HIGH_RAM_START, PAGE_SIZE};
 use crate::memory::GuestMemory;
 

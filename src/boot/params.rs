@@ -7,7 +7,7 @@ use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header
 use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
-use super::{BootError, write_error};
+use super::error::{BootError, write_error};
 use crate::layout::{
     ACPI_START, CMDLINE_MAX, CMDLINE_START, HIGH_RAM_START, LOW_RAM_END, PVH_INFO_START, PVH_MEMMAP_START,
     PVH_MODLIST_START, ZERO_PAGE_START,

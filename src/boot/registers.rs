@@ -7,7 +7,8 @@ use kvm_bindings::{CpuId, Msrs, kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_se
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{BootError, Entry, write_error};
+use super::error::{BootError, write_error};
+use super::payload::Entry;
 use crate::layout::{BOOT_STACK, GDT_START, IDT_START, PML4_START, PVH_INFO_START, ZERO_PAGE_START};
 use crate::memory::GuestMemory;
 

@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::checkpoint::manifest::Mode;
 use crate::config::{DiskArg, parse_memory};
-use crate::folder::{CheckpointType, FolderError, VmName};
+use crate::folder::{CheckpointType, NameError, VmName};
 use crate::id::Id;
 use crate::transfer::format::FileFormat;
 use crate::vm::Clock;
@@ -180,10 +180,7 @@ impl std::str::FromStr for CheckpointRef {
             .split_once('@')
             .filter(|(_, checkpoint)| !checkpoint.is_empty())
             .ok_or_else(|| format!("name the checkpoint as VM@CHECKPOINT, not `{}`", text.escape_debug()))?;
-        Ok(Self {
-            vm: vm.parse().map_err(|e: FolderError| e.to_string())?,
-            checkpoint: checkpoint.to_owned(),
-        })
+        Ok(Self { vm: vm.parse().map_err(|e: NameError| e.to_string())?, checkpoint: checkpoint.to_owned() })
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use super::delta_format::{FormatError, LayerId};
-use super::{MAX_LAYERS, SECTOR};
+use super::limits::{MAX_LAYERS, SECTOR};
 use crate::progress::Cancelled;
 use crate::storage::StorageError;
 

@@ -16,6 +16,7 @@ mod error;
 pub mod flat;
 pub mod frozen;
 pub mod layer;
+mod limits;
 pub mod live;
 pub mod merge;
 pub mod qcow2;
@@ -33,10 +34,7 @@ use crate::storage::{FileKind, Metadata, Storage};
 
 pub use base::{Base, open_base, probe};
 pub use error::{DiskError, Result};
-
-pub const SECTOR: u64 = 512;
-/// Of one chain, the base among them.
-pub const MAX_LAYERS: usize = 255;
+pub use limits::{MAX_LAYERS, SECTOR};
 
 /// Something that can be read and that nobody changes.
 pub trait Backing: Send + Sync {

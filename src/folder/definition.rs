@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::VmName;
+use super::name::VmName;
 use crate::config::VmConfig;
 use crate::id::Id;
 

@@ -2,13 +2,12 @@
 //! lies.
 
 mod definition;
+mod name;
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::config::ConfigError;
@@ -17,24 +16,20 @@ use crate::storage::{Access, File, Lock, Storage, StorageError};
 use definition::{FORMAT, OnDisk, crc_of};
 
 pub use definition::{CheckpointType, Definition, Merging, Now, Origin};
+pub use name::{NameError, VmName};
 
 const DEFINITION: &str = "vm.json";
 const CRC: &str = "crc";
 const LOCK: &str = "lock";
 /// Folders of VMs that are being made, or that a crash cut short; no name of a VM begins so.
 const STAGING: &str = ".clone-";
-/// Longest name of a VM.
-const NAME_MAX: usize = 64;
 /// Longest path of a Unix socket, without its final NUL (unix(7)).
 const SOCKET_PATH_MAX: usize = 107;
 
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
-    #[error(
-        "`{}` is no VM name: use 1 to {NAME_MAX} letters, digits, `-`, `_` or `.`, starting with a letter or digit",
-        .0.escape_debug()
-    )]
-    Name(String),
+    #[error(transparent)]
+    Name(#[from] NameError),
     #[error("there is no place for VMs: set PITON_HOME, XDG_DATA_HOME or HOME")]
     NoHome,
     #[error("a VM `{name}` exists: start it with `piton start {name}`, or remove it with `piton rm {name}`")]
@@ -56,47 +51,6 @@ pub enum FolderError {
     Impossible { path: PathBuf, error: ConfigError },
     #[error(transparent)]
     Storage(#[from] StorageError),
-}
-
-/// A name that is also a safe file name.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct VmName(String);
-
-impl FromStr for VmName {
-    type Err = FolderError;
-
-    fn from_str(text: &str) -> Result<Self, FolderError> {
-        let ok = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-        let good = (1..=NAME_MAX).contains(&text.len())
-            && text.chars().all(ok)
-            && text.starts_with(|c: char| c.is_ascii_alphanumeric());
-        if good {
-            return Ok(Self(text.to_owned()));
-        }
-        // A long name would bury the sentence.
-        let shown: String = text.chars().take(NAME_MAX).collect();
-        Err(FolderError::Name(if shown.len() < text.len() { shown + "..." } else { shown }))
-    }
-}
-
-impl TryFrom<String> for VmName {
-    type Error = FolderError;
-    fn try_from(text: String) -> Result<Self, FolderError> {
-        text.parse()
-    }
-}
-
-impl From<VmName> for String {
-    fn from(name: VmName) -> Self {
-        name.0
-    }
-}
-
-impl std::fmt::Display for VmName {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
 }
 
 /// The folder that holds all VMs of a user.
@@ -126,7 +80,7 @@ impl Home {
     pub fn folder(&self, name: &VmName) -> VmFolder {
         VmFolder {
             name: name.clone(),
-            path: self.root.join(&name.0),
+            path: self.root.join(name.as_str()),
             home: self.root.clone(),
             storage: self.storage.clone(),
         }
@@ -201,7 +155,7 @@ impl VmFolder {
     /// Where the checkpoints of a VM so defined lie.
     pub fn checkpoints(&self, definition: &Definition) -> PathBuf {
         match &definition.checkpoint_dir {
-            Some(dir) => dir.join(&self.name.0),
+            Some(dir) => dir.join(self.name.as_str()),
             None => self.path.join("checkpoints"),
         }
     }
@@ -299,7 +253,7 @@ impl VmFolder {
 
     /// Another VM of the same home.
     pub fn sibling(&self, name: &VmName) -> Self {
-        Self { name: name.clone(), path: self.home.join(&name.0), ..self.clone() }
+        Self { name: name.clone(), path: self.home.join(name.as_str()), ..self.clone() }
     }
 
     /// Whether a VM can be made here; what an interrupted creation left is removed.

@@ -2,8 +2,8 @@
 
 use std::io::{Read, Write};
 
+use super::export::Export;
 use super::wire::*;
-use super::{Broken, Export};
 
 /// Longest thing that an option may carry: a name of the most that the protocol allows, and a few
 /// queries beside it.

@@ -9,7 +9,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::sys::stat::{Mode, umask};
 
-use super::{Export, NbdError, converse};
+use super::conversation::converse;
+use super::export::Export;
+
+#[derive(Debug, thiserror::Error)]
+pub enum NbdError {
+    #[error("{} is there already: choose another path for the socket, or remove it", .0.display())]
+    Taken(PathBuf),
+    #[error("the path of the socket, {}, has {len} bytes and at most {max} can be used: choose a shorter one", path.display())]
+    TooLong { path: PathBuf, len: usize, max: usize },
+    #[error("the socket {} cannot be set up: {error}", path.display())]
+    Setup { path: PathBuf, error: io::Error },
+}
 
 /// Clients at one time; more are sent away. Each may have one request of
 /// [`super::handshake::REQUEST_MAX`] under way.

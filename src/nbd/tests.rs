@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
+use super::conversation::converse;
+use super::export::Export;
 use super::wire::*;
-use super::{Broken, Export, converse};
 use crate::disk::{Backing, DiskError};
 
 const SIZE: u64 = 1 << 20;

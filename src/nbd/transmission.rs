@@ -2,7 +2,6 @@
 
 use std::io::{self, Read, Write};
 
-use super::Broken;
 use super::handshake::{Agreed, CONTEXT, REQUEST_MAX};
 use super::wire::*;
 

@@ -3,6 +3,15 @@
 
 use std::io::{self, Read, Write};
 
+/// Why a conversation ended before its end.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Broken {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error("the client sent what the protocol does not know: {0}")]
+    Protocol(&'static str),
+}
+
 pub const MAGIC: u64 = 0x4e42_444d_4147_4943;
 pub const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
 pub const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;

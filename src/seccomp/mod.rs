@@ -4,6 +4,7 @@
 //! thread and call. A thread that is started later is bound by its starter's filter, too.
 
 mod tables;
+mod thread;
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,6 +17,8 @@ use seccompiler::{
 };
 use tables::{FAIL, When};
 
+pub use thread::Thread;
+
 /// Exit status after a forbidden call: 128 and the number of SIGSYS, as a shell tells it.
 const EXIT_FORBIDDEN: libc::c_int = 128 + libc::SIGSYS;
 
@@ -27,37 +30,6 @@ pub enum SeccompError {
     Install { thread: &'static str, error: seccompiler::Error },
     #[error("forbidden calls cannot be caught: {0}")]
     Handler(std::io::Error),
-}
-
-/// A kind of thread.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Thread {
-    Main,
-    Vcpu,
-    Disk,
-    Devices,
-    Console,
-    Control,
-    /// Fills memory of a restored guest.
-    Fill,
-    Signals,
-    Terminal,
-}
-
-impl Thread {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Main => "main",
-            Self::Vcpu => "vcpu",
-            Self::Disk => "disk",
-            Self::Devices => "devices",
-            Self::Console => "console",
-            Self::Control => "control",
-            Self::Fill => "fill",
-            Self::Signals => "signals",
-            Self::Terminal => "terminal",
-        }
-    }
 }
 
 static ENABLED: AtomicBool = AtomicBool::new(false);

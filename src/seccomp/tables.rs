@@ -1,6 +1,6 @@
 //! What each kind of thread may ask of the kernel, and why. All else is forbidden.
 
-use super::Thread;
+use super::thread::Thread;
 
 /// An argument that a call may have. Of more than one for the same call, any will do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use super::BackendFile;
+use super::backend::BackendFile;
 
 /// Bytes written before the disk is made to begin with them.
 const WINDOW: u64 = 8 << 20;

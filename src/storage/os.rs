@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use super::{Access, Backend, BackendFile, FileKind, Lock, Metadata};
+use super::backend::{Access, Backend, BackendFile, FileKind, Lock, Metadata};
 
 #[derive(Debug)]
 pub(super) struct Os;

@@ -15,7 +15,7 @@ use crate::checkpoint::{Kind, Manifest};
 use crate::config::{DiskFormat, VmConfig};
 use crate::disk::delta_format::Parent;
 use crate::disk::flat;
-use crate::folder::{Definition, Home, VmFolder, VmLock, VmName};
+use crate::folder::{Definition, FolderError, Home, VmFolder, VmLock, VmName};
 use crate::history::Catalog;
 use crate::history::disks::{self, new_layer_path};
 use crate::id::Id;
@@ -52,7 +52,7 @@ pub fn run(
     let (export, plan) = plan(storage, wanted.dirs, wanted.remap, progress)?;
     let vm = match &wanted.name {
         Some(name) => name.clone(),
-        None => export.vm.parse()?,
+        None => export.vm.parse().map_err(FolderError::from)?,
     };
     let folder = home.folder(&vm);
     let mut problems = Vec::new();

@@ -10,46 +10,21 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use kvm_bindings::{
-    KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_INITIALLY_SET, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
-    KVM_MEM_LOG_DIRTY_PAGES, KVMIO, kvm_clear_dirty_log, kvm_clear_dirty_log__bindgen_ty_1, kvm_dirty_log,
-    kvm_dirty_log__bindgen_ty_1, kvm_enable_cap,
+    KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, KVM_MEM_LOG_DIRTY_PAGES, KVMIO,
+    kvm_clear_dirty_log, kvm_clear_dirty_log__bindgen_ty_1, kvm_dirty_log, kvm_dirty_log__bindgen_ty_1,
+    kvm_enable_cap,
 };
-use kvm_ioctls::Kvm;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
 use vmm_sys_util::{ioctl_iow_nr, ioctl_iowr_nr};
 
+use super::log_mode::{DirtyLog, MODE};
 use super::{Vm, VmError};
 use crate::layout::PAGE_SIZE;
 use crate::pages::PageSet;
 
 ioctl_iow_nr!(KVM_GET_DIRTY_LOG, KVMIO, 0x42, kvm_dirty_log);
 ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, kvm_clear_dirty_log);
-
-/// When a VM's log begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DirtyLog {
-    /// With [`Vm::start_dirty_log`], and every page as written.
-    Later,
-    /// At once, and no page as written.
-    FromTheStart,
-}
-
-impl DirtyLog {
-    pub(super) fn slot_flags(self) -> u32 {
-        match self {
-            Self::Later => 0,
-            Self::FromTheStart => KVM_MEM_LOG_DIRTY_PAGES,
-        }
-    }
-}
-
-const MODE: u32 = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET;
-
-pub(super) fn is_supported(kvm: &Kvm) -> bool {
-    let flags = kvm.check_extension_raw(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2.into());
-    u32::try_from(flags).is_ok_and(|flags| flags & MODE == MODE)
-}
 
 fn last_error(what: &'static str) -> VmError {
     VmError::Kvm { what, error: kvm_ioctls::Error::last() }

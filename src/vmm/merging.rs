@@ -12,146 +12,20 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::Sender;
-use std::thread::JoinHandle;
 
-use super::{Message, Vmm};
-use crate::control::jobs::{Job, JobKind};
+use super::Vmm;
+use super::series::{MOST_ROUNDS, Outcome, Running, Series, Tell, Way, small};
+use crate::control::jobs::JobKind;
 use crate::control::{Reply, RequestError};
 use crate::disk::DiskError;
-use crate::disk::delta::FrozenDelta;
 use crate::disk::delta_format::Parent;
-use crate::disk::layer::LayerSpec;
 use crate::disk::live::LiveDisk;
-use crate::disk::merge::Merge;
 use crate::folder::Merging;
 use crate::history::disks::{new_layer_path, remove_layers};
-use crate::history::merge::{GoOn, Pair, Settler, copy, verify};
+use crate::history::merge::{GoOn, Pair, Settler, verify};
 use crate::history::{Catalog, CheckpointError};
 use crate::id::Id;
 use crate::progress::{Cancelled, Progress};
-use crate::storage::Storage;
-
-/// Bytes that the guest's requests can wait for: they are moved while they do.
-const SMALL: u64 = 1 << 20;
-/// After so many rounds in vain twice as much is small, up to [`LARGEST`]: a guest that writes as
-/// fast as it is merged waits a little longer.
-const PATIENCE: u32 = 4;
-const LARGEST: u64 = 64 << 20;
-/// Then the guest writes faster than it can be merged, which is left for quieter times.
-const MOST_ROUNDS: u32 = 40;
-
-/// What is small in this round.
-fn small(round: u32) -> u64 {
-    (SMALL << (round / PATIENCE).min(32)).min(LARGEST)
-}
-
-/// All the merges that there are to do at the time.
-pub(super) struct Series {
-    job: Job,
-    running: Option<Running>,
-    /// Fresh overlays that each disk got for it.
-    rounds: BTreeMap<String, u32>,
-    /// Threads so far.
-    threads: u64,
-}
-
-/// A thread at work on one pair.
-struct Running {
-    /// What it says at its end is about this one and no earlier one.
-    number: u64,
-    pair: Pair,
-    /// Once it is begun.
-    merging: Option<Merging>,
-    stop: Arc<AtomicBool>,
-    thread: JoinHandle<Outcome>,
-}
-
-/// What a thread comes back with.
-enum Outcome {
-    /// Both layers are as they were written, and durable.
-    Verified,
-    /// The layers are one; its checksums, if a checkpoint is on it.
-    Merged(Option<u32>),
-    /// It was stopped, or it failed, and everything reads as before.
-    Stopped(DiskError),
-    /// It failed at its very end; vm.json says how to go on.
-    Halfway(DiskError),
-}
-
-/// The layers of a pair as the thread has them.
-enum Way {
-    /// The guest reads through them.
-    Live(Arc<LiveDisk>),
-    /// Only checkpoints do.
-    Aside,
-}
-
-/// Tells the owner that a thread is at its end, however it got there.
-struct Tell {
-    sender: Sender<Message>,
-    number: u64,
-}
-
-impl Drop for Tell {
-    fn drop(&mut self) {
-        // At the VM's end nobody waits for it any more.
-        let _ = self.sender.send(Message::Merged(self.number));
-    }
-}
-
-impl Way {
-    fn cancel(&self, merge: Merge) {
-        let cancelled = match self {
-            Self::Live(disk) => disk.cancel_merge(merge),
-            Self::Aside => Ok(()),
-        };
-        if let Err(e) = cancelled {
-            log::warn!("{e}");
-        }
-    }
-
-    /// Everything from the first block moved to the checksums of what is left.
-    fn merge(
-        &self,
-        storage: &Storage,
-        mut merge: Merge,
-        children: &[LayerSpec],
-        seal: Option<&LayerSpec>,
-        progress: &Progress,
-        go_on: &dyn Fn() -> GoOn,
-    ) -> Outcome {
-        let copied = copy(&mut merge, progress, go_on).and_then(|()| merge.sync());
-        if let Err(e) = copied {
-            self.cancel(merge);
-            return Outcome::Stopped(e);
-        }
-        let finished = match self {
-            Self::Live(disk) => disk.finish_merge(storage, merge, children),
-            Self::Aside => merge.finish(storage, children).map(|_| ()),
-        };
-        if let Err(e) = finished {
-            return Outcome::Halfway(e);
-        }
-        let sealed = seal.map(|spec| {
-            let layer = FrozenDelta::open(storage, spec)?;
-            progress.phase("checksums", layer.allocated_bytes()?);
-            layer.seal_while(storage, &|bytes| {
-                progress.add(bytes);
-                go_on()
-            })
-        });
-        match sealed.transpose() {
-            Ok(seal) => Outcome::Merged(seal.map(|seal| seal.crc)),
-            Err(e) => {
-                if !matches!(e, DiskError::Cancelled(_)) {
-                    log::warn!("checksums are taken later: {e}");
-                }
-                Outcome::Merged(None)
-            }
-        }
-    }
-}
 
 impl Vmm {
     /// Begins to merge what nothing needs apart, or goes on with it. Returns the job, if there is
@@ -428,19 +302,5 @@ impl Vmm {
         if let Err(e) = concluded {
             self.put_off(&e);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_small_grows_with_the_rounds_and_ends() {
-        assert_eq!(small(0), SMALL);
-        assert_eq!(small(PATIENCE - 1), SMALL);
-        assert_eq!(small(PATIENCE), 2 * SMALL);
-        assert_eq!(small(MOST_ROUNDS), LARGEST);
-        assert_eq!(small(u32::MAX), LARGEST);
     }
 }

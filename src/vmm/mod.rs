@@ -3,7 +3,9 @@
 
 mod going_back;
 mod merging;
+mod message;
 mod seen;
+mod series;
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -14,86 +16,29 @@ use crate::agent;
 use crate::capture::lazy::Filling;
 use crate::checkpoint::Manifest;
 use crate::control::jobs::{Job, JobKind, Jobs};
-use crate::control::server::{Asked, Server, ServerError};
+use crate::control::server::{Asked, Server};
 use crate::control::{
     Answer, ApplyBody, CloneBody, CreateBody, GoBack, Reply, Request, RequestError, RevertBody, State, VmInfo,
 };
 use crate::devices::console::Console;
 use crate::events::MachineEvent;
-use crate::folder::{CheckpointType, Definition, FolderError, VmFolder, VmLock};
+use crate::folder::{CheckpointType, Definition, VmFolder, VmLock};
 use crate::history::capture::Below;
 use crate::history::create::{Origin, Subject};
-use crate::history::disks::{DisksError, OpenDisks};
+use crate::history::disks::OpenDisks;
 use crate::history::recover::{self, NamesBeingSynced};
 use crate::history::{self, Catalog, CheckpointError, apply, delete, disks, merge, policy};
 use crate::id::Id;
 use crate::machine::{self, Machine, MachineError, Parts};
 use crate::progress::Progress;
 
+pub use message::{Ender, Message, Outcome, VmmError};
+
 /// The guest that comes with piton.
 const BUNDLED_GUEST: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/guest.elf"));
 
 /// So long after its start a VM has time for what an earlier run left.
 const CALM: Duration = Duration::from_secs(1);
-
-#[derive(Debug, thiserror::Error)]
-pub enum VmmError {
-    #[error(transparent)]
-    Machine(#[from] MachineError),
-    #[error(transparent)]
-    Disks(#[from] DisksError),
-    #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
-    #[error("the console log {} cannot be opened: {error}", path.display())]
-    Console { path: std::path::PathBuf, error: std::io::Error },
-    #[error(transparent)]
-    Server(#[from] ServerError),
-    #[error(transparent)]
-    Folder(#[from] FolderError),
-}
-
-/// What can happen to a VM while it runs.
-pub enum Message {
-    Request(Asked),
-    Machine {
-        /// Counts the machine's boots: what an earlier one still had to say is no news.
-        boot: u64,
-        event: MachineEvent,
-    },
-    /// The thread of this number that merges layers has come to its end.
-    Merged(u64),
-    /// Layers that only the state before a restore needed are to go.
-    ForgetFormer,
-    /// End the VM at once: a signal, or the user left its console.
-    End(&'static str),
-}
-
-/// Ends a VM from any thread.
-#[derive(Clone)]
-pub struct Ender {
-    sender: Sender<Message>,
-    jobs: Jobs,
-}
-
-impl Ender {
-    /// What the VM's owner is busy with is called off first: it would be in the way.
-    pub fn end(&self, by: &'static str) {
-        self.jobs.cancel_all();
-        // After the VM's end there is nothing left to end.
-        let _ = self.sender.send(Message::End(by));
-    }
-}
-
-/// How a VM's run ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// The guest switched itself off.
-    PoweredOff,
-    /// It was told to end; the text says by whom.
-    Ended(&'static str),
-    /// The guest cannot go on; the text says why.
-    Crashed(String),
-}
 
 /// A VM with its lock, its console and, once booted or restored, its machine.
 pub struct Vmm {
@@ -104,7 +49,7 @@ pub struct Vmm {
     sender: Sender<Message>,
     jobs: Jobs,
     seen: seen::Seen,
-    merging: Option<merging::Series>,
+    merging: Option<series::Series>,
     machine: Option<Machine>,
     /// Of the machine's memory; to be dropped after it.
     filling: Option<Filling>,

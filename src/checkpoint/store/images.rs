@@ -16,7 +16,8 @@ use crate::checkpoint::Manifest;
 use crate::checkpoint::manifest::KeptImage;
 use crate::id::Id;
 
-use super::{MEMORY, Result, Store, StoreError};
+use super::names::{MEMORY, kept_name, own_name};
+use super::{Result, Store, StoreError};
 
 /// An image of a chain, and in whose folder it lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,15 +26,6 @@ pub struct FoundImage {
     pub spec: ImageSpec,
     /// What it lies on; none: it is full.
     pub parent: Option<Id>,
-}
-
-/// `file` as [`crate::checkpoint::manifest::MemoryInfo::file`].
-pub(super) fn own_name(file: u32) -> String {
-    if file == 0 { MEMORY.to_owned() } else { format!("{MEMORY}-{file}") }
-}
-
-fn kept_name(image: Id) -> String {
-    format!("{MEMORY}.{image}")
 }
 
 impl Store {

@@ -9,6 +9,7 @@ use crate::checkpoint::manifest::MemoryInfo;
 use crate::id::Id;
 use crate::progress::Progress;
 
+use super::names::own_name;
 use super::{FoundImage, Result, Store, StoreError};
 
 /// Bytes copied between two looks at whether to stop.
@@ -69,7 +70,7 @@ impl Store {
         let (Some(memory), 2..) = (&manifest.memory, count) else { return Ok(()) };
         let (merged, below) = (&images[..count], images[count - 1].parent);
         let file = memory.file + 1;
-        let path = self.path(manifest.id).join(super::images::own_name(file));
+        let path = self.path(manifest.id).join(own_name(file));
         self.storage.remove_file_if_exists(&path)?;
         let sources = merged
             .iter()

@@ -8,58 +8,26 @@
 //!
 //! Each step from one to the next is a rename. Whoever writes holds the VM's lock.
 
+mod error;
 mod images;
 mod merge;
+mod names;
 mod recover;
 mod staged;
 
 use std::path::{Path, PathBuf};
 
-use crate::capture::image::ImageError;
 use crate::id::Id;
 use crate::storage::{Storage, StorageError};
 
 use super::manifest::{Manifest, ManifestError};
+use names::{DELETED, STAGING, id_of, own_name};
 
+pub use error::{Result, StoreError};
 pub use images::FoundImage;
-pub use recover::{Finding, Leftover, Outcome, Recovery};
+pub use names::{Leftover, MANIFEST, MEMORY, STATE};
+pub use recover::{Finding, Outcome, Recovery};
 pub use staged::Staged;
-
-pub const MANIFEST: &str = "manifest.json";
-pub const MEMORY: &str = "memory";
-pub const STATE: &str = "state";
-const STAGING: &str = ".staging-";
-const DELETED: &str = ".deleted-";
-
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    #[error(transparent)]
-    Storage(#[from] StorageError),
-    #[error(transparent)]
-    Image(#[from] ImageError),
-    #[error("manifest {}: {source}", path.display())]
-    Manifest { path: PathBuf, source: ManifestError },
-    #[error("the memory of checkpoint {id} lies on the image of checkpoint {image}, which is missing")]
-    NoImage { id: Id, image: Id },
-    #[error("there is no checkpoint {id} in {}", dir.display())]
-    Missing { id: Id, dir: PathBuf },
-    #[error("{} holds no manifest: it is no checkpoint, or a damaged one", .0.display())]
-    NoManifest(PathBuf),
-    #[error("checkpoints cannot be written to {} ({source}): make it writable, or choose another folder with --checkpoint-dir", dir.display())]
-    Refused { dir: PathBuf, source: StorageError },
-    #[error("there is not enough space in {} ({source}): delete checkpoints, or make room", dir.display())]
-    Full { dir: PathBuf, source: StorageError },
-    #[error("checkpoint {id} is incomplete: {} is {}", path.display(), if *.there { "there and not in its manifest" } else { "missing" })]
-    Incomplete { id: Id, path: PathBuf, there: bool },
-    #[error(
-        "checkpoint {id} may or may not survive a power cut ({source}), and could not be taken back ({undo})"
-    )]
-    InDoubt { id: Id, source: StorageError, undo: Box<StorageError> },
-    #[error("checkpoint {id} is deleted, but {} is left over ({source}): `piton doctor --repair` removes it", path.display())]
-    LeftOver { id: Id, path: PathBuf, source: StorageError },
-}
-
-pub type Result<T> = std::result::Result<T, StoreError>;
 
 /// A checkpoint that is there and cannot be used.
 #[derive(Debug)]
@@ -110,7 +78,7 @@ impl Store {
     /// The checkpoint's own memory image.
     pub fn memory_path(&self, manifest: &Manifest) -> PathBuf {
         let file = manifest.memory.as_ref().map_or(0, |memory| memory.file);
-        self.path(manifest.id).join(images::own_name(file))
+        self.path(manifest.id).join(own_name(file))
     }
 
     pub fn state_path(&self, id: Id) -> PathBuf {
@@ -165,14 +133,6 @@ impl Store {
         Manifest::decode(&bytes, id).map_err(|source| StoreError::Manifest { path, source })
     }
 
-    /// Begins a checkpoint: an empty folder that goes again unless it is published.
-    pub fn stage(&self, id: Id) -> Result<Staged> {
-        self.create_dir().map_err(|e| self.refine(e))?;
-        let path = self.staging_path(id);
-        self.storage.create_dir(&path).map_err(|e| self.refine(e))?;
-        Ok(Staged::new(self.clone(), id, path))
-    }
-
     fn create_dir(&self) -> std::result::Result<(), StorageError> {
         match self.storage.create_dir(&self.dir) {
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
@@ -183,12 +143,6 @@ impl Store {
             },
             Ok(()) => self.storage.sync_parent(&self.dir),
         }
-    }
-
-    /// Makes a staged checkpoint one: when it returns, the checkpoint survives a power cut. After
-    /// an error it is not there, nor is anything of it.
-    pub fn publish(&self, staged: Staged, manifest: &Manifest) -> Result<()> {
-        staged.publish(manifest)
     }
 
     /// Replaces a manifest in one step: another name, note, parent or layer. Whether the name is
@@ -238,11 +192,6 @@ fn encode(manifest: &Manifest, id: Id) -> std::result::Result<Vec<u8>, ManifestE
         return Err(ManifestError::WrongId { found: manifest.id, expected: id });
     }
     manifest.encode()
-}
-
-/// Of a name as we write it: no two names are of one id.
-fn id_of(name: &str) -> Option<Id> {
-    name.parse().ok().filter(|id: &Id| id.to_string() == name)
 }
 
 #[cfg(test)]

@@ -5,25 +5,14 @@ use std::path::{Path, PathBuf};
 
 use crate::storage::StorageError;
 
-use super::{DELETED, MANIFEST, Result, STAGING, Store, id_of};
+use super::names::{Leftover, MANIFEST, id_of};
+use super::{Result, Store};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recovery {
     /// Changes nothing.
     Look,
     Mend,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Leftover {
-    /// A checkpoint that was not finished.
-    Staging,
-    /// A checkpoint that was deleted, but for its files.
-    Deleted,
-    /// A manifest that did not come to replace the one that is there.
-    Temporary,
-    /// A memory image that its manifest does not name: not yet, or not any more.
-    Image,
 }
 
 #[derive(Debug)]
@@ -39,31 +28,6 @@ pub struct Finding {
     pub what: Leftover,
     pub path: PathBuf,
     pub outcome: Outcome,
-}
-
-impl Leftover {
-    /// Of a name in the folder of checkpoints.
-    pub(super) fn of(name: &str) -> Option<Self> {
-        let is = |prefix: &str| name.strip_prefix(prefix).and_then(id_of).is_some();
-        if is(STAGING) {
-            Some(Self::Staging)
-        } else if is(DELETED) {
-            Some(Self::Deleted)
-        } else {
-            None
-        }
-    }
-}
-
-impl fmt::Display for Leftover {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Staging => "an unfinished checkpoint",
-            Self::Deleted => "what is left of a deleted checkpoint",
-            Self::Temporary => "a manifest that was not put in place",
-            Self::Image => "a memory image that nothing needs",
-        })
-    }
 }
 
 impl fmt::Display for Finding {

@@ -4,7 +4,8 @@ use crate::checkpoint::manifest::Manifest;
 use crate::id::Id;
 use crate::storage::{Access, StorageError};
 
-use super::{MANIFEST, MEMORY, Result, STATE, Store, StoreError, encode};
+use super::names::{MANIFEST, MEMORY, STATE};
+use super::{Result, Store, StoreError, encode};
 
 /// A checkpoint that is being made. Dropped, it goes with all that is in it.
 #[derive(Debug)]
@@ -16,10 +17,6 @@ pub struct Staged {
 }
 
 impl Staged {
-    pub(super) fn new(store: Store, id: Id, path: PathBuf) -> Self {
-        Self { store, id, path, published: false }
-    }
-
     pub fn id(&self) -> Id {
         self.id
     }
@@ -38,7 +35,7 @@ impl Staged {
         self.path.join(STATE)
     }
 
-    pub(super) fn publish(mut self, manifest: &Manifest) -> Result<()> {
+    fn publish(mut self, manifest: &Manifest) -> Result<()> {
         let path = self.path.join(MANIFEST);
         let bytes = encode(manifest, self.id)
             .map_err(|source| StoreError::Manifest { path: path.clone(), source })?;
@@ -78,6 +75,22 @@ impl Staged {
             storage.open(&self.path.join(name), Access::ReadOnly)?.sync_data()?;
         }
         storage.sync_dir(&self.path)
+    }
+}
+
+impl Store {
+    /// Begins a checkpoint: an empty folder that goes again unless it is published.
+    pub fn stage(&self, id: Id) -> Result<Staged> {
+        self.create_dir().map_err(|e| self.refine(e))?;
+        let path = self.staging_path(id);
+        self.storage.create_dir(&path).map_err(|e| self.refine(e))?;
+        Ok(Staged { store: self.clone(), id, path, published: false })
+    }
+
+    /// Makes a staged checkpoint one: when it returns, the checkpoint survives a power cut. After
+    /// an error it is not there, nor is anything of it.
+    pub fn publish(&self, staged: Staged, manifest: &Manifest) -> Result<()> {
+        staged.publish(manifest)
     }
 }
 

@@ -7,8 +7,8 @@
 //! the last look. States that read the same under the same expectation are for the caller to try
 //! once ([`Image::print`]).
 
-use super::image::{Image, Ino, SECTOR, mix};
-use super::op::{Logged, Op};
+use super::image::{Image, SECTOR, mix};
+use super::op::{Ino, Logged, Op};
 
 /// SplitMix64: small, and the same everywhere.
 #[derive(Clone, Debug)]

@@ -7,10 +7,7 @@ use std::ops::Range;
 use std::path::{Component, Path};
 use std::sync::Arc;
 
-use super::op::Op;
-
-/// Number of a file or folder; never used again for another.
-pub type Ino = usize;
+use super::op::{Ino, Op};
 
 pub const SECTOR: u64 = 512;
 const SECTOR_LEN: usize = SECTOR as usize;

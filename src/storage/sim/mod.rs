@@ -42,8 +42,8 @@ use std::time::{Duration, SystemTime};
 use super::{Access, Backend, BackendFile, FileKind, Lock, Metadata, Storage};
 
 pub use crash::{Point, Rng, points};
-pub use image::{Content, Image, Ino};
-pub use op::{Logged, Op};
+pub use image::{Content, Image};
+pub use op::{Ino, Logged, Op};
 
 /// What goes wrong, counted in changes (syncs among them) from when it is planned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,7 +5,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::image::Ino;
+/// Number of a file or folder; never used again for another.
+pub type Ino = usize;
 
 #[derive(Clone, Debug)]
 pub enum Op {

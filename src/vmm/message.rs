@@ -1,0 +1,70 @@
+//! What can happen to a VM, and how its run ends.
+
+use std::sync::mpsc::Sender;
+
+use crate::control::jobs::Jobs;
+use crate::control::server::{Asked, ServerError};
+use crate::events::MachineEvent;
+use crate::folder::FolderError;
+use crate::history::CheckpointError;
+use crate::history::disks::DisksError;
+use crate::machine::MachineError;
+
+#[derive(Debug, thiserror::Error)]
+pub enum VmmError {
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    #[error(transparent)]
+    Disks(#[from] DisksError),
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error("the console log {} cannot be opened: {error}", path.display())]
+    Console { path: std::path::PathBuf, error: std::io::Error },
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+}
+
+/// What can happen to a VM while it runs.
+pub enum Message {
+    Request(Asked),
+    Machine {
+        /// Counts the machine's boots: what an earlier one still had to say is no news.
+        boot: u64,
+        event: MachineEvent,
+    },
+    /// The thread of this number that merges layers has come to its end.
+    Merged(u64),
+    /// Layers that only the state before a restore needed are to go.
+    ForgetFormer,
+    /// End the VM at once: a signal, or the user left its console.
+    End(&'static str),
+}
+
+/// Ends a VM from any thread.
+#[derive(Clone)]
+pub struct Ender {
+    pub(super) sender: Sender<Message>,
+    pub(super) jobs: Jobs,
+}
+
+impl Ender {
+    /// What the VM's owner is busy with is called off first: it would be in the way.
+    pub fn end(&self, by: &'static str) {
+        self.jobs.cancel_all();
+        // After the VM's end there is nothing left to end.
+        let _ = self.sender.send(Message::End(by));
+    }
+}
+
+/// How a VM's run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The guest switched itself off.
+    PoweredOff,
+    /// It was told to end; the text says by whom.
+    Ended(&'static str),
+    /// The guest cannot go on; the text says why.
+    Crashed(String),
+}
