@@ -1,8 +1,8 @@
 //! Plays a QEMU guest agent, a good one or a bad one. Frozen means that neither the journal nor a
 //! command writes to a disk until the thaw; what was written before has been flushed.
 
-use crate::commands::{Fail, Outcome};
 use crate::disk::Disk;
+use crate::outcome::{Fail, Outcome};
 use crate::port::Port;
 use crate::time::Every;
 use crate::{hash, say};

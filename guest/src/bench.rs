@@ -1,10 +1,10 @@
 //! `blk bench`: keeps several requests in flight and measures each.
 
-use crate::cmd_disk::{check_writable, disk};
-use crate::commands::{Args, Fail, Outcome, number};
+use crate::args::{Args, number};
 use crate::cpu::tsc;
 use crate::disk::Op;
 use crate::guest::Guest;
+use crate::outcome::{Fail, Outcome};
 use crate::virtio::MAX_SLOTS;
 use crate::{hash, say, time};
 
@@ -76,11 +76,11 @@ pub fn bench(g: &mut Guest, n: usize, mut args: Args<'_>) -> Outcome {
         return Err(Fail::Text("BS must be whole sectors, and LEN at least BS"));
     }
     if write {
-        check_writable(g, n, offset, len)?;
+        g.check_writable(n, offset, len)?;
     }
-    disk(g, n)?.check_range(offset, len)?;
+    g.disk(n)?.check_range(offset, len)?;
     // Slots are left for the journal, which goes on meanwhile.
-    let spare = disk(g, n)?.depth().saturating_sub(3);
+    let spare = g.disk(n)?.depth().saturating_sub(3);
     let room = g.buffer.len() / size as usize;
     let depth = depth.clamp(1, MAX_SLOTS).min(spare).min(room);
     if depth == 0 {
@@ -127,14 +127,14 @@ fn run(g: &mut Guest, n: usize, plan: &Plan) -> Result<(u64, Histogram), Fail> {
             }
             let part = g.buffer.part(at, plan.size);
             let op = if plan.write { Op::Write } else { Op::Read };
-            *held = disk(g, n)?.submit(op, place, part);
+            *held = g.disk(n)?.submit(op, place, part);
             if held.is_none() {
                 break;
             }
             issued += 1;
             kick = true;
         }
-        let d = disk(g, n)?;
+        let d = g.disk(n)?;
         if kick {
             d.kick();
         }

@@ -1,32 +1,15 @@
 //! `blk`.
 
+use crate::args::{Args, number};
 use crate::bench;
-use crate::commands::{Args, Fail, Outcome, number};
 use crate::cpu::tsc;
-use crate::disk::{Disk, SECTOR};
+use crate::disk::SECTOR;
 use crate::guest::Guest;
-use crate::{hash, journal, say, time};
+use crate::outcome::{Fail, Outcome};
+use crate::{hash, say, time};
 
 const USAGE: &str = "blk [N] read|write|verify|flush|discard|zero|id|bench ... (see help)";
 const CHUNK: u64 = 256 << 10;
-
-pub fn disk(g: &mut Guest, n: usize) -> Result<&mut Disk, Fail> {
-    g.disks.get_mut(n).and_then(Option::as_mut).ok_or(Fail::Text("no such disk"))
-}
-
-/// Refuses to touch what the journal watches.
-pub fn check_writable(g: &mut Guest, n: usize, offset: u64, len: u64) -> Outcome {
-    let owned = g.journal.owns(n);
-    let d = disk(g, n)?;
-    if d.read_only {
-        return Err(crate::disk::Error::ReadOnly.into());
-    }
-    d.check_range(offset, len)?;
-    if owned && offset + len > d.bytes() - journal::AREA {
-        return Err(Fail::Text("the journal has the last 64K of this disk (journal off first)"));
-    }
-    Ok(())
-}
 
 pub fn blk(g: &mut Guest, text: &str) -> Outcome {
     let mut args = Args::new(text, USAGE);
@@ -39,13 +22,13 @@ pub fn blk(g: &mut Guest, text: &str) -> Outcome {
     match verb {
         "flush" => {
             let start = tsc();
-            disk(g, n)?.flush()?;
+            g.disk(n)?.flush()?;
             say!("ok flushed disk={n} us={}", time::us_since(start));
             return Ok(());
         }
         "id" => {
             let id =
-                disk(g, n)?.id()?.map(|c| if c == 0 || c.is_ascii_graphic() { c } else { b'?' });
+                g.disk(n)?.id()?.map(|c| if c == 0 || c.is_ascii_graphic() { c } else { b'?' });
             let len = id.iter().position(|&c| c == 0).unwrap_or(id.len());
             say!("ok id={} disk={n}", core::str::from_utf8(&id[..len]).unwrap_or("?"));
             return Ok(());
@@ -60,8 +43,8 @@ pub fn blk(g: &mut Guest, text: &str) -> Outcome {
         "write" => write(g, n, offset, len, args.number()?),
         "verify" => verify(g, n, offset, len, args.number()?),
         "discard" | "zero" => {
-            check_writable(g, n, offset, len)?;
-            disk(g, n)?.clear(offset, len, verb == "discard")?;
+            g.check_writable(n, offset, len)?;
+            g.disk(n)?.clear(offset, len, verb == "discard")?;
             say!("ok {verb} disk={n} offset={offset} len={len}");
             Ok(())
         }
@@ -92,11 +75,11 @@ fn chunks(
 
 fn read_chunk(g: &mut Guest, n: usize, at: u64, len: usize) -> Outcome {
     let part = g.buffer.part(0, len);
-    disk(g, n)?.read(at, part).map_err(|e| Fail::DiskAt(e, at))
+    g.disk(n)?.read(at, part).map_err(|e| Fail::DiskAt(e, at))
 }
 
 fn read(g: &mut Guest, n: usize, offset: u64, len: u64) -> Outcome {
-    disk(g, n)?.check_range(offset, len)?;
+    g.disk(n)?.check_range(offset, len)?;
     let mut sum = hash::Sum::new();
     chunks(g, offset, len, |g, at, len| {
         read_chunk(g, n, at, len)?;
@@ -108,12 +91,12 @@ fn read(g: &mut Guest, n: usize, offset: u64, len: u64) -> Outcome {
 }
 
 fn write(g: &mut Guest, n: usize, offset: u64, len: u64, seed: u64) -> Outcome {
-    check_writable(g, n, offset, len)?;
+    g.check_writable(n, offset, len)?;
     let start = tsc();
     chunks(g, offset, len, |g, at, len| {
         hash::fill(g.buffer.words(0, len), seed, at / 8);
         let part = g.buffer.part(0, len);
-        disk(g, n)?.write(at, part).map_err(|e| Fail::DiskAt(e, at))
+        g.disk(n)?.write(at, part).map_err(|e| Fail::DiskAt(e, at))
     })?;
     let ms = time::us_since(start) / 1000;
     say!("ok written disk={n} offset={offset} len={len} seed={seed} ms={ms}");
@@ -121,7 +104,7 @@ fn write(g: &mut Guest, n: usize, offset: u64, len: u64, seed: u64) -> Outcome {
 }
 
 fn verify(g: &mut Guest, n: usize, offset: u64, len: u64, seed: u64) -> Outcome {
-    disk(g, n)?.check_range(offset, len)?;
+    g.disk(n)?.check_range(offset, len)?;
     let mut wrong = None;
     let mut bad = 0_u64;
     chunks(g, offset, len, |g, at, len| {

@@ -1,8 +1,9 @@
 //! `fill`, `sum`, `read` and `dirty`.
 
-use crate::commands::{Args, Fail, Outcome};
+use crate::args::{self, Args};
 use crate::cpu::tsc;
 use crate::guest::Guest;
+use crate::outcome::{Fail, Outcome};
 use crate::smp::{self, MODE_DIRTY};
 use crate::{dirty, hash, memory, say, time};
 
@@ -100,7 +101,7 @@ pub fn dirty(g: &mut Guest, text: &str) -> Outcome {
     let mibs = args.number()?;
     let rate = match args.word() {
         Some("max") => dirty::UNPACED,
-        Some(text) => crate::commands::number(text).ok_or(args.usage())?,
+        Some(text) => args::number(text).ok_or(args.usage())?,
         None => 0,
     };
     stop_dirty();

@@ -1,78 +1,12 @@
 //! The command line: each command ends with one line `ok ...` or `err ...`.
 
+use crate::args::Args;
 use crate::cpu::{self, tsc};
 use crate::guest::Guest;
+use crate::outcome::{Fail, Outcome};
 use crate::smp::{self, MODE_COUNT, MODE_GAPS};
-use crate::{cmd_disk, cmd_memory, disk, memory, power, say, serial, time};
-use core::fmt;
+use crate::{cmd_disk, cmd_memory, memory, power, say, serial, time};
 use core::sync::atomic::Ordering::SeqCst;
-
-pub enum Fail {
-    Usage(&'static str),
-    Text(&'static str),
-    Disk(disk::Error),
-    DiskAt(disk::Error, u64),
-}
-
-pub type Outcome = Result<(), Fail>;
-
-impl From<disk::Error> for Fail {
-    fn from(e: disk::Error) -> Self {
-        Self::Disk(e)
-    }
-}
-
-impl fmt::Display for Fail {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Usage(text) => write!(f, "usage: {text}"),
-            Self::Text(text) => f.write_str(text),
-            Self::Disk(e) => write!(f, "{e}"),
-            Self::DiskAt(e, at) => write!(f, "offset={at} {e}"),
-        }
-    }
-}
-
-pub struct Args<'a> {
-    words: core::str::SplitAsciiWhitespace<'a>,
-    usage: &'static str,
-}
-
-impl<'a> Args<'a> {
-    pub fn new(text: &'a str, usage: &'static str) -> Self {
-        Self { words: text.split_ascii_whitespace(), usage }
-    }
-
-    pub fn word(&mut self) -> Option<&'a str> {
-        self.words.next()
-    }
-
-    pub fn usage(&self) -> Fail {
-        Fail::Usage(self.usage)
-    }
-
-    pub fn number(&mut self) -> Result<u64, Fail> {
-        self.word().and_then(number).ok_or(self.usage())
-    }
-
-    pub fn number_or(&mut self, default: u64) -> Result<u64, Fail> {
-        self.word().map_or(Some(default), number).ok_or(self.usage())
-    }
-}
-
-/// Decimal or 0x hexadecimal, with K, M or G for powers of 1024.
-pub fn number(text: &str) -> Option<u64> {
-    if let Some(hex) = text.strip_prefix("0x") {
-        return u64::from_str_radix(hex, 16).ok();
-    }
-    let (digits, unit) = match text.as_bytes().last()? {
-        b'K' | b'k' => (&text[..text.len() - 1], 1 << 10),
-        b'M' | b'm' => (&text[..text.len() - 1], 1 << 20),
-        b'G' | b'g' => (&text[..text.len() - 1], 1 << 30),
-        _ => (text, 1),
-    };
-    digits.parse::<u64>().ok()?.checked_mul(unit)
-}
 
 const HELP: &str = "\
 info | echo TEXT | time | smp | generation | poweroff | reboot | crash | hang

@@ -1,17 +1,18 @@
-//! Everything the boot vCPU owns, and its main loop.
+//! Everything the boot vCPU owns, and what it does besides commands.
 
 use crate::acpi::{self, Acpi};
 use crate::agent::{self, Agent};
 use crate::cpu::{cpuid, inb};
-use crate::disk::Disk;
+use crate::disk::{self, Disk};
 use crate::journal::Journal;
 use crate::memory::{self, Dma};
-use crate::pvh::{CMDLINE_MAX, StartInfo};
+use crate::outcome::{Fail, Outcome};
+use crate::pvh::StartInfo;
 use crate::serial::{self, Input};
 use crate::smp::{self, MODE_DIRTY, MODE_GAPS};
 use crate::time::{self, Every};
 use crate::virtio::MAX_DISKS;
-use crate::{apic, commands, dirty, power, say};
+use crate::{apic, dirty, journal, power, say};
 
 /// At most this long between two looks at everything, whatever gets lost.
 const LONGEST_IDLE_US: u64 = 1_000_000;
@@ -85,33 +86,24 @@ impl Guest {
         }
     }
 
-    pub fn run(&mut self) -> ! {
-        say!(
-            "evt piton guest ready vcpus={} memory={} disks={}",
-            smp::running(),
-            self.info.ram_bytes().div_ceil(memory::MIB),
-            self.disks.iter().flatten().count()
-        );
-        serial::line(format_args!("type help for the commands"));
-        self.journal.start(&mut self.disks);
-        let mut script = [0; CMDLINE_MAX];
-        let text = self.info.run();
-        let script = &mut script[..text.len()];
-        script.copy_from_slice(text.as_bytes());
-        for command in core::str::from_utf8(script).unwrap_or("").split(';') {
-            self.background();
-            commands::run(self, command);
+    pub fn disk(&mut self, n: usize) -> Result<&mut Disk, Fail> {
+        self.disks.get_mut(n).and_then(Option::as_mut).ok_or(Fail::Text("no such disk"))
+    }
+
+    /// Refuses to touch what the journal watches.
+    pub fn check_writable(&mut self, n: usize, offset: u64, len: u64) -> Outcome {
+        let owned = self.journal.owns(n);
+        let d = self.disk(n)?;
+        if d.read_only {
+            return Err(disk::Error::ReadOnly.into());
         }
-        let mut line = serial::line_buffer();
-        loop {
-            let seen = apic::total();
-            self.background();
-            if let Some(text) = self.input.take_line(&mut line) {
-                commands::run(self, text);
-                continue;
-            }
-            self.rest(seen, self.due_us());
+        d.check_range(offset, len)?;
+        if owned && offset + len > d.bytes() - journal::AREA {
+            return Err(Fail::Text(
+                "the journal has the last 64K of this disk (journal off first)",
+            ));
         }
+        Ok(())
     }
 
     /// What must go on during long commands, too.
@@ -166,9 +158,10 @@ impl Guest {
         journal.min(tick).min(agent)
     }
 
-    /// Halts for `us` or until an interrupt; while gaps are measured or pages
-    /// dirtied on this vCPU, spins instead.
-    fn rest(&mut self, seen: u64, us: u64) {
+    /// Halts until something of the background is due, or until an interrupt after the `seen`
+    /// first; while gaps are measured or pages dirtied on this vCPU, spins instead.
+    pub fn rest(&mut self, seen: u64) {
+        let us = self.due_us();
         if us == 0 {
             return;
         }

@@ -7,6 +7,7 @@
 mod acpi;
 mod agent;
 mod apic;
+mod args;
 mod bench;
 mod boot;
 mod cmd_disk;
@@ -20,10 +21,12 @@ mod hash;
 mod journal;
 mod libc;
 mod memory;
+mod outcome;
 mod port;
 mod power;
 mod pvh;
 mod serial;
+mod shell;
 mod smp;
 mod time;
 mod virtio;
@@ -39,7 +42,7 @@ extern "C" fn rust_start(index: usize, start_info: u64) -> ! {
     serial::init();
     // The stub has printed the first letter.
     serial::raw("iton guest\r\n");
-    guest::Guest::boot(start_info).run()
+    shell::run(guest::Guest::boot(start_info))
 }
 
 /// Where the stub goes on after an exception that it has no use for.
