@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use crate::Setting;
 use crate::console::Console;
 use crate::host;
 use crate::piton::Vm;
 use crate::qemu::{self, Qemu};
 use crate::results::{GOALS, Results, Values, goal};
+use crate::setting::Setting;
 use crate::stats::spread;
 
 const MEMORY_MIB: u64 = 128;

@@ -8,24 +8,14 @@ mod host;
 mod piton;
 mod qemu;
 mod results;
+mod setting;
 mod stats;
 
 use std::io;
 use std::path::PathBuf;
 
 use piton::Piton;
-
-/// What to measure with, and where.
-pub struct Setting {
-    pub piton: Piton,
-    pub guest: PathBuf,
-    /// Emptied before; goes afterwards.
-    pub work: PathBuf,
-    /// Samples are kept here.
-    pub results: PathBuf,
-    pub rounds: usize,
-    pub quick: bool,
-}
+use setting::Setting;
 
 fn main() {
     if let Err(e) = run() {

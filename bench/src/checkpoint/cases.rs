@@ -1,6 +1,7 @@
 //! What is measured, and how the cells of the results are called.
 
 use crate::host;
+use crate::results::Results;
 
 /// Host memory beside the guest's that a case needs: VMMs, buffers, some page cache.
 const ROOM_MIB: u64 = 2048;
@@ -97,4 +98,10 @@ pub fn all(quick: bool) -> Vec<Case> {
     let more = GROWTH.into_iter().filter(|mib| !sizes(quick).contains(mib));
     cases.extend(more.filter(|&mib| !quick || mib <= 1024).map(growth));
     cases
+}
+
+/// What a growing memory does to the pause: cells of one rate.
+pub fn growing(results: &Results) -> Vec<(u64, Vec<f64>)> {
+    let of = |mib| results.of(&growth(mib).cell("piton"), "pause_ms");
+    GROWTH.into_iter().map(|mib| (mib, of(mib))).filter(|(_, pauses)| !pauses.is_empty()).collect()
 }

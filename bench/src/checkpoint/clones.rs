@@ -4,9 +4,9 @@ use std::io;
 use std::time::Instant;
 
 use super::cases;
-use crate::Setting;
 use crate::host;
 use crate::results::{Results, Values};
+use crate::setting::Setting;
 use crate::stats;
 
 pub const COUNTS: [u32; 3] = [1, 10, 50];

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::cases::{self, CHANGED_MIB, Case, DIRTY_MIB, METHODS, Rate};
-use crate::Setting;
 use crate::console::{Answer, Console, PATIENCE};
 use crate::host;
 use crate::piton::Piton;
 use crate::qemu::{self, Qemu};
 use crate::results::{Results, Values};
+use crate::setting::Setting;
 
 const VM: &str = "create";
 /// How long the guest is watched without a checkpoint, to know what the host itself does to it.

@@ -9,8 +9,8 @@ mod restore;
 
 use std::io;
 
-use crate::Setting;
 use crate::results::Results;
+use crate::setting::Setting;
 
 pub use report::report;
 

@@ -6,8 +6,7 @@ use std::path::Path;
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
-use super::cases::{Case, RATES, sizes};
-use super::report::growing;
+use super::cases::{Case, RATES, growing, sizes};
 use crate::results::Results;
 use crate::stats::median;
 

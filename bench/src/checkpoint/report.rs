@@ -68,21 +68,11 @@ fn creates(results: &Results, quick: bool) -> String {
     text
 }
 
-/// What a growing memory does to the pause: cells of one rate.
-pub fn growing(results: &Results) -> Vec<(u64, Vec<f64>)> {
-    let of = |mib| results.of(&cases::growth(mib).cell("piton"), "pause_ms");
-    cases::GROWTH
-        .into_iter()
-        .map(|mib| (mib, of(mib)))
-        .filter(|(_, pauses)| !pauses.is_empty())
-        .collect()
-}
-
 fn growth(results: &Results) -> String {
     let mut text = String::from(
         "\n| piton, full, 1 vCPU, 500 MB/s | pause, ms | in all, ms |\n| --- | ---: | ---: |\n",
     );
-    for (mib, pauses) in growing(results) {
+    for (mib, pauses) in cases::growing(results) {
         let total = results.of(&cases::growth(mib).cell("piton"), "total_ms");
         text += &format!("| {mib} MiB | {} | {} |\n", three(&pauses), spread(&total));
     }

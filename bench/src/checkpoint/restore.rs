@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::cases;
-use crate::Setting;
 use crate::console::{Console, PATIENCE};
 use crate::host;
 use crate::qemu::{self, Qemu};
 use crate::results::{Results, Values};
+use crate::setting::Setting;
 
 pub const DEPTHS: [u32; 3] = [1, 8, 32];
 pub const CACHES: [&str; 2] = ["warm", "cold"];
