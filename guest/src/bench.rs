@@ -4,38 +4,10 @@ use crate::args::{Args, number};
 use crate::cpu::tsc;
 use crate::disk::Op;
 use crate::guest::Guest;
+use crate::histogram::Histogram;
 use crate::outcome::{Fail, Outcome};
 use crate::virtio::MAX_SLOTS;
 use crate::{hash, say, time};
-
-/// Latencies in buckets of an eighth of a power of two.
-struct Histogram {
-    counts: [u64; 512],
-    total: u64,
-}
-
-impl Histogram {
-    fn add(&mut self, us: u64) {
-        let us = us.max(8);
-        let power = us.ilog2() as usize;
-        let eighth = (us >> (power - 3)) as usize & 7;
-        self.counts[power * 8 + eighth] += 1;
-        self.total += 1;
-    }
-
-    /// The upper end of the bucket that the percentile lies in.
-    fn percentile(&self, percent: u64) -> u64 {
-        let mut left = (self.total * percent).div_ceil(100);
-        for (bucket, &count) in self.counts.iter().enumerate() {
-            if left <= count {
-                let power = bucket / 8;
-                return ((8 + bucket as u64 % 8 + 1) << power) >> 3;
-            }
-            left -= count;
-        }
-        0
-    }
-}
 
 struct Plan {
     write: bool,
@@ -105,7 +77,7 @@ pub fn bench(g: &mut Guest, n: usize, mut args: Args<'_>) -> Outcome {
 }
 
 fn run(g: &mut Guest, n: usize, plan: &Plan) -> Result<(u64, Histogram), Fail> {
-    let mut latency = Histogram { counts: [0; 512], total: 0 };
+    let mut latency = Histogram::new();
     // Which request each lane has in flight.
     let mut lanes: [Option<usize>; MAX_SLOTS] = [None; MAX_SLOTS];
     let (mut issued, mut done) = (0, 0);

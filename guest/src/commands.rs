@@ -5,7 +5,7 @@ use crate::cpu::{self, tsc};
 use crate::guest::Guest;
 use crate::outcome::{Fail, Outcome};
 use crate::smp::{self, MODE_COUNT, MODE_GAPS};
-use crate::{cmd_disk, cmd_memory, memory, power, say, serial, time};
+use crate::{cmd_disk, cmd_memory, memory, net, power, say, serial, time};
 use core::sync::atomic::Ordering::SeqCst;
 
 const HELP: &str = "\
@@ -22,6 +22,10 @@ blk [N] flush|id       blk [N] discard|zero OFFSET LEN
 blk [N] bench rand-write|rand-read|seq-write|seq-read OFFSET LEN BS COUNT [FLUSH_EVERY] [qd=N]
 journal on|off|status|check|tick MS      memory and disks must tell the same step
 agent on|off|BEHAVIOUR play a guest agent, honest or not (see README.md)
+net [N]                MAC, link, address (by DHCP), counts
+net [N] address dhcp|A/BITS [GATEWAY]    net [N] ping HOST [COUNT [INTERVAL_MS]]
+net [N] get http://HOST[:PORT]/PATH      net [N] serve PORT|off (goes on in the background)
+net [N] flood [SECONDS [BYTES]]          net [N] bench tcp|tcp-in|udp|rtt A:PORT [SECONDS|COUNT]
 tick on|off            evt tick N each second
 numbers may be 0x hex or end in K, M, G; disk numbers start at 0";
 
@@ -66,6 +70,7 @@ pub fn run(g: &mut Guest, line: &str) {
         "blk" | "journal" if g.agent.frozen && rest != "status" => {
             Err(Fail::Text("frozen: no disk is used until the thaw"))
         }
+        "net" => net::commands::net(g, rest),
         "blk" => cmd_disk::blk(g, rest),
         "journal" => journal(g, rest),
         "smp" => show_smp(),

@@ -85,6 +85,18 @@ impl Mmio {
         unsafe { ((self.base + offset) as *const u32).read_volatile() }
     }
 
+    pub fn read16(&self, offset: u64) -> u16 {
+        assert!(offset + 2 <= self.len);
+        // SAFETY: inside the range that `new` was promised.
+        unsafe { ((self.base + offset) as *const u16).read_volatile() }
+    }
+
+    pub fn read8(&self, offset: u64) -> u8 {
+        assert!(offset < self.len);
+        // SAFETY: inside the range that `new` was promised.
+        unsafe { ((self.base + offset) as *const u8).read_volatile() }
+    }
+
     pub fn write(&self, offset: u64, value: u32) {
         assert!(offset + 4 <= self.len);
         // SAFETY: inside the range that `new` was promised.

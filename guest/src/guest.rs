@@ -2,20 +2,24 @@
 
 use crate::acpi::{self, Acpi};
 use crate::agent::{self, Agent};
-use crate::cpu::{cpuid, inb};
+use crate::cpu::{cpuid, inb, tsc};
 use crate::disk::{self, Disk};
 use crate::journal::Journal;
 use crate::memory::{self, Dma};
+use crate::net::http::Facts;
+use crate::net::stack::{self, Stack};
 use crate::outcome::{Fail, Outcome};
 use crate::pvh::StartInfo;
 use crate::serial::{self, Input};
 use crate::smp::{self, MODE_DIRTY, MODE_GAPS};
 use crate::time::{self, Every};
 use crate::virtio::MAX_DISKS;
-use crate::{apic, dirty, journal, power, say};
+use crate::{apic, dirty, hash, journal, power, say};
 
 /// At most this long between two looks at everything, whatever gets lost.
-const LONGEST_IDLE_US: u64 = 1_000_000;
+pub const LONGEST_IDLE_US: u64 = 1_000_000;
+
+pub const MAX_NICS: usize = 2;
 
 /// How much dirtying a command is held up by, if there is but one vCPU.
 const DIRTY_PAGES_AT_ONCE: usize = 64;
@@ -27,6 +31,9 @@ pub struct Guest {
     pub buffer: Dma,
     pub journal: Journal,
     pub agent: Agent,
+    pub net: [Option<Stack>; MAX_NICS],
+    /// Differs from boot to boot.
+    boot: u64,
     pub input: Input,
     /// MiB filled, from the first on.
     pub filled: u64,
@@ -36,6 +43,13 @@ pub struct Guest {
     events_seen: u64,
 }
 
+/// Address and GSI of each virtio-mmio device: those of the command line, or else those of ACPI.
+fn devices<'a>(info: &'a StartInfo, acpi: &'a Acpi) -> impl Iterator<Item = (u64, u32)> + 'a {
+    let named = info.virtio_devices().next().is_some();
+    let listed = acpi.virtio[..acpi.virtio_count].iter().filter(move |_| !named);
+    info.virtio_devices().chain(listed.copied())
+}
+
 impl Guest {
     /// Finds and starts the hardware.
     pub fn boot(start_info: u64) -> Self {
@@ -43,8 +57,10 @@ impl Guest {
         let acpi = Acpi::read(info.rsdp);
         apic::enable_local();
         time::calibrate();
+        let nics =
+            devices(&info, &acpi).filter(|&(addr, _)| stack::is_at(addr)).take(MAX_NICS).count();
         let dma_mibs = if info.ram_bytes() > 64 * memory::MIB { 8 } else { 3 };
-        let mut dma = memory::init(&info.ram, dma_mibs);
+        let mut dma = memory::init(&info.ram, dma_mibs + nics as u64 * stack::MEMORY / memory::MIB);
         smp::start(&acpi.apic_ids[..acpi.cpus]);
 
         apic::route(acpi.ioapics(), serial::IRQ, apic::SERIAL);
@@ -55,7 +71,7 @@ impl Guest {
         let mut small = if dma.len() > 0 { dma.split(4096) } else { Dma::empty() };
         let mut disks = [const { None }; MAX_DISKS];
         let mut count = 0;
-        let mut open = |addr: u64, gsi: u32| {
+        for (addr, gsi) in devices(&info, &acpi) {
             if count < MAX_DISKS
                 && small.len() >= 64
                 && let Some(disk) = Disk::open(addr, count, small.split(64))
@@ -64,12 +80,19 @@ impl Guest {
                 disks[count] = Some(disk);
                 count += 1;
             }
-        };
-        if info.virtio_devices().next().is_some() {
-            info.virtio_devices().for_each(|(addr, gsi)| open(addr, gsi));
-        } else {
-            acpi.virtio[..acpi.virtio_count].iter().for_each(|&(addr, gsi)| open(addr, gsi));
         }
+        let mut net = [const { None }; MAX_NICS];
+        let mut places = devices(&info, &acpi).filter(|&(addr, _)| stack::is_at(addr));
+        for (n, slot) in net.iter_mut().enumerate() {
+            let Some((addr, gsi)) = places.next() else { break };
+            if dma.len() < stack::MEMORY as usize {
+                break;
+            }
+            let vector = apic::FIRST_NIC + n as u8;
+            apic::route(acpi.ioapics(), gsi, vector);
+            *slot = Stack::open(addr, n, vector, dma.split(stack::MEMORY as usize));
+        }
+        drop(places);
         let journal = Journal::new(&mut dma, &disks);
         Self {
             info,
@@ -78,11 +101,30 @@ impl Guest {
             buffer: dma,
             journal,
             agent: Agent::new(),
+            net,
+            boot: hash::word(tsc(), 3),
             input: Input::new(),
             filled: 0,
             tick: None,
             ticks: 0,
             events_seen: 0,
+        }
+    }
+
+    /// Goes on with what happens in the background until `look` finds something, or for so long.
+    pub fn until<T>(&mut self, us: u64, mut look: impl FnMut(&mut Self) -> Option<T>) -> Option<T> {
+        let start = tsc();
+        loop {
+            let seen = apic::total();
+            self.background();
+            if let Some(found) = look(self) {
+                return Some(found);
+            }
+            let left = us.saturating_sub(time::us_since(start));
+            if left == 0 {
+                return None;
+            }
+            self.rest(seen, left);
         }
     }
 
@@ -114,6 +156,8 @@ impl Guest {
         if !self.agent.frozen {
             self.journal.poll(&mut self.disks);
         }
+        let facts = Facts { boot: self.boot, generation: self.generation() };
+        self.net.iter_mut().flatten().for_each(|stack| stack.poll(&facts));
         if let Some(tick) = &mut self.tick
             && tick.take().is_some()
         {
@@ -147,7 +191,7 @@ impl Guest {
         }
     }
 
-    fn due_us(&self) -> u64 {
+    fn due_us(&mut self) -> u64 {
         let agent = if self.agent.is_on() { agent::POLL_US } else { LONGEST_IDLE_US };
         let journal = if self.journal.on && !self.journal.broken && !self.agent.frozen {
             self.journal.every.left_us()
@@ -155,13 +199,14 @@ impl Guest {
             LONGEST_IDLE_US
         };
         let tick = self.tick.as_ref().map_or(LONGEST_IDLE_US, Every::left_us);
-        journal.min(tick).min(agent)
+        let net = self.net.iter_mut().flatten().map(Stack::due_us).min().unwrap_or(LONGEST_IDLE_US);
+        journal.min(tick).min(agent).min(net)
     }
 
-    /// Halts until something of the background is due, or until an interrupt after the `seen`
-    /// first; while gaps are measured or pages dirtied on this vCPU, spins instead.
-    pub fn rest(&mut self, seen: u64) {
-        let us = self.due_us();
+    /// Halts until something of the background is due, an interrupt after the `seen` first, or for
+    /// `us`; while gaps are measured or pages dirtied on this vCPU, spins instead.
+    pub fn rest(&mut self, seen: u64, us: u64) {
+        let us = us.min(self.due_us());
         if us == 0 {
             return;
         }
@@ -174,13 +219,13 @@ impl Guest {
         me.gaps.sample_busy();
         // With no timer armed, the look at the clock bounds this; by count too,
         // as the TSC may go back.
-        let start = crate::cpu::tsc();
+        let start = tsc();
         for _ in 0..200_000_000_u64 {
             me.gaps.sample();
             if mode & MODE_DIRTY == 0 || !dirty::step() {
                 core::hint::spin_loop();
             }
-            let passed = crate::cpu::tsc().wrapping_sub(start);
+            let passed = tsc().wrapping_sub(start);
             if apic::total() != seen || passed > time::ticks(us) {
                 return;
             }

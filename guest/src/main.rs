@@ -18,17 +18,22 @@ mod dirty;
 mod disk;
 mod guest;
 mod hash;
+mod histogram;
 mod journal;
 mod libc;
 mod memory;
+mod net;
 mod outcome;
 mod port;
 mod power;
 mod pvh;
+mod ring;
 mod serial;
 mod shell;
 mod smp;
+mod text;
 mod time;
+mod transport;
 mod virtio;
 
 /// The stub's `iretq` lands here on each vCPU, with interrupts on and, on the

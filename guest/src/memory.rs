@@ -57,6 +57,26 @@ impl Dma {
         unsafe { core::slice::from_raw_parts_mut((self.addr + at as u64) as *mut u64, len / 8) }
     }
 
+    pub fn bytes(&mut self, at: usize, len: usize) -> &mut [u8] {
+        assert!(at + len <= self.len);
+        // SAFETY: as in `words`.
+        unsafe { core::slice::from_raw_parts_mut((self.addr + at as u64) as *mut u8, len) }
+    }
+
+    /// Makes an array of it, which is there for good.
+    pub fn into_array<T>(mut self, make: impl Fn() -> T) -> &'static mut [T] {
+        let start = self.addr as *mut T;
+        assert!(start.is_aligned());
+        let count = core::mem::take(&mut self.len) / size_of::<T>();
+        for n in 0..count {
+            // SAFETY: this buffer's own memory, of which `count` values fit and nobody has another
+            // view once the buffer is gone.
+            unsafe { start.add(n).write(make()) };
+        }
+        // SAFETY: as above, and each value has just been written.
+        unsafe { core::slice::from_raw_parts_mut(start, count) }
+    }
+
     /// Cuts a piece off the front.
     pub fn split(&mut self, len: usize) -> Self {
         assert!(len <= self.len);

@@ -1,6 +1,7 @@
 //! How a command ended, if it failed: what its `err` line says.
 
 use crate::disk;
+use crate::net::error as net;
 use core::fmt;
 
 pub enum Fail {
@@ -8,6 +9,9 @@ pub enum Fail {
     Text(&'static str),
     Disk(disk::Error),
     DiskAt(disk::Error, u64),
+    Net(net::Error),
+    /// After so many bytes.
+    NetAfter(net::Error, u64),
 }
 
 pub type Outcome = Result<(), Fail>;
@@ -18,6 +22,12 @@ impl From<disk::Error> for Fail {
     }
 }
 
+impl From<net::Error> for Fail {
+    fn from(e: net::Error) -> Self {
+        Self::Net(e)
+    }
+}
+
 impl fmt::Display for Fail {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -25,6 +35,8 @@ impl fmt::Display for Fail {
             Self::Text(text) => f.write_str(text),
             Self::Disk(e) => write!(f, "{e}"),
             Self::DiskAt(e, at) => write!(f, "offset={at} {e}"),
+            Self::Net(e) => write!(f, "{e}"),
+            Self::NetAfter(e, bytes) => write!(f, "bytes={bytes} {e}"),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The main loop: the commands that the kernel's command line brings, then those of the console.
 
-use crate::guest::Guest;
+use crate::guest::{Guest, LONGEST_IDLE_US};
 use crate::pvh::CMDLINE_MAX;
 use crate::{apic, commands, memory, say, serial, smp};
 
@@ -27,7 +27,7 @@ pub fn run(mut g: Guest) -> ! {
         g.background();
         match g.input.take_line(&mut line) {
             Some(text) => commands::run(&mut g, text),
-            None => g.rest(seen),
+            None => g.rest(seen, LONGEST_IDLE_US),
         }
     }
 }
