@@ -4,6 +4,7 @@
 use crate::disk::Disk;
 use crate::outcome::{Fail, Outcome};
 use crate::port::Port;
+use crate::text::Text;
 use crate::time::Every;
 use crate::{hash, say};
 use core::fmt::Write;
@@ -50,21 +51,6 @@ pub struct Agent {
     /// The id of the freeze whose answer comes late.
     late: Option<(u64, Every)>,
     seed: u64,
-}
-
-/// An answer in the making.
-struct Text {
-    bytes: [u8; LINE],
-    len: usize,
-}
-
-impl Write for Text {
-    fn write_str(&mut self, text: &str) -> core::fmt::Result {
-        let end = self.len + text.len();
-        self.bytes.get_mut(self.len..end).ok_or(core::fmt::Error)?.copy_from_slice(text.as_bytes());
-        self.len = end;
-        Ok(())
-    }
 }
 
 impl Agent {
@@ -249,9 +235,9 @@ impl Agent {
     }
 
     fn reply(&mut self, id: u64, what: core::fmt::Arguments<'_>) {
-        let mut text = Text { bytes: [0; LINE], len: 0 };
+        let mut text = Text::<LINE>::new();
         if writeln!(text, "{{{what},\"id\":{id}}}").is_ok() {
-            self.send(&text.bytes[..text.len]);
+            self.send(text.as_bytes());
         }
     }
 

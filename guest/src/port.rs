@@ -1,16 +1,15 @@
 //! A virtio-console device with several ports, of which one is used: the guest agent's. All queues
 //! are polled, with one buffer each.
 
-use crate::cpu::Mmio;
+use crate::transport::{CONSOLE, Transport};
 use core::cell::UnsafeCell;
 use core::sync::atomic::{Ordering::SeqCst, fence};
 
 const BUFFER: usize = 4096;
 const RING: u16 = 4;
 const NAME: &[u8] = b"org.qemu.guest_agent.0";
-const CONSOLE: u32 = 3;
-/// `VIRTIO_CONSOLE_F_MULTIPORT` and `VIRTIO_F_VERSION_1`.
-const FEATURES: [u32; 2] = [1 << 1, 1];
+/// `VIRTIO_CONSOLE_F_MULTIPORT`.
+const F_MULTIPORT: u64 = 1 << 1;
 /// The queues of port 0 and the control queues.
 const FROM_HOST: usize = 0;
 const TO_HOST: usize = 1;
@@ -46,7 +45,7 @@ unsafe impl Sync for Rings {}
 static RINGS: Rings = Rings(UnsafeCell::new(unsafe { core::mem::zeroed() }));
 
 pub struct Port {
-    regs: Mmio,
+    transport: Transport,
     avail: [u16; 4],
     pub named: bool,
     pub open: bool,
@@ -55,15 +54,8 @@ pub struct Port {
 impl Port {
     /// Brings up the console device at `addr`, if there is one.
     pub fn find(addr: u64) -> Option<Self> {
-        if !(0x1000..=0xffff_f000).contains(&addr) || addr & 3 != 0 {
-            return None;
-        }
-        // SAFETY: as for a disk: a virtio-mmio device is named here, and all is mapped.
-        let regs = unsafe { Mmio::new(addr, 0x200) };
-        if regs.read(0) != 0x7472_6976 || regs.read(4) != 2 || regs.read(8) != CONSOLE {
-            return None;
-        }
-        let mut port = Self { regs, avail: [0; 4], named: false, open: false };
+        let transport = Transport::find(addr, CONSOLE)?;
+        let mut port = Self { transport, avail: [0; 4], named: false, open: false };
         port.start().then_some(port)
     }
 
@@ -72,26 +64,12 @@ impl Port {
     }
 
     fn start(&mut self) -> bool {
-        let regs = self.regs;
-        for status in [0, 1, 3] {
-            regs.write(0x70, status);
-        }
-        for (half, wanted) in FEATURES.into_iter().enumerate() {
-            regs.write(0x14, half as u32);
-            if regs.read(0x10) & wanted == 0 {
-                return false;
-            }
-            regs.write(0x24, half as u32);
-            regs.write(0x20, wanted);
-        }
-        regs.write(0x70, 0xb);
-        if regs.read(0x70) & 8 == 0 {
+        let agreed = self.transport.negotiate(F_MULTIPORT);
+        if agreed.is_none_or(|features| features & F_MULTIPORT == 0) {
             return false;
         }
         for queue in 0..4 {
             let ring = Self::ring(queue);
-            regs.write(0x30, queue as u32);
-            regs.write(0x38, u32::from(RING));
             // SAFETY: the device has just been reset, and only addresses are taken.
             let parts = unsafe {
                 // No interrupts.
@@ -103,13 +81,9 @@ impl Port {
                     &raw const (*ring).used as u64,
                 ]
             };
-            for (register, addr) in [0x80, 0x90, 0xa0].into_iter().zip(parts) {
-                regs.write(register, addr as u32);
-                regs.write(register + 4, (addr >> 32) as u32);
-            }
-            regs.write(0x44, 1);
+            self.transport.place(queue as u32, RING, parts);
         }
-        regs.write(0x70, 0xf);
+        self.transport.start();
         self.give(FROM_HOST, BUFFER, true);
         self.give(CONTROL_FROM_HOST, BUFFER, true);
         self.control(DEVICE_READY, 1);
@@ -131,7 +105,7 @@ impl Port {
             (&raw mut (*ring).avail[1]).write_volatile(self.avail[queue]);
         }
         fence(SeqCst);
-        self.regs.write(0x50, queue as u32);
+        self.transport.notify(queue as u32);
     }
 
     /// How many bytes the device put into the buffer, once it has given it back.

@@ -30,7 +30,8 @@ const F_VERSION_1: u64 = 1 << 32;
 
 /// What kind of device it is.
 pub const NET: u32 = 1;
-pub const VSOCK: u32 = 19;
+pub const BLOCK: u32 = 2;
+pub const CONSOLE: u32 = 3;
 
 #[derive(Clone, Copy)]
 pub struct Transport {
@@ -81,22 +82,34 @@ impl Transport {
         Some(agreed)
     }
 
-    /// Connects a queue; false if the device has none of that number.
-    pub fn connect(&self, queue: u32, ring: &mut Ring) -> bool {
-        let regs = self.regs;
-        regs.write(QUEUE_SEL, queue);
-        let max = regs.read(QUEUE_NUM_MAX).min(u32::from(SIZE));
+    /// How many descriptors a queue gets, of at most so many: a power of two.
+    pub fn queue_size(&self, queue: u32, most: u16) -> Option<u16> {
+        self.regs.write(QUEUE_SEL, queue);
+        let max = self.regs.read(QUEUE_NUM_MAX).min(u32::from(most));
         if max < 4 {
             self.give_up();
-            return false;
+            return None;
         }
-        ring.reset(1 << max.ilog2());
-        regs.write(QUEUE_NUM, u32::from(ring.size()));
-        for (register, addr) in QUEUE_ADDRESSES.into_iter().zip(ring.addresses()) {
+        Some(1 << max.ilog2())
+    }
+
+    /// Tells the device where a queue lies: its descriptors, available and used ring.
+    pub fn place(&self, queue: u32, size: u16, addresses: [u64; 3]) {
+        let regs = self.regs;
+        regs.write(QUEUE_SEL, queue);
+        regs.write(QUEUE_NUM, u32::from(size));
+        for (register, addr) in QUEUE_ADDRESSES.into_iter().zip(addresses) {
             regs.write(register, addr as u32);
             regs.write(register + 4, (addr >> 32) as u32);
         }
         regs.write(QUEUE_READY, 1);
+    }
+
+    /// Connects a fresh ring to a queue; false if the device has none of that number.
+    pub fn connect(&self, queue: u32, ring: &mut Ring) -> bool {
+        let Some(size) = self.queue_size(queue, SIZE) else { return false };
+        ring.reset(size);
+        self.place(queue, size, ring.addresses());
         true
     }
 

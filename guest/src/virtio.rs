@@ -1,7 +1,8 @@
-//! virtio-mmio transport (version 2) and one split queue of block requests.
+//! One split queue of block requests.
 
-use crate::cpu::{Mmio, tsc};
+use crate::cpu::tsc;
 use crate::memory::DmaPart;
+use crate::transport::{BLOCK, Transport};
 use core::cell::UnsafeCell;
 use core::sync::atomic::{Ordering::SeqCst, fence};
 
@@ -9,26 +10,11 @@ pub const MAX_SLOTS: usize = 32;
 pub const MAX_DISKS: usize = 8;
 const QUEUE_MAX: usize = 128;
 
-const DEVICE_FEATURES: u64 = 0x10;
-const DEVICE_FEATURES_SEL: u64 = 0x14;
-const DRIVER_FEATURES: u64 = 0x20;
-const DRIVER_FEATURES_SEL: u64 = 0x24;
-const QUEUE_SEL: u64 = 0x30;
-const QUEUE_NUM_MAX: u64 = 0x34;
-const QUEUE_NUM: u64 = 0x38;
-const QUEUE_READY: u64 = 0x44;
-const QUEUE_NOTIFY: u64 = 0x50;
-const INTERRUPT_ACK: u64 = 0x64;
-const STATUS: u64 = 0x70;
-const QUEUE_ADDRESSES: [u64; 3] = [0x80, 0x90, 0xa0];
-const CONFIG: u64 = 0x100;
-
 pub const F_RO: u64 = 1 << 5;
 pub const F_FLUSH: u64 = 1 << 9;
 pub const F_DISCARD: u64 = 1 << 13;
 pub const F_WRITE_ZEROES: u64 = 1 << 14;
-const F_VERSION_1: u64 = 1 << 32;
-const WANTED: u64 = F_RO | F_FLUSH | F_DISCARD | F_WRITE_ZEROES | F_VERSION_1;
+const WANTED: u64 = F_RO | F_FLUSH | F_DISCARD | F_WRITE_ZEROES;
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -83,7 +69,7 @@ pub enum Slot {
 }
 
 pub struct Queue {
-    regs: Mmio,
+    transport: Transport,
     ring: *mut Ring,
     size: u16,
     avail: u16,
@@ -95,18 +81,13 @@ pub struct Queue {
 impl Queue {
     /// Brings up the block device at `addr`, if there is a usable one.
     pub fn open(addr: u64, index: usize) -> Option<Self> {
-        if !(0x1000..=0xffff_f000).contains(&addr) || addr & 3 != 0 || index >= MAX_DISKS {
+        if index >= MAX_DISKS {
             return None;
         }
-        // SAFETY: firmware or command line names a virtio-mmio device here; below
-        // 4 GiB all is mapped. 512 bytes are the least that a VMM sets aside.
-        let regs = unsafe { Mmio::new(addr, 0x200) };
-        if regs.read(0) != 0x7472_6976 || regs.read(8) != 2 || regs.read(4) != 2 {
-            return None;
-        }
+        let transport = Transport::find(addr, BLOCK)?;
         let ring = RINGS.0.get().cast::<Ring>().wrapping_add(index);
         let mut queue = Self {
-            regs,
+            transport,
             ring,
             size: 0,
             avail: 0,
@@ -119,37 +100,10 @@ impl Queue {
 
     /// Resets the device and starts anew; what was in flight is forgotten.
     pub fn start(&mut self) -> bool {
-        let regs = self.regs;
-        regs.write(STATUS, 0);
-        for _ in 0..1000 {
-            if regs.read(STATUS) == 0 {
-                break;
-            }
-        }
-        regs.write(STATUS, 1);
-        regs.write(STATUS, 3);
-        let mut offered = 0;
-        for half in 0..2 {
-            regs.write(DEVICE_FEATURES_SEL, half);
-            offered |= u64::from(regs.read(DEVICE_FEATURES)) << (32 * half);
-        }
-        self.features = offered & WANTED;
-        for half in 0..2 {
-            regs.write(DRIVER_FEATURES_SEL, half);
-            regs.write(DRIVER_FEATURES, (self.features >> (32 * half)) as u32);
-        }
-        regs.write(STATUS, 0xb);
-        if offered & F_VERSION_1 == 0 || regs.read(STATUS) & 8 == 0 {
-            regs.write(STATUS, 0x80);
-            return false;
-        }
-        regs.write(QUEUE_SEL, 0);
-        let max = regs.read(QUEUE_NUM_MAX).min(QUEUE_MAX as u32);
-        if max < 4 {
-            regs.write(STATUS, 0x80);
-            return false;
-        }
-        self.size = 1 << max.ilog2();
+        let Some(features) = self.transport.negotiate(WANTED) else { return false };
+        let Some(size) = self.transport.queue_size(0, QUEUE_MAX as u16) else { return false };
+        self.features = features;
+        self.size = size;
         self.avail = 0;
         self.used = 0;
         self.slots = [Slot::Free; MAX_SLOTS];
@@ -167,13 +121,8 @@ impl Queue {
                 &raw const (*self.ring).used as u64,
             ]
         };
-        regs.write(QUEUE_NUM, u32::from(self.size));
-        for (register, addr) in QUEUE_ADDRESSES.into_iter().zip(parts) {
-            regs.write(register, addr as u32);
-            regs.write(register + 4, (addr >> 32) as u32);
-        }
-        regs.write(QUEUE_READY, 1);
-        regs.write(STATUS, 0xf);
+        self.transport.place(0, size, parts);
+        self.transport.start();
         true
     }
 
@@ -182,11 +131,11 @@ impl Queue {
     }
 
     pub fn capacity_sectors(&self) -> u64 {
-        u64::from(self.regs.read(CONFIG)) | u64::from(self.regs.read(CONFIG + 4)) << 32
+        u64::from(self.config(0)) | u64::from(self.config(4)) << 32
     }
 
     pub fn config(&self, offset: u64) -> u32 {
-        self.regs.read(CONFIG + offset)
+        self.transport.config32(offset)
     }
 
     /// Puts a request in the ring; [`Queue::kick`] tells the device. Slot n owns
@@ -237,11 +186,11 @@ impl Queue {
 
     pub fn kick(&self) {
         fence(SeqCst);
-        self.regs.write(QUEUE_NOTIFY, 0);
+        self.transport.notify(0);
     }
 
     pub fn acknowledge(&self) {
-        self.regs.write(INTERRUPT_ACK, 3);
+        self.transport.acknowledge();
     }
 
     /// Asks for interrupts, or (while the ring is polled) for none.
