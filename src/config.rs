@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::layout::{MAX_CPUS, VIRTIO_GSIS};
+use crate::layout::{CMDLINE_MAX, MAX_CPUS, VIRTIO_GSIS};
 
 /// Smallest guest memory, in bytes: a kernel's load address and its page tables need this much.
 pub const MIN_MEMORY: u64 = 8 << 20;
@@ -37,6 +37,12 @@ pub enum ConfigError {
     DiskPath(String),
     #[error("`{0}` is no option of a disk: there are id=NAME, readonly, passthrough and overlay")]
     DiskOption(String),
+    #[error("the disk `{0}` has the option `{1}` twice: leave one of them out")]
+    DiskOptionTwice(String, String),
+    #[error("the command line has {0} characters: at most {max} fit", max = CMDLINE_MAX - 1)]
+    CmdlineTooLong(usize),
+    #[error("the command line has a character that is not printable ASCII")]
+    CmdlineNotAscii,
     #[error("the disk `{0}` cannot be both {1} and {2}: leave one of them out")]
     DiskConflict(String, &'static str, &'static str),
 }
@@ -106,6 +112,12 @@ impl VmConfig {
         if !(1..=MAX_CPUS).contains(&self.cpus) {
             return Err(ConfigError::Cpus(self.cpus));
         }
+        if self.cmdline.len() >= CMDLINE_MAX {
+            return Err(ConfigError::CmdlineTooLong(self.cmdline.chars().count()));
+        }
+        if !self.cmdline.bytes().all(|b| b == b' ' || b.is_ascii_graphic()) {
+            return Err(ConfigError::CmdlineNotAscii);
+        }
         if self.disks.len() > MAX_DISKS {
             return Err(ConfigError::TooManyDisks(self.disks.len()));
         }
@@ -151,6 +163,13 @@ fn check_memory(bytes: u64) -> Result<u64, ConfigError> {
     }
 }
 
+pub fn parse_cpus(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(cpus) if (1..=MAX_CPUS).contains(&cpus) => Ok(cpus),
+        _ => Err(format!("a VM has 1 to {MAX_CPUS} CPUs")),
+    }
+}
+
 /// Parses a size as `512M`, `2G`, `1T`, `1024K`; a bare number is MiB, as with QEMU's `-m`.
 pub fn parse_memory(text: &str) -> Result<u64, ConfigError> {
     let wrong = || ConfigError::MemorySyntax(text.to_owned());
@@ -190,7 +209,16 @@ impl std::str::FromStr for DiskArg {
         }
         let mut disk =
             Self { id: None, path: path.into(), readonly: false, passthrough: false, overlay: false };
+        let mut seen: Vec<&str> = Vec::new();
         for option in parts {
+            let name = match option.split_once('=').map_or(option, |(name, _)| name) {
+                "ro" => "readonly",
+                name => name,
+            };
+            if seen.contains(&name) {
+                return Err(ConfigError::DiskOptionTwice(text.to_owned(), name.to_owned()));
+            }
+            seen.push(name);
             match option {
                 "readonly" | "ro" => disk.readonly = true,
                 "passthrough" => disk.passthrough = true,
@@ -232,6 +260,12 @@ mod tests {
         assert!(disk.readonly && !disk.overlay && !disk.passthrough);
         assert_eq!(",overlay".parse::<DiskArg>(), Err(ConfigError::DiskPath(",overlay".into())));
         assert_eq!("a,b".parse::<DiskArg>(), Err(ConfigError::DiskOption("b".into())));
+        for (twice, option) in
+            [("a,id=x,id=y", "id"), ("a,overlay,overlay", "overlay"), ("a,ro,readonly", "readonly")]
+        {
+            let error = ConfigError::DiskOptionTwice(twice.into(), option.into());
+            assert_eq!(twice.parse::<DiskArg>(), Err(error));
+        }
     }
 
     #[test]
@@ -262,6 +296,14 @@ mod tests {
             let config = VmConfig { disks: vec![disk(id)], ..config.clone() };
             assert_eq!(config.validate(), Err(ConfigError::DiskId(id.into())));
         }
+        for cmdline in ["a\nb", "\u{e4}"] {
+            let config = VmConfig { cmdline: cmdline.into(), ..config.clone() };
+            assert_eq!(config.validate(), Err(ConfigError::CmdlineNotAscii));
+        }
+        let config = VmConfig { cmdline: "x".repeat(CMDLINE_MAX - 1), ..config };
+        assert_eq!(config.validate(), Ok(()));
+        let long = VmConfig { cmdline: "x".repeat(CMDLINE_MAX), ..config.clone() };
+        assert_eq!(long.validate(), Err(ConfigError::CmdlineTooLong(CMDLINE_MAX)));
         let many = VmConfig { disks: (0..15).map(|i| disk(&i.to_string())).collect(), ..config };
         assert_eq!(many.validate(), Err(ConfigError::TooManyDisks(15)));
     }

@@ -32,6 +32,9 @@
 //! | 0 | [`progress`] | how far long work is, and calling it off |
 //! | 0 | [`seccomp`] | what each thread may ask of the kernel |
 
+// Both end the process where nobody reads: `cli/out.rs` is the way out.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 pub mod agent;
 pub mod boot;
 pub mod bus;

@@ -18,17 +18,18 @@ fn names_that_cannot_be() {
     let lab = Lab::new();
     let mut vm = lab.boot("--memory 32M");
     lab.create("one");
-    for name in ["a@b", "a/b", "..", "../x", "", " a", "a ", "a\nb", "0123456789abcdef0123456789abcdef"] {
-        lab.args(["checkpoint", "create", "demo", name]).fails(3, &["name"]);
-        lab.args(["checkpoint", "rename", "demo@one", name]).fails(3, &["name"]);
+    for name in ["a@b", "a/b", "..", "../x", "", " a", "a ", "0123456789abcdef0123456789abcdef"] {
+        lab.args(["checkpoint", "create", "demo", name]).fails(2, &["name"]);
+        lab.args(["checkpoint", "rename", "demo@one", name]).fails(2, &["name"]);
     }
+    lab.args(["checkpoint", "create", "demo", "a\nb"]).fails(2, &[]);
     let long = "x".repeat(65);
-    lab.args(["checkpoint", "create", "demo", &long]).fails(3, &["65 characters"]);
+    lab.args(["checkpoint", "create", "demo", &long]).fails(2, &["65 characters"]);
     lab.cp("create demo one").fails(3, &["`one` exists"]);
     assert_eq!(lab.names(), ["one"]);
     vm.power_off();
     lab.cp("create demo one").fails(3, &["`one` exists"]);
-    lab.cp("create demo a@b").fails(3, &["'@'"]);
+    lab.cp("create demo a@b").fails(2, &["'@'"]);
     lab.args(["checkpoint", "create", "demo", "Ünïcode 名 \"quoted\""]).ok();
     assert_eq!(lab.names().len(), 2);
     lab.tidy();

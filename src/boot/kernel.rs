@@ -20,6 +20,8 @@ const INITRD: &str = "initrd";
 /// Highest address of an initrd's last byte, for kernels that do not say.
 const INITRD_MAX: u64 = 0x37ff_ffff;
 const MACHINE_X86_64: u16 = 62;
+/// `e_type` of a file whose addresses are final, as those of a kernel are.
+const ET_EXEC: u16 = 2;
 /// `xloadflags`: the kernel has a 64-bit entry 0x200 bytes into it.
 const XLF_KERNEL_64: u16 = 1;
 const ENTRY_64: u64 = 0x200;
@@ -150,7 +152,15 @@ fn check_elf<F: Read + Seek>(memory: &GuestMemory, file: &mut F, len: u64) -> Re
             return Err(too_big(end, memory));
         }
         if segment.p_memsz > 0 && segment.p_paddr < HIGH_RAM_START {
-            return Err(format!("no kernel: it wants to lie at {:#x}, below 1 MiB", segment.p_paddr));
+            if header.e_type != ET_EXEC {
+                return Err("no kernel: it is a program, library or module of an operating system; \
+                            a kernel is called vmlinux or vmlinuz"
+                    .into());
+            }
+            return Err(format!(
+                "no kernel: it would be loaded at {:#x}, and a kernel is loaded at 1 MiB or above",
+                segment.p_paddr
+            ));
         }
     }
     if loads == 0 {
@@ -230,6 +240,7 @@ mod tests {
     /// An ELF64 file with one segment of `filesz` bytes to be loaded at `paddr`.
     fn elf(paddr: u64, filesz: u64, memsz: u64) -> Vec<u8> {
         let mut header = Elf64_Ehdr {
+            e_type: ET_EXEC,
             e_machine: MACHINE_X86_64,
             e_entry: paddr,
             e_phoff: size_of::<Elf64_Ehdr>() as u64,
@@ -262,7 +273,7 @@ mod tests {
         assert!(load_bytes(&elf(1 << 20, 4096, 4096)).contains("truncated"));
         assert!(load_bytes(&elf(1 << 20, 64, 1 << 30)).contains("--memory"));
         assert!(load_bytes(&elf(u64::MAX, 64, 64)).contains("--memory"));
-        assert!(load_bytes(&elf(0x7000, 64, 64)).contains("below 1 MiB"));
+        assert!(load_bytes(&elf(0x7000, 64, 64)).contains("at 1 MiB or above"));
         assert_eq!(load_bytes(&elf(1 << 20, 64, 64)), "loaded, Linux64(1048576)");
     }
 

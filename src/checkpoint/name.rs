@@ -13,7 +13,7 @@ pub const NAME_MAX: usize = 64;
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    #[error("a checkpoint needs a name: leave it out to have it named by the time")]
+    #[error("the name of a checkpoint cannot be empty")]
     Empty,
     #[error(
         "`{shown}...` is no checkpoint name: it has {len} characters, and at most {NAME_MAX} are allowed"

@@ -5,9 +5,12 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::checkpoint::CheckpointName;
 use crate::checkpoint::manifest::Mode;
-use crate::config::{DiskArg, parse_memory};
+use crate::config::{DiskArg, parse_cpus, parse_memory};
+use crate::control::jobs::MIN_PREFIX;
 use crate::folder::{CheckpointType, NameError, VmName};
+use crate::history::production::{FREEZE_TIMEOUT_MAX, FREEZE_TIMEOUT_MIN};
 use crate::id::Id;
 use crate::transfer::format::FileFormat;
 use crate::vm::Clock;
@@ -23,6 +26,9 @@ pub struct Cli {
     /// Print the result as JSON
     #[arg(long, global = true)]
     pub json: bool,
+    /// This process is the background one
+    #[arg(long, hide = true)]
+    pub background: bool,
     #[command(subcommand)]
     pub command: Command,
 }
@@ -73,17 +79,17 @@ pub enum CheckpointCommand {
     Create {
         name: VmName,
         /// Name of the checkpoint; without it the time
-        checkpoint: Option<String>,
+        checkpoint: Option<CheckpointName>,
         #[arg(long, value_name = "TEXT", default_value = "")]
         note: String,
         /// Leave the VM paused
         #[arg(long)]
         pause_after: bool,
         /// standard, production or production-only; without it as `piton set` says
-        #[arg(long = "type", value_name = "TYPE")]
+        #[arg(long = "type", value_name = "TYPE", value_parser = parse_made_type)]
         kind: Option<CheckpointType>,
         /// Longest time that the guest's file systems may be frozen [default: 2]
-        #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+        #[arg(long, value_name = "SECONDS", value_parser = parse_freeze_timeout)]
         freeze_timeout: Option<Duration>,
         /// Copy memory while the guest runs, or while it stands still
         #[arg(long, value_enum, default_value_t)]
@@ -112,7 +118,7 @@ pub enum CheckpointCommand {
     /// Show all about a checkpoint
     Show { checkpoint: CheckpointRef },
     /// Give a checkpoint another name
-    Rename { checkpoint: CheckpointRef, new_name: String },
+    Rename { checkpoint: CheckpointRef, new_name: CheckpointName },
     /// Replace a checkpoint's note
     Note { checkpoint: CheckpointRef, text: String },
     /// Make a checkpoint the active state; lands paused, or off if it holds no memory
@@ -161,6 +167,7 @@ pub enum CheckpointCommand {
     Cancel {
         name: VmName,
         /// Its id, or the start of it
+        #[arg(value_parser = parse_job)]
         job: String,
     },
 }
@@ -317,23 +324,20 @@ pub struct RunArgs {
     #[arg(long, value_name = "STRING", default_value = "")]
     pub cmdline: String,
     /// Guest memory, as 512M or 2G
-    #[arg(long, value_name = "SIZE", default_value = "512M")]
-    pub memory: String,
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_memory)]
+    pub memory: u64,
     /// Number of vCPUs
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = parse_cpus)]
     pub cpus: u32,
     /// Disk image, raw or qcow2: PATH[,id=NAME][,readonly][,passthrough][,overlay]; may be repeated
     #[arg(long = "disk", value_name = "DISK")]
-    pub disks: Vec<String>,
+    pub disks: Vec<DiskArg>,
     /// Run in the background; `piton console` attaches
     #[arg(long)]
     pub detach: bool,
     /// Do not restrict the system calls of the VM's process
     #[arg(long)]
     pub no_seccomp: bool,
-    /// This process is the background one
-    #[arg(long, hide = true)]
-    pub background: bool,
 }
 
 #[derive(Debug, Args)]
@@ -345,11 +349,8 @@ pub struct StartArgs {
     /// Do not restrict the system calls of the VM's process
     #[arg(long)]
     pub no_seccomp: bool,
-    /// This process is the background one
-    #[arg(long, hide = true)]
-    pub background: bool,
     /// Go back to this checkpoint instead of booting
-    #[arg(long, hide = true, requires = "background")]
+    #[arg(long, hide = true)]
     pub restore: Option<Id>,
     /// And let it run
     #[arg(long, hide = true)]
@@ -400,10 +401,36 @@ impl Switch {
     }
 }
 
-/// Seconds, with a fraction or without.
-fn seconds(text: &str) -> Result<Duration, String> {
+/// Seconds, with a fraction or without, as long as file systems may be frozen.
+fn parse_freeze_timeout(text: &str) -> Result<Duration, String> {
     let time = text.parse().ok().and_then(|seconds: f64| Duration::try_from_secs_f64(seconds).ok());
-    time.ok_or_else(|| format!("`{text}` is no number of seconds"))
+    time.filter(|time| (FREEZE_TIMEOUT_MIN..=FREEZE_TIMEOUT_MAX).contains(time)).ok_or_else(|| {
+        format!(
+            "give it in seconds, from {} to {}",
+            FREEZE_TIMEOUT_MIN.as_secs_f64(),
+            FREEZE_TIMEOUT_MAX.as_secs_f64()
+        )
+    })
+}
+
+/// A type that a checkpoint can have, which not every setting names.
+fn parse_made_type(text: &str) -> Result<CheckpointType, String> {
+    match text.parse()? {
+        CheckpointType::Disabled => {
+            Err("`disabled` is a setting: give standard, production or production-only".into())
+        }
+        kind => Ok(kind),
+    }
+}
+
+/// What can be put into a path as it is: an id is nothing else.
+fn parse_job(text: &str) -> Result<String, String> {
+    if text.bytes().all(|b| b.is_ascii_hexdigit()) && (MIN_PREFIX..=32).contains(&text.len()) {
+        return Ok(text.to_owned());
+    }
+    Err(format!(
+        "give a job's id, or at least {MIN_PREFIX} digits of its start: `piton checkpoint jobs` shows them"
+    ))
 }
 
 #[derive(Debug, Args)]
@@ -412,14 +439,4 @@ pub struct RmArgs {
     /// Do not ask
     #[arg(long, short)]
     pub yes: bool,
-}
-
-impl RunArgs {
-    pub fn memory_bytes(&self) -> Result<u64, crate::config::ConfigError> {
-        parse_memory(&self.memory)
-    }
-
-    pub fn parsed_disks(&self) -> Result<Vec<DiskArg>, crate::config::ConfigError> {
-        self.disks.iter().map(|text| text.parse()).collect()
-    }
 }

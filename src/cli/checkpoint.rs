@@ -11,6 +11,7 @@ use super::args::{ApplyArgs, CheckpointCommand, CheckpointRef};
 use super::error::refused;
 use super::manage::{confirm, existing, has_ended, lock};
 use super::offline::{Offline, answer, find};
+use super::out::outln;
 use super::{output, run, transfer, verify, work};
 use crate::checkpoint::Manifest;
 use crate::control::client;
@@ -50,7 +51,7 @@ pub fn run(command: CheckpointCommand, json: bool) -> anyhow::Result<()> {
             let freeze_timeout_ms =
                 freeze_timeout.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
             let body = CreateBody {
-                name: checkpoint,
+                name: checkpoint.map(String::from),
                 note,
                 pause_after,
                 kind,
@@ -70,12 +71,12 @@ pub fn run(command: CheckpointCommand, json: bool) -> anyhow::Result<()> {
         }
         CheckpointCommand::Jobs { name } => jobs(&existing(&name)?, json)?,
         CheckpointCommand::Cancel { name, job } => {
-            let path = format!("/vm/jobs/{}", segment(&job)?);
+            let path = format!("/vm/jobs/{}", job);
             let job = client::delete(&existing(&name)?.socket(), &path, &())?;
             if json {
                 output::job(&job, json);
             } else {
-                println!("the job {} ({}) is asked to stop", job.id, job.kind);
+                outln!("the job {} ({}) is asked to stop", job.id, job.kind);
             }
         }
         CheckpointCommand::List { name, flat } => list(&existing(&name)?, flat, json)?,
@@ -83,18 +84,18 @@ pub fn run(command: CheckpointCommand, json: bool) -> anyhow::Result<()> {
             let folder = existing(&checkpoint.vm)?;
             let manifest = find(&folder, &checkpoint.checkpoint)?;
             if json {
-                println!("{:#}", serde_json::json!(manifest));
+                outln!("{:#}", serde_json::json!(manifest));
             } else {
                 output::show_checkpoint(&manifest);
             }
         }
         CheckpointCommand::Rename { checkpoint, new_name } => {
-            let info = change(&checkpoint, ChangeBody { name: Some(new_name), note: None })?;
-            print_info(&info, json, |info| println!("the checkpoint is now called `{}`", info.name));
+            let info = change(&checkpoint, ChangeBody { name: Some(new_name.into()), note: None })?;
+            print_info(&info, json, |info| outln!("the checkpoint is now called `{}`", info.name));
         }
         CheckpointCommand::Note { checkpoint, text } => {
             let info = change(&checkpoint, ChangeBody { name: None, note: Some(text) })?;
-            print_info(&info, json, |info| println!("the note of `{}` is replaced", info.name));
+            print_info(&info, json, |info| outln!("the note of `{}` is replaced", info.name));
         }
         CheckpointCommand::Apply(args) => apply_checkpoint(args, json)?,
         CheckpointCommand::Revert { name, run, force, yes } => {
@@ -111,20 +112,12 @@ pub fn run(command: CheckpointCommand, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What can be put into a path as it is: an id is nothing else.
-fn segment(job: &str) -> anyhow::Result<&str> {
-    if !job.is_empty() && job.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return Ok(job);
-    }
-    Err(refused(format!("`{}` is no id of a job: `piton checkpoint jobs` shows them", job.escape_debug())))
-}
-
 fn jobs(folder: &VmFolder, json: bool) -> anyhow::Result<()> {
     let asked = answer(client::ask::<JobList>(&folder.socket(), Method::GET, "/vm/jobs", None))?;
     // Jobs go with the process.
     let list = asked.unwrap_or(JobList { jobs: Vec::new() });
     if json {
-        println!("{:#}", serde_json::json!(list));
+        outln!("{:#}", serde_json::json!(list));
     } else {
         output::jobs(folder.name(), &list);
     }
@@ -132,7 +125,7 @@ fn jobs(folder: &VmFolder, json: bool) -> anyhow::Result<()> {
 }
 
 fn print_info(info: &CheckpointInfo, json: bool, tell: impl FnOnce(&CheckpointInfo)) {
-    if json { println!("{}", serde_json::json!(info)) } else { tell(info) }
+    if json { outln!("{}", serde_json::json!(info)) } else { tell(info) }
 }
 
 fn create_checkpoint(folder: &VmFolder, body: &CreateBody) -> anyhow::Result<CheckpointInfo> {
@@ -164,7 +157,7 @@ fn list(folder: &VmFolder, flat: bool, json: bool) -> anyhow::Result<()> {
         Err(_) => State::Stopped,
     };
     if json {
-        println!("{:#}", serde_json::json!(tree));
+        outln!("{:#}", serde_json::json!(tree));
     } else if flat {
         output::flat(&tree);
     } else {
@@ -289,7 +282,7 @@ fn landed(
     }
     let state = info.as_ref().map_or(State::Stopped, |info| info.state);
     if json {
-        println!("{}", serde_json::json!({ "vm": name, "checkpoint": manifest.id, "state": state }));
+        outln!("{}", serde_json::json!({ "vm": name, "checkpoint": manifest.id, "state": state }));
         return Ok(());
     }
     let next = match state {
@@ -297,7 +290,7 @@ fn landed(
         State::Paused => format!("paused; `piton resume {name}` lets it go on"),
         State::Stopped => format!("off; `piton start {name}` boots it"),
     };
-    println!("the VM `{name}` is at checkpoint `{}`, {next}", manifest.name);
+    outln!("the VM `{name}` is at checkpoint `{}`, {next}", manifest.name);
     Ok(())
 }
 
@@ -337,7 +330,7 @@ fn delete_checkpoint(
         None => delete_offline(&folder, id, body, no_wait)?,
     };
     if json {
-        println!("{}", serde_json::json!(deleted));
+        outln!("{}", serde_json::json!(deleted));
     } else {
         output::deleted(&deleted);
     }
@@ -394,9 +387,9 @@ pub fn doctor(name: &VmName, repair: bool, json: bool) -> anyhow::Result<()> {
             .iter()
             .map(|finding| serde_json::json!({ "finding": finding.text, "mendable": finding.mended, "mended": finding.mended && repair }))
             .collect();
-        println!("{:#}", serde_json::json!(list));
+        outln!("{:#}", serde_json::json!(list));
     } else if findings.is_empty() {
-        println!("the VM `{name}` is sound");
+        outln!("the VM `{name}` is sound");
     } else {
         for finding in &findings {
             let what = match (finding.mended, repair) {
@@ -404,7 +397,7 @@ pub fn doctor(name: &VmName, repair: bool, json: bool) -> anyhow::Result<()> {
                 (true, false) => " (--repair mends it)",
                 (false, _) => " (piton cannot mend this)",
             };
-            println!("{}{what}", finding.text);
+            outln!("{}{what}", finding.text);
         }
     }
     if findings.iter().any(|finding| !finding.mended) {

@@ -5,9 +5,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::args::CloneArgs;
-use super::error::refused;
+use super::error::{refused, usage};
 use super::manage::existing;
 use super::offline::{Offline, answer, find};
+use super::out::outln;
 use super::run;
 use crate::checkpoint::Manifest;
 use crate::control::client;
@@ -21,7 +22,8 @@ pub fn run(args: &CloneArgs, json: bool) -> anyhow::Result<()> {
     let names = match args.count {
         None => vec![args.new.clone()],
         Some(count) => {
-            (1..=count).map(|n| format!("{}-{n}", args.new).parse()).collect::<Result<Vec<VmName>, _>>()?
+            let names = (1..=count).map(|n| format!("{}-{n}", args.new).parse());
+            names.collect::<Result<Vec<VmName>, _>>().map_err(usage)?
         }
     };
     if args.run && manifest.memory.is_none() {
@@ -48,7 +50,7 @@ pub fn run(args: &CloneArgs, json: bool) -> anyhow::Result<()> {
         let each = body.names.iter().map(|name| {
             serde_json::json!({ "vm": name, "checkpoint": manifest.id, "from": args.checkpoint.vm, "state": state })
         });
-        println!("{:#}", serde_json::json!(each.collect::<Vec<_>>()));
+        outln!("{:#}", serde_json::json!(each.collect::<Vec<_>>()));
         return Ok(());
     }
     for name in &body.names {
@@ -57,7 +59,7 @@ pub fn run(args: &CloneArgs, json: bool) -> anyhow::Result<()> {
             State::Paused => format!("paused; `piton resume {name}` lets it go on"),
             State::Stopped => format!("off; `piton start {name}` boots it"),
         };
-        println!("the VM `{name}` is at checkpoint `{}` of `{}`, {next}", manifest.name, args.checkpoint.vm);
+        outln!("the VM `{name}` is at checkpoint `{}` of `{}`, {next}", manifest.name, args.checkpoint.vm);
     }
     Ok(())
 }

@@ -1,6 +1,5 @@
-//! Exit codes: 0 done, 1 failed and rolled back, 2 usage (clap's), 3 refused, nothing was tried.
-
-use std::process::ExitCode;
+//! Exit codes: 0 done; 1 failed; 2 the words of the command line are wrong, which nothing but they
+//! tell; 3 refused, nothing was tried.
 
 use crate::config::ConfigError;
 use crate::control::RequestError;
@@ -16,12 +15,18 @@ use crate::vm::VmError;
 use crate::vmm::VmmError;
 
 pub const FAILED: u8 = 1;
+pub const USAGE: u8 = 2;
 pub const REFUSED: u8 = 3;
 
 /// Marks an error of the command line's own as "nothing was tried".
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Refused(pub String);
+
+/// The words of the command line contradict each other, or one of them cannot be.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Usage(pub String);
 
 /// What went wrong has been said: by another process of this command, or in its output.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +38,11 @@ pub struct Told {
 /// For `return Err(...)`: a sentence that refuses.
 pub fn refused(text: impl Into<String>) -> anyhow::Error {
     Refused(text.into()).into()
+}
+
+/// For `return Err(...)` and `map_err`: a sentence about the words of the command line.
+pub fn usage(text: impl ToString) -> anyhow::Error {
+    Usage(text.to_string()).into()
 }
 
 /// The chain of causes as one sentence. An error that tells its cause itself is not told twice.
@@ -48,13 +58,10 @@ pub fn sentence(error: &anyhow::Error) -> String {
     })
 }
 
-pub fn exit_code(error: &anyhow::Error) -> ExitCode {
-    ExitCode::from(exit_code_of(error))
-}
-
 pub fn exit_code_of(error: &anyhow::Error) -> u8 {
     match error.downcast_ref() {
         Some(Told { code }) => *code,
+        None if error.is::<Usage>() => USAGE,
         None if error.chain().any(is_refusal) => REFUSED,
         None => FAILED,
     }

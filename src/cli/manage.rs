@@ -9,8 +9,9 @@ use anyhow::{Context, anyhow};
 
 use super::args::{RmArgs, StopArgs};
 use super::error::{refused, sentence};
+use super::out::{self, note, outln};
 use super::output::{self, Listed};
-use super::terminal::{RawTerminal, note, print, read_keys};
+use super::terminal::{RawTerminal, print, read_keys};
 use crate::control::client::{self, ClientError};
 use crate::control::{State, StopBody, VmInfo};
 use crate::folder::{FolderError, Home, VmFolder, VmLock, VmName};
@@ -77,7 +78,7 @@ pub fn resume(name: &VmName, json: bool) -> anyhow::Result<()> {
 pub fn show(name: &VmName, json: bool) -> anyhow::Result<()> {
     let info = info(&existing(name)?)?;
     if json {
-        println!("{:#}", serde_json::json!(info));
+        outln!("{:#}", serde_json::json!(info));
     } else {
         output::show(&info);
     }
@@ -91,9 +92,9 @@ pub fn list(json: bool) -> anyhow::Result<()> {
     };
     let vms: Vec<Listed> = home()?.all()?.into_iter().map(listed).collect();
     if json {
-        println!("{:#}", output::list_json(&vms));
+        outln!("{:#}", output::list_json(&vms));
     } else if vms.is_empty() {
-        println!("there are no VMs yet: `piton run demo` makes one");
+        outln!("there are no VMs yet: `piton run demo` makes one");
     } else {
         output::list(&vms);
     }
@@ -180,9 +181,9 @@ pub fn remove(args: RmArgs, json: bool) -> anyhow::Result<()> {
     }
     folder.remove(lock)?;
     if json {
-        println!("{}", serde_json::json!({ "removed": args.name }));
+        outln!("{}", serde_json::json!({ "removed": args.name }));
     } else {
-        println!("the VM `{}` is removed", args.name);
+        outln!("the VM `{}` is removed", args.name);
     }
     Ok(())
 }
@@ -192,8 +193,7 @@ pub fn confirm(question: &str) -> anyhow::Result<bool> {
     if !std::io::stdin().is_terminal() {
         return Err(refused("there is no terminal to ask on: say --yes to go ahead without being asked"));
     }
-    eprint!("{question} [y/N] ");
-    std::io::stderr().flush()?;
+    out::to_stderr(&format!("{question} [y/N] "));
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer)?;
     Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
@@ -202,8 +202,8 @@ pub fn confirm(question: &str) -> anyhow::Result<bool> {
 pub fn print_started(info: &VmInfo, json: bool) {
     let name = &info.name;
     match json {
-        true => println!("{}", serde_json::json!(info)),
-        false => println!("the VM `{name}` runs; `piton console {name}` shows its console"),
+        true => outln!("{}", serde_json::json!(info)),
+        false => outln!("the VM `{name}` runs; `piton console {name}` shows its console"),
     }
 }
 

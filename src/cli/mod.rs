@@ -6,6 +6,7 @@ mod clone;
 mod error;
 mod manage;
 mod offline;
+mod out;
 mod output;
 mod paths;
 mod run;
@@ -16,12 +17,14 @@ mod units;
 mod verify;
 mod work;
 
+use std::io::{self, ErrorKind};
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use args::{Cli, Command};
-use error::{Told, exit_code, sentence};
+use error::{Told, Usage, exit_code_of, sentence};
+use out::outln;
 
 use crate::control::ErrorBody;
 
@@ -29,11 +32,14 @@ use crate::control::ErrorBody;
 pub fn main() -> ExitCode {
     output::start_logging();
     // clap exits with 2 on a wrong command line, and with 0 for --help and --version.
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => return explain(&e),
+    };
     let json = cli.json;
     let result = match cli.command {
-        Command::Run(args) => run::run(args, json),
-        Command::Start(args) => run::start(args, json),
+        Command::Run(args) => run::run(args, cli.background, json),
+        Command::Start(args) => run::start(args, cli.background, json),
         Command::Stop(args) => manage::stop(args, json),
         Command::Pause { name } => manage::pause(&name, json),
         Command::Resume { name } => manage::resume(&name, json),
@@ -48,17 +54,60 @@ pub fn main() -> ExitCode {
         Command::Import(args) => transfer::import(&args, json),
         Command::Doctor { name, repair } => checkpoint::doctor(&name, repair, json),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
+    let code = match result {
+        Ok(()) => 0,
         Err(error) => {
-            if !error.is::<Told>() {
-                let text = sentence(&error);
-                if json {
-                    println!("{}", serde_json::json!(ErrorBody { error: text.clone() }));
-                }
-                output::complain(&text);
-            }
-            exit_code(&error)
+            tell(&error, json);
+            exit_code_of(&error)
         }
+    };
+    leave(code, out::finish())
+}
+
+/// Says what went wrong, if that has not been said.
+fn tell(error: &anyhow::Error, json: bool) {
+    if error.is::<Told>() {
+        return;
+    }
+    let text = sentence(error);
+    if json {
+        outln!("{}", serde_json::json!(ErrorBody { error: text.clone() }));
+    }
+    if error.is::<Usage>() {
+        // As clap says it of a single word.
+        out::to_stderr(
+            &Cli::command().error(clap::error::ErrorKind::ValueValidation, text).render().to_string(),
+        );
+    } else {
+        output::complain(&text);
+    }
+}
+
+/// What clap has to say: its help and its version are what was asked for.
+fn explain(message: &clap::Error) -> ExitCode {
+    if message.use_stderr()
+        && std::env::args_os().skip(1).take_while(|word| word != "--").any(|word| word == "--json")
+    {
+        let text = message.render().to_string();
+        let sentence = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+        outln!("{}", serde_json::json!(ErrorBody { error: sentence }));
+    }
+    let written = match message.print() {
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written,
+    };
+    leave(u8::try_from(message.exit_code()).unwrap_or(error::FAILED), written)
+}
+
+/// The exit code of a command; one that did what it was to do has failed if it could not say so.
+fn leave(code: u8, written: io::Result<()>) -> ExitCode {
+    match written {
+        Err(e) if code == 0 => {
+            output::complain(&format!(
+                "standard output cannot be written ({e}); the command was carried out"
+            ));
+            ExitCode::from(error::FAILED)
+        }
+        _ => ExitCode::from(code),
     }
 }

@@ -1,10 +1,10 @@
 //! What the user reads.
 
-use std::io::{IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
 
 use chrono::{DateTime, Utc};
 
+use super::out::{self, outln};
 use super::units::size;
 use crate::checkpoint::Manifest;
 use crate::checkpoint::tree::{Node, RowItem, Tree, short};
@@ -13,11 +13,9 @@ use crate::control::jobs::{JobInfo, JobList, JobState};
 use crate::control::{CheckpointInfo, DeletedInfo, State, TreeInfo, VmInfo};
 use crate::folder::VmName;
 
-/// One line on standard error. A raw terminal needs the carriage return, any other ignores it.
+/// One line on standard error.
 pub fn complain(text: &str) {
-    let end = if std::io::stderr().is_terminal() { "\r\n" } else { "\n" };
-    // Without a standard error there is nobody to tell.
-    let _ = write!(std::io::stderr(), "piton: {text}{end}");
+    out::note(&format!("piton: {text}"));
 }
 
 /// Lines of the log in a second; a guest that provokes more must not fill a disk with them.
@@ -77,7 +75,7 @@ fn boots(config: &VmConfig) -> String {
 }
 
 pub fn show(info: &VmInfo) {
-    let line = |name: &str, value: String| println!("{name:<9} {value}");
+    let line = |name: &str, value: String| outln!("{name:<9} {value}");
     line("name", info.name.to_string());
     let pid = info.pid.map_or(String::new(), |pid| format!(" (process {pid})"));
     line("state", format!("{}{pid}", info.state));
@@ -104,7 +102,7 @@ pub fn show(info: &VmInfo) {
     }
     line("folder", info.folder.display().to_string());
     if let Some(dir) = &info.checkpoint_dir {
-        println!("checkpoints in {}", dir.join(info.name.to_string()).display());
+        outln!("checkpoints in {}", dir.join(info.name.to_string()).display());
     }
 }
 
@@ -115,7 +113,7 @@ pub fn settings(info: &VmInfo) {
         .checkpoint_dir
         .as_ref()
         .map_or(String::new(), |dir| format!("; they go to {}", dir.join(info.name.to_string()).display()));
-    println!("checkpoints of the VM `{}`: {}{automatic}{dir}", info.name, info.checkpoint_type);
+    outln!("checkpoints of the VM `{}`: {}{automatic}{dir}", info.name, info.checkpoint_type);
 }
 
 /// A VM in a list: what is known of it, or why nothing is.
@@ -126,10 +124,10 @@ pub enum Listed {
 
 pub fn list(vms: &[Listed]) {
     let width = vms.iter().map(|vm| name_of(vm).len()).max().unwrap_or(0).max(4);
-    println!("{:<width$}  {:<8} {:>4}  {:>8}  {:>5}  CREATED", "NAME", "STATE", "CPUS", "MEMORY", "DISKS");
+    outln!("{:<width$}  {:<8} {:>4}  {:>8}  {:>5}  CREATED", "NAME", "STATE", "CPUS", "MEMORY", "DISKS");
     for vm in vms {
         match vm {
-            Listed::Known(info) => println!(
+            Listed::Known(info) => outln!(
                 "{:<width$}  {:<8} {:>4}  {:>8}  {:>5}  {}{}",
                 name_of(vm),
                 info.state,
@@ -139,7 +137,7 @@ pub fn list(vms: &[Listed]) {
                 when(&info.created),
                 info.reason.as_ref().map_or(String::new(), |reason| format!("  {reason}")),
             ),
-            Listed::Broken { error, .. } => println!("{:<width$}  {:<8} {error}", name_of(vm), "broken"),
+            Listed::Broken { error, .. } => outln!("{:<width$}  {:<8} {error}", name_of(vm), "broken"),
         }
     }
 }
@@ -163,14 +161,14 @@ pub fn list_json(vms: &[Listed]) -> serde_json::Value {
 /// What a finished command says of its VM.
 pub fn done(info: &VmInfo, json: bool) {
     if json {
-        println!("{}", serde_json::json!(info));
+        outln!("{}", serde_json::json!(info));
     } else {
         let state = match info.state {
             State::Running => "runs",
             State::Paused => "is paused",
             State::Stopped => "is stopped",
         };
-        println!("the VM `{}` {state}", info.name);
+        outln!("the VM `{}` {state}", info.name);
     }
 }
 
@@ -179,12 +177,12 @@ pub fn created(info: &CheckpointInfo) {
     let pause = info.pause_us.map_or(String::new(), |us| format!("paused {:.1} ms, ", us as f64 / 1000.0));
     let disk = size(info.disk_bytes);
     let frozen = info.frozen_us.map_or(String::new(), |us| format!("frozen {:.1} ms, ", us as f64 / 1000.0));
-    println!("checkpoint \"{}\" created: {frozen}{pause}{}disk {disk}", info.name, memory(info));
+    outln!("checkpoint \"{}\" created: {frozen}{pause}{}disk {disk}", info.name, memory(info));
     if let Some(why) = &info.fallback {
-        println!("it is a standard checkpoint: {why} (or choose it: --type standard)");
+        outln!("it is a standard checkpoint: {why} (or choose it: --type standard)");
     }
     for left in &info.left_out {
-        println!("disk `{}` is not part of it: it is {}", left.disk, left.why);
+        outln!("disk `{}` is not part of it: it is {}", left.disk, left.why);
     }
     for warning in &info.warnings {
         complain(&format!("warning: {warning}"));
@@ -194,43 +192,43 @@ pub fn created(info: &CheckpointInfo) {
 pub fn deleted(info: &DeletedInfo) {
     let what = if info.dry_run { "would be deleted" } else { "is deleted" };
     for checkpoint in &info.deleted {
-        println!("checkpoint `{}` {what}", checkpoint.name);
+        outln!("checkpoint `{}` {what}", checkpoint.name);
     }
     if let Some(id) = info.damaged {
-        println!("the damaged checkpoint {id} {what}");
+        outln!("the damaged checkpoint {id} {what}");
     }
 }
 
 /// What becomes of the disk space; `merged` is the job that was waited for.
 pub fn merges(vm: &VmName, runs: bool, merged: Option<&JobInfo>) {
     match merged {
-        Some(JobInfo { state: JobState::Done, .. }) => println!("their layers are merged"),
+        Some(JobInfo { state: JobState::Done, .. }) => outln!("their layers are merged"),
         Some(JobInfo { state: JobState::Cancelled, .. }) => {
-            println!("their layers are left as they are for now; they are merged when the VM stops");
+            outln!("their layers are left as they are for now; they are merged when the VM stops");
         }
         Some(JobInfo { error: Some(why), .. }) => complain(&format!("warning: {why}")),
         _ if runs => {
-            println!("their layers are merged meanwhile; `piton checkpoint jobs {vm}` shows how far it is");
+            outln!("their layers are merged meanwhile; `piton checkpoint jobs {vm}` shows how far it is");
         }
-        _ => println!("their layers are not merged yet: `piton doctor --repair {vm}` goes on with it"),
+        _ => outln!("their layers are not merged yet: `piton doctor --repair {vm}` goes on with it"),
     }
 }
 
 /// A job that is not waited for.
 pub fn job(job: &JobInfo, json: bool) {
     if json {
-        println!("{}", serde_json::json!(job));
+        outln!("{}", serde_json::json!(job));
     } else {
-        println!("{}", job.id);
+        outln!("{}", job.id);
     }
 }
 
 pub fn jobs(vm: &VmName, list: &JobList) {
     if list.jobs.is_empty() {
-        println!("the VM `{vm}` has no jobs");
+        outln!("the VM `{vm}` has no jobs");
         return;
     }
-    println!("{:<8}  {:<6}  {:<9}  {:<19}  SUBJECT", "JOB", "KIND", "STATE", "ASKED");
+    outln!("{:<8}  {:<6}  {:<9}  {:<19}  SUBJECT", "JOB", "KIND", "STATE", "ASKED");
     for job in &list.jobs {
         let about = match (&job.error, job.state) {
             (Some(error), _) => format!("  {error}"),
@@ -240,7 +238,7 @@ pub fn jobs(vm: &VmName, list: &JobList) {
             _ => String::new(),
         };
         let id = short(job.id);
-        println!("{id}  {:<6}  {:<9}  {}  {}{about}", job.kind, job.state, when(&job.asked), job.subject);
+        outln!("{id}  {:<6}  {:<9}  {}  {}{about}", job.kind, job.state, when(&job.asked), job.subject);
     }
 }
 
@@ -281,7 +279,7 @@ pub fn flat(tree: &TreeInfo) {
     by_age.sort_by_key(|info| info.created);
     let width = by_age.iter().map(|info| info.name.as_str().chars().count()).max().unwrap_or(0);
     for info in by_age {
-        println!("{}  {:<width$}  {}", short(info.id), info.name.as_str(), about(info));
+        outln!("{}  {:<width$}  {}", short(info.id), info.name.as_str(), about(info));
     }
 }
 
@@ -293,7 +291,7 @@ pub fn tree(vm: &VmName, info: &TreeInfo, state: State) {
         parent: info.parent,
         created: info.created,
     });
-    println!("{vm}");
+    outln!("{vm}");
     // Whether a branch goes on at each depth above the row.
     let mut open: Vec<bool> = Vec::new();
     for row in Tree::new(nodes, info.now).rows() {
@@ -302,17 +300,17 @@ pub fn tree(vm: &VmName, info: &TreeInfo, state: State) {
         let corner = if row.last { "└─ " } else { "├─ " };
         open.push(!row.last);
         match row.what {
-            RowItem::Now => println!("{above}{corner}Now ({state})"),
+            RowItem::Now => outln!("{above}{corner}Now ({state})"),
             RowItem::Checkpoint(id) => {
                 let Some(info) = info.checkpoints.iter().find(|info| info.id == id) else { continue };
-                println!("{above}{corner}{}  {}", info.name, about(info));
+                outln!("{above}{corner}{}  {}", info.name, about(info));
             }
         }
     }
 }
 
 pub fn show_checkpoint(manifest: &Manifest) {
-    let line = |name: &str, value: String| println!("{name:<9} {value}");
+    let line = |name: &str, value: String| outln!("{name:<9} {value}");
     line("name", manifest.name.to_string());
     line("id", manifest.id.to_string());
     line("vm", manifest.vm.clone());

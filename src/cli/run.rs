@@ -10,9 +10,10 @@ use anyhow::{Context, anyhow};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::args::{RunArgs, StartArgs};
-use super::error::{Told, refused};
+use super::error::{Told, refused, usage};
+use super::out::{self, note};
 use super::paths::absolute;
-use super::terminal::{RawTerminal, note, print, read_keys};
+use super::terminal::{RawTerminal, print, read_keys};
 use super::{manage, output};
 use crate::config::{DiskArg, DiskConfig, DiskFormat, VmConfig};
 use crate::control::{GoBack, VmInfo};
@@ -31,40 +32,46 @@ const OWN_DISK: u64 = 64 << 20;
 /// What a background process prints when its VM is there, before what `piton show` tells of it.
 const READY: &str = "ready";
 
-pub fn run(args: RunArgs, json: bool) -> anyhow::Result<()> {
-    leave_session(args.background)?;
+pub fn run(args: RunArgs, background: bool, json: bool) -> anyhow::Result<()> {
+    leave_session(background)?;
     let home = Home::from_env(Storage::os())?;
     let folder = home.folder(&args.name);
-    if args.detach && !args.background {
+    if args.detach && !background {
         manage::print_started(&detach(std::env::args_os().skip(1))?, json);
         return Ok(());
     }
     let mut config = VmConfig {
         cpus: args.cpus,
-        memory: args.memory_bytes()?,
+        memory: args.memory,
         kernel: args.kernel.as_deref().map(absolute).transpose()?,
         initrd: args.initrd.as_deref().map(absolute).transpose()?,
         cmdline: args.cmdline.clone(),
-        disks: Vec::new(),
+        disks: args
+            .disks
+            .into_iter()
+            .enumerate()
+            .map(|(index, disk)| named(index, disk))
+            .collect::<Result<_, _>>()?,
     };
-    for (index, disk) in args.parsed_disks()?.into_iter().enumerate() {
-        config.disks.push(look_at_disk(index, disk)?);
+    config.validate().map_err(usage)?;
+    for disk in &mut config.disks {
+        // Once and for all: what the guest writes must not change it.
+        disk.format = disk::probe(&Storage::os(), &disk.path).map_err(|e| refused(e.to_string()))?;
     }
-    config.validate()?;
     seccomp_unless(args.no_seccomp)?;
     let lock = folder.create()?;
     // From here on a failure must leave nothing behind.
     let booted = make_own_disk(&folder, &mut config)
         .and_then(|()| boot_new(&folder, config, lock))
         .inspect_err(|_| abandon(&folder));
-    serve(booted?, &folder, true, args.background)
+    serve(booted?, &folder, true, background)
 }
 
-pub fn start(args: StartArgs, json: bool) -> anyhow::Result<()> {
-    leave_session(args.background)?;
+pub fn start(args: StartArgs, background: bool, json: bool) -> anyhow::Result<()> {
+    leave_session(background)?;
     let folder = Home::from_env(Storage::os())?.folder(&args.name);
     let lock = manage::lock(&folder)?;
-    if !args.attach && !args.background {
+    if !args.attach && !background {
         // The background process takes it; should another be quicker, that one is told.
         drop(lock);
         manage::print_started(&detach(std::env::args_os().skip(1))?, json);
@@ -75,11 +82,11 @@ pub fn start(args: StartArgs, json: bool) -> anyhow::Result<()> {
     let Some(id) = args.restore else {
         let mut vmm = Vmm::new(folder.clone(), definition, lock)?;
         vmm.start()?;
-        return serve(vmm, &folder, true, args.background);
+        return serve(vmm, &folder, true, background);
     };
     let how = GoBack { force: args.force, clock: args.clock };
     let vmm = Vmm::restore(folder.clone(), definition, lock, id, how)?;
-    serve(vmm, &folder, args.resume, args.background)
+    serve(vmm, &folder, args.resume, background)
 }
 
 /// A background process belongs to no terminal.
@@ -98,14 +105,12 @@ fn seccomp_unless(off: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Finds out what kind of image a disk is, once and for all.
-fn look_at_disk(index: usize, arg: DiskArg) -> anyhow::Result<DiskConfig> {
-    let path = absolute(&arg.path)?;
-    let format = disk::probe(&Storage::os(), &path).map_err(|e| refused(e.to_string()))?;
+/// A disk as the words have it; nothing is known of its file yet.
+fn named(index: usize, arg: DiskArg) -> anyhow::Result<DiskConfig> {
     Ok(DiskConfig {
         id: arg.id.unwrap_or_else(|| format!("disk{index}")),
-        path,
-        format,
+        path: absolute(&arg.path)?,
+        format: DiskFormat::Raw,
         readonly: arg.readonly,
         passthrough: arg.passthrough,
         overlay: arg.overlay,
@@ -258,7 +263,8 @@ fn end_on_signals(ender: Ender) -> anyhow::Result<()> {
 pub fn detach(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<VmInfo> {
     let program = std::env::current_exe().context("piton cannot find itself")?;
     let mut command = Command::new(program);
-    command.args(args).arg("--background");
+    // In front: the words may end with `--` and a name.
+    command.arg("--background").args(args);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // It leaves this session by itself: with a closure of ours between, it would have to be forked,
     // and that takes longer than to spawn it.
@@ -272,10 +278,12 @@ pub fn detach(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<VmInfo
         // It ends when the process does, or points its output elsewhere because it is ready.
         stderr.read_to_string(&mut told).context("the background process cannot be heard")?;
     }
-    eprint!("{told}");
+    out::to_stderr(&told);
     if let Some(info) = line.strip_prefix(READY) {
         return serde_json::from_str(info).context("the background process cannot be understood");
     }
+    // With --json what went wrong.
+    out::to_stdout(&line);
     let status = child.wait().context("the background process is lost")?;
     Err(Told { code: status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1) }.into())
 }

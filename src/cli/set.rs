@@ -4,6 +4,7 @@ use super::args::SetArgs;
 use super::error::{Told, exit_code_of, sentence};
 use super::manage::existing;
 use super::offline::{Offline, answer};
+use super::out::outln;
 use super::output;
 use crate::control::client;
 use crate::control::{SetBody, State, VmInfo};
@@ -37,7 +38,7 @@ pub fn run(args: SetArgs, json: bool) -> anyhow::Result<()> {
         }
     }
     if json {
-        println!("{:#}", serde_json::json!(results));
+        outln!("{:#}", serde_json::json!(results));
     }
     // A failure weighs more than a refusal.
     match codes.into_iter().min() {

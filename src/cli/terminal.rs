@@ -5,6 +5,8 @@ use std::os::fd::AsFd;
 
 use nix::sys::termios::{self, OutputFlags, SetArg, Termios};
 
+use super::out::note;
+
 /// Ctrl-A begins a command to piton, as in QEMU and screen.
 const ESCAPE: u8 = 1;
 
@@ -116,13 +118,6 @@ pub fn read_keys(help: &str, mut to_guest: impl FnMut(&[u8]) -> io::Result<()>) 
             }
         }
     }
-}
-
-/// A line to the user beside the guest's output.
-pub fn note(text: &str) {
-    let mut stderr = io::stderr();
-    let end = if stderr.is_terminal() { "\r\n" } else { "\n" };
-    let _ = write!(stderr, "{text}{end}");
 }
 
 /// Shows console output.

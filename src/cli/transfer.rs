@@ -1,6 +1,5 @@
 //! VMs and checkpoints as files: export, import, what changed, and disks to be read over a socket.
 
-use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,9 +8,10 @@ use hyper::Method;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::args::{CheckpointRef, DiffArgs, ExportArgs, ExportCheckpointArgs, ImportArgs, ServeArgs};
-use super::error::{FAILED, REFUSED, Told, refused};
+use super::error::{FAILED, REFUSED, Told, refused, usage};
 use super::manage::existing;
 use super::offline::Offline;
+use super::out::outln;
 use super::paths::absolute;
 use super::units::size;
 use super::{output, work};
@@ -57,7 +57,7 @@ fn write(
 
 fn tell(export: &Export, dir: &Path, json: bool) {
     if json {
-        println!("{:#}", serde_json::json!(export));
+        outln!("{:#}", serde_json::json!(export));
         return;
     }
     let what = match &export.since {
@@ -69,14 +69,14 @@ fn tell(export: &Export, dir: &Path, json: bool) {
         1 => "1 disk".to_owned(),
         count => format!("{count} disks"),
     };
-    println!(
+    outln!(
         "{what} of `{}` is exported to {}: {disks}{}",
         export.vm,
         dir.display(),
         memory.unwrap_or_default()
     );
     for left in &export.left_out {
-        println!("disk `{}` is not part of it: it is {}", left.disk, left.why);
+        outln!("disk `{}` is not part of it: it is {}", left.disk, left.why);
     }
     for warning in &export.warnings {
         output::complain(&format!("warning: {warning}"));
@@ -145,7 +145,7 @@ pub fn import(args: &ImportArgs, json: bool) -> anyhow::Result<()> {
     };
     for (id, path) in &args.disks {
         if remap.disks.insert(id.clone(), absolute(path)?).is_some() {
-            return Err(refused(format!("disk `{id}` is named twice")));
+            return Err(usage(format!("disk `{id}` is named twice")));
         }
     }
     let wanted = Wanted { dirs: &dirs, name: args.name.clone(), new_id: args.new_id, remap: &remap };
@@ -160,16 +160,16 @@ pub fn import(args: &ImportArgs, json: bool) -> anyhow::Result<()> {
             Err(_) => (None, None),
         };
         let done = outcome.is_ok() && !args.check;
-        println!(
+        outln!(
             "{:#}",
             serde_json::json!({ "imported": done, "vm": vm, "checkpoint": checkpoint, "problems": problems })
         );
     } else if let Ok(imported) = &outcome {
         let (vm, name) = (&imported.vm, &imported.name);
         if args.check {
-            println!("nothing is in the way of importing it as `{vm}`");
+            outln!("nothing is in the way of importing it as `{vm}`");
         } else {
-            println!(
+            outln!(
                 "the VM `{vm}` is imported, at checkpoint `{name}`: `piton checkpoint revert {vm}` goes there, \
                  `piton start {vm}` boots it from its disks"
             );
@@ -196,7 +196,7 @@ pub fn diff(args: &DiffArgs, json: bool) -> anyhow::Result<()> {
     let (a, b) = (open(&args.a)?, open(&args.b)?);
     let changes = work::here(|progress| compare::run(&Storage::os(), &a, &b, data.as_deref(), progress))??;
     if json {
-        println!("{:#}", serde_json::json!(changes));
+        outln!("{:#}", serde_json::json!(changes));
         return Ok(());
     }
     for (disk, changed) in &changes.disks {
@@ -204,25 +204,27 @@ pub fn diff(args: &DiffArgs, json: bool) -> anyhow::Result<()> {
     }
     match &changes.memory {
         Some(changed) => show_changes("memory", changed),
-        None => println!("memory: not both have some of the same size"),
+        None => outln!("memory: not both have some of the same size"),
     }
     for disk in &changes.incomparable {
-        println!("disk `{disk}`: not both have it in the same size");
+        outln!("disk `{disk}`: not both have it in the same size");
     }
     Ok(())
 }
 
 fn show_changes(what: &str, changes: &Changes) {
     if changes.ranges.is_empty() {
-        println!("{what}: the same");
+        outln!("{what}: the same");
         return;
     }
-    println!("{what}: {} in {} ranges", size(changes.bytes), changes.ranges.len());
+    let count = changes.ranges.len();
+    let ranges = if count == 1 { "range" } else { "ranges" };
+    outln!("{what}: {} in {count} {ranges}", size(changes.bytes));
     for range in changes.ranges.iter().take(RANGES_SHOWN) {
-        println!("  {:#012x}  {}", range.offset, size(range.length));
+        outln!("  {:#012x}  {}", range.offset, size(range.length));
     }
     if changes.ranges.len() > RANGES_SHOWN {
-        println!("  and {} more: --json lists all", changes.ranges.len() - RANGES_SHOWN);
+        outln!("  and {} more: --json lists all", changes.ranges.len() - RANGES_SHOWN);
     }
 }
 
@@ -260,14 +262,13 @@ pub fn serve(args: &ServeArgs, json: bool) -> anyhow::Result<()> {
     let names: Vec<String> = exports.iter().map(|export| export.name.clone()).collect();
     let server = nbd::Server::start(&socket, exports)?;
     if json {
-        println!("{}", serde_json::json!({ "socket": socket, "disks": names }));
+        outln!("{}", serde_json::json!({ "socket": socket, "disks": names }));
     } else {
         for name in &names {
-            println!("nbd+unix:///{name}?socket={}", socket.display());
+            outln!("nbd+unix:///{name}?socket={}", socket.display());
         }
         output::complain("serves until Ctrl-C");
     }
-    std::io::stdout().flush()?;
     signals.forever().next();
     drop(server);
     drop(source);

@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use super::args::CheckpointRef;
 use super::error::refused;
 use super::manage::existing;
+use super::out::outln;
 use super::units::size;
 use super::work;
 use crate::capture::chain::MemoryChain;
@@ -45,12 +46,12 @@ pub fn run(target: &CheckpointRef, json: bool) -> anyhow::Result<()> {
     })?;
     if json {
         let result = serde_json::json!({ "checkpoint": manifest.id, "bytes": bytes, "unchecked": unchecked });
-        println!("{result}");
+        outln!("{result}");
         return Ok(());
     }
-    println!("checkpoint `{}` is as it was written: {} read and checked", manifest.name, size(bytes));
+    outln!("checkpoint `{}` is as it was written: {} read and checked", manifest.name, size(bytes));
     for layer in unchecked {
-        println!("not checked, it has no checksums: {layer}");
+        outln!("not checked, it has no checksums: {layer}");
     }
     Ok(())
 }

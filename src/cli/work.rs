@@ -1,6 +1,6 @@
 //! Work that takes a while: shows how far it is, and lets Ctrl-C call it off.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 use signal_hook::consts::SIGINT;
 use signal_hook::flag;
 
+use super::out;
 use super::units::size;
 use crate::control::client::{self, ClientError};
 use crate::control::jobs::JobInfo;
@@ -60,17 +61,14 @@ impl Meter {
 
     fn show(&mut self, line: &str) {
         self.shown = true;
-        let mut stderr = std::io::stderr();
-        // Without a terminal to write to there is nobody to tell.
-        let _ = write!(stderr, "\r\x1b[K{line}");
-        let _ = stderr.flush();
+        out::to_stderr(&format!("\r\x1b[K{line}"));
     }
 }
 
 impl Drop for Meter {
     fn drop(&mut self) {
         if self.shown {
-            let _ = write!(std::io::stderr(), "\r\x1b[K");
+            out::to_stderr("\r\x1b[K");
         }
     }
 }

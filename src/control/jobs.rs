@@ -13,7 +13,7 @@ use crate::progress::Progress;
 /// Finished jobs that are still told of; the oldest go first.
 const KEPT: usize = 32;
 /// Shortest part of an id that stands for it.
-const MIN_PREFIX: usize = 4;
+pub const MIN_PREFIX: usize = 4;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -17,7 +17,7 @@ pub mod merge;
 mod orphans;
 mod overlay;
 pub mod policy;
-mod production;
+pub mod production;
 pub mod readers;
 pub mod recover;
 mod saving;

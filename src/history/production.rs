@@ -23,8 +23,9 @@ use crate::storage::Storage;
 
 /// Longest time that the guest's file systems are frozen unless another one is asked for.
 const FREEZE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Longest that can be asked for.
-const FREEZE_TIMEOUT_MAX: Duration = Duration::from_secs(60);
+/// Shortest and longest that can be asked for.
+pub const FREEZE_TIMEOUT_MIN: Duration = Duration::from_millis(1);
+pub const FREEZE_TIMEOUT_MAX: Duration = Duration::from_secs(60);
 
 /// Why there is no production checkpoint. The VM goes on as before.
 #[derive(Debug)]
@@ -118,7 +119,7 @@ fn called_off(error: AgentError) -> Failure {
 
 fn freeze_timeout(body: &CreateBody) -> Result<Duration, CheckpointError> {
     let asked = body.freeze_timeout_ms.map_or(FREEZE_TIMEOUT, Duration::from_millis);
-    if asked.is_zero() || asked > FREEZE_TIMEOUT_MAX {
+    if !(FREEZE_TIMEOUT_MIN..=FREEZE_TIMEOUT_MAX).contains(&asked) {
         return Err(CheckpointError::Refused(format!(
             "file systems can be frozen for 1 to {} ms, not {}",
             FREEZE_TIMEOUT_MAX.as_millis(),
