@@ -3,28 +3,8 @@
 use std::ops::Range;
 use std::path::Path;
 
-use super::{Backing, DiskError, ImageFormat, Result, delta_format, inspect, qcow2, raw};
-use crate::storage::{Access, Storage};
-
-/// The format of an image by its first bytes, never by its name.
-///
-/// Only for the first time that an image is seen; record the answer and pass
-/// that from then on. A guest can write the header of a qcow2 image with any
-/// backing file into its raw disk; if the disk were probed again, it would
-/// then be shown that file.
-pub fn probe(storage: &Storage, path: &Path) -> Result<ImageFormat> {
-    inspect(storage, path)?;
-    let file = storage.open(path, Access::ReadOnly)?;
-    let mut magic = [0; 8];
-    let got = file.read_up_to(&mut magic, 0)?;
-    if magic[..got].starts_with(&qcow2::MAGIC) {
-        Ok(ImageFormat::Qcow2)
-    } else if got == magic.len() && magic == delta_format::MAGIC {
-        Err(DiskError::IsDelta(path.to_owned()))
-    } else {
-        Ok(ImageFormat::Raw)
-    }
-}
+use super::{Backing, ImageFormat, Result, qcow2, raw};
+use crate::storage::Storage;
 
 /// The image below every delta of a chain; cannot be written through this.
 pub enum Base {

@@ -19,6 +19,7 @@ pub mod layer;
 mod limits;
 pub mod live;
 pub mod merge;
+mod probe;
 pub mod qcow2;
 pub mod qcow2_write;
 pub mod raw;
@@ -32,9 +33,10 @@ use std::sync::Arc;
 pub use crate::config::DiskFormat as ImageFormat;
 use crate::storage::{FileKind, Metadata, Storage};
 
-pub use base::{Base, open_base, probe};
+pub use base::{Base, open_base};
 pub use error::{DiskError, Result};
 pub use limits::{MAX_LAYERS, SECTOR};
+pub use probe::probe;
 
 /// Something that can be read and that nobody changes.
 pub trait Backing: Send + Sync {

@@ -14,10 +14,9 @@ use imago::raw::Raw;
 use imago::storage::drivers::CommonStorageHelper;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, Mapping};
 
+use super::probe::QCOW2_MAGIC;
 use super::{Backing, DiskError, Result, check_len, check_range, inspect};
 use crate::storage::{Access, File, Lock, Storage};
-
-pub const MAGIC: [u8; 4] = *b"QFI\xfb";
 
 /// Deeper than anybody builds them; ends a chain that leads into itself.
 const MAX_DEPTH: usize = 64;
@@ -105,7 +104,7 @@ fn check_header(file: &File) -> Result<()> {
     let mut header = [0; 80];
     let got = file.read_up_to(&mut header, 0)?;
     let path = file.path();
-    if got < 72 || header[..4] != MAGIC {
+    if got < 72 || header[..4] != QCOW2_MAGIC {
         return Err(error(path, "this is not a qcow2 image"));
     }
     let word = |at: usize| {

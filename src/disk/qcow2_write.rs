@@ -8,7 +8,7 @@
 use std::path::Path;
 
 use super::flat::each_data;
-use super::qcow2::MAGIC;
+use super::probe::QCOW2_MAGIC;
 use super::{Backing, Result};
 use crate::progress::Progress;
 use crate::storage::{File, Storage};
@@ -111,7 +111,7 @@ impl Writer {
         let (version, encryption, no_features) = (3, 0, [0; 6]);
         // Offset (two words) and length of the backing file's name, number and offset of snapshots.
         let (no_backing, no_snapshots) = ([0; 3], [0; 3]);
-        let mut words = vec![u32::from_be_bytes(MAGIC), version];
+        let mut words = vec![u32::from_be_bytes(QCOW2_MAGIC), version];
         words.extend(no_backing);
         words.extend([CLUSTER_BITS, high(size), low(size), encryption]);
         words.extend([l1.len() as u32, high(l1_at), low(l1_at)]);
