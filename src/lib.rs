@@ -1,7 +1,8 @@
 //! piton: a minimal hypervisor on KVM whose VMs can go back.
 //!
 //! A module imports only from lower levels of this table; modules of one level do not import
-//! each other. `tests/layering.rs` holds the table against every `use crate::`.
+//! each other, and no two files import each other in a circle. `tests/layering/` holds the sources
+//! against it.
 //!
 //! | level | module | what it is |
 //! | --- | --- | --- |
