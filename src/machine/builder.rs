@@ -21,7 +21,7 @@ use crate::devices::serial::Serial;
 use crate::devices::virtio::block::Block;
 use crate::devices::virtio::console::Console as AgentConsole;
 use crate::devices::virtio::console_port::Port;
-use crate::devices::virtio::mmio::{QUEUE_NOTIFY, SaveTransport, Transport};
+use crate::devices::virtio::mmio::{DOORBELL, SaveTransport, Transport};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::{Backend, Device, Worker};
 use crate::events::{EventSink, MachineEvent};
@@ -313,7 +313,7 @@ impl VirtioSlots<'_> {
             .map_err(MachineError::setup("a virtio device"))?;
         let backend = Arc::new(backend);
         for queue in 0..queues {
-            self.vm.connect_doorbell(&backend.doorbell, address + QUEUE_NOTIFY, queue)?;
+            self.vm.connect_doorbell(&backend.doorbell, address + DOORBELL, queue)?;
         }
         let transport = Arc::new(Transport::new(backend.clone(), memory.clone()));
         self.mmio.insert(address, VIRTIO_MMIO_SIZE, transport.clone())?;

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
     VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR,
-    VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
+    VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
@@ -36,8 +36,6 @@ const MAX_SEGMENTS: u32 = 64;
 const DISCARD_ALIGNMENT_SECTORS: u32 = 8;
 /// Data pass through a buffer of at most this many bytes.
 const BUFFER: usize = 256 << 10;
-/// `unmap` of a write-zeroes range; the only flag that exists.
-const FLAG_UNMAP: u32 = 1;
 
 /// How a request ended, as its status byte says it.
 enum Outcome {
@@ -148,7 +146,8 @@ impl Block {
         if self.disk.is_read_only() {
             return Outcome::Failed;
         }
-        let allowed = if zero { FLAG_UNMAP } else { 0 };
+        // The only flag that exists.
+        let allowed = if zero { VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP } else { 0 };
         let mut count = 0;
         while let Some(segment) = next_segment(segments) {
             let sectors = segment.sectors.to_native();

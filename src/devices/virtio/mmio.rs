@@ -5,11 +5,23 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
-use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_config::{
+    VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
+};
+use virtio_bindings::virtio_mmio::{
+    VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_CONFIG_GENERATION, VIRTIO_MMIO_DEVICE_FEATURES,
+    VIRTIO_MMIO_DEVICE_FEATURES_SEL, VIRTIO_MMIO_DEVICE_ID, VIRTIO_MMIO_DRIVER_FEATURES,
+    VIRTIO_MMIO_DRIVER_FEATURES_SEL, VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INTERRUPT_ACK,
+    VIRTIO_MMIO_INTERRUPT_STATUS, VIRTIO_MMIO_MAGIC_VALUE, VIRTIO_MMIO_QUEUE_AVAIL_HIGH,
+    VIRTIO_MMIO_QUEUE_AVAIL_LOW, VIRTIO_MMIO_QUEUE_DESC_HIGH, VIRTIO_MMIO_QUEUE_DESC_LOW,
+    VIRTIO_MMIO_QUEUE_NOTIFY, VIRTIO_MMIO_QUEUE_NUM, VIRTIO_MMIO_QUEUE_NUM_MAX, VIRTIO_MMIO_QUEUE_READY,
+    VIRTIO_MMIO_QUEUE_SEL, VIRTIO_MMIO_QUEUE_USED_HIGH, VIRTIO_MMIO_QUEUE_USED_LOW,
+    VIRTIO_MMIO_SHM_BASE_HIGH, VIRTIO_MMIO_SHM_LEN_LOW, VIRTIO_MMIO_STATUS, VIRTIO_MMIO_VENDOR_ID,
+    VIRTIO_MMIO_VERSION,
+};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{Queue, QueueState, QueueT};
 
-use super::queue::{INTERRUPT_CONFIG, STATUS_DRIVER_OK, STATUS_FEATURES_OK, STATUS_NEEDS_RESET};
 use super::{Backend, Device, Violation};
 use crate::bus::BusDevice;
 use crate::memory::GuestMemory;
@@ -17,35 +29,10 @@ use crate::memory::GuestMemory;
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VERSION: u32 = 2;
 const VENDOR: u32 = u32::from_le_bytes(*b"pitn");
-
-const MAGIC_VALUE: u64 = 0x000;
-const DEVICE_VERSION: u64 = 0x004;
-const DEVICE_ID: u64 = 0x008;
-const VENDOR_ID: u64 = 0x00c;
-const DEVICE_FEATURES: u64 = 0x010;
-const DEVICE_FEATURES_SEL: u64 = 0x014;
-const DRIVER_FEATURES: u64 = 0x020;
-const DRIVER_FEATURES_SEL: u64 = 0x024;
-const QUEUE_SEL: u64 = 0x030;
-const QUEUE_NUM_MAX: u64 = 0x034;
-const QUEUE_NUM: u64 = 0x038;
-const QUEUE_READY: u64 = 0x044;
 /// The doorbell; KVM turns its writes into eventfd signals.
-pub const QUEUE_NOTIFY: u64 = 0x050;
-const INTERRUPT_STATUS: u64 = 0x060;
-const INTERRUPT_ACK: u64 = 0x064;
-const STATUS: u64 = 0x070;
-const QUEUE_DESC_LOW: u64 = 0x080;
-const QUEUE_DESC_HIGH: u64 = 0x084;
-const QUEUE_DRIVER_LOW: u64 = 0x090;
-const QUEUE_DRIVER_HIGH: u64 = 0x094;
-const QUEUE_DEVICE_LOW: u64 = 0x0a0;
-const QUEUE_DEVICE_HIGH: u64 = 0x0a4;
-/// Shared memory length and base: all ones where there is none.
-const SHM_FIRST: u64 = 0x0b0;
-const SHM_LAST: u64 = 0x0bc;
-const CONFIG_GENERATION: u64 = 0x0fc;
-const CONFIG: u64 = 0x100;
+pub const DOORBELL: u64 = VIRTIO_MMIO_QUEUE_NOTIFY as u64;
+/// Where the registers end and the device's configuration begins.
+const CONFIG: u64 = VIRTIO_MMIO_CONFIG as u64;
 
 /// State of a transport and its queues.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -150,47 +137,50 @@ impl<D: Device> Transport<D> {
         self.choices.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn read_register(&self, offset: u64) -> u32 {
-        match offset {
-            MAGIC_VALUE => MAGIC,
-            DEVICE_VERSION => VERSION,
-            DEVICE_ID => self.device_type,
-            VENDOR_ID => VENDOR,
+    fn read_register(&self, register: u32) -> u32 {
+        match register {
+            VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
+            VIRTIO_MMIO_VERSION => VERSION,
+            VIRTIO_MMIO_DEVICE_ID => self.device_type,
+            VIRTIO_MMIO_VENDOR_ID => VENDOR,
             // An interrupt handler reads and writes these: without a lock, so that it never waits
             // for another vCPU that waits for a request.
-            INTERRUPT_STATUS => self.backend.registers.interrupt_status.load(Ordering::SeqCst),
-            STATUS => self.status(),
-            SHM_FIRST..=SHM_LAST => u32::MAX,
+            VIRTIO_MMIO_INTERRUPT_STATUS => self.backend.registers.interrupt_status.load(Ordering::SeqCst),
+            VIRTIO_MMIO_STATUS => self.status(),
+            // There is no shared memory.
+            VIRTIO_MMIO_SHM_LEN_LOW..=VIRTIO_MMIO_SHM_BASE_HIGH => u32::MAX,
             // The configuration never changes while the machine runs.
-            CONFIG_GENERATION => 0,
-            _ => self.read_choice(offset, &self.choices()),
+            VIRTIO_MMIO_CONFIG_GENERATION => 0,
+            _ => self.read_choice(register, &self.choices()),
         }
     }
 
-    fn read_choice(&self, offset: u64, choices: &Choices) -> u32 {
-        match offset {
-            DEVICE_FEATURES => half(self.offered, choices.device_features_sel),
-            QUEUE_NUM_MAX => self.with_queue(choices, |queue| queue.max_size().into()).unwrap_or(0),
-            QUEUE_READY => self.with_queue(choices, |queue| queue.ready().into()).unwrap_or(0),
+    fn read_choice(&self, register: u32, choices: &Choices) -> u32 {
+        match register {
+            VIRTIO_MMIO_DEVICE_FEATURES => half(self.offered, choices.device_features_sel),
+            VIRTIO_MMIO_QUEUE_NUM_MAX => {
+                self.with_queue(choices, |queue| queue.max_size().into()).unwrap_or(0)
+            }
+            VIRTIO_MMIO_QUEUE_READY => self.with_queue(choices, |queue| queue.ready().into()).unwrap_or(0),
             _ => 0,
         }
     }
 
-    fn write_register(&self, offset: u64, value: u32) {
-        match offset {
-            QUEUE_NOTIFY => self.backend.ring(),
-            INTERRUPT_ACK => {
+    fn write_register(&self, register: u32, value: u32) {
+        match register {
+            VIRTIO_MMIO_QUEUE_NOTIFY => self.backend.ring(),
+            VIRTIO_MMIO_INTERRUPT_ACK => {
                 self.backend.registers.interrupt_status.fetch_and(!value, Ordering::SeqCst);
             }
-            _ => self.write_choice(offset, value, &mut self.choices()),
+            _ => self.write_choice(register, value, &mut self.choices()),
         }
     }
 
-    fn write_choice(&self, offset: u64, value: u32, choices: &mut Choices) {
-        match offset {
-            DEVICE_FEATURES_SEL => choices.device_features_sel = value,
-            DRIVER_FEATURES_SEL => choices.driver_features_sel = value,
-            DRIVER_FEATURES if self.status() & STATUS_FEATURES_OK == 0 => {
+    fn write_choice(&self, register: u32, value: u32, choices: &mut Choices) {
+        match register {
+            VIRTIO_MMIO_DEVICE_FEATURES_SEL => choices.device_features_sel = value,
+            VIRTIO_MMIO_DRIVER_FEATURES_SEL => choices.driver_features_sel = value,
+            VIRTIO_MMIO_DRIVER_FEATURES if self.status() & VIRTIO_CONFIG_S_FEATURES_OK == 0 => {
                 let shift = match choices.driver_features_sel {
                     0 => 0,
                     1 => 32,
@@ -199,36 +189,36 @@ impl<D: Device> Transport<D> {
                 choices.features &= !(u64::from(u32::MAX) << shift);
                 choices.features |= u64::from(value) << shift;
             }
-            QUEUE_SEL => choices.queue_sel = value,
-            QUEUE_NUM => self.configure(choices, |queue| {
+            VIRTIO_MMIO_QUEUE_SEL => choices.queue_sel = value,
+            VIRTIO_MMIO_QUEUE_NUM => self.configure(choices, |queue| {
                 u16::try_from(value).is_ok_and(|size| queue.try_set_size(size).is_ok())
             }),
-            QUEUE_READY => self.set_ready(choices, value == 1),
-            QUEUE_DESC_LOW => self.configure(choices, |queue| {
+            VIRTIO_MMIO_QUEUE_READY => self.set_ready(choices, value == 1),
+            VIRTIO_MMIO_QUEUE_DESC_LOW => self.configure(choices, |queue| {
                 queue.set_desc_table_address(Some(value), None);
                 value.is_multiple_of(16)
             }),
-            QUEUE_DRIVER_LOW => self.configure(choices, |queue| {
+            VIRTIO_MMIO_QUEUE_AVAIL_LOW => self.configure(choices, |queue| {
                 queue.set_avail_ring_address(Some(value), None);
                 value.is_multiple_of(2)
             }),
-            QUEUE_DEVICE_LOW => self.configure(choices, |queue| {
+            VIRTIO_MMIO_QUEUE_USED_LOW => self.configure(choices, |queue| {
                 queue.set_used_ring_address(Some(value), None);
                 value.is_multiple_of(4)
             }),
-            QUEUE_DESC_HIGH => self.configure(choices, |queue| {
+            VIRTIO_MMIO_QUEUE_DESC_HIGH => self.configure(choices, |queue| {
                 queue.set_desc_table_address(None, Some(value));
                 true
             }),
-            QUEUE_DRIVER_HIGH => self.configure(choices, |queue| {
+            VIRTIO_MMIO_QUEUE_AVAIL_HIGH => self.configure(choices, |queue| {
                 queue.set_avail_ring_address(None, Some(value));
                 true
             }),
-            QUEUE_DEVICE_HIGH => self.configure(choices, |queue| {
+            VIRTIO_MMIO_QUEUE_USED_HIGH => self.configure(choices, |queue| {
                 queue.set_used_ring_address(None, Some(value));
                 true
             }),
-            STATUS => self.write_status(choices, value),
+            VIRTIO_MMIO_STATUS => self.write_status(choices, value),
             _ => {}
         }
     }
@@ -249,7 +239,7 @@ impl<D: Device> Transport<D> {
     }
 
     fn set_ready(&self, choices: &Choices, ready: bool) {
-        let live = self.status() & STATUS_DRIVER_OK != 0;
+        let live = self.status() & VIRTIO_CONFIG_S_DRIVER_OK != 0;
         let valid = self.with_queue(choices, |queue| {
             queue.set_ready(ready);
             // Before that, all queues are checked when the driver declares itself ready.
@@ -266,26 +256,26 @@ impl<D: Device> Transport<D> {
         }
         let before = self.status();
         // A driver may only add bits, and only the device says that it needs a reset.
-        let mut added = value & !before & !STATUS_NEEDS_RESET & 0xff;
+        let mut added = value & !before & !VIRTIO_CONFIG_S_NEEDS_RESET & 0xff;
         let acceptable =
             choices.features & !self.offered == 0 && choices.features >> VIRTIO_F_VERSION_1 & 1 == 1;
-        if added & STATUS_FEATURES_OK != 0 && !acceptable {
-            added &= !STATUS_FEATURES_OK;
+        if added & VIRTIO_CONFIG_S_FEATURES_OK != 0 && !acceptable {
+            added &= !VIRTIO_CONFIG_S_FEATURES_OK;
         }
-        if (before | added) & STATUS_FEATURES_OK == 0 {
-            added &= !STATUS_DRIVER_OK;
+        if (before | added) & VIRTIO_CONFIG_S_FEATURES_OK == 0 {
+            added &= !VIRTIO_CONFIG_S_DRIVER_OK;
         }
-        if added & STATUS_DRIVER_OK != 0
+        if added & VIRTIO_CONFIG_S_DRIVER_OK != 0
             && let Err(violation) = self.activate(choices)
         {
             self.backend.registers.status.fetch_or(added, Ordering::SeqCst);
             return self.backend.break_down(self.device_type, &violation);
         }
         self.backend.registers.status.fetch_or(added, Ordering::SeqCst);
-        if added & STATUS_DRIVER_OK != 0 {
-            match before & STATUS_NEEDS_RESET {
+        if added & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
+            match before & VIRTIO_CONFIG_S_NEEDS_RESET {
                 0 => self.backend.ring(),
-                _ => self.backend.interrupt(INTERRUPT_CONFIG),
+                _ => self.backend.interrupt(VIRTIO_MMIO_INT_CONFIG),
             }
         }
     }
@@ -342,7 +332,7 @@ impl<D: Device> SaveTransport for Transport<D> {
         let broken = |e| Violation(format!("a saved queue is impossible: {e}"));
         active.queues =
             state.queues.iter().map(SavedQueue::to_queue).collect::<Result<_, _>>().map_err(broken)?;
-        if state.status & STATUS_DRIVER_OK != 0 {
+        if state.status & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
             active.device.activate(state.choices.features);
         }
         *choices = state.choices.clone();
@@ -373,7 +363,7 @@ impl<D: Device> BusDevice for Transport<D> {
                 *byte = *value;
             }
         } else if data.len() == 4 && offset.is_multiple_of(4) {
-            data.copy_from_slice(&self.read_register(offset).to_le_bytes());
+            data.copy_from_slice(&self.read_register(offset as u32).to_le_bytes());
         }
     }
 
@@ -383,7 +373,7 @@ impl<D: Device> BusDevice for Transport<D> {
             && offset.is_multiple_of(4)
             && let Ok(bytes) = data.try_into()
         {
-            self.write_register(offset, u32::from_le_bytes(bytes));
+            self.write_register(offset as u32, u32::from_le_bytes(bytes));
         }
     }
 }

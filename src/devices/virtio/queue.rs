@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use virtio_bindings::virtio_config::{VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_NEEDS_RESET};
+use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -12,15 +14,6 @@ use super::complaints::Complaints;
 use super::{Device, NotServed, Violation};
 use crate::memory::GuestMemory;
 use crate::seccomp;
-
-/// Device status bits (virtio 1.2, section 2.1).
-pub const STATUS_FEATURES_OK: u32 = 8;
-pub const STATUS_DRIVER_OK: u32 = 4;
-pub const STATUS_NEEDS_RESET: u32 = 64;
-
-/// Interrupt status bits (virtio 1.2, section 4.2.2).
-const INTERRUPT_USED_RING: u32 = 1;
-pub const INTERRUPT_CONFIG: u32 = 2;
 
 /// Requests that are served before the thread looks at its other devices.
 const BURST: usize = 256;
@@ -138,15 +131,15 @@ impl<D: Device> Backend<D> {
     /// Makes the driver reset the device.
     pub fn break_down(&self, device_type: u32, violation: &Violation) {
         self.complaints.warn(format_args!("virtio device of type {device_type} needs a reset: {violation}"));
-        let before = self.registers.status.fetch_or(STATUS_NEEDS_RESET, Ordering::SeqCst);
-        if before & STATUS_DRIVER_OK != 0 {
-            self.interrupt(INTERRUPT_CONFIG);
+        let before = self.registers.status.fetch_or(VIRTIO_CONFIG_S_NEEDS_RESET, Ordering::SeqCst);
+        if before & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
+            self.interrupt(VIRTIO_MMIO_INT_CONFIG);
         }
     }
 
     fn running(&self) -> bool {
         let status = self.registers.status.load(Ordering::SeqCst);
-        status & STATUS_DRIVER_OK != 0 && status & STATUS_NEEDS_RESET == 0
+        status & VIRTIO_CONFIG_S_DRIVER_OK != 0 && status & VIRTIO_CONFIG_S_NEEDS_RESET == 0
     }
 
     /// Serves requests until there are none, the device must stand still, or others on this
@@ -163,7 +156,7 @@ impl<D: Device> Backend<D> {
             match active.serve_one(&self.memory) {
                 Ok(Served::Nothing) => return true,
                 Ok(Served::Quietly) => {}
-                Ok(Served::Notify) => self.interrupt(INTERRUPT_USED_RING),
+                Ok(Served::Notify) => self.interrupt(VIRTIO_MMIO_INT_VRING),
                 Err(NotServed::Violation(violation)) => {
                     self.break_down(active.device.device_type(), &violation);
                 }
