@@ -35,7 +35,9 @@ pub enum ConfigError {
     DiskId(String),
     #[error("the disk `{0}` names no file: give it as PATH[,id=NAME][,readonly][,passthrough][,overlay]")]
     DiskPath(String),
-    #[error("`{0}` is no option of a disk: there are id=NAME, readonly, passthrough and overlay")]
+    #[error(
+        "`{0}` is no option of a disk: there are id=NAME, readonly, passthrough and overlay (a comma in a path is written twice)"
+    )]
     DiskOption(String),
     #[error("the disk `{0}` has the option `{1}` twice: leave one of them out")]
     DiskOptionTwice(String, String),
@@ -200,9 +202,10 @@ pub struct DiskArg {
 impl std::str::FromStr for DiskArg {
     type Err = ConfigError;
 
-    /// `PATH[,id=NAME][,readonly][,passthrough][,overlay]`.
+    /// `PATH[,id=NAME][,readonly][,passthrough][,overlay]`; a comma in it is written twice.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
-        let mut parts = text.split(',');
+        let parts = split_options(text);
+        let mut parts = parts.iter().map(String::as_str);
         let path = parts.next().unwrap_or_default();
         if path.is_empty() {
             return Err(ConfigError::DiskPath(text.to_owned()));
@@ -233,9 +236,38 @@ impl std::str::FromStr for DiskArg {
     }
 }
 
+/// Parts between commas; two commas are one that belongs to its part, as with QEMU.
+fn split_options(text: &str) -> Vec<String> {
+    let mut parts = vec![String::new()];
+    let mut rest = text.chars().peekable();
+    while let Some(c) = rest.next() {
+        if c == ',' && rest.next_if_eq(&',').is_none() {
+            parts.push(String::new());
+        } else if let Some(part) = parts.last_mut() {
+            part.push(c);
+        }
+    }
+    parts
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_comma_in_a_path_is_written_twice() {
+        for (text, path, readonly) in [
+            ("a,,b.raw", "a,b.raw", false),
+            ("a,,b.raw,readonly", "a,b.raw", true),
+            ("a,,,readonly", "a,", true),
+            (",,a", ",a", false),
+            ("a,,,,b", "a,,b", false),
+        ] {
+            let disk: DiskArg = text.parse().unwrap();
+            assert_eq!((disk.path, disk.readonly), (PathBuf::from(path), readonly), "{text}");
+        }
+        assert_eq!("a,,,".parse::<DiskArg>(), Err(ConfigError::DiskOption(String::new())));
+    }
 
     #[test]
     fn memory_sizes() {

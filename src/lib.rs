@@ -35,6 +35,7 @@
 
 // Both end the process where nobody reads: `cli/out.rs` is the way out.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 
 pub mod agent;
 pub mod boot;

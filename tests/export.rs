@@ -346,6 +346,6 @@ fn a_diff_is_exact_in_every_direction() {
     let same = compare("left", "left", &[]);
     assert_eq!((&same["memory"]["bytes"], &same["disks"]["a"]["bytes"]), (&json!(0), &json!(0)));
     let said = lab.cp("diff demo@root demo@left").ok();
-    assert!(said.contains("disk `b`: 4 KiB in 1 ranges") && said.contains("memory: "), "{said}");
+    assert!(said.contains("disk `b`: 4 KiB in 1 range\n") && said.contains("memory: "), "{said}");
     lab.tidy();
 }

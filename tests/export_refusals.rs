@@ -4,7 +4,7 @@ mod ckpt_common;
 mod common;
 
 use std::fs;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use ckpt_common::{Lab, MIB, files};
@@ -157,7 +157,10 @@ fn all_that_is_missing_is_told_at_once_and_can_be_remapped() {
         .piton(&format!("import {one} {remap} --disk a={elsewhere}"))
         .fails(3, &["disk `a` is in the export"]);
     other.piton(&format!("import {one} {remap} --disk zz={elsewhere}")).fails(3, &["no disk `zz`"]);
-    other.piton(&format!("import {one} {remap} --disk more={elsewhere}")).fails(3, &["twice"]);
+    other.piton(&format!("import {one} {remap} --disk more={elsewhere}")).fails(2, &["twice"]);
+    let twice = other.piton(&format!("import {one} --disk shared={elsewhere} --disk more={elsewhere}"));
+    assert_eq!(twice.code, Some(3), "{twice}");
+    assert!(twice.stderr.contains("`shared` and `more` are the same file"), "{twice}");
     other.piton(&format!("import {one} --disk more")).fails(2, &["ID=PATH"]);
     other.piton(&format!("import {one} {remap}")).fails(3, &["lacks features", "--without-memory"]);
     other.is_empty();
@@ -194,12 +197,161 @@ fn an_export_leads_nowhere_else() {
     file.write_all_at(&(secret.len() as u32).to_be_bytes(), 16).unwrap();
     rewrite(&lab.beside("one"), |_| ());
     other.piton(&format!("import {one}")).fails(1, &["a.qcow2", "backing file"]);
-    // Something else than a file.
-    let state = lab.beside("one/state");
-    fs::remove_file(&state).unwrap();
-    fs::create_dir(&state).unwrap();
-    other.piton(&format!("import {one}")).fails(1, &["one/state", "no file"]);
+    // Something else than a file, and a link to one, in the place of each.
+    let before: Vec<_> = ["one/state", "one/memory", "one/disks/b.qcow2", "one/export.json"]
+        .map(|name| (name, fs::read(lab.beside(name)).unwrap()))
+        .into();
+    for (name, bytes) in &before {
+        let path = lab.beside(name);
+        for (make, says) in [
+            ("mkdir", "directory"),
+            ("mkfifo", "is a FIFO"),
+            ("ln -s /dev/zero", "symbolic link"),
+            ("ln -s kept", "symbolic link"),
+        ] {
+            fs::write(path.with_file_name("kept"), bytes).unwrap();
+            fs::remove_file(&path).unwrap();
+            let words: Vec<&str> = make.split(' ').collect();
+            let made = std::process::Command::new(words[0]).args(&words[1..]).arg(&path).status();
+            assert!(made.unwrap().success());
+            other.piton(&format!("import {one} --check")).fails(1, &[path.to_str().unwrap(), says]);
+            if make == "mkdir" { fs::remove_dir(&path) } else { fs::remove_file(&path) }.unwrap();
+            fs::remove_file(path.with_file_name("kept")).unwrap();
+            fs::write(&path, bytes).unwrap();
+        }
+    }
+    // A folder on the way.
+    let (disks, away) = (lab.beside("one/disks"), lab.beside("away"));
+    fs::rename(&disks, &away).unwrap();
+    std::os::unix::fs::symlink(&away, &disks).unwrap();
+    let refused = other.piton(&format!("import {one}"));
+    assert_eq!(refused.code, Some(1), "{refused}");
+    assert!(refused.stderr.contains("one/disks/a.qcow2: \"disks\" in it is no folder"), "{refused}");
+    fs::remove_file(&disks).unwrap();
+    fs::rename(&away, &disks).unwrap();
+    // More than anybody writes.
+    fs::File::options().write(true).open(lab.beside("one/export.json")).unwrap().set_len(1 << 40).unwrap();
+    other.piton(&format!("import {one}")).fails(1, &["export.json", "the most that make sense"]);
     other.is_empty();
+}
+
+#[test]
+fn files_outside_an_export_are_the_users_to_name() {
+    let (lab, mut vm) = lab_with_three();
+    let one = dir(&lab, "one");
+    lab.cp(&format!("export demo@one {one}")).ok();
+    vm.power_off();
+    let other = Home::new();
+    // Each is there, and could be read and written.
+    let secret = lab.file("secret.raw", &[7; MIB as usize]);
+    let kernel = lab.file("kernel", common::GUEST);
+    let disk = |id: &str, readonly: bool| json!({ "id": id, "path": secret, "format": "raw", "readonly": readonly, "passthrough": !readonly });
+    rewrite(&lab.beside("one"), |export| {
+        let mut config = serde_json::to_value(&export.config).unwrap();
+        config["kernel"] = json!(kernel);
+        config["initrd"] = json!(kernel);
+        config["disks"].as_array_mut().unwrap().extend([disk("p", false), disk("q", true)]);
+        export.config = serde_json::from_value(config).unwrap();
+        let mut left_out = serde_json::to_value(&export.left_out).unwrap();
+        left_out.as_array_mut().unwrap().push(json!({ "disk": "p", "why": "passthrough" }));
+        left_out.as_array_mut().unwrap().push(json!({ "disk": "q", "why": "readonly" }));
+        export.left_out = serde_json::from_value(left_out).unwrap();
+    });
+    let checked = other.piton(&format!("import {one} --check --json"));
+    assert_eq!(checked.code, Some(3), "{checked}");
+    let told: Value = serde_json::from_str(&checked.stdout).unwrap();
+    let about: Vec<_> = told["problems"].as_array().unwrap().iter().map(|one| &one["about"]).collect();
+    assert_eq!(about, ["kernel", "initrd", "disk", "disk"], "{checked}");
+    let refused = other.piton(&format!("import {one}"));
+    assert_eq!(refused.code, Some(3), "{refused}");
+    for words in ["--kernel FILE", "--initrd FILE", "--disk p=PATH", "--disk q=PATH", &secret, "writes"] {
+        assert!(refused.stderr.contains(words), "{words}: {refused}");
+    }
+    other.is_empty();
+    // An image that the user names may lead to others, which he did not.
+    let mut header = vec![0; 4096];
+    header[..8].copy_from_slice(b"QFI\xfb\0\0\0\x02");
+    header[8..16].copy_from_slice(&1024u64.to_be_bytes());
+    header[16..20].copy_from_slice(&(secret.len() as u32).to_be_bytes());
+    header[1024..1024 + secret.len()].copy_from_slice(secret.as_bytes());
+    let qcow2 = lab.file("over.qcow2", &header);
+    let (third, boot) = (lab.image("third.raw", MIB), format!("--kernel {kernel} --initrd {kernel}"));
+    let import = format!("import {one} {boot} --disk p={third} --disk q=");
+    other.piton(&format!("{import}{qcow2}")).fails(3, &[&qcow2, &format!("--backing {secret}")]);
+    let run = format!("run demo --disk {qcow2},readonly");
+    other.piton(&run).fails(3, &[&qcow2, &format!("--backing {secret}")]);
+    // Named, it is looked at, and is no whole image.
+    let looked_at = other.piton(&format!("{run} --backing {secret}"));
+    assert!(!looked_at.stderr.contains("--backing"), "{looked_at}");
+    looked_at.fails(3, &[&qcow2]);
+    other.is_empty();
+    other.piton(&format!("{import}{} --without-memory", lab.image("fourth.raw", MIB))).ok();
+    assert_eq!(fs::read(&secret).unwrap(), [7; MIB as usize]);
+}
+
+#[test]
+fn what_others_wrote_cannot_speak_to_the_terminal() {
+    let lab = Lab::new();
+    let mut vm = lab.boot("--memory 32M");
+    lab.create("one");
+    vm.power_off();
+    let one = dir(&lab, "one");
+    lab.cp(&format!("export demo@one {one}")).ok();
+    let evil = "\u{1b}]0;owned\u{7}\u{9b}2J\u{202e}\nok";
+    rewrite(&lab.beside("one"), |export| {
+        export.note = evil.into();
+        export.warnings.push(evil.into());
+        export.config.kernel = Some(format!("/boot/{evil}").into());
+    });
+    let other = Home::new();
+    let shown = r"\u{1b}]0;owned\u{7}\u{9b}2J\u{202e}\nok";
+    let plain = |text: &str| {
+        let obeyed = |c: char| c != '\n' && (c.is_control() || c == '\u{202e}');
+        assert!(!text.contains(obeyed), "{}", text.escape_debug());
+        assert!(text.contains(shown), "{}", text.escape_debug());
+    };
+    let refused = other.piton(&format!("import {one}"));
+    plain(&refused.stderr);
+    let kernel = lab.file("kernel", common::GUEST);
+    other.piton(&format!("import {one} --without-memory --kernel {kernel}")).ok();
+    plain(&other.piton("checkpoint show demo@one").ok());
+    let json = other.args(["checkpoint", "show", "demo@one", "--json"]).json();
+    assert_eq!((&json["note"], &json["warnings"][0]), (&json!(evil), &json!(evil)));
+    // Paths, in an answer and in an error.
+    let named = lab.beside(&format!("to\u{1b}[31m{}", "here"));
+    let finished = lab.home.args(["checkpoint", "export", "demo@one", named.to_str().unwrap()]);
+    assert!(finished.ok().contains(r"to\u{1b}[31mhere"));
+    let finished = lab.home.args(["checkpoint", "export", "demo@one", named.to_str().unwrap()]);
+    finished.fails(3, &[r"to\u{1b}[31mhere", "not empty"]);
+}
+
+#[test]
+fn an_export_takes_the_place_of_an_empty_folder() {
+    let (lab, mut vm) = lab_with_three();
+    vm.power_off();
+    let (link, folder) = (lab.beside("link"), lab.beside("folder"));
+    std::os::unix::fs::symlink("folder", &link).unwrap();
+    let shown = link.to_str().unwrap();
+    lab.cp(&format!("export demo@one {shown}")).fails(3, &[shown, "leads to nothing"]);
+    fs::create_dir(&folder).unwrap();
+    lab.cp(&format!("export demo@one {shown}")).ok();
+    assert!(link.is_symlink() && folder.join("export.json").exists());
+    lab.cp(&format!("export demo@one {shown}")).fails(3, &["not empty"]);
+    lab.piton(&format!("import {shown} --check --name other")).ok();
+    // Somebody else waits there for what is exported.
+    let (partial, out) = (lab.beside(".out.partial"), dir(&lab, "out"));
+    fs::create_dir(&partial).unwrap();
+    fs::set_permissions(&partial, fs::Permissions::from_mode(0o777)).unwrap();
+    lab.cp(&format!("export demo@one {out}")).fails(3, &[".out.partial", "other users can write"]);
+    fs::remove_dir(&partial).unwrap();
+    std::os::unix::fs::symlink(&folder, &partial).unwrap();
+    lab.cp(&format!("export demo@one {out}")).fails(3, &[".out.partial", "symbolic link"]);
+    assert!(folder.join("export.json").exists());
+    if common::is_root() {
+        let mount = common::Mount::tmpfs("64m", &lab.beside("mount"));
+        lab.cp(&format!("export demo@one {}", dir(&lab, "mount"))).fails(3, &["is a mount point"]);
+        drop(mount);
+    }
 }
 
 #[test]

@@ -220,19 +220,75 @@ fn a_forbidden_call_ends_the_vm() {
     }
 }
 
+/// The threads of a process that have no filter, or could get rights by running a program.
+fn unbound(pid: u32) -> Vec<String> {
+    let tasks = files(Path::new(&format!("/proc/{pid}/task")));
+    let status = tasks.iter().filter_map(|task| std::fs::read_to_string(task.join("status")).ok());
+    status
+        .filter(|status| !status.contains("Seccomp:\t2") || !status.contains("NoNewPrivs:\t1"))
+        .map(|status| status.lines().next().unwrap_or_default().to_owned())
+        .collect()
+}
+
+#[test]
+fn commands_that_read_what_others_wrote_are_bound() {
+    let lab = Lab::new();
+    let mut vm = lab.boot("--memory 32M");
+    for (n, name) in ["one", "two"].iter().enumerate() {
+        vm.ok(&format!("blk 0 write {n}M 64K {n}"));
+        lab.create(name);
+    }
+    let path = |name: &str| lab.beside(name).to_str().unwrap().to_owned();
+    // What a running VM has to be asked for is still asked.
+    lab.piton(&format!("export demo {} --live", path("live"))).ok();
+    assert_eq!(lab.names(), ["one", "two"]);
+    lab.cp(&format!("export demo@one {} --format qcow2", path("out"))).ok();
+    vm.power_off();
+    let other = Home::new();
+    let again = path("again");
+    for (home, line, thread) in [
+        (&lab.home, "checkpoint verify demo@two", "files"),
+        (&lab.home, "checkpoint diff demo@one demo@two", "files"),
+        (&lab.home, &format!("checkpoint export demo@two {again}"), "files"),
+        (&lab.home, &format!("export demo {again}"), "files"),
+        (&other, &format!("import {}", path("out")), "import"),
+        (&lab.home, &format!("checkpoint serve demo@one --socket {}", path("nbd")), "serve"),
+    ] {
+        let run = |option: &str| {
+            let line = format!("{line} {option}");
+            let mut command = home.command(line.split_ascii_whitespace());
+            command.env("PITON_TEST_FORBIDDEN_CALL", thread);
+            common::Finished::run(command)
+        };
+        let finished = run("");
+        assert_eq!(finished.code, Some(128 + libc::SIGSYS), "{finished}");
+        assert!(finished.stderr.contains(&format!("thread {thread} made system call 59")), "{finished}");
+        if thread != "serve" {
+            run("--no-seccomp").ok();
+            let _ = std::fs::remove_dir_all(lab.beside("again"));
+        }
+    }
+    other.piton("checkpoint revert demo --yes").ok();
+    other.piton("stop demo --force").ok();
+    let socket = path("nbd");
+    let _ = std::fs::remove_file(&socket);
+    let mut server = lab.command(["checkpoint", "serve", "demo@one", "--socket", &socket]);
+    let mut server = server.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut line = [0];
+    server.stdout.as_mut().unwrap().read_exact(&mut line).unwrap();
+    let mut client = UnixStream::connect(&socket).unwrap();
+    client.read_exact(&mut [0; 8]).unwrap();
+    assert_eq!(unbound(server.id()), [""; 0]);
+    common::send_signal(server.id() as i32, libc::SIGTERM);
+    server.wait().unwrap();
+    assert!(!lab.beside("nbd").exists());
+}
+
 #[test]
 fn every_thread_has_its_filter() {
     let lab = Lab::new();
     let mut vm = lab.boot("--memory 32M --cpus 2");
     lab.attach("demo");
-    let unbound = |pid: u32| -> Vec<String> {
-        let tasks = files(Path::new(&format!("/proc/{pid}/task")));
-        let status = tasks.iter().filter_map(|task| std::fs::read_to_string(task.join("status")).ok());
-        status
-            .filter(|status| !status.contains("Seccomp:\t2"))
-            .map(|status| status.lines().next().unwrap_or_default().to_owned())
-            .collect()
-    };
     assert_eq!(unbound(vm.pid()), [""; 0]);
     lab.create("one");
     lab.apply("one", "--run");

@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::os::unix::fs::PermissionsExt;
+
 use common::{Finished, GUEST, Home, is_root, skip};
 
 /// Each of these runs `piton run demo` with the words, and finds nothing left.
@@ -94,6 +96,9 @@ fn kernels() {
     refused(&home, "--kernel /nowhere/vmlinuz", 3, &["/nowhere/vmlinuz", "No such file"]);
     refused(&home, "--kernel /tmp", 3, &["/tmp", "a folder"]);
     refused(&home, "--kernel /dev/null", 3, &["/dev/null", "no regular file"]);
+    let fifo = home.beside("fifo");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    refused(&home, &format!("--kernel {}", fifo.display()), 3, &["fifo", "no regular file"]);
 }
 
 #[test]
@@ -145,6 +150,14 @@ fn disks() {
     refused(&home, "--disk ,readonly", 2, &["names no file"]);
     let many = format!("--disk {good},readonly ").repeat(30);
     refused(&home, &many, 2, &["30 disks", "at most"]);
+    let twice = format!("--disk {good},id=a --disk {good},id=b");
+    refused(&home, &twice, 3, &["`a` and `b` are the same file", "good.raw"]);
+    let link = home.beside("link.raw");
+    std::os::unix::fs::symlink(&good, &link).unwrap();
+    refused(&home, &format!("--disk {good} --disk {},overlay", link.display()), 3, &["are the same file"]);
+    let comma = home.image("a,b.raw", 1000);
+    refused(&home, &format!("--disk {comma}"), 2, &["`b.raw` is no option", "written twice"]);
+    refused(&home, &format!("--disk {}", comma.replace(',', ",,")), 3, &["a,b.raw", "1000 bytes"]);
     let fifo = home.beside("fifo");
     assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
     refused(&home, &format!("--disk {}", fifo.display()), 3, &["neither a file nor a block device"]);
@@ -234,6 +247,119 @@ fn the_folder_of_another_user() {
         home.piton(command).fails(3, &["another user", "65534", "PITON_HOME"]);
     }
     assert!(home.vm("demo").join("vm.json").exists());
+}
+
+#[test]
+fn what_others_could_have_written_is_not_believed() {
+    let home = Home::new();
+    home.boot("run demo").power_off();
+    let mode = |path: &std::path::Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let json = home.vm("demo").join("vm.json");
+    for (path, open, closed) in [
+        (home.vm("demo"), 0o777, 0o700),
+        (home.vm("demo"), 0o770, 0o755),
+        (json, 0o666, 0o600),
+        (home.root(), 0o777, 0o755),
+    ] {
+        mode(&path, open);
+        let shown = path.to_str().unwrap();
+        for command in ["start demo", "show demo", "checkpoint list demo", "rm demo --yes", "doctor demo"] {
+            home.piton(command).fails(3, &["other users can write", shown, "chmod go-w"]);
+        }
+        mode(&path, closed);
+    }
+    home.piton("show demo").ok();
+    // As /tmp is.
+    mode(&home.root(), 0o1777);
+    home.piton("show demo").ok();
+    mode(&home.root(), 0o700);
+    // Checkpoints that lie elsewhere.
+    let elsewhere = home.beside("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    mode(&elsewhere, 0o777);
+    let set = format!("set demo --checkpoint-dir {}", elsewhere.display());
+    home.piton(&set).fails(3, &["other users can write"]);
+    mode(&elsewhere, 0o755);
+    home.piton(&set).ok();
+    mode(&elsewhere.join("demo"), 0o777);
+    home.piton("checkpoint list demo").fails(3, &["elsewhere/demo", "other users can write"]);
+}
+
+#[test]
+fn what_is_no_folder_of_a_vm() {
+    let home = Home::new();
+    home.boot("run demo").power_off();
+    let fifo = |path: &std::path::Path| {
+        assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
+    };
+    std::fs::write(home.vm("stray"), "x").unwrap();
+    fifo(&home.vm("pipe"));
+    std::fs::create_dir(home.vm("empty")).unwrap();
+    std::os::unix::fs::symlink("nowhere", home.vm("dangling")).unwrap();
+    let listed = home.piton("list --json").json();
+    assert_eq!(listed.as_array().unwrap().len(), 1, "{listed}");
+    home.piton("show stray").fails(3, &["stray", "is no folder"]);
+    home.piton("run pipe").fails(3, &["pipe", "is no folder"]);
+    // One that leads elsewhere is seen, and not used.
+    std::fs::rename(home.vm("demo"), home.beside("moved")).unwrap();
+    std::os::unix::fs::symlink(home.beside("moved"), home.vm("demo")).unwrap();
+    assert!(home.piton("list").ok().contains("symbolic link"));
+    home.piton("start demo").fails(3, &["demo is a symbolic link", "PITON_HOME"]);
+    std::fs::remove_file(home.vm("demo")).unwrap();
+    std::fs::rename(home.beside("moved"), home.vm("demo")).unwrap();
+    // Nothing waits for what never comes.
+    for (make, says) in [("fifo", "a FIFO"), ("link", "a symbolic link"), ("device", "a symbolic link")] {
+        let (path, kept) = (home.vm("demo").join("vm.json"), home.beside("kept"));
+        std::fs::rename(&path, &kept).unwrap();
+        match make {
+            "fifo" => fifo(&path),
+            "link" => std::os::unix::fs::symlink(&kept, &path).unwrap(),
+            _ => std::os::unix::fs::symlink("/dev/zero", &path).unwrap(),
+        }
+        assert!(home.piton("list").ok().contains(says), "{make}");
+        home.piton("start demo").fails(1, &["vm.json", says]);
+        std::fs::remove_file(&path).unwrap();
+        std::fs::rename(&kept, &path).unwrap();
+    }
+    home.boot("start demo --attach").power_off();
+}
+
+#[test]
+fn another_user_is_told_whose_the_vms_are() {
+    if !is_root() {
+        return skip("another user can be had as root only");
+    }
+    let home = Home::new();
+    home.boot("run demo").power_off();
+    std::fs::copy(env!("CARGO_BIN_EXE_piton"), home.beside("piton")).unwrap();
+    for path in [home.beside(""), home.beside("piton"), home.root(), home.vm("demo")] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let piton = home.beside("piton");
+    let line = format!("exec setpriv --reuid 65534 --regid 65534 --clear-groups {} \"$@\"", piton.display());
+    let as_nobody = |words: &[&str]| {
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", &line, "sh"]).args(words);
+        home.equip(&mut command);
+        Finished::run(command)
+    };
+    std::fs::set_permissions(home.root(), std::fs::Permissions::from_mode(0o700)).unwrap();
+    as_nobody(&["list"]).fails(3, &["another user (uid 0)", "PITON_HOME"]);
+    as_nobody(&["show", "demo"]).fails(3, &["another user (uid 0)", "PITON_HOME"]);
+    std::fs::set_permissions(home.root(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let listed = as_nobody(&["list"]);
+    assert_eq!(listed.code, Some(3), "{listed}");
+    assert!(listed.stdout.contains("foreign") && listed.stdout.contains("uid 0"), "{listed}");
+    as_nobody(&["show", "demo"]).fails(3, &["another user (uid 0)", "PITON_HOME"]);
+    std::fs::set_permissions(home.root(), std::fs::Permissions::from_mode(0o1777)).unwrap();
+    as_nobody(&["run", "mine", "--detach", "--no-seccomp"]);
+    let listed = as_nobody(&["list"]);
+    // Whether it may use /dev/kvm or not.
+    assert!(listed.stdout.contains("foreign") && !listed.stdout.contains("broken"), "{listed}");
+    std::os::unix::fs::chown(home.root(), Some(65534), None).unwrap();
+    home.piton("list").fails(3, &["another user (uid 65534)"]);
 }
 
 #[test]

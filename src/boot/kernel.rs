@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{Cursor, Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use linux_loader::elf::{ELFCLASS64, Elf64_Ehdr, Elf64_Phdr, PT_LOAD};
@@ -37,7 +38,9 @@ pub struct Loaded {
 
 fn open(what: &'static str, path: &Path) -> Result<(File, u64), BootError> {
     let failed = |error| BootError::Open { what, path: path.to_owned(), error };
-    let file = File::open(path).map_err(failed)?;
+    // A FIFO would be waited for.
+    let mut options = File::options();
+    let file = options.read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
     let unfit = |is: &str| Err(BootError::Unfit { what, path: path.to_owned(), is: is.into() });
     if !metadata.is_file() {

@@ -41,8 +41,13 @@ pub struct MemoryChain {
 impl MemoryChain {
     /// `specs`: the checkpoint's own image first, then what each lies on.
     pub fn open(storage: &Storage, specs: &[ImageSpec]) -> Result<Self> {
-        let mut images: Vec<Image> = Vec::with_capacity(specs.len());
-        for spec in specs {
+        Self::open_each(specs.iter().map(|spec| (storage, spec)))
+    }
+
+    /// [`MemoryChain::open`] of images that do not all lie in the same place.
+    pub fn open_each<'a>(specs: impl IntoIterator<Item = (&'a Storage, &'a ImageSpec)>) -> Result<Self> {
+        let mut images: Vec<Image> = Vec::new();
+        for (storage, spec) in specs {
             let image = Image::open(storage, &spec.path, spec.id, spec.crc)?;
             if let Some(above) = images.last() {
                 let path = above.path().to_owned();

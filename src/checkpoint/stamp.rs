@@ -49,7 +49,7 @@ impl std::fmt::Display for BaseChange {
 
 impl BaseStamp {
     pub fn take(storage: &Storage, path: &Path) -> Result<Self, StorageError> {
-        let file = storage.open(path, Access::ReadOnly)?;
+        let file = storage.open_named(path, Access::ReadOnly)?;
         let meta = file.metadata()?;
         let sample = sample(&file, meta.len)?;
         Ok(Self { len: meta.len, modified: meta.modified.into(), sample })
@@ -63,7 +63,7 @@ impl BaseStamp {
         } else if DateTime::<Utc>::from(now.modified) == self.modified {
             // A VM starts with this: of an image that nobody wrote to not even a sample is read.
             BaseChange::Same
-        } else if sample(&storage.open(path, Access::ReadOnly)?, now.len)? != self.sample {
+        } else if sample(&storage.open_named(path, Access::ReadOnly)?, now.len)? != self.sample {
             BaseChange::Contents
         } else {
             BaseChange::Touched
@@ -104,7 +104,7 @@ pub struct FileStamp {
 
 impl FileStamp {
     pub fn take(storage: &Storage, path: &Path) -> Result<Self, StorageError> {
-        let file = storage.open(path, Access::ReadOnly)?;
+        let file = storage.open_named(path, Access::ReadOnly)?;
         let meta = file.metadata()?;
         let mut hasher = crc32fast::Hasher::new();
         let mut buf = vec![0; BLOCK as usize];

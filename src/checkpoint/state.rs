@@ -49,9 +49,12 @@ pub fn write_state(storage: &Storage, path: &Path, json: &[u8]) -> Result<StateI
     Ok(StateInfo { bytes: bytes.len() as u64, crc })
 }
 
+/// Most bytes that are read: many times what the largest machine has.
+const STATE_MAX: u64 = 256 << 20;
+
 /// The JSON of the file that was recorded as `info`.
 pub fn read_state(storage: &Storage, path: &Path, info: &StateInfo) -> Result<Vec<u8>, StateError> {
-    let mut bytes = storage.read(path)?;
+    let mut bytes = storage.read_at_most(path, STATE_MAX)?;
     let len = bytes.len() as u64;
     if bytes.get(..8) != Some(&MAGIC) {
         return Err(StateError::Magic(path.to_owned()));

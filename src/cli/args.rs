@@ -154,7 +154,11 @@ pub enum CheckpointCommand {
         yes: bool,
     },
     /// Read all of a checkpoint against its checksums
-    Verify { checkpoint: CheckpointRef },
+    Verify {
+        checkpoint: CheckpointRef,
+        #[command(flatten)]
+        guard: GuardArgs,
+    },
     /// Write a checkpoint to a folder that needs nothing else: a backup
     Export(ExportCheckpointArgs),
     /// Tell in what two checkpoints differ: ranges of disks, pages of memory
@@ -189,6 +193,14 @@ impl std::str::FromStr for CheckpointRef {
             .ok_or_else(|| format!("name the checkpoint as VM@CHECKPOINT, not `{}`", text.escape_debug()))?;
         Ok(Self { vm: vm.parse().map_err(|e: NameError| e.to_string())?, checkpoint: checkpoint.to_owned() })
     }
+}
+
+/// Of commands that read what others may have written.
+#[derive(Debug, Args)]
+pub struct GuardArgs {
+    /// Do not restrict the system calls of this command
+    #[arg(long)]
+    pub no_seccomp: bool,
 }
 
 #[derive(Debug, Args)]
@@ -235,6 +247,8 @@ pub struct ExportCheckpointArgs {
     /// How disks are written; changes always are layers of piton
     #[arg(long, value_enum, default_value_t)]
     pub format: FileFormat,
+    #[command(flatten)]
+    pub guard: GuardArgs,
 }
 
 #[derive(Debug, Args)]
@@ -251,6 +265,8 @@ pub struct ExportArgs {
     /// How disks are written; changes always are layers of piton
     #[arg(long, value_enum, default_value_t)]
     pub format: FileFormat,
+    #[command(flatten)]
+    pub guard: GuardArgs,
 }
 
 #[derive(Debug, Args)]
@@ -270,6 +286,9 @@ pub struct ImportArgs {
     /// Image of a disk that is not in the export; may be repeated
     #[arg(long = "disk", value_name = "ID=PATH", value_parser = parse_disk_path)]
     pub disks: Vec<(String, PathBuf)>,
+    /// File that such an image may read as its backing file; may be repeated
+    #[arg(long, value_name = "FILE")]
+    pub backing: Vec<PathBuf>,
     /// Boot this kernel
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
@@ -279,6 +298,8 @@ pub struct ImportArgs {
     /// Take the disks alone
     #[arg(long)]
     pub without_memory: bool,
+    #[command(flatten)]
+    pub guard: GuardArgs,
 }
 
 fn parse_disk_path(text: &str) -> Result<(String, PathBuf), String> {
@@ -297,6 +318,8 @@ pub struct DiffArgs {
     /// Write what B has in the changed ranges to this file
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
+    #[command(flatten)]
+    pub guard: GuardArgs,
 }
 
 #[derive(Debug, Args)]
@@ -308,6 +331,8 @@ pub struct ServeArgs {
     /// Unix socket to make
     #[arg(long, value_name = "PATH")]
     pub socket: PathBuf,
+    #[command(flatten)]
+    pub guard: GuardArgs,
 }
 
 #[derive(Debug, Args)]
@@ -329,9 +354,13 @@ pub struct RunArgs {
     /// Number of vCPUs
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = parse_cpus)]
     pub cpus: u32,
-    /// Disk image, raw or qcow2: PATH[,id=NAME][,readonly][,passthrough][,overlay]; may be repeated
+    /// Disk image, raw or qcow2: PATH[,id=NAME][,readonly][,passthrough][,overlay]; may be repeated;
+    /// a comma in PATH is written twice
     #[arg(long = "disk", value_name = "DISK")]
     pub disks: Vec<DiskArg>,
+    /// File that a qcow2 image may read as its backing file; may be repeated
+    #[arg(long, value_name = "FILE")]
+    pub backing: Vec<PathBuf>,
     /// Run in the background; `piton console` attaches
     #[arg(long)]
     pub detach: bool,

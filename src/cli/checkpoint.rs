@@ -11,7 +11,7 @@ use super::args::{ApplyArgs, CheckpointCommand, CheckpointRef};
 use super::error::refused;
 use super::manage::{confirm, existing, has_ended, lock};
 use super::offline::{Offline, answer, find};
-use super::out::outln;
+use super::out::{self, outln};
 use super::{output, run, transfer, verify, work};
 use crate::checkpoint::Manifest;
 use crate::control::client;
@@ -84,7 +84,7 @@ pub fn run(command: CheckpointCommand, json: bool) -> anyhow::Result<()> {
             let folder = existing(&checkpoint.vm)?;
             let manifest = find(&folder, &checkpoint.checkpoint)?;
             if json {
-                outln!("{:#}", serde_json::json!(manifest));
+                out::json(&serde_json::json!(manifest));
             } else {
                 output::show_checkpoint(&manifest);
             }
@@ -104,7 +104,7 @@ pub fn run(command: CheckpointCommand, json: bool) -> anyhow::Result<()> {
         CheckpointCommand::Delete { checkpoint, subtree, dry_run, no_wait, yes } => {
             delete_checkpoint(&checkpoint, DeleteBody { subtree, dry_run }, no_wait, yes, json)?;
         }
-        CheckpointCommand::Verify { checkpoint } => verify::run(&checkpoint, json)?,
+        CheckpointCommand::Verify { checkpoint, guard } => verify::run(&checkpoint, &guard, json)?,
         CheckpointCommand::Export(args) => transfer::export_checkpoint(&args, json)?,
         CheckpointCommand::Diff(args) => transfer::diff(&args, json)?,
         CheckpointCommand::Serve(args) => transfer::serve(&args, json)?,
@@ -117,7 +117,7 @@ fn jobs(folder: &VmFolder, json: bool) -> anyhow::Result<()> {
     // Jobs go with the process.
     let list = asked.unwrap_or(JobList { jobs: Vec::new() });
     if json {
-        outln!("{:#}", serde_json::json!(list));
+        out::json(&serde_json::json!(list));
     } else {
         output::jobs(folder.name(), &list);
     }
@@ -125,7 +125,7 @@ fn jobs(folder: &VmFolder, json: bool) -> anyhow::Result<()> {
 }
 
 fn print_info(info: &CheckpointInfo, json: bool, tell: impl FnOnce(&CheckpointInfo)) {
-    if json { outln!("{}", serde_json::json!(info)) } else { tell(info) }
+    if json { out::json_line(&serde_json::json!(info)) } else { tell(info) }
 }
 
 fn create_checkpoint(folder: &VmFolder, body: &CreateBody) -> anyhow::Result<CheckpointInfo> {
@@ -157,7 +157,7 @@ fn list(folder: &VmFolder, flat: bool, json: bool) -> anyhow::Result<()> {
         Err(_) => State::Stopped,
     };
     if json {
-        outln!("{:#}", serde_json::json!(tree));
+        out::json(&serde_json::json!(tree));
     } else if flat {
         output::flat(&tree);
     } else {
@@ -282,7 +282,7 @@ fn landed(
     }
     let state = info.as_ref().map_or(State::Stopped, |info| info.state);
     if json {
-        outln!("{}", serde_json::json!({ "vm": name, "checkpoint": manifest.id, "state": state }));
+        out::json_line(&serde_json::json!({ "vm": name, "checkpoint": manifest.id, "state": state }));
         return Ok(());
     }
     let next = match state {
@@ -330,7 +330,7 @@ fn delete_checkpoint(
         None => delete_offline(&folder, id, body, no_wait)?,
     };
     if json {
-        outln!("{}", serde_json::json!(deleted));
+        out::json_line(&serde_json::json!(deleted));
     } else {
         output::deleted(&deleted);
     }
@@ -387,7 +387,7 @@ pub fn doctor(name: &VmName, repair: bool, json: bool) -> anyhow::Result<()> {
             .iter()
             .map(|finding| serde_json::json!({ "finding": finding.text, "mendable": finding.mended, "mended": finding.mended && repair }))
             .collect();
-        outln!("{:#}", serde_json::json!(list));
+        out::json(&serde_json::json!(list));
     } else if findings.is_empty() {
         outln!("the VM `{name}` is sound");
     } else {

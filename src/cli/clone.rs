@@ -8,7 +8,7 @@ use super::args::CloneArgs;
 use super::error::{refused, usage};
 use super::manage::existing;
 use super::offline::{Offline, answer, find};
-use super::out::outln;
+use super::out::{self, outln};
 use super::run;
 use crate::checkpoint::Manifest;
 use crate::control::client;
@@ -50,7 +50,7 @@ pub fn run(args: &CloneArgs, json: bool) -> anyhow::Result<()> {
         let each = body.names.iter().map(|name| {
             serde_json::json!({ "vm": name, "checkpoint": manifest.id, "from": args.checkpoint.vm, "state": state })
         });
-        outln!("{:#}", serde_json::json!(each.collect::<Vec<_>>()));
+        out::json(&serde_json::json!(each.collect::<Vec<_>>()));
         return Ok(());
     }
     for name in &body.names {

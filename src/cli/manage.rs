@@ -14,7 +14,7 @@ use super::output::{self, Listed};
 use super::terminal::{RawTerminal, print, read_keys};
 use crate::control::client::{self, ClientError};
 use crate::control::{State, StopBody, VmInfo};
-use crate::folder::{FolderError, Home, VmFolder, VmLock, VmName};
+use crate::folder::{FolderError, Home, TrustError, VmFolder, VmLock, VmName};
 use crate::storage::Storage;
 
 const KEYS: &str = "Ctrl-A x leaves it, the VM runs on; Ctrl-A h: help";
@@ -54,6 +54,7 @@ pub fn lock(folder: &VmFolder) -> Result<VmLock, FolderError> {
 
 /// The VM as its process tells it, or as its folder does when none runs.
 fn info(folder: &VmFolder) -> anyhow::Result<VmInfo> {
+    folder.must_exist()?;
     match client::get(&folder.socket()) {
         Ok(info) => Ok(info),
         Err(ClientError::NotRunning) => {
@@ -78,7 +79,7 @@ pub fn resume(name: &VmName, json: bool) -> anyhow::Result<()> {
 pub fn show(name: &VmName, json: bool) -> anyhow::Result<()> {
     let info = info(&existing(name)?)?;
     if json {
-        outln!("{:#}", serde_json::json!(info));
+        out::json(&serde_json::json!(info));
     } else {
         output::show(&info);
     }
@@ -88,17 +89,25 @@ pub fn show(name: &VmName, json: bool) -> anyhow::Result<()> {
 pub fn list(json: bool) -> anyhow::Result<()> {
     let listed = |folder: VmFolder| match info(&folder) {
         Ok(info) => Listed::Known(Box::new(info)),
+        Err(e) if is_foreign(&e) => Listed::Foreign { name: folder.name().to_string(), why: sentence(&e) },
         Err(e) => Listed::Broken { name: folder.name().to_string(), error: sentence(&e) },
     };
     let vms: Vec<Listed> = home()?.all()?.into_iter().map(listed).collect();
     if json {
-        outln!("{:#}", output::list_json(&vms));
+        out::json(&output::list_json(&vms));
     } else if vms.is_empty() {
         outln!("there are no VMs yet: `piton run demo` makes one");
     } else {
         output::list(&vms);
     }
+    if !vms.is_empty() && vms.iter().all(|vm| matches!(vm, Listed::Foreign { .. })) {
+        return Err(refused("all VMs here belong to other users: set PITON_HOME to a folder of your own"));
+    }
     Ok(())
+}
+
+fn is_foreign(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(FolderError::Trust(TrustError::OtherUser { .. })))
 }
 
 pub fn stop(args: StopArgs, json: bool) -> anyhow::Result<()> {
@@ -181,7 +190,7 @@ pub fn remove(args: RmArgs, json: bool) -> anyhow::Result<()> {
     }
     folder.remove(lock)?;
     if json {
-        outln!("{}", serde_json::json!({ "removed": args.name }));
+        out::json_line(&serde_json::json!({ "removed": args.name }));
     } else {
         outln!("the VM `{}` is removed", args.name);
     }
@@ -193,7 +202,7 @@ pub fn confirm(question: &str) -> anyhow::Result<bool> {
     if !std::io::stdin().is_terminal() {
         return Err(refused("there is no terminal to ask on: say --yes to go ahead without being asked"));
     }
-    out::to_stderr(&format!("{question} [y/N] "));
+    out::to_stderr(&format!("{} [y/N] ", out::harmless(question)));
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer)?;
     Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
@@ -202,7 +211,7 @@ pub fn confirm(question: &str) -> anyhow::Result<bool> {
 pub fn print_started(info: &VmInfo, json: bool) {
     let name = &info.name;
     match json {
-        true => outln!("{}", serde_json::json!(info)),
+        true => out::json_line(&serde_json::json!(info)),
         false => outln!("the VM `{name}` runs; `piton console {name}` shows its console"),
     }
 }

@@ -4,6 +4,7 @@ mod args;
 mod checkpoint;
 mod clone;
 mod error;
+mod guard;
 mod manage;
 mod offline;
 mod out;
@@ -24,7 +25,6 @@ use clap::{CommandFactory, Parser};
 
 use args::{Cli, Command};
 use error::{Told, Usage, exit_code_of, sentence};
-use out::outln;
 
 use crate::control::ErrorBody;
 
@@ -71,7 +71,7 @@ fn tell(error: &anyhow::Error, json: bool) {
     }
     let text = sentence(error);
     if json {
-        outln!("{}", serde_json::json!(ErrorBody { error: text.clone() }));
+        out::json_line(&serde_json::json!(ErrorBody { error: text.clone() }));
     }
     if error.is::<Usage>() {
         // As clap says it of a single word.
@@ -90,7 +90,7 @@ fn explain(message: &clap::Error) -> ExitCode {
     {
         let text = message.render().to_string();
         let sentence = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
-        outln!("{}", serde_json::json!(ErrorBody { error: sentence }));
+        out::json_line(&serde_json::json!(ErrorBody { error: sentence }));
     }
     let written = match message.print() {
         Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),

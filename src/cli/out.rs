@@ -1,7 +1,9 @@
 //! The one way to standard output and standard error. What was done is done, so output that cannot
 //! be written never stops a command: the first error is kept for [`finish`].
 
+use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
+use std::ops::RangeInclusive;
 use std::sync::{Mutex, PoisonError};
 
 static FAILED: Mutex<Option<io::Error>> = Mutex::new(None);
@@ -20,11 +22,42 @@ pub fn to_stdout(text: &str) {
     }
 }
 
-/// As `println!`, which would end the process where nobody reads any more.
+/// As `println!`, which would end the process where nobody reads any more; one line, shown by
+/// [`harmless`].
 macro_rules! outln {
-    ($($text:tt)*) => { $crate::cli::out::to_stdout(&format!("{}\n", format_args!($($text)*))) };
+    ($($text:tt)*) => { $crate::cli::out::line(&format!($($text)*)) };
 }
 pub(super) use outln;
+
+pub fn line(text: &str) {
+    to_stdout(&format!("{}\n", harmless(text)));
+}
+
+/// As it is: whoever reads JSON knows what is in a string.
+pub fn json(value: &serde_json::Value) {
+    to_stdout(&format!("{value:#}\n"));
+}
+
+pub fn json_line(value: &serde_json::Value) {
+    to_stdout(&format!("{value}\n"));
+}
+
+/// Text in which others may have a say (notes, paths, what a guest or an export says) without what
+/// a terminal would obey, or show in another order than it stands: that is shown escaped.
+pub fn harmless(text: &str) -> Cow<'_, str> {
+    // Marks of Unicode that turn the direction of what follows.
+    const TURNS: [RangeInclusive<char>; 4] =
+        ['\u{61c}'..='\u{61c}', '\u{200e}'..='\u{200f}', '\u{2028}'..='\u{202e}', '\u{2066}'..='\u{2069}'];
+    let obeyed = |c: char| c.is_control() || TURNS.iter().any(|range| range.contains(&c));
+    if !text.contains(obeyed) {
+        return text.into();
+    }
+    let mut shown = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if obeyed(c) { shown.extend(c.escape_default()) } else { shown.push(c) }
+    }
+    shown.into()
+}
 
 /// Text to standard error. Where that cannot be written there is nobody to tell.
 pub fn to_stderr(text: &str) {
@@ -32,10 +65,10 @@ pub fn to_stderr(text: &str) {
     let _ = stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush());
 }
 
-/// One line to standard error. A raw terminal needs the carriage return, any other ignores it.
+/// One line to standard error, shown by [`harmless`]. A raw terminal needs the carriage return, any other ignores it.
 pub fn note(text: &str) {
     let end = if io::stderr().is_terminal() { "\r\n" } else { "\n" };
-    to_stderr(&format!("{text}{end}"));
+    to_stderr(&format!("{}{end}", harmless(text)));
 }
 
 /// Why not all of the output could be written. That nobody wanted more of it is no error.
@@ -43,5 +76,23 @@ pub fn finish() -> io::Result<()> {
     match FAILED.lock().unwrap_or_else(PoisonError::into_inner).take() {
         Some(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_terminal_would_obey_is_shown() {
+        assert_eq!(harmless("a note, \u{e4} \u{2514} \u{1f40d}"), "a note, \u{e4} \u{2514} \u{1f40d}");
+        for (text, shown) in [
+            ("\x1b[2J\x07", r"\u{1b}[2J\u{7}"),
+            ("a\nb\r", r"a\nb\r"),
+            ("\u{9b}31m\u{7f}", r"\u{9b}31m\u{7f}"),
+            ("safe\u{202e}txt.exe", r"safe\u{202e}txt.exe"),
+        ] {
+            assert_eq!(harmless(text), shown);
+        }
     }
 }

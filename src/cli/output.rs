@@ -119,7 +119,15 @@ pub fn settings(info: &VmInfo) {
 /// A VM in a list: what is known of it, or why nothing is.
 pub enum Listed {
     Known(Box<VmInfo>),
-    Broken { name: String, error: String },
+    Broken {
+        name: String,
+        error: String,
+    },
+    /// It belongs to another user.
+    Foreign {
+        name: String,
+        why: String,
+    },
 }
 
 pub fn list(vms: &[Listed]) {
@@ -138,6 +146,7 @@ pub fn list(vms: &[Listed]) {
                 info.reason.as_ref().map_or(String::new(), |reason| format!("  {reason}")),
             ),
             Listed::Broken { error, .. } => outln!("{:<width$}  {:<8} {error}", name_of(vm), "broken"),
+            Listed::Foreign { why, .. } => outln!("{:<width$}  {:<8} {why}", name_of(vm), "foreign"),
         }
     }
 }
@@ -145,7 +154,7 @@ pub fn list(vms: &[Listed]) {
 fn name_of(vm: &Listed) -> String {
     match vm {
         Listed::Known(info) => info.name.to_string(),
-        Listed::Broken { name, .. } => name.clone(),
+        Listed::Broken { name, .. } | Listed::Foreign { name, .. } => name.clone(),
     }
 }
 
@@ -154,6 +163,7 @@ pub fn list_json(vms: &[Listed]) -> serde_json::Value {
         .map(|vm| match vm {
             Listed::Known(info) => serde_json::json!(info),
             Listed::Broken { name, error } => serde_json::json!({ "name": name, "error": error }),
+            Listed::Foreign { name, why } => serde_json::json!({ "name": name, "error": why }),
         })
         .collect()
 }
@@ -161,7 +171,7 @@ pub fn list_json(vms: &[Listed]) -> serde_json::Value {
 /// What a finished command says of its VM.
 pub fn done(info: &VmInfo, json: bool) {
     if json {
-        outln!("{}", serde_json::json!(info));
+        out::json_line(&serde_json::json!(info));
     } else {
         let state = match info.state {
             State::Running => "runs",
@@ -217,7 +227,7 @@ pub fn merges(vm: &VmName, runs: bool, merged: Option<&JobInfo>) {
 /// A job that is not waited for.
 pub fn job(job: &JobInfo, json: bool) {
     if json {
-        outln!("{}", serde_json::json!(job));
+        out::json_line(&serde_json::json!(job));
     } else {
         outln!("{}", job.id);
     }

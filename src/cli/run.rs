@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, anyhow};
@@ -17,7 +18,7 @@ use super::terminal::{RawTerminal, print, read_keys};
 use super::{manage, output};
 use crate::config::{DiskArg, DiskConfig, DiskFormat, VmConfig};
 use crate::control::{GoBack, VmInfo};
-use crate::disk;
+use crate::disk::{self, backing};
 use crate::folder::{Definition, Home, VmFolder, VmLock};
 use crate::history::disks;
 use crate::id::Id;
@@ -58,6 +59,7 @@ pub fn run(args: RunArgs, background: bool, json: bool) -> anyhow::Result<()> {
         // Once and for all: what the guest writes must not change it.
         disk.format = disk::probe(&Storage::os(), &disk.path).map_err(|e| refused(e.to_string()))?;
     }
+    check_images(&config.disks, &args.backing)?;
     seccomp_unless(args.no_seccomp)?;
     let lock = folder.create()?;
     // From here on a failure must leave nothing behind.
@@ -115,6 +117,19 @@ fn named(index: usize, arg: DiskArg) -> anyhow::Result<DiskConfig> {
         passthrough: arg.passthrough,
         overlay: arg.overlay,
     })
+}
+
+/// Refuses images that lead to files which nobody named, and one that would be written twice.
+fn check_images(disks: &[DiskConfig], named: &[PathBuf]) -> anyhow::Result<()> {
+    let storage = Storage::os();
+    let named = named.iter().map(|path| absolute(path)).collect::<anyhow::Result<Vec<_>>>()?;
+    for disk in disks.iter().filter(|disk| disk.format == DiskFormat::Qcow2) {
+        backing::check(&storage, &disk.path, &named).map_err(|e| refused(e.to_string()))?;
+    }
+    match backing::given_twice(&storage, disks) {
+        None => Ok(()),
+        Some(twice) => Err(refused(twice.to_string())),
+    }
 }
 
 /// The bundled guest without a disk gets one, so that there is something to try.
@@ -278,7 +293,7 @@ pub fn detach(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<VmInfo
         // It ends when the process does, or points its output elsewhere because it is ready.
         stderr.read_to_string(&mut told).context("the background process cannot be heard")?;
     }
-    out::to_stderr(&told);
+    told.lines().for_each(note);
     if let Some(info) = line.strip_prefix(READY) {
         return serde_json::from_str(info).context("the background process cannot be understood");
     }
@@ -291,7 +306,10 @@ pub fn detach(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<VmInfo
 /// Points standard error of a background process to a log in the VM's folder.
 fn log_stderr(folder: &VmFolder) -> anyhow::Result<std::fs::File> {
     let path = folder.vmm_log();
-    let log = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
+    let mut options = std::fs::OpenOptions::new();
+    // What is no file would be waited for, or be another.
+    options.create(true).append(true).mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    let log = options.open(&path);
     let log = log.with_context(|| format!("{} cannot be opened", path.display()))?;
     nix::unistd::dup2_stderr(&log).context("standard error cannot be redirected")?;
     Ok(log)

@@ -4,7 +4,7 @@ use super::args::SetArgs;
 use super::error::{Told, exit_code_of, sentence};
 use super::manage::existing;
 use super::offline::{Offline, answer};
-use super::out::outln;
+use super::out;
 use super::output;
 use crate::control::client;
 use crate::control::{SetBody, State, VmInfo};
@@ -38,7 +38,7 @@ pub fn run(args: SetArgs, json: bool) -> anyhow::Result<()> {
         }
     }
     if json {
-        outln!("{:#}", serde_json::json!(results));
+        out::json(&serde_json::json!(results));
     }
     // A failure weighs more than a refusal.
     match codes.into_iter().min() {

@@ -1,5 +1,6 @@
 //! VMs and checkpoints as files: export, import, what changed, and disks to be read over a socket.
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,16 +12,17 @@ use super::args::{CheckpointRef, DiffArgs, ExportArgs, ExportCheckpointArgs, Imp
 use super::error::{FAILED, REFUSED, Told, refused, usage};
 use super::manage::existing;
 use super::offline::Offline;
-use super::out::outln;
-use super::paths::absolute;
+use super::out::{self, outln};
+use super::paths::{absolute, target_folder};
 use super::units::size;
-use super::{output, work};
+use super::{guard, output, work};
 use crate::control::client::{self, ClientError};
 use crate::control::{CheckpointInfo, CreateBody, DeleteBody, DeletedInfo};
 use crate::disk::Backing;
 use crate::folder::{CheckpointType, FolderError, Home, VmFolder};
 use crate::nbd;
 use crate::progress::Progress;
+use crate::seccomp::Thread;
 use crate::storage::Storage;
 use crate::transfer::compare::{self, Changes};
 use crate::transfer::format::{Export, FileFormat};
@@ -32,7 +34,8 @@ use crate::transfer::{Result as TransferResult, export};
 const RANGES_SHOWN: usize = 16;
 
 pub fn export_checkpoint(args: &ExportCheckpointArgs, json: bool) -> anyhow::Result<()> {
-    let (folder, dir) = (existing(&args.checkpoint.vm)?, absolute(&args.dir)?);
+    guard::enter(&args.guard, Thread::Files)?;
+    let (folder, dir) = (existing(&args.checkpoint.vm)?, target_folder(&args.dir)?);
     let since = args.since.as_deref();
     let export = work::here(|progress| {
         write(&folder, &args.checkpoint.checkpoint, since, &dir, args.format, progress)
@@ -57,7 +60,7 @@ fn write(
 
 fn tell(export: &Export, dir: &Path, json: bool) {
     if json {
-        outln!("{:#}", serde_json::json!(export));
+        out::json(&serde_json::json!(export));
         return;
     }
     let what = match &export.since {
@@ -86,30 +89,33 @@ fn tell(export: &Export, dir: &Path, json: bool) {
 /// The active state: of a VM that is off what it would start from, of one that runs a checkpoint
 /// that is gone afterwards.
 pub fn export_now(args: &ExportArgs, json: bool) -> anyhow::Result<()> {
-    let (folder, dir) = (existing(&args.name)?, absolute(&args.dir)?);
-    let export = match Offline::open(&folder) {
-        Ok(vm) => work::here(|progress| {
-            let source = Source::now(&folder, &vm.lock, &vm.definition)?;
-            let since = args.since.as_deref().map(|since| Source::checkpoint(&folder, since, "piton export"));
-            export::write(folder.storage(), &source, since.transpose()?.as_ref(), &dir, args.format, progress)
-        })??,
-        Err(e) if !matches!(e.downcast_ref(), Some(FolderError::Busy(_))) => return Err(e),
-        // Another command works on it.
-        Err(e) if matches!(client::get(&folder.socket()), Err(ClientError::NotRunning)) => return Err(e),
-        Err(_) if !args.live => {
-            return Err(refused(format!(
-                "the VM `{name}` runs: --live exports it as it is now, by a checkpoint that is deleted again; \
-                 or stop it first with `piton stop {name}`",
-                name = args.name
-            )));
+    let (folder, dir) = (existing(&args.name)?, target_folder(&args.dir)?);
+    match Offline::open(&folder) {
+        Ok(vm) => {
+            guard::enter(&args.guard, Thread::Files)?;
+            let export = work::here(|progress| {
+                let source = Source::now(&folder, &vm.lock, &vm.definition)?;
+                let since = args.since.as_deref();
+                let since =
+                    since.map(|since| Source::checkpoint(&folder, since, "piton export")).transpose()?;
+                export::write(folder.storage(), &source, since.as_ref(), &dir, args.format, progress)
+            })??;
+            tell(&export, &dir, json);
+            Ok(())
         }
-        Err(_) => export_live(&folder, args, &dir)?,
-    };
-    tell(&export, &dir, json);
-    Ok(())
+        Err(e) if !matches!(e.downcast_ref(), Some(FolderError::Busy(_))) => Err(e),
+        // Another command works on it.
+        Err(e) if matches!(client::get(&folder.socket()), Err(ClientError::NotRunning)) => Err(e),
+        Err(_) if !args.live => Err(refused(format!(
+            "the VM `{name}` runs: --live exports it as it is now, by a checkpoint that is deleted again; \
+             or stop it first with `piton stop {name}`",
+            name = args.name
+        ))),
+        Err(_) => export_live(&folder, args, &dir, json),
+    }
 }
 
-fn export_live(folder: &VmFolder, args: &ExportArgs, dir: &Path) -> anyhow::Result<Export> {
+fn export_live(folder: &VmFolder, args: &ExportArgs, dir: &Path, json: bool) -> anyhow::Result<()> {
     let socket = folder.socket();
     let body = CreateBody {
         note: "made by `piton export --live`, which deletes it when it has come to its end".into(),
@@ -121,8 +127,15 @@ fn export_live(folder: &VmFolder, args: &ExportArgs, dir: &Path) -> anyhow::Resu
     let Some(CheckpointInfo { id, .. }) = created else {
         return Err(refused(format!("another command works on the VM `{}`: try again", args.name)));
     };
-    let since = args.since.as_deref();
-    let export = work::here(|progress| write(folder, &id.to_string(), since, dir, args.format, progress));
+    // A process of its own, as this one has to ask the VM once more: who reads files may not.
+    let mut words: Vec<OsString> =
+        ["checkpoint", "export", &format!("{}@{id}", args.name)].map(Into::into).into();
+    words.push(format!("--format={}", args.format).into());
+    words.extend(args.since.iter().map(|since| format!("--since={since}").into()));
+    let flags = [(json, "--json"), (args.guard.no_seccomp, "--no-seccomp")];
+    words.extend(flags.iter().filter(|(on, _)| *on).map(|(_, flag)| flag.into()));
+    words.extend(["--".into(), dir.into()]);
+    let exported = work::in_a_process(words);
     // Whatever became of the export.
     let path = format!("/vm/checkpoints/{id}");
     if let Err(e) = work::ask::<DeletedInfo>(&socket, Method::DELETE, &path, &DeleteBody::default()) {
@@ -130,16 +143,18 @@ fn export_live(folder: &VmFolder, args: &ExportArgs, dir: &Path) -> anyhow::Resu
             "warning: the checkpoint {id} made for the export could not be deleted: {e}"
         ));
     }
-    Ok(export??)
+    exported
 }
 
 pub fn import(args: &ImportArgs, json: bool) -> anyhow::Result<()> {
+    guard::enter(&args.guard, Thread::Import)?;
     let storage = Storage::os();
     let home = Home::from_env(storage.clone())?;
     let dirs = args.dirs.iter().map(|dir| absolute(dir)).collect::<anyhow::Result<Vec<_>>>()?;
     let mut remap = Remap {
         kernel: args.kernel.as_deref().map(absolute).transpose()?,
         initrd: args.initrd.as_deref().map(absolute).transpose()?,
+        backing: args.backing.iter().map(|path| absolute(path)).collect::<anyhow::Result<_>>()?,
         without_memory: args.without_memory,
         ..Default::default()
     };
@@ -160,9 +175,8 @@ pub fn import(args: &ImportArgs, json: bool) -> anyhow::Result<()> {
             Err(_) => (None, None),
         };
         let done = outcome.is_ok() && !args.check;
-        outln!(
-            "{:#}",
-            serde_json::json!({ "imported": done, "vm": vm, "checkpoint": checkpoint, "problems": problems })
+        out::json(
+            &serde_json::json!({ "imported": done, "vm": vm, "checkpoint": checkpoint, "problems": problems }),
         );
     } else if let Ok(imported) = &outcome {
         let (vm, name) = (&imported.vm, &imported.name);
@@ -188,6 +202,7 @@ pub fn import(args: &ImportArgs, json: bool) -> anyhow::Result<()> {
 }
 
 pub fn diff(args: &DiffArgs, json: bool) -> anyhow::Result<()> {
+    guard::enter(&args.guard, Thread::Files)?;
     let data = args.data.as_deref().map(absolute).transpose()?;
     let open = |at: &CheckpointRef| {
         let folder = existing(&at.vm)?;
@@ -196,7 +211,7 @@ pub fn diff(args: &DiffArgs, json: bool) -> anyhow::Result<()> {
     let (a, b) = (open(&args.a)?, open(&args.b)?);
     let changes = work::here(|progress| compare::run(&Storage::os(), &a, &b, data.as_deref(), progress))??;
     if json {
-        outln!("{:#}", serde_json::json!(changes));
+        out::json(&serde_json::json!(changes));
         return Ok(());
     }
     for (disk, changed) in &changes.disks {
@@ -233,6 +248,9 @@ pub fn serve(args: &ServeArgs, json: bool) -> anyhow::Result<()> {
     let socket = absolute(&args.socket)?;
     let mut signals = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM])
         .context("signals cannot be received")?;
+    // Made first: what reads the disks can make none, and connect to none.
+    let mut server = nbd::Server::bind(&socket)?;
+    guard::enter(&args.guard, Thread::Serve)?;
     let mut source = Source::checkpoint(&folder, &args.checkpoint.checkpoint, "piton checkpoint serve")?;
     let disks = std::mem::take(&mut source.disks);
     let names: Vec<String> = disks.keys().cloned().collect();
@@ -260,9 +278,9 @@ pub fn serve(args: &ServeArgs, json: bool) -> anyhow::Result<()> {
         return Err(refused(format!("checkpoint `{}` holds no disks", source.name())));
     }
     let names: Vec<String> = exports.iter().map(|export| export.name.clone()).collect();
-    let server = nbd::Server::start(&socket, exports)?;
+    server.serve(exports)?;
     if json {
-        outln!("{}", serde_json::json!({ "socket": socket, "disks": names }));
+        out::json_line(&serde_json::json!({ "socket": socket, "disks": names }));
     } else {
         for name in &names {
             outln!("nbd+unix:///{name}?socket={}", socket.display());

@@ -2,24 +2,24 @@
 
 use std::ops::ControlFlow;
 
-use super::args::CheckpointRef;
+use super::args::{CheckpointRef, GuardArgs};
 use super::error::refused;
 use super::manage::existing;
-use super::out::outln;
+use super::out::{self, outln};
 use super::units::size;
-use super::work;
+use super::{guard, work};
 use crate::capture::chain::MemoryChain;
 use crate::capture::image::Image;
 use crate::checkpoint::Manifest;
 use crate::checkpoint::manifest::DiskPoint;
 use crate::checkpoint::state::read_state;
-use crate::control::client;
 use crate::disk::DiskError;
 use crate::disk::delta::FrozenDelta;
-use crate::folder::{Definition, VmFolder};
+use crate::folder::{Definition, FolderError, VmFolder};
 use crate::history::disks::Layers;
 use crate::history::{Catalog, CheckpointError};
 use crate::progress::Progress;
+use crate::seccomp::Thread;
 use crate::storage::StorageError;
 
 /// What was found of a checkpoint that is not damaged.
@@ -29,7 +29,8 @@ struct Checked {
     unchecked: Vec<String>,
 }
 
-pub fn run(target: &CheckpointRef, json: bool) -> anyhow::Result<()> {
+pub fn run(target: &CheckpointRef, guard: &GuardArgs, json: bool) -> anyhow::Result<()> {
+    guard::enter(guard, Thread::Files)?;
     let folder = existing(&target.vm)?;
     let definition = folder.load()?;
     let manifest = Catalog::new(&folder, &definition).resolve(&definition, &target.checkpoint)?;
@@ -46,7 +47,7 @@ pub fn run(target: &CheckpointRef, json: bool) -> anyhow::Result<()> {
     })?;
     if json {
         let result = serde_json::json!({ "checkpoint": manifest.id, "bytes": bytes, "unchecked": unchecked });
-        outln!("{result}");
+        out::json_line(&result);
         return Ok(());
     }
     outln!("checkpoint `{}` is as it was written: {} read and checked", manifest.name, size(bytes));
@@ -59,7 +60,7 @@ pub fn run(target: &CheckpointRef, json: bool) -> anyhow::Result<()> {
 /// Whether it is the running VM that has a layer for itself.
 fn is_merged(error: &CheckpointError, folder: &VmFolder) -> bool {
     matches!(error, CheckpointError::Disk(DiskError::Storage(StorageError::InUse { .. })))
-        && client::get(&folder.socket()).is_ok()
+        && matches!(folder.lock(), Err(FolderError::Busy(_)))
 }
 
 fn check(

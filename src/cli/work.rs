@@ -1,7 +1,9 @@
 //! Work that takes a while: shows how far it is, and lets Ctrl-C call it off.
 
+use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -9,11 +11,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use hyper::Method;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use signal_hook::consts::SIGINT;
 use signal_hook::flag;
 
+use super::error::{FAILED, Told};
 use super::out;
 use super::units::size;
 use crate::control::client::{self, ClientError};
@@ -61,7 +66,7 @@ impl Meter {
 
     fn show(&mut self, line: &str) {
         self.shown = true;
-        out::to_stderr(&format!("\r\x1b[K{line}"));
+        out::to_stderr(&format!("\r\x1b[K{}", out::harmless(line)));
     }
 }
 
@@ -217,6 +222,29 @@ pub fn here<T>(work: impl FnOnce(&Progress) -> T) -> anyhow::Result<T> {
         drop(working);
         result
     }))
+}
+
+/// Runs piton once more with these words, which shows for itself how far it is; Ctrl-C calls it off.
+pub fn in_a_process(words: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
+    let program = std::env::current_exe().context("piton cannot find itself")?;
+    let interrupt = Interrupt::take()?;
+    let mut child = Command::new(program).args(words).spawn().context("piton cannot be started")?;
+    let mut told = false;
+    let status = loop {
+        if let Some(status) = child.try_wait().context("the other process is lost")? {
+            break status;
+        }
+        if interrupt.came() && !std::mem::replace(&mut told, true) {
+            // A terminal tells both of them; that it ended meanwhile is seen next.
+            let child = i32::try_from(child.id()).map(Pid::from_raw);
+            let _ = child.map(|child| kill(child, Signal::SIGINT));
+        }
+        std::thread::sleep(LOOK);
+    };
+    match status.code() {
+        Some(0) => Ok(()),
+        code => Err(Told { code: code.and_then(|code| u8::try_from(code).ok()).unwrap_or(FAILED) }.into()),
+    }
 }
 
 #[cfg(test)]

@@ -28,6 +28,11 @@ pub enum DiskError {
     IsDelta(PathBuf),
     #[error("qcow2 image {}: {reason}", path.display())]
     Qcow2 { path: PathBuf, reason: String },
+    #[error(
+        "{} reads other files as its backing files, and only those that you name are opened: add {}",
+        path.display(), options(unnamed)
+    )]
+    Unnamed { path: PathBuf, unnamed: Vec<PathBuf> },
     #[error("{len} bytes at offset {offset} reach beyond the end of the disk ({size} bytes)")]
     OutOfRange { offset: u64, len: u64, size: u64 },
     #[error("a layer that is needed may be the one in {}, which cannot be read: {reason}", path.display())]
@@ -66,6 +71,11 @@ pub enum DiskError {
     Random(std::io::Error),
     #[error(transparent)]
     Cancelled(#[from] Cancelled),
+}
+
+fn options(unnamed: &[PathBuf]) -> String {
+    let options: Vec<_> = unnamed.iter().map(|path| format!("--backing {}", path.display())).collect();
+    options.join(" ")
 }
 
 impl DiskError {

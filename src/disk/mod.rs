@@ -4,6 +4,7 @@
 //! to is a [`Disk`]. A layer below another is held as a `Backing`, so a write
 //! to it does not compile.
 
+pub mod backing;
 mod base;
 mod bitmap;
 mod block_map;

@@ -16,7 +16,7 @@ pub const QCOW2_MAGIC: [u8; 4] = *b"QFI\xfb";
 /// then be shown that file.
 pub fn probe(storage: &Storage, path: &Path) -> Result<ImageFormat> {
     inspect(storage, path)?;
-    let file = storage.open(path, Access::ReadOnly)?;
+    let file = storage.open_named(path, Access::ReadOnly)?;
     let mut magic = [0; 8];
     let got = file.read_up_to(&mut magic, 0)?;
     if magic[..got].starts_with(&QCOW2_MAGIC) {

@@ -172,7 +172,7 @@ struct Source {
 impl Source {
     fn open(storage: &Storage, path: &Path) -> Result<Self> {
         inspect(storage, path)?;
-        let file = storage.open(path, Access::ReadOnly)?;
+        let file = storage.open_named(path, Access::ReadOnly)?;
         file.lock(Lock::Shared)?;
         let len = file.len()?;
         Ok(Self { file, len, helper: CommonStorageHelper::default() })

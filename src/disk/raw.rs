@@ -29,9 +29,9 @@ pub struct RawDisk {
 
 fn open(storage: &Storage, path: &Path, access: Access) -> Result<(File, u64)> {
     inspect(storage, path)?;
-    let file = storage.open(path, access).map_err(|e| match e.kind() {
+    let file = storage.open_named(path, access).map_err(|e| match e.kind() {
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
-            if access == Access::ReadWrite && storage.open(path, Access::ReadOnly).is_ok() =>
+            if access == Access::ReadWrite && storage.open_named(path, Access::ReadOnly).is_ok() =>
         {
             DiskError::ReadOnlyFile(path.to_owned())
         }

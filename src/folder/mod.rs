@@ -3,8 +3,8 @@
 
 mod definition;
 mod name;
+pub mod trust;
 
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -12,11 +12,12 @@ use serde_json::Value;
 
 use crate::config::ConfigError;
 use crate::id::Id;
-use crate::storage::{Access, File, Lock, Storage, StorageError};
+use crate::storage::{Access, DOCUMENT_MAX, File, FileKind, Lock, Storage, StorageError};
 use definition::{FORMAT, OnDisk, crc_of};
 
 pub use definition::{CheckpointType, Definition, Merging, Now, Origin};
 pub use name::{NameError, VmName};
+pub use trust::TrustError;
 
 const DEFINITION: &str = "vm.json";
 const CRC: &str = "crc";
@@ -38,8 +39,8 @@ pub enum FolderError {
     Missing { name: VmName, home: PathBuf },
     #[error("the VM `{0}` is in use: it runs, or another command works on it")]
     Busy(VmName),
-    #[error("{} belongs to another user (uid {owner}): set PITON_HOME to a folder of your own", path.display())]
-    OtherUser { path: PathBuf, owner: u32 },
+    #[error(transparent)]
+    Trust(#[from] TrustError),
     #[error("the path of the control socket, {}, has {len} bytes and at most {SOCKET_PATH_MAX} can be used: \
              set PITON_HOME to a shorter path", path.display())]
     SocketPath { path: PathBuf, len: usize },
@@ -88,13 +89,14 @@ impl Home {
 
     /// All folders here whose name is a VM's, by name.
     pub fn all(&self) -> Result<Vec<VmFolder>, FolderError> {
+        trust::parent(&self.root)?;
         let names = match self.storage.list_dir(&self.root) {
             Ok(names) => names,
             Err(e) if e.is_not_found() => return Ok(Vec::new()),
             Err(e) => return Err(e.into()),
         };
         let vms = names.iter().filter_map(|name| name.to_str()?.parse().ok());
-        Ok(vms.map(|name| self.folder(&name)).filter(|folder| folder.exists().unwrap_or(true)).collect())
+        Ok(vms.map(|name| self.folder(&name)).filter(VmFolder::may_be_one).collect())
     }
 }
 
@@ -182,21 +184,29 @@ impl VmFolder {
         Ok(self.storage.exists(&self.definition_path())?)
     }
 
-    /// Refuses a folder that another user could change under us, and a path too long to listen on.
+    /// Whether there is a VM; of a folder that cannot be looked into it is not known that there is none.
+    fn may_be_one(&self) -> bool {
+        match self.storage.metadata(&self.path) {
+            Ok(meta) => meta.kind == FileKind::Dir && self.exists().unwrap_or(true),
+            Err(_) => false,
+        }
+    }
+
+    /// Refuses a folder that another user could change under us.
+    fn check_trust(&self) -> Result<(), FolderError> {
+        trust::parent(&self.home)?;
+        trust::folder(&self.path)?;
+        Ok(trust::file(&self.definition_path())?)
+    }
+
+    /// And a path too long to listen on.
     fn check(&self) -> Result<(), FolderError> {
         let socket = self.socket();
         let len = socket.as_os_str().len();
         if len > SOCKET_PATH_MAX {
             return Err(FolderError::SocketPath { path: socket, len });
         }
-        // SAFETY: geteuid has no preconditions.
-        let user = unsafe { libc::geteuid() };
-        match std::fs::symlink_metadata(&self.path) {
-            Ok(metadata) if metadata.uid() != user => {
-                Err(FolderError::OtherUser { path: self.path.clone(), owner: metadata.uid() })
-            }
-            _ => Ok(()),
-        }
+        self.check_trust()
     }
 
     /// Makes the folder and locks it; refused where a VM is already.
@@ -244,7 +254,9 @@ impl VmFolder {
         Ok(lock)
     }
 
+    /// Refuses one that is not there, and one that others could have written.
     pub fn must_exist(&self) -> Result<(), FolderError> {
+        self.check_trust()?;
         if self.exists()? {
             return Ok(());
         }
@@ -334,7 +346,7 @@ impl VmFolder {
     pub fn load(&self) -> Result<Definition, FolderError> {
         self.must_exist()?;
         let path = self.definition_path();
-        let bytes = self.storage.read(&path)?;
+        let bytes = self.storage.read_at_most(&path, DOCUMENT_MAX)?;
         let damaged = |error: String| FolderError::Damaged { path: path.clone(), error };
         // The version is looked at first: a newer format may have anything beside it.
         let mut value: Value = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
@@ -350,12 +362,14 @@ impl VmFolder {
             return Err(FolderError::Impossible { path, error });
         }
         // None: written by an older piton, or by hand.
-        match recorded {
-            Some(recorded) if recorded.as_u64() != Some(found.into()) => {
-                Err(damaged(format!("its checksum is {found}, but it says {recorded}")))
-            }
-            _ => Ok(definition),
+        if let Some(recorded) = recorded.filter(|recorded| recorded.as_u64() != Some(found.into())) {
+            return Err(damaged(format!("its checksum is {found}, but it says {recorded}")));
         }
+        if let Some(dir) = &definition.checkpoint_dir {
+            trust::parent(dir)?;
+            trust::folder(&self.checkpoints(&definition))?;
+        }
+        Ok(definition)
     }
 
     /// Replaces vm.json in one step.

@@ -60,7 +60,7 @@ impl CheckpointError {
             Self::Refused(_)
                 | Self::Name(_)
                 | Self::Resolve(_)
-                | Self::Folder(FolderError::Taken { .. } | FolderError::Busy(_))
+                | Self::Folder(FolderError::Taken { .. } | FolderError::Busy(_) | FolderError::Trust(_))
         )
     }
 

@@ -10,7 +10,7 @@ use super::{Catalog, CheckpointError, Result, delete};
 use crate::agent::AgentError;
 use crate::checkpoint::Manifest;
 use crate::control::{CreateBody, DeleteBody, SetBody};
-use crate::folder::{CheckpointType, Definition, VmFolder, VmLock};
+use crate::folder::{CheckpointType, Definition, FolderError, VmFolder, VmLock, trust};
 use crate::history::disks;
 use crate::progress::Progress;
 
@@ -105,6 +105,7 @@ fn make_dir(folder: &VmFolder, definition: &Definition, next: &Definition, dir: 
             dir.display()
         )));
     }
+    trust::parent(dir).and_then(|()| trust::folder(&folder.checkpoints(next))).map_err(FolderError::from)?;
     // Made now, so that its absence later means that its disk is not mounted.
     let own = folder.checkpoints(next);
     let storage = folder.storage();

@@ -32,6 +32,8 @@ const PATH_MAX: usize = 107;
 /// the process.
 pub struct Server {
     path: PathBuf,
+    /// Until clients are answered.
+    listener: Option<UnixListener>,
 }
 
 /// One more client, for as long as it lives.
@@ -51,20 +53,24 @@ impl Drop for Seat {
 }
 
 impl Server {
-    pub fn start(path: &Path, exports: Vec<Export>) -> Result<Self, NbdError> {
-        let failed = |error| NbdError::Setup { path: path.to_owned(), error };
+    /// Makes the socket. Clients can connect, and are answered from [`Self::serve`] on.
+    pub fn bind(path: &Path) -> Result<Self, NbdError> {
         let len = path.as_os_str().as_bytes().len();
         if len > PATH_MAX {
             return Err(NbdError::TooLong { path: path.to_owned(), len, max: PATH_MAX });
         }
-        let listener = listen(path)?;
-        let server = Self { path: path.to_owned() };
+        Ok(Self { path: path.to_owned(), listener: Some(listen(path)?) })
+    }
+
+    pub fn serve(&mut self, exports: Vec<Export>) -> Result<(), NbdError> {
+        let Some(listener) = self.listener.take() else { return Ok(()) };
         let exports: Arc<[Export]> = exports.into();
-        std::thread::Builder::new()
-            .name("nbd".into())
-            .spawn(move || accept(&listener, &exports))
-            .map_err(failed)?;
-        Ok(server)
+        let spawned =
+            std::thread::Builder::new().name("nbd".into()).spawn(move || accept(&listener, &exports));
+        match spawned {
+            Ok(_) => Ok(()),
+            Err(error) => Err(NbdError::Setup { path: self.path.clone(), error }),
+        }
     }
 }
 

@@ -1,4 +1,5 @@
-//! What the process may ask of the kernel once its VM runs: a filter for each kind of thread.
+//! What the process may ask of the kernel once its VM runs, and while a command reads what others
+//! may have written: a filter for each kind of thread.
 //!
 //! A thread that does anything else ends the process, with a line on standard error that names
 //! thread and call. A thread that is started later is bound by its starter's filter, too.
@@ -54,7 +55,7 @@ pub fn confine(thread: Thread) {
     }
     CONFINED.set(thread.name());
     if let Err(e) = install(thread) {
-        COMPLAINED.call_once(|| log::warn!("{e}; the VM runs without"));
+        COMPLAINED.call_once(|| log::warn!("{e}: it runs without"));
     }
     #[cfg(debug_assertions)]
     try_forbidden_call(thread);
@@ -135,7 +136,7 @@ extern "C" fn on_forbidden_call(_: libc::c_int, info: *mut libc::siginfo_t, _: *
         CONFINED.get().as_bytes(),
         b" made system call ",
         decimal(call.unsigned_abs(), &mut digits),
-        b", which its seccomp filter forbids: the VM ends\r\n",
+        b", which its seccomp filter forbids: piton ends\r\n",
     ];
     // In one piece, so that nothing that others say comes in between.
     let mut text = [0; 160];
@@ -181,9 +182,11 @@ mod tests {
         Thread::Terminal,
     ];
 
+    const COMMANDS: [Thread; 3] = [Thread::Files, Thread::Import, Thread::Serve];
+
     #[test]
     fn every_filter_compiles() {
-        for thread in ALL {
+        for thread in ALL.into_iter().chain(COMMANDS) {
             // The kernel takes no longer ones.
             let len = compile(thread).unwrap().len();
             assert!((50..4096).contains(&len), "{thread:?}: {len}");
@@ -226,7 +229,7 @@ mod tests {
             libc::SYS_bpf,
             libc::SYS_io_uring_setup,
         ];
-        for thread in ALL {
+        for thread in ALL.into_iter().chain(COMMANDS) {
             for (call, ..) in thread.tables().concat() {
                 assert!(!never.contains(&call), "{thread:?}: {call}");
             }

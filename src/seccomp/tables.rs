@@ -180,23 +180,9 @@ const TERMINAL: &[Rule] = &[
     (libc::SYS_ioctl, requests_of(b'T'), "modes of the terminal"),
 ];
 
-/// The owner of the machine. It makes, applies, merges and deletes checkpoints, and starts the
-/// threads of the next machine, which are bound by this too: it allows all that any of them needs.
-const MAIN: &[Rule] = &[
-    (libc::SYS_ioctl, requests_of(0xae), "KVM"),
-    (libc::SYS_ioctl, requests_of(0xaa), "userfaultfd"),
-    (libc::SYS_ioctl, requests_of(0x12), "the capacity of a block device"),
-    (libc::SYS_ioctl, requests_of(b'f'), "clones of files"),
-    (libc::SYS_ioctl, requests_of(0x94), "clones of files"),
-    (libc::SYS_userfaultfd, Always, "memory that is filled when it is touched"),
-    (libc::SYS_seccomp, Always, "the filters of new threads"),
-    (libc::SYS_prctl, argument(0, libc::PR_SET_NO_NEW_PRIVS as u64), "the filters of new threads"),
-    (libc::SYS_eventfd2, Always, "doorbells and interrupts"),
-    (libc::SYS_epoll_create1, Always, "the device loop"),
-    (libc::SYS_pipe2, Always, "wakes threads"),
+/// Files and folders of the host: what is there is read, written, and given another name.
+const FILES: &[Rule] = &[
     (libc::SYS_openat, Always, "files"),
-    (libc::SYS_access, Always, "files"),
-    (libc::SYS_faccessat, Always, "files"),
     (libc::SYS_newfstatat, Always, "files"),
     (libc::SYS_fstatfs, Always, "room on the file system"),
     (libc::SYS_statfs, Always, "room on the file system"),
@@ -210,18 +196,39 @@ const MAIN: &[Rule] = &[
     (libc::SYS_renameat2, Always, "files that take another's place"),
     (libc::SYS_link, Always, "files"),
     (libc::SYS_linkat, Always, "files"),
-    (libc::SYS_symlink, Always, "files"),
     (libc::SYS_readlink, Always, "files"),
     (libc::SYS_readlinkat, Always, "files"),
-    (libc::SYS_chmod, Always, "modes of files"),
-    (libc::SYS_fchmod, Always, "modes of files"),
-    (libc::SYS_umask, Always, "modes of files"),
     (libc::SYS_getcwd, Always, "files"),
     (libc::SYS_fcntl, Always, "locks, and files of the standard library"),
     (libc::SYS_fsync, Always, "folders"),
     (libc::SYS_sync_file_range, Always, "large files"),
     (libc::SYS_fadvise64, Always, "large files"),
     (libc::SYS_copy_file_range, Always, "copies"),
+    (libc::SYS_ioctl, requests_of(0x12), "the capacity of a block device"),
+    (libc::SYS_geteuid, Always, "the owner of the folder"),
+    (libc::SYS_prlimit64, Always, "the size of stacks"),
+    (libc::SYS_sysinfo, Always, "how much memory there is"),
+];
+
+/// The owner of the machine. It makes, applies, merges and deletes checkpoints, and starts the
+/// threads of the next machine, which are bound by this too: it allows all that any of them needs.
+const MAIN: &[Rule] = &[
+    (libc::SYS_ioctl, requests_of(0xae), "KVM"),
+    (libc::SYS_ioctl, requests_of(0xaa), "userfaultfd"),
+    (libc::SYS_ioctl, requests_of(b'f'), "clones of files"),
+    (libc::SYS_ioctl, requests_of(0x94), "clones of files"),
+    (libc::SYS_userfaultfd, Always, "memory that is filled when it is touched"),
+    (libc::SYS_seccomp, Always, "the filters of new threads"),
+    (libc::SYS_prctl, argument(0, libc::PR_SET_NO_NEW_PRIVS as u64), "the filters of new threads"),
+    (libc::SYS_eventfd2, Always, "doorbells and interrupts"),
+    (libc::SYS_epoll_create1, Always, "the device loop"),
+    (libc::SYS_pipe2, Always, "wakes threads"),
+    (libc::SYS_access, Always, "files"),
+    (libc::SYS_faccessat, Always, "files"),
+    (libc::SYS_symlink, Always, "files"),
+    (libc::SYS_chmod, Always, "modes of files"),
+    (libc::SYS_fchmod, Always, "modes of files"),
+    (libc::SYS_umask, Always, "modes of files"),
     (libc::SYS_sendfile, Always, "copies"),
     (libc::SYS_pwritev, Always, "writes"),
     (libc::SYS_pwritev2, Always, "writes"),
@@ -232,13 +239,38 @@ const MAIN: &[Rule] = &[
     (libc::SYS_mincore, Always, "memory"),
     (libc::SYS_mlock, Always, "memory"),
     (libc::SYS_memfd_create, Always, "memory"),
-    (libc::SYS_prlimit64, Always, "the size of stacks"),
-    (libc::SYS_sysinfo, Always, "how much memory there is"),
     (libc::SYS_uname, Always, "the host"),
-    (libc::SYS_geteuid, Always, "the owner of the folder"),
     (libc::SYS_getuid, Always, "the owner of the folder"),
     (libc::SYS_sched_setaffinity, Always, "threads"),
     (libc::SYS_clock_getres, Always, "time"),
+];
+
+/// A command without a machine; its threads are started under the same filter.
+const COMMAND: &[Rule] = &[
+    (libc::SYS_ftruncate, Always, "the length of a new file"),
+    (libc::SYS_preadv, Always, "reads of qcow2 images"),
+    (libc::SYS_writev, Always, "output"),
+    (libc::SYS_poll, Always, "waits"),
+    (libc::SYS_clone3, Always, "the thread that shows how far it is"),
+    (libc::SYS_clone, argument_has(0, libc::CLONE_THREAD as u64), "threads, where clone3 is missing"),
+    (libc::SYS_prctl, argument(0, libc::PR_SET_NAME as u64), "names of threads"),
+];
+
+const IMPORT: &[Rule] = &[
+    (libc::SYS_ioctl, requests_of(0xae), "what the processor can do (KVM)"),
+    (libc::SYS_eventfd2, Always, "a machine that is not run"),
+];
+
+/// The socket of a server. It can be connected to, and cannot connect to others.
+const SERVE: &[Rule] = &[
+    (libc::SYS_accept4, Always, "clients"),
+    (libc::SYS_getsockopt, Always, "who a client is"),
+    (libc::SYS_setsockopt, Always, "how long a client may take"),
+    (libc::SYS_recvfrom, Always, "requests, and the signals that came in"),
+    (libc::SYS_sendto, Always, "answers; a signal's handler wakes the thread"),
+    (libc::SYS_readv, Always, "requests"),
+    (libc::SYS_shutdown, Always, "the end of a connection"),
+    (libc::SYS_ioctl, request(0x5421), "sockets that do not block (FIONBIO)"),
 ];
 
 impl Thread {
@@ -253,7 +285,12 @@ impl Thread {
             Self::Control => &[RUNTIME, CONTROL],
             Self::Signals => &[RUNTIME, SIGNALS],
             Self::Terminal => &[RUNTIME, TERMINAL],
-            Self::Main => &[RUNTIME, VCPU, DISK, DEVICES, CONSOLE, CONTROL, FILL, SIGNALS, TERMINAL, MAIN],
+            Self::Main => {
+                &[RUNTIME, VCPU, DISK, DEVICES, CONSOLE, CONTROL, FILL, SIGNALS, TERMINAL, FILES, MAIN]
+            }
+            Self::Files => &[RUNTIME, DISK, FILES, COMMAND],
+            Self::Import => &[RUNTIME, DISK, FILES, COMMAND, IMPORT],
+            Self::Serve => &[RUNTIME, DISK, FILES, COMMAND, SERVE],
         }
     }
 }

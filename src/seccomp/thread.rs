@@ -11,6 +11,12 @@ pub enum Thread {
     Fill,
     Signals,
     Terminal,
+    /// All of a command without a machine that reads what others may have written: it works on files.
+    Files,
+    /// The same for an import, which also looks at the processor.
+    Import,
+    /// The same for a server of disks.
+    Serve,
 }
 
 impl Thread {
@@ -25,6 +31,9 @@ impl Thread {
             Self::Fill => "fill",
             Self::Signals => "signals",
             Self::Terminal => "terminal",
+            Self::Files => "files",
+            Self::Import => "import",
+            Self::Serve => "serve",
         }
     }
 }

@@ -14,6 +14,15 @@ pub enum Access {
     ReadWrite,
 }
 
+/// Whether a name may be a symbolic link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Links {
+    /// Somebody chose the name, and may have chosen a link or a block device.
+    Follow,
+    /// piton wrote the file itself: anything else in its place is not its own.
+    Refuse,
+}
+
 /// A lock on an open file. It belongs to the open file, not to the process, so
 /// two handles of one process exclude each other, and it dies with the handle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +58,10 @@ pub struct Metadata {
 
 /// Primitive operations on names.
 pub trait Backend: fmt::Debug + Send + Sync {
-    fn open(&self, path: &Path, access: Access) -> io::Result<Box<dyn BackendFile>>;
+    /// Never waits: what is neither a file nor, with [`Links::Follow`], a block device is an error.
+    fn open(&self, path: &Path, access: Access, links: Links) -> io::Result<Box<dyn BackendFile>>;
+    /// The file `name` below `root`, to be read; no part of `name` may be a symbolic link.
+    fn open_within(&self, root: &Path, name: &Path) -> io::Result<Box<dyn BackendFile>>;
     /// A new empty file, mode 0600, open for reading and writing; an existing one is an error.
     fn create_new(&self, path: &Path) -> io::Result<Box<dyn BackendFile>>;
     /// A new folder, mode 0700; an existing one is an error.

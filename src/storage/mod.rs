@@ -10,6 +10,7 @@ mod backend;
 mod behind;
 mod os;
 pub mod sim;
+mod within;
 
 use std::ffi::OsString;
 use std::io;
@@ -22,8 +23,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use thiserror::Error;
 
 use behind::Behind;
+use within::Within;
 
-pub use backend::{Access, Backend, BackendFile, FileKind, Lock, Metadata};
+pub use backend::{Access, Backend, BackendFile, FileKind, Links, Lock, Metadata};
 
 #[derive(Debug, Error)]
 pub enum StorageError {
@@ -55,6 +57,10 @@ impl StorageError {
 
 pub type Result<T> = std::result::Result<T, StorageError>;
 
+/// Most bytes of a JSON document that piton keeps or is given: far more than any has, and little
+/// enough to be held in memory.
+pub const DOCUMENT_MAX: u64 = 16 << 20;
+
 /// Handle of the file system; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Storage {
@@ -71,12 +77,28 @@ impl Storage {
         Self { backend }
     }
 
+    /// This file system as far as it lies below `root`, to be read: for what somebody else put
+    /// there. A name that leads out of it, and one with a symbolic link in it, is an error.
+    pub fn within(&self, root: &Path) -> Self {
+        Self::new(Arc::new(Within::new(self.backend.clone(), root.to_owned())))
+    }
+
+    /// A file that piton itself wrote.
     pub fn open(&self, path: &Path, access: Access) -> Result<File> {
+        self.open_with(path, access, Links::Refuse)
+    }
+
+    /// A file or block device that the user named.
+    pub fn open_named(&self, path: &Path, access: Access) -> Result<File> {
+        self.open_with(path, access, Links::Follow)
+    }
+
+    fn open_with(&self, path: &Path, access: Access, links: Links) -> Result<File> {
         let op = match access {
             Access::ReadOnly => "open",
             Access::ReadWrite => "open for writing",
         };
-        let inner = self.backend.open(path, access).map_err(at(op, path))?;
+        let inner = self.backend.open(path, access, links).map_err(at(op, path))?;
         Ok(File { inner, path: path.to_owned(), access, behind: None })
     }
 
@@ -161,8 +183,18 @@ impl Storage {
     }
 
     pub fn read(&self, path: &Path) -> Result<Vec<u8>> {
+        self.read_at_most(path, u64::MAX)
+    }
+
+    /// [`Storage::read`] of a file that is an error if it is longer, and not read at all.
+    pub fn read_at_most(&self, path: &Path, most: u64) -> Result<Vec<u8>> {
         let file = self.open(path, Access::ReadOnly)?;
-        let len = usize::try_from(file.len()?).unwrap_or(usize::MAX);
+        let len = file.len()?;
+        if len > most {
+            let text = format!("it has {len} bytes, and {most} are the most that make sense");
+            return Err(at("read", path)(io::Error::new(io::ErrorKind::FileTooLarge, text)));
+        }
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(len).map_err(|_| {
             at("read", path)(io::Error::new(io::ErrorKind::OutOfMemory, "the file is too large"))

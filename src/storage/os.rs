@@ -1,15 +1,16 @@
 //! The operating system behind [`Backend`].
 
-use std::ffi::OsString;
+use std::ffi::{CString, OsStr, OsString};
 use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use super::backend::{Access, Backend, BackendFile, FileKind, Lock, Metadata};
+use super::backend::{Access, Backend, BackendFile, FileKind, Links, Lock, Metadata};
 
 #[derive(Debug)]
 pub(super) struct Os;
@@ -20,8 +21,24 @@ struct OsFile {
 }
 
 impl Backend for Os {
-    fn open(&self, path: &Path, access: Access) -> io::Result<Box<dyn BackendFile>> {
-        let file = fs::OpenOptions::new().read(true).write(access == Access::ReadWrite).open(path)?;
+    fn open(&self, path: &Path, access: Access, links: Links) -> io::Result<Box<dyn BackendFile>> {
+        // Looked at first: to open a device may be to do something with it.
+        let (meta, flags) = match links {
+            Links::Follow => (fs::metadata(path)?, 0),
+            Links::Refuse => (fs::symlink_metadata(path)?, libc::O_NOFOLLOW),
+        };
+        usable(&meta, links)?;
+        let mut options = fs::OpenOptions::new();
+        options.read(true).write(access == Access::ReadWrite);
+        // What was put there meanwhile is not waited for.
+        let file = options.custom_flags(flags | libc::O_NONBLOCK).open(path)?;
+        usable(&file.metadata()?, links)?;
+        Ok(Box::new(OsFile { file }))
+    }
+
+    fn open_within(&self, root: &Path, name: &Path) -> io::Result<Box<dyn BackendFile>> {
+        let file = open_below(root, name)?;
+        usable(&file.metadata()?, Links::Refuse)?;
         Ok(Box::new(OsFile { file }))
     }
 
@@ -67,6 +84,59 @@ impl Backend for Os {
         let len = meta.len();
         convert(&meta, len)
     }
+}
+
+/// Whether this can be read as a file that somebody wrote: what is none may never end, or never begin.
+fn usable(meta: &fs::Metadata, links: Links) -> io::Result<()> {
+    let kind = meta.file_type();
+    let wrong = |what| Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+    match links {
+        _ if kind.is_file() => Ok(()),
+        Links::Follow if kind.is_block_device() => Ok(()),
+        _ if kind.is_dir() => Err(io::Error::from_raw_os_error(libc::EISDIR)),
+        _ if kind.is_symlink() => wrong("it is a symbolic link, and a file is meant"),
+        _ if kind.is_fifo() => wrong("it is a FIFO, and a file is meant"),
+        _ if kind.is_socket() => wrong("it is a socket, and a file is meant"),
+        _ => wrong("it is a device, and a file is meant"),
+    }
+}
+
+/// Opens a file to read it, part by part of its name, and follows no symbolic link below `root`.
+fn open_below(root: &Path, name: &Path) -> io::Result<fs::File> {
+    let (parents, last) = (name.parent().unwrap_or(Path::new("")), name.file_name());
+    let last = last.ok_or(io::ErrorKind::InvalidInput)?;
+    let mut options = fs::OpenOptions::new();
+    let mut folder = options.read(true).custom_flags(libc::O_DIRECTORY).open(root)?;
+    for part in parents {
+        folder = open_at(&folder, part, libc::O_DIRECTORY)?;
+    }
+    open_at(&folder, last, libc::O_NONBLOCK)
+}
+
+fn open_at(folder: &fs::File, name: &OsStr, flags: libc::c_int) -> io::Result<fs::File> {
+    let name = CString::new(name.as_bytes())?;
+    let flags = flags | libc::O_RDONLY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+    // SAFETY: the folder is open and the name ends with a NUL; both outlive the call.
+    let fd = unsafe { libc::openat(folder.as_raw_fd(), name.as_ptr(), flags) };
+    if fd < 0 {
+        let error = io::Error::last_os_error();
+        return Err(match error.raw_os_error() {
+            // So Linux says it with O_NOFOLLOW, and with O_DIRECTORY beside it.
+            Some(libc::ELOOP) => io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("{name:?} in it is a symbolic link, which is not followed"),
+            ),
+            Some(libc::ENOTDIR) => io::Error::new(
+                io::ErrorKind::NotADirectory,
+                format!("{name:?} in it is no folder (symbolic links are not followed)"),
+            ),
+            // A socket, or a FIFO or device that nobody serves.
+            Some(libc::ENXIO) => io::Error::new(io::ErrorKind::InvalidInput, "it is no file"),
+            _ => error,
+        });
+    }
+    // SAFETY: it was opened above, and nobody else has it.
+    Ok(unsafe { fs::File::from_raw_fd(fd) })
 }
 
 impl BackendFile for OsFile {

@@ -14,6 +14,7 @@ use crate::checkpoint::stamp::FileStamp;
 use crate::checkpoint::state::write_state;
 use crate::config::{DiskFormat, VmConfig};
 use crate::disk::{Backing, flat, qcow2_write, suspects};
+use crate::folder::{FolderError, trust};
 use crate::progress::Progress;
 use crate::storage::{Access, File, FileKind, Lock, Storage};
 
@@ -71,12 +72,22 @@ impl<'a> Staged<'a> {
                     dir.display()
                 ));
             }
-            Ok(_) => {}
+            Ok(meta) => {
+                let parent = storage.metadata(dir.parent().unwrap_or(dir))?;
+                if parent.dev != meta.dev {
+                    return refused(format!(
+                        "{0} is a mount point: export to a folder in it, such as {0}/export",
+                        dir.display()
+                    ));
+                }
+            }
         }
         let mut hidden = OsString::from(".");
         hidden.push(name);
         hidden.push(".partial");
         let path = dir.with_file_name(hidden);
+        // Whoever else can write there would choose what is exported, and to where.
+        trust::folder(&path).map_err(FolderError::from)?;
         if let Err(e) = storage.create_dir(&path) {
             if e.is_not_found() {
                 let parent = dir.parent().unwrap_or(dir).display();
@@ -270,7 +281,8 @@ impl Writer<'_> {
         let Some(original) = path else { return Ok(()) };
         match stamp {
             Some(stamp) if stamp.is_current(self.storage).unwrap_or(false) => {
-                copy(self.storage, &stamp.path, &self.dir.join(name), self.progress)?;
+                let from = self.storage.open_named(&stamp.path, Access::ReadOnly)?;
+                copy(self.storage, &from, &self.dir.join(name), self.progress)?;
                 *original = name.into();
             }
             _ => warnings.push(format!(
@@ -294,7 +306,8 @@ impl Writer<'_> {
         }
         self.progress.phase("checksums", total);
         for name in names {
-            let sum = sum::of_file(self.storage, &self.dir.join(&name), self.progress)?;
+            let file = self.storage.open(&self.dir.join(&name), Access::ReadOnly)?;
+            let sum = sum::of_file(&file, self.progress)?;
             export.files.insert(name, sum);
         }
         Ok(())
@@ -302,12 +315,12 @@ impl Writer<'_> {
 }
 
 /// Copies a file that was not changed meanwhile, durably.
-pub(super) fn copy(storage: &Storage, from: &Path, to: &Path, progress: &Progress) -> Result<()> {
-    let (from, to) = (storage.open(from, Access::ReadOnly)?, storage.create_new(to)?);
+pub(super) fn copy(storage: &Storage, from: &File, to: &Path, progress: &Progress) -> Result<()> {
+    let to = storage.create_new(to)?;
     let len = from.len()?;
     for at in (0..len).step_by(STEP as usize) {
         progress.check()?;
-        to.copy_from(&from, at, STEP.min(len - at))?;
+        to.copy_from(from, at, STEP.min(len - at))?;
     }
     Ok(to.sync_data()?)
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::format::{Export, FileFormat, INDEX, INITRD, KERNEL, damaged};
+use super::format::{Export, FileFormat, FileSum, INDEX, INITRD, KERNEL, damaged};
 use super::{Result, TransferError, sum};
 use crate::capture::chain::{ImageSpec, MemoryChain};
 use crate::checkpoint::state::{StateInfo, read_state};
@@ -15,16 +15,18 @@ use crate::config::{DiskFormat, VmConfig};
 use crate::disk::delta::FrozenDelta;
 use crate::disk::flat::{Patched, Zeros};
 use crate::disk::layer::LayerSpec;
-use crate::disk::{Backing, open_base, probe};
+use crate::disk::{Backing, backing, open_base, probe};
 use crate::machine::{self, MachineState};
 use crate::progress::{Cancelled, Progress};
-use crate::storage::{Access, FileKind, Storage};
+use crate::storage::{Access, DOCUMENT_MAX, File, FileKind, Storage};
 
 /// What to take in place of what an export says.
 #[derive(Debug, Clone, Default)]
 pub struct Remap {
     /// Images of disks that are not in the export, by the disk's id.
     pub disks: BTreeMap<String, PathBuf>,
+    /// Files that these may read as their backing files.
+    pub backing: Vec<PathBuf>,
     pub kernel: Option<PathBuf>,
     pub initrd: Option<PathBuf>,
     /// Take neither memory nor state: the VM boots from its disks.
@@ -52,8 +54,8 @@ pub struct Plan {
     pub disks: BTreeMap<String, Arc<dyn Backing>>,
     pub memory: Option<MemoryChain>,
     pub state: Option<Vec<u8>>,
-    /// To be copied into the VM's folder: name there, and path.
-    pub copies: Vec<(&'static str, PathBuf)>,
+    /// To be copied into the VM's folder, with the name there.
+    pub copies: Vec<(&'static str, File)>,
 }
 
 /// Opens and checks. The plan is there if there are no problems.
@@ -73,7 +75,7 @@ pub fn plan(
     let mut problems = Problems::default();
     check_files(storage, &exports, &mut problems, progress)?;
     let mut config = last.config.clone();
-    let copies = boot_files(storage, dirs.last(), &mut config, remap, &mut problems)?;
+    let copies = boot_files(storage, dirs.last(), &mut config, remap, &mut problems);
     outside_disks(storage, &last, &mut config, remap, &mut problems);
     if !problems.damage() {
         let opened = (|| {
@@ -117,7 +119,7 @@ impl Problems {
 
 fn read(storage: &Storage, dir: &Path) -> Result<Export> {
     let path = dir.join(INDEX);
-    match storage.read(&path) {
+    match storage.within(dir).read_at_most(&path, DOCUMENT_MAX) {
         Err(e) if e.is_not_found() || e.kind() == std::io::ErrorKind::NotADirectory => {
             Err(TransferError::Refused(format!(
                 "{} is no export: there is no {INDEX} in it, which is written last",
@@ -181,35 +183,44 @@ fn check_files(
     problems: &mut Problems,
     progress: &Progress,
 ) -> Result<()> {
-    let total = exports.iter().flat_map(|(_, export)| export.files.values()).map(|file| file.bytes).sum();
+    let files = exports.iter().flat_map(|(_, export)| export.files.values());
+    // What it says of lengths is not known to be true yet.
+    let total = files.fold(0u64, |total, file| total.saturating_add(file.bytes));
     progress.phase("checksums", total);
     for (dir, export) in exports {
+        let inside = storage.within(dir);
         for (name, recorded) in &export.files {
             let path = dir.join(name);
             let shown = path.display();
-            // A FIFO would be waited for.
-            let kind = storage.metadata(&path).map(|meta| meta.kind);
-            let text = match kind.map(|kind| kind == FileKind::File) {
-                Err(e) if e.is_not_found() => format!("{shown} is missing"),
+            let text = match check_file(&inside, &path, recorded, progress) {
+                Ok(None) => continue,
+                Ok(Some(found)) => format!("{shown} {found}"),
+                Err(TransferError::Cancelled(Cancelled)) => return Err(Cancelled.into()),
+                Err(TransferError::Storage(e)) if e.is_not_found() => format!("{shown} is missing"),
                 Err(e) => e.to_string(),
-                Ok(false) => format!("{shown} is no file"),
-                Ok(true) => match sum::of_file(storage, &path, progress) {
-                    Ok(found) if found == *recorded => continue,
-                    Ok(found) if found.bytes != recorded.bytes => {
-                        format!("{shown} has {} bytes, but {} were written", found.bytes, recorded.bytes)
-                    }
-                    Ok(found) => format!(
-                        "{shown} is damaged: its checksum is {:08x}, but {:08x} was written",
-                        found.crc, recorded.crc
-                    ),
-                    Err(TransferError::Cancelled(Cancelled)) => return Err(Cancelled.into()),
-                    Err(e) => e.to_string(),
-                },
             };
             problems.add("file", text, true);
         }
     }
     Ok(())
+}
+
+/// What is wrong with a file.
+fn check_file(
+    inside: &Storage,
+    path: &Path,
+    recorded: &FileSum,
+    progress: &Progress,
+) -> Result<Option<String>> {
+    let file = inside.open(path, Access::ReadOnly)?;
+    let len = file.len()?;
+    if len != recorded.bytes {
+        return Ok(Some(format!("has {len} bytes, but {} were written", recorded.bytes)));
+    }
+    let found = sum::of_file(&file, progress)?;
+    let damaged =
+        || format!("is damaged: its checksum is {:08x}, but {:08x} was written", found.crc, recorded.crc);
+    Ok((found != *recorded).then(damaged))
 }
 
 /// Decides what the VM boots from; returns what has to be copied for it.
@@ -219,35 +230,47 @@ fn boot_files(
     config: &mut VmConfig,
     remap: &Remap,
     problems: &mut Problems,
-) -> Result<Vec<(&'static str, PathBuf)>> {
+) -> Vec<(&'static str, File)> {
     let mut copies = Vec::new();
     let files = [(KERNEL, &mut config.kernel, &remap.kernel), (INITRD, &mut config.initrd, &remap.initrd)];
     for (name, path, other) in files {
         if let Some(other) = other {
-            if !is_file(storage, other) {
-                problems.add(name, format!("the {name} {} cannot be read", other.display()), false);
+            if let Err(why) = can_boot(storage, other) {
+                problems.add(name, format!("the {name} {} {why}", other.display()), false);
             }
             *path = Some(other.clone());
-        } else if let Some(original) = path {
-            if original.is_relative() {
-                copies.extend(dir.map(|dir| (name, dir.join(&*original))));
-            } else if !is_file(storage, original) {
-                let path = original.display();
+            continue;
+        }
+        match (path, dir) {
+            (Some(inside), Some(dir)) if inside.is_relative() => {
+                match storage.within(dir).open(&dir.join(&*inside), Access::ReadOnly) {
+                    Ok(file) => copies.push((name, file)),
+                    Err(e) => problems.add("file", e.to_string(), true),
+                }
+            }
+            // What it says of this host is not believed, even if it is there.
+            (Some(was), _) => {
+                let was = was.display();
                 let text =
-                    format!("the {name} {path} is not in the export, nor here: name one with --{name} FILE");
+                    format!("the {name} is not in the export (it was {was}): name one with --{name} FILE");
                 problems.add(name, text, false);
             }
+            (None, _) => {}
         }
     }
-    Ok(copies)
+    copies
 }
 
-fn is_file(storage: &Storage, path: &Path) -> bool {
-    storage.metadata(path).is_ok_and(|meta| meta.kind == FileKind::File)
-        && storage.open(path, Access::ReadOnly).is_ok()
+fn can_boot(storage: &Storage, path: &Path) -> std::result::Result<(), String> {
+    let meta = storage.open_named(path, Access::ReadOnly).and_then(|file| file.metadata());
+    match meta {
+        Err(e) => Err(format!("cannot be used: {e}")),
+        Ok(meta) if meta.kind != FileKind::File => Err("is no regular file".into()),
+        Ok(_) => Ok(()),
+    }
 }
 
-/// Disks that checkpoints leave out have to be here already.
+/// Disks that checkpoints leave out: which file of this host is theirs is for the user to say.
 fn outside_disks(
     storage: &Storage,
     export: &Export,
@@ -263,25 +286,32 @@ fn outside_disks(
         }
     }
     for disk in config.disks.iter_mut().filter(|disk| !export.disks.contains_key(&disk.id)) {
-        if let Some(path) = remap.disks.get(&disk.id) {
-            disk.path.clone_from(path);
+        let id = &disk.id;
+        let Some(path) = remap.disks.get(id) else {
+            let (was, access) = (disk.path.display(), if disk.readonly { "reads" } else { "writes" });
+            let text = format!(
+                "disk `{id}` is not in the export (it was {was}, which the guest {access}): name its image \
+                 with --disk {id}=PATH"
+            );
+            problems.add("disk", text, false);
+            continue;
+        };
+        disk.path.clone_from(path);
+        match probe(storage, path).and_then(|format| {
+            backing::check(storage, path, &remap.backing)?;
+            Ok(format)
+        }) {
+            Ok(format) => disk.format = format,
+            Err(e) => problems.add("disk", format!("disk `{id}`: {e}"), false),
         }
-        match probe(storage, &disk.path) {
-            Ok(format) if remap.disks.contains_key(&disk.id) => disk.format = format,
-            Ok(_) => {}
-            Err(e) => {
-                let id = &disk.id;
-                problems.add(
-                    "disk",
-                    format!("disk `{id}` is not in the export: {e}; name it with --disk {id}=PATH"),
-                    false,
-                );
-            }
-        }
+    }
+    let named = config.disks.iter().filter(|disk| remap.disks.contains_key(&disk.id));
+    if let Some(error) = backing::given_twice(storage, named) {
+        problems.add("disk", error.to_string(), false);
     }
 }
 
-fn open_disk(storage: &Storage, exports: &[(&Path, Export)], id: &str) -> Result<Arc<dyn Backing>> {
+fn open_disk(all: &Storage, exports: &[(&Path, Export)], id: &str) -> Result<Arc<dyn Backing>> {
     let failed = TransferError::disk(id);
     let Some(((dir, export), before)) = exports.split_last() else {
         return Err(TransferError::Refused(format!("there is no whole copy of disk `{id}`")));
@@ -289,7 +319,7 @@ fn open_disk(storage: &Storage, exports: &[(&Path, Export)], id: &str) -> Result
     let Some(disk) = export.disks.get(id) else {
         return Err(TransferError::Refused(format!("disk `{id}` is not in {}", dir.display())));
     };
-    let path = dir.join(&disk.file);
+    let (path, storage) = (dir.join(&disk.file), &all.within(dir));
     let opened: Arc<dyn Backing> = match (disk.format, disk.layer) {
         (FileFormat::Raw, _) => Arc::new(open_base(storage, &path, DiskFormat::Raw).map_err(&failed)?),
         (FileFormat::Qcow2, _) => {
@@ -299,7 +329,7 @@ fn open_disk(storage: &Storage, exports: &[(&Path, Export)], id: &str) -> Result
         (FileFormat::Piton, None) => return Err(damaged(&dir.join(INDEX), "names no layer")),
         (FileFormat::Piton, Some(layer)) => {
             let below: Arc<dyn Backing> =
-                if disk.changes { open_disk(storage, before, id)? } else { Arc::new(Zeros(disk.size)) };
+                if disk.changes { open_disk(all, before, id)? } else { Arc::new(Zeros(disk.size)) };
             let delta = FrozenDelta::open(storage, &LayerSpec { path: path.clone(), id: layer });
             let patched = delta.and_then(|delta| Patched::new(below, delta));
             Arc::new(patched.map_err(&failed)?)
@@ -329,14 +359,16 @@ fn open_memory(storage: &Storage, exports: &[(&Path, Export)]) -> Result<Saved> 
     let mut specs = Vec::new();
     for (dir, export) in exports.iter().rev() {
         let Some(memory) = &export.memory else { break };
-        specs.push(ImageSpec { path: dir.join(&memory.file), id: export.id, crc: memory.crc });
+        let spec = ImageSpec { path: dir.join(&memory.file), id: export.id, crc: memory.crc };
+        specs.push((storage.within(dir), spec));
         if !memory.changes {
             break;
         }
     }
     let info = StateInfo { bytes: state.bytes, crc: state.crc };
-    let json = read_state(storage, &dir.join(&state.file), &info)?;
-    Ok((Some(MemoryChain::open(storage, &specs)?), Some(json)))
+    let json = read_state(&storage.within(dir), &dir.join(&state.file), &info)?;
+    let chain = MemoryChain::open_each(specs.iter().map(|(storage, spec)| (storage, spec)))?;
+    Ok((Some(chain), Some(json)))
 }
 
 fn check_processor(config: &VmConfig, state: &[u8], problems: &mut Problems) {

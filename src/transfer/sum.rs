@@ -1,13 +1,11 @@
 //! Checksums of whole files, the holes of sparse ones not read.
 
-use std::path::Path;
-
 use crc32fast::Hasher;
 
 use super::Result;
 use super::format::FileSum;
 use crate::progress::Progress;
-use crate::storage::{Access, Storage};
+use crate::storage::File;
 
 const STEP: u64 = 1 << 20;
 
@@ -26,8 +24,7 @@ fn add_zeros(sum: &mut Hasher, mut count: u64) {
 }
 
 /// CRC-32 (IEEE) of all of a file, as any tool tells it. `progress` moves on by the file's length.
-pub fn of_file(storage: &Storage, path: &Path, progress: &Progress) -> Result<FileSum> {
-    let file = storage.open(path, Access::ReadOnly)?;
+pub fn of_file(file: &File, progress: &Progress) -> Result<FileSum> {
     let len = file.len()?;
     let mut sum = Hasher::new();
     let mut buf = vec![0; STEP.min(len) as usize];
@@ -53,6 +50,7 @@ pub fn of_file(storage: &Storage, path: &Path, progress: &Progress) -> Result<Fi
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::{Access, Storage};
 
     #[test]
     fn holes_count_as_the_zeros_that_they_are() {
@@ -67,7 +65,8 @@ mod tests {
             for at in writes {
                 std::os::unix::fs::FileExt::write_all_at(&file, b"data", at).unwrap();
             }
-            let sum = of_file(&Storage::os(), &path, &Progress::default()).unwrap();
+            let opened = Storage::os().open(&path, Access::ReadOnly).unwrap();
+            let sum = of_file(&opened, &Progress::default()).unwrap();
             let bytes = std::fs::read(&path).unwrap();
             assert_eq!(sum, FileSum { bytes: len, crc: crc32fast::hash(&bytes) });
         }

@@ -1,5 +1,6 @@
 //! Files that a user, another program or a disk could have changed.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
@@ -15,6 +16,8 @@ use piton::id::Id;
 use piton::machine::MachineState;
 use piton::progress::Progress;
 use piton::storage::Storage;
+use piton::transfer::format::{Export, FileSum};
+use piton::transfer::import::{self, Remap, Wanted};
 use serde_json::Value;
 
 use crate::{Shape, Target};
@@ -233,6 +236,65 @@ pub fn memory_index() -> Target {
                 let _ = image.read(start, &mut vec![0; len as usize]);
             }
             let _ = image.verify(|_, _| ControlFlow::Continue(()));
+            true
+        }),
+    }
+}
+
+/// `export.json` of a folder with a disk and a kernel. What is accepted leads nowhere else.
+pub fn export() -> Target {
+    let dir = folder();
+    let (root, home) = (dir.path().join("export"), dir.path().join("home"));
+    std::fs::create_dir_all(root.join("disks")).unwrap();
+    std::fs::create_dir(&home).unwrap();
+    let contents = [("kernel", vec![1; 512]), ("disks/a.raw", vec![2; 4096])];
+    let mut sums = BTreeMap::new();
+    for (name, bytes) in &contents {
+        std::fs::write(root.join(name), bytes).unwrap();
+        let sum = FileSum { bytes: bytes.len() as u64, crc: crc32fast::hash(bytes) };
+        sums.insert((*name).to_owned(), sum);
+    }
+    let disk = |id: &str, path: &str| serde_json::json!({ "id": id, "path": path, "format": "raw", "passthrough": id == "p" });
+    let seed = |kernel: &str, disks: Vec<Value>, left_out: Value| {
+        let mut bytes = serde_json::to_vec(&serde_json::json!({
+            "format": 1,
+            "id": Id::from_bytes([1; 16]), "name": "one", "kind": "offline", "vm": "demo", "piton": "0",
+            "created": "2026-01-01T00:00:00Z", "exported": "2026-01-01T00:00:00Z",
+            "config": { "cpus": 1, "memory": 64 << 20, "kernel": kernel, "disks": disks },
+            "checkpoint_type": "standard",
+            "disks": { "a": { "file": "disks/a.raw", "format": "raw", "size": 4096 } },
+            "left_out": left_out, "files": sums, "note": "", "warnings": [],
+        }))
+        .unwrap();
+        mend_json(&mut bytes);
+        bytes
+    };
+    let left_out = serde_json::json!([{ "disk": "p", "why": "passthrough" }]);
+    let seeds = vec![
+        seed("kernel", vec![disk("a", "disks/a.raw")], serde_json::json!([])),
+        seed("/etc/passwd", vec![disk("a", "disks/a.raw"), disk("p", "/etc/passwd")], left_out),
+    ];
+    let (storage, path) = (Storage::os(), root.join("export.json"));
+    Target {
+        name: "export",
+        shape: Shape::Json,
+        seeds,
+        mend: Box::new(mend_json),
+        run: Box::new(move |bytes| {
+            let _keep = &dir;
+            std::fs::write(&path, bytes).unwrap();
+            let remap = Remap::default();
+            let dirs = [root.clone()];
+            let wanted = Wanted { dirs: &dirs, name: None, new_id: false, remap: &remap };
+            let home = Home::at(home.clone(), storage.clone());
+            let Ok(Ok(_)) = import::run(&home, &storage, &wanted, false, &Progress::default()) else {
+                return false;
+            };
+            let export = Export::decode(bytes, &path).unwrap();
+            let boots = [&export.config.kernel, &export.config.initrd].into_iter().flatten();
+            assert!(boots.into_iter().all(|path| path.is_relative()), "a file of the host is booted");
+            assert!(export.config.disks.iter().all(|disk| export.disks.contains_key(&disk.id)));
+            assert_eq!(Export::decode(&export.encode(&path).unwrap(), &path).unwrap(), export);
             true
         }),
     }

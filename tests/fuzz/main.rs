@@ -73,6 +73,7 @@ fn targets() -> Vec<(&'static str, Make)> {
         ("state", files::state),
         ("memory-index", files::memory_index),
         ("vm.json", files::vm_json),
+        ("export", files::export),
         ("virtio", virtio::target),
         ("elf", kernel::elf),
         ("bzimage", kernel::bzimage),

@@ -18,7 +18,7 @@ mod staged;
 use std::path::{Path, PathBuf};
 
 use crate::id::Id;
-use crate::storage::{Storage, StorageError};
+use crate::storage::{DOCUMENT_MAX, Storage, StorageError};
 
 use super::manifest::{Manifest, ManifestError};
 use names::{DELETED, STAGING, id_of, own_name};
@@ -120,7 +120,7 @@ impl Store {
 
     pub fn load(&self, id: Id) -> Result<Manifest> {
         let path = self.manifest_path(id);
-        let bytes = match self.storage.read(&path) {
+        let bytes = match self.storage.read_at_most(&path, DOCUMENT_MAX) {
             Err(e) if e.is_not_found() => {
                 let folder = self.path(id);
                 return Err(match self.storage.exists(&folder)? {

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::checkpoint::manifest::tests::sample;
 use crate::checkpoint::state::write_state;
-use crate::storage::{Access, Backend, BackendFile, File, Lock, Metadata};
+use crate::storage::{Access, Backend, BackendFile, File, Links, Lock, Metadata};
 
 fn id(n: u8) -> Id {
     Id::from_bytes([n; 16])
@@ -195,8 +195,15 @@ impl Shared {
 }
 
 impl Backend for Shared {
-    fn open(&self, path: &Path, access: Access) -> io::Result<Box<dyn BackendFile>> {
-        Ok(self.file(self.0.inner.open(path, access).map_err(plain)?))
+    fn open(&self, path: &Path, access: Access, links: Links) -> io::Result<Box<dyn BackendFile>> {
+        let opened = match links {
+            Links::Follow => self.0.inner.open_named(path, access),
+            Links::Refuse => self.0.inner.open(path, access),
+        };
+        Ok(self.file(opened.map_err(plain)?))
+    }
+    fn open_within(&self, root: &Path, name: &Path) -> io::Result<Box<dyn BackendFile>> {
+        Ok(self.file(self.0.inner.within(root).open(&root.join(name), Access::ReadOnly).map_err(plain)?))
     }
     fn create_new(&self, path: &Path) -> io::Result<Box<dyn BackendFile>> {
         Ok(self.file(self.changing()?.create_new(path).map_err(plain)?))

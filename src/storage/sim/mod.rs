@@ -39,7 +39,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use super::{Access, Backend, BackendFile, FileKind, Lock, Metadata, Storage};
+use super::{Access, Backend, BackendFile, FileKind, Links, Lock, Metadata, Storage};
 
 pub use crash::{Point, Rng, points};
 pub use image::{Content, Image};
@@ -235,7 +235,12 @@ impl Sim {
 }
 
 impl Backend for Sim {
-    fn open(&self, path: &Path, access: Access) -> io::Result<Box<dyn BackendFile>> {
+    // There are no symbolic links here.
+    fn open_within(&self, root: &Path, name: &Path) -> io::Result<Box<dyn BackendFile>> {
+        Backend::open(self, &root.join(name), Access::ReadOnly, Links::Refuse)
+    }
+
+    fn open(&self, path: &Path, access: Access, _: Links) -> io::Result<Box<dyn BackendFile>> {
         let mut world = self.world();
         let ino = world.live.find(path)?;
         if world.live.is_dir(ino) && access == Access::ReadWrite {
