@@ -21,22 +21,22 @@ pub enum ConfigError {
     MemoryTooLarge(u64),
     #[error("memory of {kib} KiB is not a whole number of MiB: give it as 512M or 2G", kib = .0 >> 10)]
     MemoryNotWhole(u64),
-    #[error("`{0}` is no memory size: give it as 512M or 2G")]
+    #[error("`{0}` is not a memory size: give it as 512M or 2G")]
     MemorySyntax(String),
     #[error("{0} CPUs were asked for: a VM has 1 to {MAX_CPUS}")]
     Cpus(u32),
     #[error("{0} disks were asked for: a VM has at most {MAX_DISKS}")]
     TooManyDisks(usize),
-    #[error("two disks have the id `{0}`: give one of them another with ,id=NAME")]
+    #[error("two disks have the id `{0}`: give one of them another id with ,id=NAME")]
     DiskIdTaken(String),
     #[error(
-        "`{0}` is no disk id: use 1 to 20 letters, digits, `-`, `_` or `.`, not starting with `.` or `-`"
+        "`{0}` is not a disk id: use 1 to 20 letters, digits, `-`, `_` or `.`, not starting with `.` or `-`"
     )]
     DiskId(String),
-    #[error("the disk `{0}` names no file: give it as PATH[,id=NAME][,readonly][,passthrough][,overlay]")]
+    #[error("the disk `{0}` has no path: give it as PATH[,id=NAME][,readonly][,passthrough][,overlay]")]
     DiskPath(String),
     #[error(
-        "`{0}` is no option of a disk: there are id=NAME, readonly, passthrough and overlay (a comma in a path is written twice)"
+        "`{0}` is not a disk option: the options are id=NAME, readonly, passthrough and overlay (a comma in a path is written twice)"
     )]
     DiskOption(String),
     #[error("the disk `{0}` has the option `{1}` twice: leave one of them out")]
@@ -290,6 +290,8 @@ mod tests {
         assert_eq!(disk.path, PathBuf::from("a/b.img"));
         assert_eq!(disk.id.as_deref(), Some("root"));
         assert!(disk.readonly && !disk.overlay && !disk.passthrough);
+        let disk: DiskArg = "a,,b,,,readonly".parse().unwrap();
+        assert_eq!((disk.path, disk.readonly), (PathBuf::from("a,b,"), true));
         assert_eq!(",overlay".parse::<DiskArg>(), Err(ConfigError::DiskPath(",overlay".into())));
         assert_eq!("a,b".parse::<DiskArg>(), Err(ConfigError::DiskOption("b".into())));
         for (twice, option) in

@@ -34,7 +34,7 @@ pub enum VmError {
     KvmPermission,
     #[error("/dev/kvm cannot be opened: {0}")]
     KvmOpen(kvm_ioctls::Error),
-    #[error("/dev/kvm does not answer as KVM does (API version {0}, {KVM_API_VERSION} is needed)")]
+    #[error("/dev/kvm does not answer as KVM should (API version {0}, {KVM_API_VERSION} is needed)")]
     KvmVersion(i32),
     #[error("this KVM is too old for piton: it lacks {0}; use a kernel of 5.10 or later")]
     KvmTooOld(String),

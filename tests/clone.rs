@@ -54,7 +54,7 @@ fn clones_of_a_running_guest_go_their_own_ways() {
     let later = demo.ok("sum");
     assert_ne!(sum, later);
     let told = lab.piton("clone demo@one web --count 2 --run --json").json();
-    assert_eq!((told[0]["vm"].as_str(), told[1]["state"].as_str()), (Some("web-1"), Some("running")));
+    assert_eq!((told[0]["name"].as_str(), told[1]["state"].as_str()), (Some("web-1"), Some("running")));
     let mut clones = ["web-1", "web-2"].map(|vm| console(&lab, vm));
     for (n, guest) in (10..).zip(&mut clones) {
         assert_eq!(guest.ok("sum"), sum);
@@ -169,7 +169,7 @@ fn what_cannot_be_cloned_is_refused_before_anything_is_made() {
     lab.piton("clone demo@none web").fails(3, &["no checkpoint `none`"]);
     lab.piton("clone nobody@one web").fails(3, &["no VM `nobody`"]);
     lab.piton("clone demo@one demo").fails(3, &["`demo` exists"]);
-    lab.piton("clone demo@one ../x").fails(2, &["no VM name"]);
+    lab.piton("clone demo@one ../x").fails(2, &["not a VM name"]);
     lab.piton("clone demo@one web --count 0").fails(2, &["count"]);
     lab.piton("clone demo@one web-2").ok();
     lab.piton("clone demo@one web --count 3").fails(3, &["`web-2` exists"]);

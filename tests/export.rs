@@ -177,6 +177,29 @@ fn walk(dir: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
+fn a_checkpoint_is_compared_with_the_current_state() {
+    let lab = Lab::new();
+    let mut vm = lab.boot("--memory 64M");
+    vm.ok("fill 4 1");
+    lab.create("one");
+    vm.ok("blk 0 write 128K 64K 3");
+    vm.ok("blk 0 flush");
+    vm.ok("fill 4 2");
+    lab.cp("diff demo@one demo").fails(3, &["--live", "piton stop demo"]);
+    lab.cp("diff demo demo@one").fails(2, &["VM@CHECKPOINT"]);
+    let bytes = |changes: &Value, disk: &str| changes["disks"][disk]["bytes"].as_u64().unwrap();
+    let changes = lab.cp("diff demo@one demo --live --json").json();
+    assert!(bytes(&changes, "a") >= 64 << 10, "{changes}");
+    assert!(changes["memory"]["bytes"].as_u64().unwrap() >= 4 << 20, "{changes}");
+    assert_eq!(lab.names(), ["one"], "the checkpoint is gone again");
+    vm.power_off();
+    let off = lab.cp("diff demo@one demo --json").json();
+    assert!(bytes(&off, "a") >= 64 << 10, "{off}");
+    assert_eq!(off["memory"], Value::Null);
+    lab.tidy();
+}
+
+#[test]
 fn the_active_state_is_exported_running_and_off() {
     let lab = Lab::new();
     let mut vm = lab.boot("--memory 64M");
@@ -184,7 +207,7 @@ fn the_active_state_is_exported_running_and_off() {
     vm.ok("fill 4 1");
     let sum = vm.ok("sum");
     let (live, off) = (dir(&lab, "live"), dir(&lab, "off"));
-    lab.piton(&format!("export demo {live}")).fails(3, &["runs", "--live", "piton stop demo"]);
+    lab.piton(&format!("export demo {live}")).fails(3, &["is running", "--live", "piton stop demo"]);
     assert!(!Path::new(&live).exists());
     lab.piton(&format!("export demo {live} --live")).ok();
     assert_eq!(lab.names(), [""; 0], "the checkpoint is gone again");
@@ -199,7 +222,8 @@ fn the_active_state_is_exported_running_and_off() {
     lab.piton(&format!("export demo {off}")).ok();
     assert_eq!(lab.names(), ["one"]);
     let increment = dir(&lab, "increment");
-    lab.piton(&format!("export demo {increment} --since one")).ok();
+    lab.piton(&format!("export demo {increment} --since other@one")).fails(2, &["`other`", "`demo`"]);
+    lab.piton(&format!("export demo {increment} --since demo@one")).ok();
     lab.cp(&format!("export demo@one {}", dir(&lab, "one"))).ok();
     lab.tidy();
 

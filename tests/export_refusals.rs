@@ -47,9 +47,9 @@ fn a_wrong_or_missing_parent_is_refused() {
         (format!("{one} {three} {two}"), &["since checkpoint `two`"]),
         (format!("{two} {one}"), &["since checkpoint `one`"]),
         (format!("{one} {one}"), &["whole export"]),
-        (format!("{one}/disks"), &["no export", "export.json"]),
-        (dir(&lab, "nowhere"), &["nowhere", "no export"]),
-        (format!("{one}/export.json"), &["no export"]),
+        (format!("{one}/disks"), &["not an export", "export.json"]),
+        (dir(&lab, "nowhere"), &["nowhere", "not an export"]),
+        (format!("{one}/export.json"), &["not an export"]),
     ] {
         other.piton(&format!("import {dirs}")).fails(3, words);
         other.piton(&format!("import {dirs} --check")).fails(3, words);
@@ -363,8 +363,8 @@ fn bad_input_of_each_command() {
     lab.cp(&format!("export nobody@one {out}")).fails(3, &["nobody"]);
     lab.cp(&format!("export demo@one {out} --since nothing")).fails(3, &["nothing"]);
     lab.cp(&format!("export demo@one {out} --format vmdk")).fails(2, &["vmdk"]);
-    lab.cp(&format!("export demo@one {out}/deep/er")).fails(3, &["no folder", "make it first"]);
-    lab.cp("export demo@one /").fails(3, &["no folder that can be made"]);
+    lab.cp(&format!("export demo@one {out}/deep/er")).fails(3, &["does not exist", "create it first"]);
+    lab.cp("export demo@one /").fails(3, &["cannot be created"]);
     lab.cp(&format!("export demo@one {}", lab.a)).fails(3, &["not a folder"]);
     assert!(!Path::new(&out).exists());
     fs::create_dir(&out).unwrap();

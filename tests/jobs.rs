@@ -50,15 +50,15 @@ fn a_job_is_not_waited_for_and_keeps_its_result() {
     let text = lab.cp("jobs demo").ok();
     assert_eq!((text.lines().count(), text.matches("create").count()), (4, 3), "{text}");
     // What is over cannot be cancelled, and what is not there not be found.
-    lab.cp(&format!("cancel demo {}", &chosen[..8])).fails(3, &["over"]);
+    lab.cp(&format!("cancel demo {}", &chosen[..8])).fails(3, &["is finished"]);
     lab.cp("cancel demo 99999999").fails(3, &["no job"]);
-    lab.cp("cancel demo ../..").fails(3, &["no id"]);
+    lab.cp("cancel demo ../..").fails(2, &["a job's id"]);
     lab.http("demo", "GET", "/vm/jobs/ffff", "").error(404);
     lab.http("demo", "DELETE", &format!("/vm/jobs/{first}"), "").error(409);
     vm.journal();
     vm.power_off();
     assert_eq!(lab.cp("jobs demo --json").json(), json!({ "jobs": [] }));
-    lab.cp("create demo three --no-wait").fails(3, &["does not run"]);
+    lab.cp("create demo three --no-wait").fails(3, &["is stopped", "piton start demo"]);
     lab.tidy();
 }
 

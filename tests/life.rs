@@ -50,7 +50,7 @@ fn pauses_and_resumes() {
     // Twice is once.
     assert_eq!(home.piton("pause demo --json").json()["state"], "paused");
     assert_eq!(home.console_log("demo"), before, "a paused guest does nothing");
-    assert!(home.piton("resume demo").ok().contains("runs"));
+    assert!(home.piton("resume demo").ok().contains("is running"));
     vm.line(&["ok it does"]);
     assert_eq!(home.piton("resume demo --json").json()["state"], "running");
     vm.journal();
@@ -136,8 +136,16 @@ fn a_paused_vm_is_not_stopped_without_force() {
 fn what_runs_is_not_started_again_or_removed() {
     let home = Home::new();
     let mut vm = home.boot("run demo");
-    home.piton("start demo").fails(3, &["demo", "runs"]);
-    home.piton("start demo --attach").fails(3, &["demo", "runs"]);
+    for line in ["start demo", "start demo --attach"] {
+        home.piton(line).fails(3, &["`demo` is running already", "piton console demo"]);
+    }
+    home.piton("doctor demo").fails(3, &["`demo` is running", "piton stop demo"]);
+    home.piton("pause demo").ok();
+    home.piton("start demo").fails(3, &["`demo` is paused", "piton resume demo"]);
+    for line in ["rm demo --yes", "doctor demo"] {
+        home.piton(line).fails(3, &["`demo` is paused", "piton stop --force demo"]);
+    }
+    home.piton("resume demo").ok();
     home.piton("run demo").fails(3, &["demo"]);
     home.piton("rm demo --yes").fails(3, &["piton stop demo"]);
     vm.journal();
@@ -157,12 +165,12 @@ fn what_does_not_run_is_said() {
     home.boot("run demo").power_off();
     assert!(home.piton("stop demo").ok().contains("is stopped"), "which is what was asked for");
     for command in ["pause", "resume", "console"] {
-        home.piton(&format!("{command} demo")).fails(3, &["does not run", "piton start"]);
+        home.piton(&format!("{command} demo")).fails(3, &["the VM `demo` is stopped", "piton start demo"]);
     }
     let said = home.piton("pause demo --json");
     assert_eq!(said.code, Some(3));
     let json: serde_json::Value = serde_json::from_str(&said.stdout).unwrap();
-    assert!(json["error"].as_str().unwrap().contains("does not run"), "{said}");
+    assert!(json["error"].as_str().unwrap().contains("is stopped"), "{said}");
 }
 
 /// The guest may be gone before it is forced to; and what is shown as stopped can be used at once.
@@ -198,7 +206,7 @@ fn starts_again_after_a_kill() {
     assert_eq!(vm.exit().signal, Some(libc::SIGKILL));
     assert!(home.socket("demo").exists(), "a socket that nobody listens on");
     assert_eq!(home.piton("show demo --json").json()["state"], "stopped");
-    home.piton("pause demo").fails(3, &["does not run"]);
+    home.piton("pause demo").fails(3, &["is stopped"]);
 
     assert_eq!(home.piton("start demo --json").json()["state"], "running");
     let mut console = home.attach("demo");
@@ -242,7 +250,7 @@ fn console_attaches_and_ends_with_the_vm() {
     console.ok("echo typed by piton console");
     console.send("poweroff");
     let exit = console.exits_well();
-    assert!(exit.stderr.contains("has ended"), "{}", exit.stderr);
+    assert!(exit.stderr.contains("has shut down"), "{}", exit.stderr);
     home.ended("demo");
     assert!(home.console_log("demo").contains("ok typed by piton console"));
 }
@@ -283,7 +291,7 @@ fn many_vms_at_once() {
 fn a_detached_vm_that_cannot_boot_is_told_at_once() {
     let home = Home::new();
     let kernel = home.file("kernel", b"no kernel");
-    home.piton(&format!("run demo --detach --kernel {kernel}")).fails(3, &["kernel", "no kernel"]);
+    home.piton(&format!("run demo --detach --kernel {kernel}")).fails(3, &["kernel", "not a kernel"]);
     home.is_empty();
 }
 
@@ -302,4 +310,94 @@ fn the_folder_is_private() {
         assert_eq!(found, mode, "{}: {found:o}", path.display());
     }
     vm.power_off();
+}
+
+/// How the last run ended, as `show --json` has it.
+fn last_run(home: &Home) -> serde_json::Value {
+    home.ended("demo");
+    home.piton("show demo --json").json()["last_run"].clone()
+}
+
+#[test]
+fn how_the_last_run_ended_is_kept_and_shown() {
+    let home = Home::new();
+    home.boot("run demo").power_off();
+    let last = last_run(&home);
+    assert_eq!(last["how"], "off", "{last}");
+    let ended = chrono::DateTime::parse_from_rfc3339(last["ended"].as_str().unwrap()).unwrap();
+    assert!(ended.to_utc() <= chrono::Utc::now());
+    assert!(home.piton("show demo").ok().contains("shut down at 20"));
+
+    // A VM that nobody looks at crashes.
+    home.piton("start demo").ok();
+    assert!(home.piton("show demo --json").json().get("last_run").is_none());
+    let mut console = home.attach("demo");
+    console.ready();
+    console.send("crash");
+    console.end();
+    let last = last_run(&home);
+    assert_eq!(last["how"], "crashed", "{last}");
+    assert!(last["why"].as_str().unwrap().contains("triple fault"), "{last}");
+    for line in ["show demo", "list"] {
+        let said = home.piton(line).ok();
+        assert!(said.contains("crashed at 20") && said.contains("triple fault"), "{said}");
+    }
+    assert_eq!(home.piton("list --json").json()[0]["last_run"], last);
+
+    home.piton("start demo").ok();
+    // Its guest cannot shut down by itself.
+    home.piton("pause demo").ok();
+    home.piton("stop demo --force").ok();
+    let last = last_run(&home);
+    assert_eq!((&last["how"], &last["by"]), (&"ended".into(), &"piton stop --force".into()), "{last}");
+
+    // Its process is killed and says nothing any more.
+    home.piton("start demo").ok();
+    let pid = home.piton("show demo --json").json()["pid"].as_i64().unwrap();
+    common::send_signal(pid as i32, libc::SIGKILL);
+    assert_eq!(last_run(&home)["how"], "killed");
+    assert!(home.piton("list").ok().contains("was killed"));
+    home.piton("start demo").ok();
+    home.piton("pause demo").ok();
+    home.piton("stop demo --force").ok();
+    assert_eq!(last_run(&home)["how"], "ended");
+}
+
+#[test]
+fn a_console_tells_how_the_run_ended() {
+    let home = Home::new();
+    for (command, code, says) in [("poweroff", 0, "has shut down"), ("crash", 1, "triple fault")] {
+        home.piton("run demo --detach").ok();
+        let mut console = home.spawn("console demo");
+        console.ready();
+        console.send(command);
+        let exit = console.exit();
+        assert_eq!(exit.code, Some(code), "{}", exit.stderr);
+        assert!(exit.stderr.contains(says), "{}", exit.stderr);
+        home.ended("demo");
+        home.piton("rm demo --yes").ok();
+    }
+}
+
+#[test]
+fn a_name_after_two_dashes() {
+    let home = Home::new();
+    home.piton("run --detach -- demo").ok();
+    home.piton("stop --force -- demo").ok();
+    home.piton("start -- demo").ok();
+    home.piton("stop --force -- demo").ok();
+}
+
+#[test]
+fn a_level_of_the_log_that_is_none_is_refused() {
+    let home = Home::new();
+    for (level, code) in [("bogus", 2), ("warn,debug", 2), ("debug", 0), ("off", 0), ("", 0)] {
+        let mut command = home.command(["list"]);
+        let finished = common::Finished::run({
+            command.env("PITON_LOG", level);
+            command
+        });
+        assert_eq!(finished.code, Some(code), "{finished}");
+        assert_eq!(code == 2, finished.stderr.contains("off, error, warn, info or debug"), "{finished}");
+    }
 }

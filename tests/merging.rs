@@ -247,7 +247,7 @@ fn a_cancelled_merge_is_left_for_later() {
     assert_eq!(merge["state"], "cancelled", "{merge}");
     assert_ne!(lab.list()["pending_merges"], 0);
     let list = lab.cp("list demo");
-    assert!(list.stderr.contains("under way"), "{list:?}");
+    assert!(list.stderr.contains("pending"), "{list:?}");
     unchanged(&before, &lab.nodes());
     check_long(&mut vm);
     vm.journal();

@@ -16,8 +16,16 @@ fn without_an_agent_it_is_a_standard_one_and_says_why() {
     let lab = Lab::new();
     let mut vm = lab.boot("");
     let told = lab.cp("create demo one").ok();
-    assert!(told.contains("checkpoint \"one\" created: paused") && told.contains("memory"), "{told}");
-    assert!(told.contains("it is a standard checkpoint") && told.contains(NO_AGENT), "{told}");
+    assert!(
+        told.contains("checkpoint \"one\" created (standard): paused") && told.contains("memory"),
+        "{told}"
+    );
+    assert!(told.contains("not a production checkpoint") && told.contains(NO_AGENT), "{told}");
+    // Once: after that the word in the line says it.
+    let told = lab.cp("create demo again").ok();
+    assert!(told.contains("\"again\" created (standard)") && !told.contains(NO_AGENT), "{told}");
+    let shown = lab.home.piton("show demo").ok();
+    assert!(shown.contains("standard while no agent is connected"), "{shown}");
     for kind in ["", "--type production"] {
         let info = lab.cp(&format!("create demo {kind} --json")).json();
         assert_eq!((&info["type"], &info["lands"]), (&json!("standard"), &json!("paused")), "{info}");
@@ -111,7 +119,7 @@ fn wrong_settings_and_types_are_refused() {
         lab.cp(&format!("create demo --freeze-timeout {time}")).fails(2, &["from 0.001 to 60"]);
     }
     lab.home.piton("set nobody --checkpoint-type standard").fails(3, &["nobody"]);
-    lab.home.piton("set demo --checkpoint-dir /proc/nothing").fails(3, &["/proc/nothing", "make it first"]);
+    lab.home.piton("set demo --checkpoint-dir /proc/nothing").fails(3, &["/proc/nothing", "create it first"]);
     for body in [r#"{"checkpoint_type": "x"}"#, r#"{"other": 1}"#, r#"{"auto_checkpoint": "on"}"#] {
         lab.home.http("demo", "PATCH", "/vm", body).error(400);
     }

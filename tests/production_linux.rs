@@ -72,7 +72,7 @@ fn disks_are_switched_inside_the_freeze() {
     vm.expect("LOAD-");
     vm.send("sync; cp /mnt/f1 /mnt/copy && sync && echo THA'WED'");
     vm.expect("THAWED");
-    let manifest = home.piton("checkpoint show demo@quiesced --json").json();
+    let manifest = home.manifest("demo", "quiesced");
     assert_eq!((&manifest["kind"], &manifest["memory"]), (&json!("production"), &json!(null)));
     assert_eq!(manifest["state"], json!(null));
     assert!(home.piton("checkpoint list demo").ok().contains("quiesced  production"));
@@ -86,7 +86,7 @@ fn disks_are_switched_inside_the_freeze() {
     home.piton("checkpoint verify demo@quiesced").ok();
 
     let told = home.piton("checkpoint apply demo@quiesced --discard-current").ok();
-    assert!(told.contains("off"), "{told}");
+    assert!(told.contains("stopped"), "{told}");
     vm.exits_well();
     let mut vm = boot_agent(&home, &guest, &disk, "start");
     // The hook was called before the freeze, and the disk is of a moment before the thaw.

@@ -20,7 +20,7 @@ fn names() {
     for name in ["", "/", "a/b", "..", ".", ".hidden", "-a", "a b", "a@b", "ä", &long] {
         for command in ["run", "start", "show", "rm"] {
             let finished = home.args([command, "--", name]);
-            finished.fails(2, &["is no VM name", "1 to 64 letters"]);
+            finished.fails(2, &["is not a VM name", "1 to 64 letters"]);
         }
     }
     home.is_empty();
@@ -48,9 +48,9 @@ fn memory() {
     refused(&home, "--memory 0", 2, &["too small", "8M"]);
     refused(&home, "--memory 1K", 2, &["too small", "8M"]);
     refused(&home, "--memory 10000K", 2, &["whole number of MiB"]);
-    refused(&home, "--memory lots", 2, &["`lots` is no memory size", "512M"]);
-    refused(&home, "--memory 512X", 2, &["is no memory size"]);
-    refused(&home, "--memory 99999999999999999999G", 2, &["is no memory size"]);
+    refused(&home, "--memory lots", 2, &["`lots` is not a memory size", "512M"]);
+    refused(&home, "--memory 512X", 2, &["is not a memory size"]);
+    refused(&home, "--memory 99999999999999999999G", 2, &["is not a memory size"]);
     refused(&home, "--memory 200T", 2, &["too much", "4T"]);
     refused(&home, "--memory 16000000T", 2, &["too much"]);
     // As on a host that has no room for it.
@@ -79,8 +79,8 @@ fn kernels() {
     };
     let cases: [(&str, Vec<u8>, &str); 8] = [
         ("empty", Vec::new(), "empty"),
-        ("text", b"#!/bin/sh\necho no kernel\n".to_vec(), "no kernel that piton knows"),
-        ("zeros", vec![0; 1 << 20], "no kernel that piton knows"),
+        ("text", b"#!/bin/sh\necho no kernel\n".to_vec(), "not a kernel that piton knows"),
+        ("zeros", vec![0; 1 << 20], "not a kernel that piton knows"),
         ("half", GUEST[..GUEST.len() / 2].to_vec(), "truncated"),
         ("header", GUEST[..40].to_vec(), "truncated"),
         ("magic", GUEST[..4].to_vec(), "truncated"),
@@ -95,10 +95,10 @@ fn kernels() {
     refused(&home, &format!("--kernel {}", program.display()), 3, &["a program, library or module"]);
     refused(&home, "--kernel /nowhere/vmlinuz", 3, &["/nowhere/vmlinuz", "No such file"]);
     refused(&home, "--kernel /tmp", 3, &["/tmp", "a folder"]);
-    refused(&home, "--kernel /dev/null", 3, &["/dev/null", "no regular file"]);
+    refused(&home, "--kernel /dev/null", 3, &["/dev/null", "not a regular file"]);
     let fifo = home.beside("fifo");
     assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
-    refused(&home, &format!("--kernel {}", fifo.display()), 3, &["fifo", "no regular file"]);
+    refused(&home, &format!("--kernel {}", fifo.display()), 3, &["fifo", "not a regular file"]);
 }
 
 #[test]
@@ -140,14 +140,14 @@ fn disks() {
     refused(&home, &format!("--disk {empty}"), 3, &["empty.raw", "empty"]);
     refused(&home, &format!("--disk {good} --disk /nowhere/b.raw"), 3, &["b.raw", "does not exist"]);
     refused(&home, &format!("--disk {good},id=a --disk {odd},id=a"), 2, &["two disks", "`a`"]);
-    refused(&home, &format!("--disk {good},id="), 2, &["no disk id"]);
-    refused(&home, &format!("--disk {good},id=a/b"), 2, &["`a/b` is no disk id"]);
+    refused(&home, &format!("--disk {good},id="), 2, &["is not a disk id"]);
+    refused(&home, &format!("--disk {good},id=a/b"), 2, &["`a/b` is not a disk id"]);
     refused(&home, &format!("--disk {good},id=x,id=y"), 2, &["the option `id` twice"]);
     // The words are looked at before any file is.
     refused(&home, "--disk /nowhere/a.raw --cmdline \u{e4}", 2, &["printable ASCII"]);
-    refused(&home, &format!("--disk {good},fast"), 2, &["`fast` is no option"]);
+    refused(&home, &format!("--disk {good},fast"), 2, &["`fast` is not a disk option"]);
     refused(&home, &format!("--disk {good},readonly,overlay"), 2, &["readonly", "overlay"]);
-    refused(&home, "--disk ,readonly", 2, &["names no file"]);
+    refused(&home, "--disk ,readonly", 2, &["has no path"]);
     let many = format!("--disk {good},readonly ").repeat(30);
     refused(&home, &many, 2, &["30 disks", "at most"]);
     let twice = format!("--disk {good},id=a --disk {good},id=b");
@@ -156,7 +156,7 @@ fn disks() {
     std::os::unix::fs::symlink(&good, &link).unwrap();
     refused(&home, &format!("--disk {good} --disk {},overlay", link.display()), 3, &["are the same file"]);
     let comma = home.image("a,b.raw", 1000);
-    refused(&home, &format!("--disk {comma}"), 2, &["`b.raw` is no option", "written twice"]);
+    refused(&home, &format!("--disk {comma}"), 2, &["`b.raw` is not a disk option", "written twice"]);
     refused(&home, &format!("--disk {}", comma.replace(',', ",,")), 3, &["a,b.raw", "1000 bytes"]);
     let fifo = home.beside("fifo");
     assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
@@ -480,8 +480,13 @@ fn closed_standard_files() {
 #[test]
 fn what_is_wrong_with_the_words_is_told_as_such_in_json_too() {
     let home = Home::new();
-    for line in ["run demo --memory lots", "run demo --disk a,fast", "run demo --cmdline \u{e4}", "fly demo"]
-    {
+    for line in [
+        "run demo --memory lots",
+        "run demo --disk a,fast",
+        "run demo --cmdline \u{e4}",
+        "fly demo",
+        "console demo",
+    ] {
         let finished = home.piton(&format!("{line} --json"));
         assert_eq!(finished.code, Some(2), "{finished}");
         let told: serde_json::Value = serde_json::from_str(&finished.stdout).unwrap();

@@ -45,7 +45,7 @@ pub enum AgentError {
     NothingFrozen,
     #[error("the guest's file systems were thawed before the disks were switched")]
     ThawedEarly,
-    #[error("it was called off")]
+    #[error("it was cancelled")]
     CalledOff,
 }
 

@@ -307,7 +307,7 @@ fn a_cancel_is_heeded_but_for_the_thaw() {
         answers(heard)
     });
     let mut agent = connect(&fake, &progress).unwrap();
-    let frozen: Frozen<(), ()> = agent.while_frozen(SHORT, || panic!("it was called off"));
+    let frozen: Frozen<(), ()> = agent.while_frozen(SHORT, || panic!("it was cancelled"));
     assert!(matches!(frozen.outcome, Outcome::NotFrozen(AgentError::CalledOff)));
     assert_eq!(frozen.thawed, Ok(()));
     assert_eq!(fake.calls(), [INFO, FREEZE, THAW]);

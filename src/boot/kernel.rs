@@ -44,7 +44,7 @@ fn open(what: &'static str, path: &Path) -> Result<(File, u64), BootError> {
     let metadata = file.metadata().map_err(failed)?;
     let unfit = |is: &str| Err(BootError::Unfit { what, path: path.to_owned(), is: is.into() });
     if !metadata.is_file() {
-        unfit(if metadata.is_dir() { "a folder, not a file" } else { "no regular file" })
+        unfit(if metadata.is_dir() { "a folder, not a file" } else { "not a regular file" })
     } else if metadata.len() == 0 {
         unfit("empty")
     } else {
@@ -81,7 +81,7 @@ fn load_image<F: Read + ReadVolatile + Seek>(
     } else if got == start.len() && &start[0x202..0x206] == b"HdrS" {
         load_bzimage(memory, file, len)
     } else {
-        Err("no kernel that piton knows: neither an ELF file (vmlinux) nor a bzImage (vmlinuz)".into())
+        Err("not a kernel that piton knows: neither an ELF file (vmlinux) nor a bzImage (vmlinuz)".into())
     }
 }
 
@@ -136,7 +136,7 @@ fn check_elf<F: Read + Seek>(memory: &GuestMemory, file: &mut F, len: u64) -> Re
         return Err(format!("for another processor (ELF machine {}, x86-64 is 62)", header.e_machine));
     }
     if usize::from(header.e_phentsize) != size_of::<Elf64_Phdr>() || header.e_phnum == 0 {
-        return Err("no kernel: an ELF file without program headers".into());
+        return Err("not a kernel: an ELF file without program headers".into());
     }
     file.seek(SeekFrom::Start(header.e_phoff)).map_err(truncated)?;
     let mut loads = 0;
@@ -156,18 +156,18 @@ fn check_elf<F: Read + Seek>(memory: &GuestMemory, file: &mut F, len: u64) -> Re
         }
         if segment.p_memsz > 0 && segment.p_paddr < HIGH_RAM_START {
             if header.e_type != ET_EXEC {
-                return Err("no kernel: it is a program, library or module of an operating system; \
+                return Err("not a kernel: it is a program, library or module of an operating system; \
                             a kernel is called vmlinux or vmlinuz"
                     .into());
             }
             return Err(format!(
-                "no kernel: it would be loaded at {:#x}, and a kernel is loaded at 1 MiB or above",
+                "not a kernel: it would be loaded at {:#x}, and a kernel is loaded at 1 MiB or above",
                 segment.p_paddr
             ));
         }
     }
     if loads == 0 {
-        return Err("no kernel: an ELF file with nothing to load".into());
+        return Err("not a kernel: an ELF file with nothing to load".into());
     }
     Ok(())
 }

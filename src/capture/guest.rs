@@ -34,10 +34,10 @@ pub enum CaptureError {
     Memory(#[from] GuestMemoryError),
     #[error(transparent)]
     Vm(#[from] VmError),
-    #[error("it was called off")]
+    #[error("it was cancelled")]
     Cancelled,
     #[error(
-        "the guest writes memory faster than it can be copied: it would have to stand still for {needed:?}, and \
+        "the guest writes memory faster than it can be copied: it would have to be paused for {needed:?}, and \
          {allowed:?} are allowed; allow more with --max-pause, or take --mode stop"
     )]
     TooFast { needed: Duration, allowed: Duration },

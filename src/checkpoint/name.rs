@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use chrono::{DateTime, TimeZone};
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::id::Id;
@@ -16,16 +16,16 @@ pub enum NameError {
     #[error("the name of a checkpoint cannot be empty")]
     Empty,
     #[error(
-        "`{shown}...` is no checkpoint name: it has {len} characters, and at most {NAME_MAX} are allowed"
+        "`{shown}...` is not a checkpoint name: it has {len} characters, and at most {NAME_MAX} are allowed"
     )]
     TooLong { shown: String, len: usize },
-    #[error("`{name}` is no checkpoint name: {char:?} cannot be in one")]
+    #[error("`{name}` is not a checkpoint name: {char:?} cannot be in one")]
     Char { name: String, char: char },
-    #[error("`{0}` is no checkpoint name: one needs more than dots")]
+    #[error("`{0}` is not a checkpoint name: one needs more than dots")]
     Dots(String),
-    #[error("`{0}` is no checkpoint name: it begins or ends with a space")]
+    #[error("`{0}` is not a checkpoint name: it begins or ends with a space")]
     Space(String),
-    #[error("`{0}` is no checkpoint name: it could be taken for an id")]
+    #[error("`{0}` is not a checkpoint name: it could be taken for an id")]
     LikeId(String),
 }
 
@@ -40,11 +40,8 @@ impl CheckpointName {
     }
 
     /// The time as ISO 8601, with a number behind it if `taken`.
-    pub fn of_time<Z: TimeZone>(time: &DateTime<Z>, taken: impl Fn(&str) -> bool) -> Self
-    where
-        Z::Offset: fmt::Display,
-    {
-        let time = time.format("%Y-%m-%dT%H:%M:%S").to_string();
+    pub fn of_time(time: &DateTime<Utc>, taken: impl Fn(&str) -> bool) -> Self {
+        let time = time.format("%Y-%m-%dT%H:%M:%SZ").to_string();
         let mut name = time.clone();
         let mut number = 1u64;
         while taken(&name) {
@@ -108,7 +105,7 @@ impl fmt::Display for CheckpointName {
 
 #[cfg(test)]
 mod tests {
-    use chrono::Utc;
+    use chrono::TimeZone;
 
     use super::*;
 
@@ -131,10 +128,10 @@ mod tests {
     fn a_default_name_is_the_time_and_unique() {
         let time = Utc.with_ymd_and_hms(2026, 11, 22, 18, 40, 12).unwrap();
         let name = |taken: &[&str]| CheckpointName::of_time(&time, |name| taken.contains(&name));
-        assert_eq!(name(&[]).as_str(), "2026-11-22T18:40:12");
-        assert_eq!(name(&["2026-11-22T18:40:12"]).as_str(), "2026-11-22T18:40:12-2");
-        let both = name(&["2026-11-22T18:40:12", "2026-11-22T18:40:12-2"]);
-        assert_eq!(both.as_str(), "2026-11-22T18:40:12-3");
+        assert_eq!(name(&[]).as_str(), "2026-11-22T18:40:12Z");
+        assert_eq!(name(&["2026-11-22T18:40:12Z"]).as_str(), "2026-11-22T18:40:12Z-2");
+        let both = name(&["2026-11-22T18:40:12Z", "2026-11-22T18:40:12Z-2"]);
+        assert_eq!(both.as_str(), "2026-11-22T18:40:12Z-3");
         assert_eq!(both.as_str().parse(), Ok(both));
     }
 }

@@ -15,7 +15,7 @@ const HEADER: usize = 24;
 pub enum StateError {
     #[error(transparent)]
     Storage(#[from] StorageError),
-    #[error("{} is no state file of a checkpoint, or is damaged at offset 0", .0.display())]
+    #[error("{} is not a checkpoint's state file, or is damaged at offset 0", .0.display())]
     Magic(PathBuf),
     #[error("{} was written by a newer piton (format {found}, this one knows up to {VERSION}): use that one", path.display())]
     Newer { path: PathBuf, found: u32 },

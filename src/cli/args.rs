@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::checkpoint::CheckpointName;
 use crate::checkpoint::manifest::Mode;
+use crate::checkpoint::name::NameError as CheckpointNameError;
 use crate::config::{DiskArg, parse_cpus, parse_memory};
 use crate::control::jobs::MIN_PREFIX;
 use crate::folder::{CheckpointType, NameError, VmName};
@@ -16,12 +17,7 @@ use crate::transfer::format::FileFormat;
 use crate::vm::Clock;
 
 #[derive(Debug, Parser)]
-#[command(
-    name = "piton",
-    version,
-    about = "A minimal hypervisor whose VMs can go back",
-    max_term_width = 100
-)]
+#[command(name = "piton", version, about = "A small hypervisor with live checkpoints", max_term_width = 100)]
 pub struct Cli {
     /// Print the result as JSON
     #[arg(long, global = true)]
@@ -35,39 +31,44 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Make a VM and boot it
+    /// Create a VM and boot it
     Run(RunArgs),
-    /// Boot a VM from its saved definition
+    /// Boot a stopped VM
     Start(StartArgs),
-    /// Ask a VM's guest to shut down
+    /// Shut down a VM
     Stop(StopArgs),
-    /// Let a VM stand still
+    /// Pause a VM
     Pause { name: VmName },
-    /// Let a paused VM go on
+    /// Resume a paused VM
     Resume { name: VmName },
-    /// Attach this terminal to a running VM's console
-    Console { name: VmName },
-    /// Show a VM's definition and state
+    /// Attach this terminal to the console of a VM
+    Console {
+        name: VmName,
+        /// Takes the place of the option that all other commands have.
+        #[arg(id = "json", long = "json", hide = true)]
+        no_json: bool,
+    },
+    /// Show the definition and state of a VM
     Show { name: VmName },
-    /// Remove a stopped VM with everything in its folder
+    /// Remove a stopped VM and everything in its folder
     Rm(RmArgs),
     /// List all VMs
     List,
-    /// Change settings of VMs, running or off
+    /// Change the settings of VMs, running or stopped
     Set(SetArgs),
-    /// Work with a VM's checkpoints
+    /// Work with the checkpoints of a VM
     #[command(subcommand, visible_alias = "cp")]
     Checkpoint(CheckpointCommand),
-    /// Make new VMs that begin at a checkpoint
+    /// Create VMs that start at a checkpoint
     Clone(CloneArgs),
-    /// Write a VM as it is now to a folder that needs nothing else
+    /// Export a VM as it is now to a self-contained folder
     Export(ExportArgs),
-    /// Make a VM of an export
+    /// Create a VM from an export
     Import(ImportArgs),
-    /// Find what a crash left, and mend it
+    /// Find what a crash left behind, and repair it
     Doctor {
         name: VmName,
-        /// Mend what was found
+        /// Repair what was found
         #[arg(long)]
         repair: bool,
     },
@@ -75,35 +76,35 @@ pub enum Command {
 
 #[derive(Debug, Subcommand)]
 pub enum CheckpointCommand {
-    /// Make a checkpoint of a VM as it is now
+    /// Create a checkpoint of a VM as it is now
     Create {
         name: VmName,
-        /// Name of the checkpoint; without it the time
+        /// Name of the checkpoint [default: the time]
         checkpoint: Option<CheckpointName>,
         #[arg(long, value_name = "TEXT", default_value = "")]
         note: String,
         /// Leave the VM paused
         #[arg(long)]
         pause_after: bool,
-        /// standard, production or production-only; without it as `piton set` says
+        /// standard, production or production-only [default: as set with `piton set`]
         #[arg(long = "type", value_name = "TYPE", value_parser = parse_made_type)]
         kind: Option<CheckpointType>,
-        /// Longest time that the guest's file systems may be frozen [default: 2]
+        /// How long the guest's file systems may be frozen [default: 2]
         #[arg(long, value_name = "SECONDS", value_parser = parse_freeze_timeout)]
         freeze_timeout: Option<Duration>,
-        /// Copy memory while the guest runs, or while it stands still
+        /// Copy memory while the guest runs, or while it is paused
         #[arg(long, value_enum, default_value_t)]
         mode: Mode,
-        /// Store all of memory, not only what changed since the checkpoint before
+        /// Store all memory, not only what has changed since the parent
         #[arg(long)]
         full: bool,
-        /// Compress memory (zstd), once the guest runs again
+        /// Compress memory (zstd) once the guest is running again
         #[arg(long)]
         compress: bool,
-        /// Longest time, in milliseconds, that the guest may stand still for its memory [default: 10]
+        /// How long, in milliseconds, the guest may be paused for its memory [default: 10]
         #[arg(long, value_name = "MS")]
         max_pause: Option<u32>,
-        /// Do not wait for it: print the job and return
+        /// Print the id of the job and return at once
         #[arg(long)]
         no_wait: bool,
     },
@@ -111,39 +112,39 @@ pub enum CheckpointCommand {
     #[command(visible_alias = "ls")]
     List {
         name: VmName,
-        /// One line each, by age
+        /// One line per checkpoint, by age
         #[arg(long)]
         flat: bool,
     },
-    /// Show all about a checkpoint
+    /// Show all details of a checkpoint
     Show { checkpoint: CheckpointRef },
-    /// Give a checkpoint another name
+    /// Rename a checkpoint
     Rename { checkpoint: CheckpointRef, new_name: CheckpointName },
-    /// Replace a checkpoint's note
+    /// Replace the note of a checkpoint
     Note { checkpoint: CheckpointRef, text: String },
-    /// Make a checkpoint the active state; lands paused, or off if it holds no memory
+    /// Make a checkpoint the current state; the VM is then paused, or stopped if there is no memory in it
     Apply(ApplyArgs),
-    /// Go back to the checkpoint that the VM descends from; what came after it is lost
+    /// Go back to the parent of the current state; everything since is lost
     Revert {
         name: VmName,
         /// Resume at once
         #[arg(long)]
         run: bool,
-        /// Even if a base image was changed since the checkpoint
+        /// Go back even if a base image has changed since the checkpoint
         #[arg(long)]
         force: bool,
         /// Do not ask
         #[arg(long, short)]
         yes: bool,
     },
-    /// Forget a checkpoint; what others need of it stays
+    /// Delete a checkpoint; the others stay intact
     #[command(visible_alias = "rm")]
     Delete {
         checkpoint: CheckpointRef,
-        /// And all that descends from it
+        /// Also delete all its descendants
         #[arg(long)]
         subtree: bool,
-        /// Only tell what would go
+        /// Only show what would be deleted
         #[arg(long)]
         dry_run: bool,
         /// Do not wait until the layers are merged
@@ -153,27 +154,75 @@ pub enum CheckpointCommand {
         #[arg(long, short)]
         yes: bool,
     },
-    /// Read all of a checkpoint against its checksums
+    /// Check all of a checkpoint against its checksums
     Verify {
         checkpoint: CheckpointRef,
         #[command(flatten)]
         guard: GuardArgs,
     },
-    /// Write a checkpoint to a folder that needs nothing else: a backup
+    /// Export a checkpoint to a self-contained folder: a backup
     Export(ExportCheckpointArgs),
-    /// Tell in what two checkpoints differ: ranges of disks, pages of memory
+    /// Show what differs between two checkpoints: ranges of disks and memory
     Diff(DiffArgs),
-    /// Let others read a checkpoint's disks over a socket (NBD), without starting it
+    /// Serve the disks of a checkpoint read-only over a socket (NBD)
     Serve(ServeArgs),
-    /// List what a running VM is at work on, and what it did last
+    /// List the running and the latest finished jobs of a VM
     Jobs { name: VmName },
-    /// Call a job of a running VM off
+    /// Cancel a job of a running VM
     Cancel {
         name: VmName,
         /// Its id, or the start of it
         #[arg(value_parser = parse_job)]
         job: String,
     },
+}
+
+/// A checkpoint, or the current state of a VM.
+#[derive(Debug, Clone)]
+pub enum StateRef {
+    Checkpoint(CheckpointRef),
+    Now(VmName),
+}
+
+impl std::str::FromStr for StateRef {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.contains('@') {
+            return Ok(Self::Checkpoint(text.parse()?));
+        }
+        text.parse().map(Self::Now).map_err(|e: NameError| e.to_string())
+    }
+}
+
+/// An earlier checkpoint of the VM that is spoken of; its name may stand before it all the same.
+#[derive(Debug, Clone)]
+pub struct Since {
+    vm: Option<VmName>,
+    checkpoint: String,
+}
+
+impl std::str::FromStr for Since {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if !text.contains('@') {
+            return Ok(Self { vm: None, checkpoint: text.to_owned() });
+        }
+        let CheckpointRef { vm, checkpoint } = text.parse()?;
+        Ok(Self { vm: Some(vm), checkpoint })
+    }
+}
+
+impl Since {
+    pub fn of(&self, vm: &VmName) -> Result<&str, String> {
+        match &self.vm {
+            Some(other) if other != vm => {
+                Err(format!("--since names the VM `{other}`, but it is `{vm}` that is exported"))
+            }
+            _ => Ok(&self.checkpoint),
+        }
+    }
 }
 
 /// A checkpoint as NAME@CHECKPOINT.
@@ -204,18 +253,20 @@ pub struct GuardArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(override_usage = "piton checkpoint apply [OPTIONS] <VM@CHECKPOINT>")]
 pub struct ApplyArgs {
-    pub checkpoint: CheckpointRef,
-    /// Make a checkpoint of the current state first
-    #[arg(long, value_name = "NAME", num_args = 0..=1, require_equals = true, conflicts_with = "discard_current")]
-    pub save_current: Option<Option<String>>,
-    /// The current state is lost
+    #[arg(value_name = "VM@CHECKPOINT")]
+    checkpoint: Option<CheckpointRef>,
+    /// Save the current state as a checkpoint first
+    #[arg(long, value_name = "NAME", num_args = 0..=1, conflicts_with = "discard_current")]
+    save_current: Option<Option<String>>,
+    /// Discard the current state
     #[arg(long)]
     pub discard_current: bool,
     /// Resume at once
     #[arg(long)]
     pub run: bool,
-    /// Even if a base image was changed since the checkpoint
+    /// Go back even if a base image has changed since the checkpoint
     #[arg(long)]
     pub force: bool,
     /// What the guest's clock goes on from
@@ -223,15 +274,31 @@ pub struct ApplyArgs {
     pub clock: Clock,
 }
 
+impl ApplyArgs {
+    /// Where to go, and what the current state is saved as, if it is. `--save-current` takes the
+    /// next word for its own; one with an `@` is no name, but where to go.
+    pub fn target_and_save(&self) -> Result<(CheckpointRef, Option<Option<CheckpointName>>), String> {
+        let (target, name) = match (&self.checkpoint, &self.save_current) {
+            (Some(target), Some(Some(name))) => (target.clone(), Some(name)),
+            (Some(target), _) => (target.clone(), None),
+            (None, Some(Some(word))) => (word.parse()?, None),
+            (None, _) => return Err("name the checkpoint to go to as VM@CHECKPOINT".into()),
+        };
+        let name =
+            name.map(|name| name.parse()).transpose().map_err(|e: CheckpointNameError| e.to_string())?;
+        Ok((target, self.save_current.as_ref().map(|_| name)))
+    }
+}
+
 #[derive(Debug, Args)]
 pub struct CloneArgs {
     pub checkpoint: CheckpointRef,
     /// Name of the new VM
     pub new: VmName,
-    /// Make this many, called NEW-1, NEW-2 and so on
+    /// Create this many, named NEW-1, NEW-2 and so on
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub count: Option<u32>,
-    /// Let them run at once
+    /// Run them at once
     #[arg(long)]
     pub run: bool,
 }
@@ -239,12 +306,12 @@ pub struct CloneArgs {
 #[derive(Debug, Args)]
 pub struct ExportCheckpointArgs {
     pub checkpoint: CheckpointRef,
-    /// Folder to make
+    /// Folder to create
     pub dir: PathBuf,
-    /// Only what changed since this checkpoint, to go with an export of that one
-    #[arg(long, value_name = "CHECKPOINT")]
-    pub since: Option<String>,
-    /// How disks are written; changes always are layers of piton
+    /// Only what has changed since this checkpoint, to go with an export of it
+    #[arg(long, value_name = "[VM@]CHECKPOINT")]
+    pub since: Option<Since>,
+    /// Format of the disks; with --since they are always layers of piton
     #[arg(long, value_enum, default_value_t)]
     pub format: FileFormat,
     #[command(flatten)]
@@ -254,15 +321,15 @@ pub struct ExportCheckpointArgs {
 #[derive(Debug, Args)]
 pub struct ExportArgs {
     pub name: VmName,
-    /// Folder to make
+    /// Folder to create
     pub dir: PathBuf,
-    /// Of a VM that runs: make a checkpoint, export it, delete it
+    /// Export a running or paused VM: create a checkpoint, export it, delete it
     #[arg(long)]
     pub live: bool,
-    /// Only what changed since this checkpoint, to go with an export of that one
-    #[arg(long, value_name = "CHECKPOINT")]
-    pub since: Option<String>,
-    /// How disks are written; changes always are layers of piton
+    /// Only what has changed since this checkpoint, to go with an export of it
+    #[arg(long, value_name = "[VM@]CHECKPOINT")]
+    pub since: Option<Since>,
+    /// Format of the disks; with --since they are always layers of piton
     #[arg(long, value_enum, default_value_t)]
     pub format: FileFormat,
     #[command(flatten)]
@@ -271,16 +338,16 @@ pub struct ExportArgs {
 
 #[derive(Debug, Args)]
 pub struct ImportArgs {
-    /// Folder of an export, and of those with the changes since, in order
+    /// Folder of an export, followed by those with later changes, in order
     #[arg(required = true, value_name = "DIR")]
     pub dirs: Vec<PathBuf>,
-    /// Name of the new VM; without it the exported one's
+    /// Name of the new VM [default: as exported]
     #[arg(long)]
     pub name: Option<VmName>,
-    /// Give its checkpoint another id than the exported one has
+    /// Give its checkpoint a new id
     #[arg(long)]
     pub new_id: bool,
-    /// Only tell what is in the way
+    /// Only show what prevents it
     #[arg(long)]
     pub check: bool,
     /// Image of a disk that is not in the export; may be repeated
@@ -295,7 +362,7 @@ pub struct ImportArgs {
     /// With this initial RAM disk
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
-    /// Take the disks alone
+    /// Import only the disks
     #[arg(long)]
     pub without_memory: bool,
     #[command(flatten)]
@@ -311,11 +378,16 @@ fn parse_disk_path(text: &str) -> Result<(String, PathBuf), String> {
 
 #[derive(Debug, Args)]
 pub struct DiffArgs {
-    /// The one to compare with
+    /// The checkpoint to compare with
+    #[arg(value_name = "VM@CHECKPOINT")]
     pub a: CheckpointRef,
-    /// The one whose changes are told
-    pub b: CheckpointRef,
-    /// Write what B has in the changed ranges to this file
+    /// The one whose changes are shown; a VM alone stands for its current state
+    #[arg(value_name = "VM[@CHECKPOINT]")]
+    pub b: StateRef,
+    /// Compare a running or paused VM: create a checkpoint, compare it, delete it
+    #[arg(long)]
+    pub live: bool,
+    /// Write the new contents of the changed ranges to this file
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
     #[command(flatten)]
@@ -325,10 +397,10 @@ pub struct DiffArgs {
 #[derive(Debug, Args)]
 pub struct ServeArgs {
     pub checkpoint: CheckpointRef,
-    /// This disk alone
+    /// Only this disk
     #[arg(long, value_name = "ID")]
     pub disk: Option<String>,
-    /// Unix socket to make
+    /// Unix socket to create
     #[arg(long, value_name = "PATH")]
     pub socket: PathBuf,
     #[command(flatten)]
@@ -339,7 +411,7 @@ pub struct ServeArgs {
 pub struct RunArgs {
     /// Name of the new VM
     pub name: VmName,
-    /// Kernel image: ELF (vmlinux) or bzImage (vmlinuz); without it the bundled guest boots
+    /// Kernel image: ELF (vmlinux) or bzImage (vmlinuz) [default: the bundled guest]
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
     /// Initial RAM disk
@@ -348,7 +420,7 @@ pub struct RunArgs {
     /// Kernel command line
     #[arg(long, value_name = "STRING", default_value = "")]
     pub cmdline: String,
-    /// Guest memory, as 512M or 2G
+    /// Guest memory, such as 512M or 2G
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_memory)]
     pub memory: u64,
     /// Number of vCPUs
@@ -393,10 +465,10 @@ pub struct StartArgs {
 #[derive(Debug, Args)]
 pub struct StopArgs {
     pub name: VmName,
-    /// End the VM if its guest has not shut down by the deadline
+    /// Cut the power if the guest has not shut down in time
     #[arg(long)]
     pub force: bool,
-    /// Deadline in seconds
+    /// How long the guest has to shut down
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub timeout: u64,
 }
@@ -406,14 +478,14 @@ pub struct StopArgs {
 pub struct SetArgs {
     #[arg(required = true, value_name = "NAME")]
     pub names: Vec<VmName>,
-    /// What checkpoints are made: disabled, standard, production (standard where the guest cannot)
-    /// or production-only
+    /// Type of checkpoints: disabled, standard, production (standard if the guest cannot) or
+    /// production-only
     #[arg(long, value_name = "TYPE", group = "setting")]
     pub checkpoint_type: Option<CheckpointType>,
-    /// Put checkpoints into this folder; there must be none yet
+    /// Keep checkpoints in this folder; there must be none yet
     #[arg(long, value_name = "DIR", group = "setting")]
     pub checkpoint_dir: Option<PathBuf>,
-    /// Make a checkpoint at every start if there is none, and remove it at a clean shutdown
+    /// Create a checkpoint at every start if there is none, and delete it after a clean shutdown
     #[arg(long, value_name = "on|off", group = "setting")]
     pub auto_checkpoint: Option<Switch>,
 }

@@ -8,17 +8,17 @@ use anyhow::anyhow;
 use hyper::Method;
 
 use super::args::{ApplyArgs, CheckpointCommand, CheckpointRef};
-use super::error::refused;
-use super::manage::{confirm, existing, has_ended, lock};
+use super::error::{refused, usage};
+use super::manage::{confirm, existing, has_ended, in_use, lock, must_run};
 use super::offline::{Offline, answer, find};
 use super::out::{self, outln};
 use super::{output, run, transfer, verify, work};
 use crate::checkpoint::Manifest;
 use crate::control::client;
-use crate::control::jobs::JobList;
+use crate::control::jobs::{JobInfo, JobList};
 use crate::control::{
-    ApplyBody, ChangeBody, CheckpointInfo, CreateBody, DeleteBody, DeletedInfo, GoBack, RevertBody, State,
-    TreeInfo, VmInfo,
+    ApplyBody, ChangeBody, CheckpointDetails, CheckpointInfo, CreateBody, DeleteBody, DeletedInfo, GoBack,
+    RevertBody, State, TreeInfo, VmInfo,
 };
 use crate::folder::{Definition, VmFolder, VmName};
 use crate::history::create::{Origin, Subject};
@@ -51,7 +51,7 @@ pub fn run(command: CheckpointCommand, json: bool) -> anyhow::Result<()> {
             let freeze_timeout_ms =
                 freeze_timeout.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
             let body = CreateBody {
-                name: checkpoint.map(String::from),
+                name: checkpoint,
                 note,
                 pause_after,
                 kind,
@@ -63,20 +63,22 @@ pub fn run(command: CheckpointCommand, json: bool) -> anyhow::Result<()> {
             };
             let folder = existing(&name)?;
             if no_wait {
-                let job = work::ask_for_later(&folder.socket(), Method::POST, "/vm/checkpoints", &body)?;
-                output::job(&job, json);
+                let asked = work::ask_for_later(&folder.socket(), Method::POST, "/vm/checkpoints", &body);
+                output::job(&must_run(&folder, asked)?, json);
             } else {
-                print_info(&create_checkpoint(&folder, &body)?, json, output::created);
+                let info = create_checkpoint(&folder, &body)?;
+                print_info(&info, json, |info| created(&folder, info));
             }
         }
         CheckpointCommand::Jobs { name } => jobs(&existing(&name)?, json)?,
         CheckpointCommand::Cancel { name, job } => {
-            let path = format!("/vm/jobs/{}", job);
-            let job = client::delete(&existing(&name)?.socket(), &path, &())?;
+            let folder = existing(&name)?;
+            let path = format!("/vm/jobs/{job}");
+            let job: JobInfo = must_run(&folder, client::delete(&folder.socket(), &path, &()))?;
             if json {
                 output::job(&job, json);
             } else {
-                outln!("the job {} ({}) is asked to stop", job.id, job.kind);
+                outln!("the job {} ({}) is being cancelled", job.id, job.kind);
             }
         }
         CheckpointCommand::List { name, flat } => list(&existing(&name)?, flat, json)?,
@@ -84,18 +86,18 @@ pub fn run(command: CheckpointCommand, json: bool) -> anyhow::Result<()> {
             let folder = existing(&checkpoint.vm)?;
             let manifest = find(&folder, &checkpoint.checkpoint)?;
             if json {
-                out::json(&serde_json::json!(manifest));
+                out::json(&serde_json::json!(CheckpointDetails::from(&manifest)));
             } else {
                 output::show_checkpoint(&manifest);
             }
         }
         CheckpointCommand::Rename { checkpoint, new_name } => {
-            let info = change(&checkpoint, ChangeBody { name: Some(new_name.into()), note: None })?;
+            let info = change(&checkpoint, ChangeBody { name: Some(new_name), note: None })?;
             print_info(&info, json, |info| outln!("the checkpoint is now called `{}`", info.name));
         }
         CheckpointCommand::Note { checkpoint, text } => {
             let info = change(&checkpoint, ChangeBody { name: None, note: Some(text) })?;
-            print_info(&info, json, |info| outln!("the note of `{}` is replaced", info.name));
+            print_info(&info, json, |info| outln!("the note of `{}` has been replaced", info.name));
         }
         CheckpointCommand::Apply(args) => apply_checkpoint(args, json)?,
         CheckpointCommand::Revert { name, run, force, yes } => {
@@ -148,6 +150,16 @@ fn create_checkpoint(folder: &VmFolder, body: &CreateBody) -> anyhow::Result<Che
     Ok(CheckpointInfo::from(&work::here(|progress| policy::create(subject, body, progress))??))
 }
 
+/// Tells what was made. That there is no agent is told by the first checkpoint that wanted one; it
+/// would be the same sentence after each.
+fn created(folder: &VmFolder, info: &CheckpointInfo) {
+    let told_before = |manifest: &Manifest| manifest.fallback.is_some() && manifest.id != info.id;
+    let manifests =
+        folder.load().ok().and_then(|definition| Catalog::new(folder, &definition).manifests().ok());
+    let explain = info.fallback.is_some() && !manifests.is_some_and(|all| all.iter().any(told_before));
+    output::created(folder.name(), info, explain);
+}
+
 fn list(folder: &VmFolder, flat: bool, json: bool) -> anyhow::Result<()> {
     // Read without the lock: manifests are only ever replaced whole.
     let definition = folder.load()?;
@@ -173,8 +185,8 @@ fn list(folder: &VmFolder, flat: bool, json: bool) -> anyhow::Result<()> {
 }
 
 fn pending(merges: usize) -> String {
-    let what = if merges == 1 { "merge of layers waits or is" } else { "merges of layers wait or are" };
-    format!("{merges} {what} under way, which frees disk space")
+    let what = if merges == 1 { "merge of layers is" } else { "merges of layers are" };
+    format!("{merges} {what} pending, which will free disk space")
 }
 
 fn change(target: &CheckpointRef, body: ChangeBody) -> anyhow::Result<CheckpointInfo> {
@@ -190,9 +202,10 @@ fn change(target: &CheckpointRef, body: ChangeBody) -> anyhow::Result<Checkpoint
 }
 
 fn apply_checkpoint(args: ApplyArgs, json: bool) -> anyhow::Result<()> {
-    let folder = existing(&args.checkpoint.vm)?;
-    let manifest = find(&folder, &args.checkpoint.checkpoint)?;
-    let save = match (&args.save_current, args.discard_current) {
+    let (target, save_current) = args.target_and_save().map_err(usage)?;
+    let folder = existing(&target.vm)?;
+    let manifest = find(&folder, &target.checkpoint)?;
+    let save = match (&save_current, args.discard_current) {
         (Some(_), _) => true,
         (None, true) => false,
         (None, false) if std::io::stdin().is_terminal() => {
@@ -200,15 +213,15 @@ fn apply_checkpoint(args: ApplyArgs, json: bool) -> anyhow::Result<()> {
         }
         (None, false) => {
             return Err(refused(
-                "what is to become of the current state: say --save-current to make a checkpoint of it first, \
-                 or --discard-current to lose it",
+                "the current state would be lost: give --save-current to save it as a checkpoint first, \
+                 or --discard-current to discard it",
             ));
         }
     };
     let body = ApplyBody {
         save_current: save,
         discard_current: !save,
-        name: args.save_current.flatten(),
+        name: save_current.flatten(),
         run: args.run,
         how: GoBack { force: args.force, clock: args.clock },
     };
@@ -220,7 +233,7 @@ fn apply_checkpoint(args: ApplyArgs, json: bool) -> anyhow::Result<()> {
         apply::check(&folder, &manifest, body.how)?;
         let info = create_checkpoint(&folder, &CreateBody { name: body.name, ..Default::default() })?;
         if !json {
-            output::created(&info);
+            created(&folder, &info);
         }
     }
     go_back_offline(&folder, &manifest, body.run, body.how, json)
@@ -282,13 +295,17 @@ fn landed(
     }
     let state = info.as_ref().map_or(State::Stopped, |info| info.state);
     if json {
-        out::json_line(&serde_json::json!({ "vm": name, "checkpoint": manifest.id, "state": state }));
+        let info = match info {
+            Some(info) => info,
+            None => VmInfo::new(folder, &folder.load()?, State::Stopped, None),
+        };
+        out::json_line(&serde_json::json!(info));
         return Ok(());
     }
     let next = match state {
-        State::Running => "and runs".to_owned(),
-        State::Paused => format!("paused; `piton resume {name}` lets it go on"),
-        State::Stopped => format!("off; `piton start {name}` boots it"),
+        State::Running => "running".to_owned(),
+        State::Paused => format!("paused; `piton resume {name}` lets it continue"),
+        State::Stopped => format!("stopped; `piton start {name}` boots it"),
     };
     outln!("the VM `{name}` is at checkpoint `{}`, {next}", manifest.name);
     Ok(())
@@ -357,7 +374,7 @@ fn delete_offline(folder: &VmFolder, id: Id, body: DeleteBody, no_wait: bool) ->
         };
         match settled {
             Err(CheckpointError::Cancelled(_)) => deleted.merge_later = true,
-            Err(e) => log::warn!("layers that nothing needs apart are not merged yet: {e}"),
+            Err(e) => log::warn!("layers that could be merged are not merged yet: {e}"),
             Ok(()) => {}
         }
     }
@@ -366,7 +383,7 @@ fn delete_offline(folder: &VmFolder, id: Id, body: DeleteBody, no_wait: bool) ->
 
 pub fn doctor(name: &VmName, repair: bool, json: bool) -> anyhow::Result<()> {
     let folder = existing(name)?;
-    let lock = lock(&folder)?;
+    let lock = lock(&folder).map_err(|e| in_use(&folder, e))?;
     let mut definition = folder.load()?;
     let mut findings = recover(&folder, &lock, &mut definition, repair)?;
     // An interrupted one is among the findings already, and what it lies on is seen after it.
@@ -394,8 +411,8 @@ pub fn doctor(name: &VmName, repair: bool, json: bool) -> anyhow::Result<()> {
         for finding in &findings {
             let what = match (finding.mended, repair) {
                 (true, true) => "",
-                (true, false) => " (--repair mends it)",
-                (false, _) => " (piton cannot mend this)",
+                (true, false) => " (--repair fixes it)",
+                (false, _) => " (piton cannot fix this)",
             };
             outln!("{}{what}", finding.text);
         }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::args::CloneArgs;
 use super::error::{refused, usage};
-use super::manage::existing;
+use super::manage::{existing, info};
 use super::offline::{Offline, answer, find};
 use super::out::{self, outln};
 use super::run;
@@ -28,7 +28,7 @@ pub fn run(args: &CloneArgs, json: bool) -> anyhow::Result<()> {
     };
     if args.run && manifest.memory.is_none() {
         return Err(refused(format!(
-            "checkpoint `{}` holds no memory to go on from: clone it without --run, then `piton start` the clones",
+            "checkpoint `{}` holds no memory to continue from: clone it without --run, then `piton start` the clones",
             manifest.name
         )));
     }
@@ -47,17 +47,16 @@ pub fn run(args: &CloneArgs, json: bool) -> anyhow::Result<()> {
         start(&body.names, &manifest, args.run)?;
     }
     if json {
-        let each = body.names.iter().map(|name| {
-            serde_json::json!({ "vm": name, "checkpoint": manifest.id, "from": args.checkpoint.vm, "state": state })
-        });
-        out::json(&serde_json::json!(each.collect::<Vec<_>>()));
+        let each: anyhow::Result<Vec<VmInfo>> =
+            body.names.iter().map(|name| info(&existing(name)?)).collect();
+        out::json(&serde_json::json!(each?));
         return Ok(());
     }
     for name in &body.names {
         let next = match state {
-            State::Running => "and runs".to_owned(),
-            State::Paused => format!("paused; `piton resume {name}` lets it go on"),
-            State::Stopped => format!("off; `piton start {name}` boots it"),
+            State::Running => "running".to_owned(),
+            State::Paused => format!("paused; `piton resume {name}` lets it continue"),
+            State::Stopped => format!("stopped; `piton start {name}` boots it"),
         };
         outln!("the VM `{name}` is at checkpoint `{}` of `{}`, {next}", manifest.name, args.checkpoint.vm);
     }

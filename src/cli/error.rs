@@ -2,8 +2,8 @@
 //! tell; 3 refused, nothing was tried.
 
 use crate::config::ConfigError;
-use crate::control::RequestError;
 use crate::control::client::ClientError;
+use crate::control::{RequestError, State};
 use crate::folder::FolderError;
 use crate::history::CheckpointError;
 use crate::history::disks::DisksError;
@@ -27,6 +27,15 @@ pub struct Refused(pub String);
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Usage(pub String);
+
+/// Another process has the VM for itself.
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+pub struct InUse {
+    pub text: String,
+    /// None: another command works on it.
+    pub state: Option<State>,
+}
 
 /// What went wrong has been said: by another process of this command, or in its output.
 #[derive(Debug, thiserror::Error)]
@@ -68,14 +77,19 @@ pub fn exit_code_of(error: &anyhow::Error) -> u8 {
 }
 
 fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
-    if error.is::<Refused>() || error.is::<ConfigError>() || error.is::<MemoryError>() {
+    if error.is::<Refused>() || error.is::<InUse>() || error.is::<ConfigError>() || error.is::<MemoryError>()
+    {
         return true;
     }
     if let Some(error) = error.downcast_ref::<FolderError>() {
         return !matches!(error, FolderError::Storage(_));
     }
     if let Some(error) = error.downcast_ref::<ClientError>() {
-        return matches!(error, ClientError::NotRunning | ClientError::Request(RequestError::Refused(_)));
+        return matches!(
+            error,
+            ClientError::NotRunning
+                | ClientError::Request(RequestError::Refused(_) | RequestError::Missing(_))
+        );
     }
     if error.is::<DisksError>() {
         return true;

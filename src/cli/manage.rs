@@ -8,16 +8,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 
 use super::args::{RmArgs, StopArgs};
-use super::error::{refused, sentence};
+use super::error::{InUse, refused, sentence};
 use super::out::{self, note, outln};
 use super::output::{self, Listed};
 use super::terminal::{RawTerminal, print, read_keys};
 use crate::control::client::{self, ClientError};
 use crate::control::{State, StopBody, VmInfo};
-use crate::folder::{FolderError, Home, TrustError, VmFolder, VmLock, VmName};
+use crate::folder::{Ending, FolderError, Home, LastRun, TrustError, VmFolder, VmLock, VmName};
 use crate::storage::Storage;
 
-const KEYS: &str = "Ctrl-A x leaves it, the VM runs on; Ctrl-A h: help";
+const KEYS: &str = "Ctrl-A x leaves it, the VM keeps running; Ctrl-A h: help";
 const HELP: &str = "Ctrl-A x leaves the console; Ctrl-A Ctrl-A sends one Ctrl-A to the guest";
 /// How long a killed process may take to be gone.
 const LAST_BREATH: Duration = Duration::from_secs(1);
@@ -33,6 +33,38 @@ pub fn existing(name: &VmName) -> anyhow::Result<VmFolder> {
     let folder = home()?.folder(name);
     folder.must_exist()?;
     Ok(folder)
+}
+
+/// What is in the way of a command that wants the VM for itself, and what to do about it.
+pub fn in_use(folder: &VmFolder, error: FolderError) -> anyhow::Error {
+    if !matches!(error, FolderError::Busy(_)) {
+        return error.into();
+    }
+    let name = folder.name();
+    let state = client::get(&folder.socket()).ok().map(|info| info.state);
+    let text = match state {
+        Some(State::Running) => format!("the VM `{name}` is running: stop it first with `piton stop {name}`"),
+        Some(State::Paused) => format!(
+            "the VM `{name}` is paused: resume it with `piton resume {name}` and stop it with \
+             `piton stop {name}`, or end it with `piton stop --force {name}`"
+        ),
+        Some(State::Stopped) | None => {
+            format!("another command is working on the VM `{name}`: try again when it is done")
+        }
+    };
+    InUse { text, state }.into()
+}
+
+/// The answer of a VM that has to run for it.
+pub fn must_run<T>(folder: &VmFolder, answer: Result<T, ClientError>) -> anyhow::Result<T> {
+    let name = folder.name();
+    answer.map_err(|e| match e {
+        ClientError::NotRunning => {
+            refused(format!("the VM `{name}` is stopped: start it first with `piton start {name}`"))
+        }
+        ClientError::Ended => anyhow!("the VM `{name}` ended before it answered"),
+        e => e.into(),
+    })
 }
 
 /// Locks a VM that does not run. A process that was killed just now may hold the lock a moment
@@ -53,26 +85,29 @@ pub fn lock(folder: &VmFolder) -> Result<VmLock, FolderError> {
 }
 
 /// The VM as its process tells it, or as its folder does when none runs.
-fn info(folder: &VmFolder) -> anyhow::Result<VmInfo> {
+pub fn info(folder: &VmFolder) -> anyhow::Result<VmInfo> {
     folder.must_exist()?;
     match client::get(&folder.socket()) {
         Ok(info) => Ok(info),
         Err(ClientError::NotRunning) => {
             // A process that is about to end has closed its socket: what is stopped can be used.
             has_ended(folder, LAST_BREATH);
-            Ok(VmInfo::new(folder, &folder.load()?, State::Stopped, None))
+            let last_run = folder.last_run();
+            Ok(VmInfo { last_run, ..VmInfo::new(folder, &folder.load()?, State::Stopped, None) })
         }
         Err(e) => Err(e.into()),
     }
 }
 
 pub fn pause(name: &VmName, json: bool) -> anyhow::Result<()> {
-    output::done(&client::post(&existing(name)?.socket(), "/vm/pause", &())?, json);
+    let folder = existing(name)?;
+    output::done(&must_run(&folder, client::post(&folder.socket(), "/vm/pause", &()))?, json);
     Ok(())
 }
 
 pub fn resume(name: &VmName, json: bool) -> anyhow::Result<()> {
-    output::done(&client::post(&existing(name)?.socket(), "/vm/resume", &())?, json);
+    let folder = existing(name)?;
+    output::done(&must_run(&folder, client::post(&folder.socket(), "/vm/resume", &()))?, json);
     Ok(())
 }
 
@@ -177,12 +212,7 @@ pub fn has_ended(folder: &VmFolder, patience: Duration) -> bool {
 
 pub fn remove(args: RmArgs, json: bool) -> anyhow::Result<()> {
     let folder = home()?.folder(&args.name);
-    let lock = folder.lock().map_err(|e| match e {
-        FolderError::Busy(name) => {
-            refused(format!("the VM `{name}` runs: stop it with `piton stop {name}` first"))
-        }
-        e => e.into(),
-    })?;
+    let lock = folder.lock().map_err(|e| in_use(&folder, e))?;
     if !args.yes
         && !confirm(&format!("Remove the VM `{}` with all in {}?", args.name, folder.path().display()))?
     {
@@ -192,7 +222,7 @@ pub fn remove(args: RmArgs, json: bool) -> anyhow::Result<()> {
     if json {
         out::json_line(&serde_json::json!({ "removed": args.name }));
     } else {
-        outln!("the VM `{}` is removed", args.name);
+        outln!("the VM `{}` has been removed", args.name);
     }
     Ok(())
 }
@@ -200,7 +230,7 @@ pub fn remove(args: RmArgs, json: bool) -> anyhow::Result<()> {
 /// Asks on the terminal; without one there is nobody to ask.
 pub fn confirm(question: &str) -> anyhow::Result<bool> {
     if !std::io::stdin().is_terminal() {
-        return Err(refused("there is no terminal to ask on: say --yes to go ahead without being asked"));
+        return Err(refused("there is no terminal to ask on: give --yes to go ahead"));
     }
     out::to_stderr(&format!("{} [y/N] ", out::harmless(question)));
     let mut answer = String::new();
@@ -212,12 +242,13 @@ pub fn print_started(info: &VmInfo, json: bool) {
     let name = &info.name;
     match json {
         true => out::json_line(&serde_json::json!(info)),
-        false => outln!("the VM `{name}` runs; `piton console {name}` shows its console"),
+        false => outln!("the VM `{name}` is running; `piton console {name}` attaches to it"),
     }
 }
 
 pub fn console(name: &VmName) -> anyhow::Result<()> {
-    let mut output = client::console(&existing(name)?.socket())?;
+    let folder = existing(name)?;
+    let mut output = must_run(&folder, client::console(&folder.socket()))?;
     let mut input = output.try_clone().context("the console cannot be used")?;
     note(&format!("piton: console of `{name}`. {KEYS}."));
     let terminal = RawTerminal::enter().context("the terminal cannot be used")?;
@@ -239,10 +270,39 @@ pub fn console(name: &VmName) -> anyhow::Result<()> {
         }
     }
     drop(terminal);
-    if left.load(Ordering::SeqCst) {
-        note(&format!("piton: left the console of `{name}`, which runs on"));
-    } else {
-        note(&format!("piton: the VM `{name}` has ended"));
+    match ended {
+        // Who read it has seen enough.
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
+        Err(e) => return Err(e).context("the console's output cannot be shown"),
+        Ok(()) => {}
     }
-    ended.context("the console's output cannot be shown")
+    if left.load(Ordering::SeqCst) {
+        note(&format!("piton: left the console of `{name}`, which keeps running"));
+        return Ok(());
+    }
+    run_ended(&folder)
+}
+
+/// Tells how the run of a VM ended whose console has just come to its end.
+fn run_ended(folder: &VmFolder) -> anyhow::Result<()> {
+    let name = folder.name();
+    let deadline = Instant::now() + LAST_BREATH;
+    // It goes by itself, unless its process was killed; the lock says which.
+    while folder.socket().exists() && folder.lock().is_err() && Instant::now() < deadline {
+        std::thread::sleep(POLL);
+    }
+    match folder.last_run() {
+        Some(LastRun { how: Ending::Crashed { why }, .. }) => Err(anyhow!("the VM `{name}` crashed: {why}")),
+        Some(LastRun { how: Ending::Killed, .. }) => {
+            Err(anyhow!("the process of the VM `{name}` was killed"))
+        }
+        Some(LastRun { how: Ending::Ended { by }, .. }) => {
+            note(&format!("piton: the VM `{name}` was ended by {by}"));
+            Ok(())
+        }
+        Some(LastRun { how: Ending::Off, .. }) | None => {
+            note(&format!("piton: the VM `{name}` has shut down"));
+            Ok(())
+        }
+    }
 }

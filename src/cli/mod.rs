@@ -30,20 +30,26 @@ use crate::control::ErrorBody;
 
 /// Parses the command line, runs the command and says what went wrong.
 pub fn main() -> ExitCode {
-    output::start_logging();
     // clap exits with 2 on a wrong command line, and with 0 for --help and --version.
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => return explain(&e),
     };
     let json = cli.json;
+    if let Err(text) = output::start_logging() {
+        tell(&error::usage(text), json);
+        return leave(error::USAGE, out::finish());
+    }
     let result = match cli.command {
         Command::Run(args) => run::run(args, cli.background, json),
         Command::Start(args) => run::start(args, cli.background, json),
         Command::Stop(args) => manage::stop(args, json),
         Command::Pause { name } => manage::pause(&name, json),
         Command::Resume { name } => manage::resume(&name, json),
-        Command::Console { name } => manage::console(&name),
+        Command::Console { no_json: true, .. } => {
+            Err(error::usage("`piton console` has no --json: it passes on what the guest prints"))
+        }
+        Command::Console { name, .. } => manage::console(&name),
         Command::Show { name } => manage::show(&name, json),
         Command::Rm(args) => manage::remove(args, json),
         Command::List => manage::list(json),

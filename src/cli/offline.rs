@@ -1,6 +1,6 @@
 //! A VM that is worked on without asking it: its folder, under its lock, or only looked at.
 
-use super::manage::lock;
+use super::manage::{in_use, lock};
 use crate::checkpoint::Manifest;
 use crate::control::client::ClientError;
 use crate::folder::{Definition, VmFolder, VmLock};
@@ -21,7 +21,7 @@ pub struct Offline<'a> {
 
 impl<'a> Offline<'a> {
     pub fn open(folder: &'a VmFolder) -> anyhow::Result<Self> {
-        let lock = lock(folder)?;
+        let lock = lock(folder).map_err(|e| in_use(folder, e))?;
         let mut definition = folder.load()?;
         for finding in recover(folder, &lock, &mut definition, true)? {
             log::warn!("{}", finding.text);

@@ -11,7 +11,7 @@ use crate::checkpoint::tree::{Node, RowItem, Tree, short};
 use crate::config::{DiskConfig, VmConfig};
 use crate::control::jobs::{JobInfo, JobList, JobState};
 use crate::control::{CheckpointInfo, DeletedInfo, State, TreeInfo, VmInfo};
-use crate::folder::VmName;
+use crate::folder::{CheckpointType, Ending, LastRun, VmName};
 
 /// One line on standard error.
 pub fn complain(text: &str) {
@@ -52,12 +52,18 @@ impl log::Log for Logger {
     fn flush(&self) {}
 }
 
-/// Warnings and errors go to standard error; `PITON_LOG` (error, warn, info, debug) asks for more or less.
-pub fn start_logging() {
-    let level = std::env::var("PITON_LOG").ok().and_then(|level| level.parse().ok());
+/// Warnings and errors go to standard error; `PITON_LOG` asks for more or less.
+pub fn start_logging() -> Result<(), String> {
+    let level = match std::env::var_os("PITON_LOG").filter(|level| !level.is_empty()) {
+        None => log::LevelFilter::Warn,
+        Some(level) => level.to_str().and_then(|level| level.parse().ok()).ok_or_else(|| {
+            format!("PITON_LOG is `{}`: set it to off, error, warn, info or debug", level.display())
+        })?,
+    };
     if log::set_logger(&LOGGER).is_ok() {
-        log::set_max_level(level.unwrap_or(log::LevelFilter::Warn));
+        log::set_max_level(level);
     }
+    Ok(())
 }
 
 fn disk(disk: &DiskConfig) -> String {
@@ -74,11 +80,30 @@ fn boots(config: &VmConfig) -> String {
     }
 }
 
+/// A row of what `show` prints.
+fn row(name: &str, value: impl std::fmt::Display) {
+    outln!("{name:<11}  {value}");
+}
+
+/// How a run ended, and when.
+fn ending(last: &LastRun) -> String {
+    let at = last.ended.map_or(String::new(), |time| format!(" at {}", when(&time)));
+    match &last.how {
+        Ending::Off => format!("shut down{at}"),
+        Ending::Ended { by } => format!("ended{at} by {by}"),
+        Ending::Crashed { why } => format!("crashed{at}: {why}"),
+        Ending::Killed => "cut short: its process was killed, or the host went down".into(),
+    }
+}
+
 pub fn show(info: &VmInfo) {
-    let line = |name: &str, value: String| outln!("{name:<9} {value}");
+    let line = |name: &str, value: String| row(name, value);
     line("name", info.name.to_string());
     let pid = info.pid.map_or(String::new(), |pid| format!(" (process {pid})"));
     line("state", format!("{}{pid}", info.state));
+    if let Some(last) = &info.last_run {
+        line("last run", ending(last));
+    }
     if let Some(reason) = &info.reason {
         line("reason", reason.clone());
     }
@@ -95,25 +120,30 @@ pub fn show(info: &VmInfo) {
     for config in &info.config.disks {
         line("disk", disk(config));
     }
-    let automatic = if info.auto_checkpoint { ", automatic at every start" } else { "" };
-    line("saves", format!("{}{automatic}", info.checkpoint_type));
-    if let Some(dir) = &info.checkpoint_dir {
-        line("saved in", dir.display().to_string());
+    if let Some(connected) = info.agent_connected {
+        line("agent", if connected { "connected" } else { "not connected" }.into());
     }
+    line("checkpoints", checkpoints(info));
     line("folder", info.folder.display().to_string());
-    if let Some(dir) = &info.checkpoint_dir {
-        outln!("checkpoints in {}", dir.join(info.name.to_string()).display());
-    }
+}
+
+/// What checkpoints are made of the VM, and where they are kept.
+fn checkpoints(info: &VmInfo) -> String {
+    let without_agent = match (info.checkpoint_type, info.agent_connected) {
+        (CheckpointType::Production, Some(false)) => " (standard while no agent is connected)",
+        _ => "",
+    };
+    let automatic = if info.auto_checkpoint { ", automatic at every start" } else { "" };
+    let dir = info
+        .checkpoint_dir
+        .as_ref()
+        .map_or(String::new(), |dir| format!(", in {}", dir.join(info.name.to_string()).display()));
+    format!("{}{without_agent}{automatic}{dir}", info.checkpoint_type)
 }
 
 /// What `piton set` leaves.
 pub fn settings(info: &VmInfo) {
-    let automatic = if info.auto_checkpoint { "; one at every start if there is none" } else { "" };
-    let dir = info
-        .checkpoint_dir
-        .as_ref()
-        .map_or(String::new(), |dir| format!("; they go to {}", dir.join(info.name.to_string()).display()));
-    outln!("checkpoints of the VM `{}`: {}{automatic}{dir}", info.name, info.checkpoint_type);
+    outln!("checkpoints of the VM `{}`: {}", info.name, checkpoints(info));
 }
 
 /// A VM in a list: what is known of it, or why nothing is.
@@ -143,7 +173,10 @@ pub fn list(vms: &[Listed]) {
                 size(info.config.memory),
                 info.config.disks.len(),
                 when(&info.created),
-                info.reason.as_ref().map_or(String::new(), |reason| format!("  {reason}")),
+                info.reason
+                    .clone()
+                    .or(info.last_run.as_ref().map(ending))
+                    .map_or(String::new(), |why| format!("  {why}")),
             ),
             Listed::Broken { error, .. } => outln!("{:<width$}  {:<8} {error}", name_of(vm), "broken"),
             Listed::Foreign { why, .. } => outln!("{:<width$}  {:<8} {why}", name_of(vm), "foreign"),
@@ -174,7 +207,7 @@ pub fn done(info: &VmInfo, json: bool) {
         out::json_line(&serde_json::json!(info));
     } else {
         let state = match info.state {
-            State::Running => "runs",
+            State::Running => "is running",
             State::Paused => "is paused",
             State::Stopped => "is stopped",
         };
@@ -182,14 +215,21 @@ pub fn done(info: &VmInfo, json: bool) {
     }
 }
 
-/// What a checkpoint cost.
-pub fn created(info: &CheckpointInfo) {
+/// What a checkpoint cost; with `explain` also why it is not of the type that the VM is set to.
+pub fn created(vm: &VmName, info: &CheckpointInfo, explain: bool) {
     let pause = info.pause_us.map_or(String::new(), |us| format!("paused {:.1} ms, ", us as f64 / 1000.0));
     let disk = size(info.disk_bytes);
     let frozen = info.frozen_us.map_or(String::new(), |us| format!("frozen {:.1} ms, ", us as f64 / 1000.0));
-    outln!("checkpoint \"{}\" created: {frozen}{pause}{}disk {disk}", info.name, memory(info));
-    if let Some(why) = &info.fallback {
-        outln!("it is a standard checkpoint: {why} (or choose it: --type standard)");
+    outln!(
+        "checkpoint \"{}\" created ({}): {frozen}{pause}{}disk {disk}",
+        info.name,
+        info.kind,
+        memory(info)
+    );
+    if let Some(why) = info.fallback.as_ref().filter(|_| explain) {
+        outln!(
+            "not a production checkpoint: {why} (`piton set {vm} --checkpoint-type standard` chooses standard ones)"
+        );
     }
     for left in &info.left_out {
         outln!("disk `{}` is not part of it: it is {}", left.disk, left.why);
@@ -200,7 +240,7 @@ pub fn created(info: &CheckpointInfo) {
 }
 
 pub fn deleted(info: &DeletedInfo) {
-    let what = if info.dry_run { "would be deleted" } else { "is deleted" };
+    let what = if info.dry_run { "would be deleted" } else { "has been deleted" };
     for checkpoint in &info.deleted {
         outln!("checkpoint `{}` {what}", checkpoint.name);
     }
@@ -212,15 +252,15 @@ pub fn deleted(info: &DeletedInfo) {
 /// What becomes of the disk space; `merged` is the job that was waited for.
 pub fn merges(vm: &VmName, runs: bool, merged: Option<&JobInfo>) {
     match merged {
-        Some(JobInfo { state: JobState::Done, .. }) => outln!("their layers are merged"),
+        Some(JobInfo { state: JobState::Done, .. }) => outln!("their layers have been merged"),
         Some(JobInfo { state: JobState::Cancelled, .. }) => {
-            outln!("their layers are left as they are for now; they are merged when the VM stops");
+            outln!("their layers are not merged for now; they will be when the VM stops");
         }
         Some(JobInfo { error: Some(why), .. }) => complain(&format!("warning: {why}")),
         _ if runs => {
-            outln!("their layers are merged meanwhile; `piton checkpoint jobs {vm}` shows how far it is");
+            outln!("their layers are being merged; `piton checkpoint jobs {vm}` shows the progress");
         }
-        _ => outln!("their layers are not merged yet: `piton doctor --repair {vm}` goes on with it"),
+        _ => outln!("their layers are not merged yet: `piton doctor --repair {vm}` continues"),
     }
 }
 
@@ -238,7 +278,7 @@ pub fn jobs(vm: &VmName, list: &JobList) {
         outln!("the VM `{vm}` has no jobs");
         return;
     }
-    outln!("{:<8}  {:<6}  {:<9}  {:<19}  SUBJECT", "JOB", "KIND", "STATE", "ASKED");
+    outln!("{:<8}  {:<6}  {:<9}  {:<20}  SUBJECT", "JOB", "KIND", "STATE", "ASKED");
     for job in &list.jobs {
         let about = match (&job.error, job.state) {
             (Some(error), _) => format!("  {error}"),
@@ -268,15 +308,17 @@ fn stored_memory(stored: u64, compressed: Option<u64>) -> String {
     }
 }
 
+/// In UTC, as the names that checkpoints get from the time.
 fn when(time: &DateTime<Utc>) -> String {
-    time.with_timezone(&chrono::Local).format("%Y-%m-%d %H:%M:%S").to_string()
+    time.format("%Y-%m-%d %H:%M:%SZ").to_string()
 }
 
 /// One line about a checkpoint, behind its name.
 fn about(info: &CheckpointInfo) -> String {
     let automatic = if info.automatic { ", automatic" } else { "" };
+    let note = info.note.lines().next().map_or(String::new(), |note| format!("  \"{note}\""));
     format!(
-        "{}{automatic}  {}  {}disk {}",
+        "{}{automatic}  {}  {}disk {}{note}",
         info.kind,
         when(&info.created),
         memory(info),
@@ -320,7 +362,7 @@ pub fn tree(vm: &VmName, info: &TreeInfo, state: State) {
 }
 
 pub fn show_checkpoint(manifest: &Manifest) {
-    let line = |name: &str, value: String| outln!("{name:<9} {value}");
+    let line = |name: &str, value: String| row(name, value);
     line("name", manifest.name.to_string());
     line("id", manifest.id.to_string());
     line("vm", manifest.vm.clone());

@@ -11,15 +11,15 @@ use anyhow::{Context, anyhow};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::args::{RunArgs, StartArgs};
-use super::error::{Told, refused, usage};
+use super::error::{InUse, Told, refused, usage};
 use super::out::{self, note};
 use super::paths::absolute;
 use super::terminal::{RawTerminal, print, read_keys};
 use super::{manage, output};
 use crate::config::{DiskArg, DiskConfig, DiskFormat, VmConfig};
-use crate::control::{GoBack, VmInfo};
+use crate::control::{GoBack, State, VmInfo};
 use crate::disk::{self, backing};
-use crate::folder::{Definition, Home, VmFolder, VmLock};
+use crate::folder::{Definition, FolderError, Home, VmFolder, VmLock};
 use crate::history::disks;
 use crate::id::Id;
 use crate::seccomp;
@@ -72,7 +72,7 @@ pub fn run(args: RunArgs, background: bool, json: bool) -> anyhow::Result<()> {
 pub fn start(args: StartArgs, background: bool, json: bool) -> anyhow::Result<()> {
     leave_session(background)?;
     let folder = Home::from_env(Storage::os())?.folder(&args.name);
-    let lock = manage::lock(&folder)?;
+    let lock = manage::lock(&folder).map_err(|e| started_already(&folder, e))?;
     if !args.attach && !background {
         // The background process takes it; should another be quicker, that one is told.
         drop(lock);
@@ -89,6 +89,20 @@ pub fn start(args: StartArgs, background: bool, json: bool) -> anyhow::Result<()
     let how = GoBack { force: args.force, clock: args.clock };
     let vmm = Vmm::restore(folder.clone(), definition, lock, id, how)?;
     serve(vmm, &folder, args.resume, background)
+}
+
+/// A VM that has been started needs something else than to be stopped first.
+fn started_already(folder: &VmFolder, error: FolderError) -> anyhow::Error {
+    let (name, error) = (folder.name(), manage::in_use(folder, error));
+    match error.downcast_ref().and_then(|in_use: &InUse| in_use.state) {
+        Some(State::Running) => {
+            refused(format!("the VM `{name}` is running already: `piton console {name}` attaches to it"))
+        }
+        Some(State::Paused) => {
+            refused(format!("the VM `{name}` is paused: `piton resume {name}` lets it continue"))
+        }
+        _ => error,
+    }
 }
 
 /// A background process belongs to no terminal.
@@ -159,7 +173,7 @@ fn make_own_disk(folder: &VmFolder, config: &mut VmConfig) -> anyhow::Result<()>
 /// Saves the definition when the machine is known to be possible and before the guest runs.
 fn boot_new(folder: &VmFolder, config: VmConfig, lock: VmLock) -> anyhow::Result<Vmm> {
     let mut definition = Definition::new(config);
-    definition.now.generation = Some(Id::random().context("no random bytes can be had")?);
+    definition.now.generation = Some(Id::random().context("no random bytes are available")?);
     disks::create_overlays(folder, &mut definition)?;
     let mut vmm = Vmm::new(folder.clone(), definition, lock)?;
     vmm.boot()?;
@@ -223,7 +237,7 @@ fn begin(
 }
 
 fn serve_terminal(vmm: Vmm, folder: &VmFolder, run: bool) -> anyhow::Result<Outcome> {
-    note(&format!("piton: the VM `{}` boots. {KEYS}.", folder.name()));
+    note(&format!("piton: the VM `{}` is booting. {KEYS}.", folder.name()));
     let terminal = RawTerminal::enter().context("the terminal cannot be used")?;
     // Attached before the guest runs, so that its first byte is shown at once.
     let output = vmm.console().attach();
@@ -286,12 +300,12 @@ pub fn detach(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<VmInfo
     let mut child = command.spawn().context("the background process cannot be started")?;
     let mut line = String::new();
     if let Some(stdout) = child.stdout.take() {
-        BufReader::new(stdout).read_line(&mut line).context("the background process cannot be heard")?;
+        BufReader::new(stdout).read_line(&mut line).context("the background process cannot be read")?;
     }
     let mut told = String::new();
     if let Some(mut stderr) = child.stderr.take() {
         // It ends when the process does, or points its output elsewhere because it is ready.
-        stderr.read_to_string(&mut told).context("the background process cannot be heard")?;
+        stderr.read_to_string(&mut told).context("the background process cannot be read")?;
     }
     told.lines().for_each(note);
     if let Some(info) = line.strip_prefix(READY) {

@@ -8,18 +8,19 @@ use anyhow::{Context, anyhow};
 use hyper::Method;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use super::args::{CheckpointRef, DiffArgs, ExportArgs, ExportCheckpointArgs, ImportArgs, ServeArgs};
-use super::error::{FAILED, REFUSED, Told, refused, usage};
+use super::args::{
+    DiffArgs, ExportArgs, ExportCheckpointArgs, GuardArgs, ImportArgs, ServeArgs, Since, StateRef,
+};
+use super::error::{FAILED, InUse, REFUSED, Told, refused, usage};
 use super::manage::existing;
 use super::offline::Offline;
 use super::out::{self, outln};
 use super::paths::{absolute, target_folder};
 use super::units::size;
 use super::{guard, output, work};
-use crate::control::client::{self, ClientError};
 use crate::control::{CheckpointInfo, CreateBody, DeleteBody, DeletedInfo};
 use crate::disk::Backing;
-use crate::folder::{CheckpointType, FolderError, Home, VmFolder};
+use crate::folder::{CheckpointType, Home, VmFolder, VmName};
 use crate::nbd;
 use crate::progress::Progress;
 use crate::seccomp::Thread;
@@ -36,12 +37,16 @@ const RANGES_SHOWN: usize = 16;
 pub fn export_checkpoint(args: &ExportCheckpointArgs, json: bool) -> anyhow::Result<()> {
     guard::enter(&args.guard, Thread::Files)?;
     let (folder, dir) = (existing(&args.checkpoint.vm)?, target_folder(&args.dir)?);
-    let since = args.since.as_deref();
+    let since = since(args.since.as_ref(), &args.checkpoint.vm)?;
     let export = work::here(|progress| {
         write(&folder, &args.checkpoint.checkpoint, since, &dir, args.format, progress)
     })??;
     tell(&export, &dir, json);
     Ok(())
+}
+
+fn since<'a>(since: Option<&'a Since>, vm: &VmName) -> anyhow::Result<Option<&'a str>> {
+    since.map(|since| since.of(vm)).transpose().map_err(usage)
 }
 
 fn write(
@@ -73,7 +78,7 @@ fn tell(export: &Export, dir: &Path, json: bool) {
         count => format!("{count} disks"),
     };
     outln!(
-        "{what} of `{}` is exported to {}: {disks}{}",
+        "{what} of `{}` has been exported to {}: {disks}{}",
         export.vm,
         dir.display(),
         memory.unwrap_or_default()
@@ -90,12 +95,12 @@ fn tell(export: &Export, dir: &Path, json: bool) {
 /// that is gone afterwards.
 pub fn export_now(args: &ExportArgs, json: bool) -> anyhow::Result<()> {
     let (folder, dir) = (existing(&args.name)?, target_folder(&args.dir)?);
+    let since = since(args.since.as_ref(), &args.name)?;
     match Offline::open(&folder) {
         Ok(vm) => {
             guard::enter(&args.guard, Thread::Files)?;
             let export = work::here(|progress| {
                 let source = Source::now(&folder, &vm.lock, &vm.definition)?;
-                let since = args.since.as_deref();
                 let since =
                     since.map(|since| Source::checkpoint(&folder, since, "piton export")).transpose()?;
                 export::write(folder.storage(), &source, since.as_ref(), &dir, args.format, progress)
@@ -103,47 +108,60 @@ pub fn export_now(args: &ExportArgs, json: bool) -> anyhow::Result<()> {
             tell(&export, &dir, json);
             Ok(())
         }
-        Err(e) if !matches!(e.downcast_ref(), Some(FolderError::Busy(_))) => Err(e),
-        // Another command works on it.
-        Err(e) if matches!(client::get(&folder.socket()), Err(ClientError::NotRunning)) => Err(e),
+        Err(e) if !is_running(&e) => Err(e),
         Err(_) if !args.live => Err(refused(format!(
-            "the VM `{name}` runs: --live exports it as it is now, by a checkpoint that is deleted again; \
-             or stop it first with `piton stop {name}`",
+            "the VM `{name}` is running or paused: --live exports it as it is now, by a checkpoint that is \
+             deleted again; or stop it first with `piton stop {name}`",
             name = args.name
         ))),
-        Err(_) => export_live(&folder, args, &dir, json),
+        Err(_) => with_live_checkpoint(&folder, "piton export --live", &args.guard, json, |at| {
+            let mut words: Vec<OsString> = ["checkpoint", "export", at].map(Into::into).into();
+            words.push(format!("--format={}", args.format).into());
+            words.extend(since.map(|since| format!("--since={since}").into()));
+            words.extend(["--".into(), dir.into()]);
+            words
+        }),
     }
 }
 
-fn export_live(folder: &VmFolder, args: &ExportArgs, dir: &Path, json: bool) -> anyhow::Result<()> {
+fn is_running(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(InUse { state: Some(_), .. }))
+}
+
+/// Runs a command on a checkpoint of a VM that runs, which is deleted afterwards. `words` makes the
+/// command of the checkpoint's VM@ID.
+fn with_live_checkpoint(
+    folder: &VmFolder,
+    command: &str,
+    guard: &GuardArgs,
+    json: bool,
+    words: impl FnOnce(&str) -> Vec<OsString>,
+) -> anyhow::Result<()> {
     let socket = folder.socket();
     let body = CreateBody {
-        note: "made by `piton export --live`, which deletes it when it has come to its end".into(),
-        // The active state is all of it, whatever checkpoints of the VM usually are.
+        note: format!("made by `{command}`, which deletes it when it is done"),
+        // The current state is all of it, whatever checkpoints of the VM usually are.
         kind: Some(CheckpointType::Standard),
         ..Default::default()
     };
     let created: Option<CheckpointInfo> = work::ask(&socket, Method::POST, "/vm/checkpoints", &body)?;
     let Some(CheckpointInfo { id, .. }) = created else {
-        return Err(refused(format!("another command works on the VM `{}`: try again", args.name)));
+        return Err(refused(format!("the VM `{}` has just ended: try again", folder.name())));
     };
     // A process of its own, as this one has to ask the VM once more: who reads files may not.
-    let mut words: Vec<OsString> =
-        ["checkpoint", "export", &format!("{}@{id}", args.name)].map(Into::into).into();
-    words.push(format!("--format={}", args.format).into());
-    words.extend(args.since.iter().map(|since| format!("--since={since}").into()));
-    let flags = [(json, "--json"), (args.guard.no_seccomp, "--no-seccomp")];
-    words.extend(flags.iter().filter(|(on, _)| *on).map(|(_, flag)| flag.into()));
-    words.extend(["--".into(), dir.into()]);
-    let exported = work::in_a_process(words);
-    // Whatever became of the export.
+    let flags = [(json, "--json"), (guard.no_seccomp, "--no-seccomp")];
+    let flags = flags.iter().filter(|(on, _)| *on).map(|(_, flag)| OsString::from(flag));
+    let mut words = words(&format!("{}@{id}", folder.name()));
+    words.splice(2..2, flags);
+    let done = work::in_a_process(words);
+    // Whatever became of it.
     let path = format!("/vm/checkpoints/{id}");
     if let Err(e) = work::ask::<DeletedInfo>(&socket, Method::DELETE, &path, &DeleteBody::default()) {
         output::complain(&format!(
-            "warning: the checkpoint {id} made for the export could not be deleted: {e}"
+            "warning: the checkpoint {id} made by `{command}` could not be deleted: {e}"
         ));
     }
-    exported
+    done
 }
 
 pub fn import(args: &ImportArgs, json: bool) -> anyhow::Result<()> {
@@ -202,14 +220,46 @@ pub fn import(args: &ImportArgs, json: bool) -> anyhow::Result<()> {
 }
 
 pub fn diff(args: &DiffArgs, json: bool) -> anyhow::Result<()> {
-    guard::enter(&args.guard, Thread::Files)?;
     let data = args.data.as_deref().map(absolute).transpose()?;
-    let open = |at: &CheckpointRef| {
-        let folder = existing(&at.vm)?;
-        Ok::<_, anyhow::Error>(Source::checkpoint(&folder, &at.checkpoint, "piton checkpoint diff")?)
+    let open = |vm: &VmFolder, checkpoint: &str| Source::checkpoint(vm, checkpoint, "piton checkpoint diff");
+    let a_folder = existing(&args.a.vm)?;
+    let changes = match &args.b {
+        StateRef::Checkpoint(b) => {
+            guard::enter(&args.guard, Thread::Files)?;
+            let (a, b) = (open(&a_folder, &args.a.checkpoint)?, open(&existing(&b.vm)?, &b.checkpoint)?);
+            work::here(|progress| compare::run(&Storage::os(), &a, &b, data.as_deref(), progress))??
+        }
+        StateRef::Now(name) => {
+            let folder = existing(name)?;
+            match Offline::open(&folder) {
+                Ok(vm) => {
+                    guard::enter(&args.guard, Thread::Files)?;
+                    let a = open(&a_folder, &args.a.checkpoint)?;
+                    let b = Source::now(&folder, &vm.lock, &vm.definition)?;
+                    work::here(|progress| compare::run(&Storage::os(), &a, &b, data.as_deref(), progress))??
+                }
+                Err(e) if !is_running(&e) => return Err(e),
+                Err(_) if !args.live => {
+                    return Err(refused(format!(
+                        "the VM `{name}` is running or paused: --live compares what it is now, by a checkpoint \
+                         that is deleted again; or stop it first with `piton stop {name}`"
+                    )));
+                }
+                Err(_) => {
+                    let command = "piton checkpoint diff --live";
+                    return with_live_checkpoint(&folder, command, &args.guard, json, |b| {
+                        let a = format!("{}@{}", args.a.vm, args.a.checkpoint);
+                        let mut words: Vec<OsString> = ["checkpoint", "diff"].map(Into::into).into();
+                        if let Some(data) = &data {
+                            words.extend(["--data".into(), data.into()]);
+                        }
+                        words.extend(["--".into(), a.into(), b.into()]);
+                        words
+                    });
+                }
+            }
+        }
     };
-    let (a, b) = (open(&args.a)?, open(&args.b)?);
-    let changes = work::here(|progress| compare::run(&Storage::os(), &a, &b, data.as_deref(), progress))??;
     if json {
         out::json(&serde_json::json!(changes));
         return Ok(());
@@ -285,7 +335,7 @@ pub fn serve(args: &ServeArgs, json: bool) -> anyhow::Result<()> {
         for name in &names {
             outln!("nbd+unix:///{name}?socket={}", socket.display());
         }
-        output::complain("serves until Ctrl-C");
+        output::complain("serving until Ctrl-C");
     }
     signals.forever().next();
     drop(server);

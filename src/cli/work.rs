@@ -124,7 +124,7 @@ pub fn ask<T: DeserializeOwned + Send>(
         // Off, and no thread has to find that out.
         return Ok(None);
     }
-    let job = Id::random().context("no random bytes can be had")?;
+    let job = Id::random().context("no random bytes are available")?;
     let body = as_job(body, &[("job", serde_json::json!(job))])?;
     let interrupt = Interrupt::take()?;
     let mut meter = Meter::new();
@@ -169,9 +169,9 @@ pub fn ask_for_later(
     method: Method,
     path: &str,
     body: &impl Serialize,
-) -> Result<JobInfo, anyhow::Error> {
-    let body = as_job(body, &[("no_wait", true.into())])?;
-    Ok(client::ask(socket, method, path, Some(body))?)
+) -> Result<JobInfo, ClientError> {
+    let body = as_job(body, &[("no_wait", true.into())]).map_err(|e| ClientError::Broken(e.to_string()))?;
+    client::ask(socket, method, path, Some(body))
 }
 
 /// Waits for a job until it is over; Ctrl-C calls it off. None if the VM ended meanwhile.

@@ -16,13 +16,13 @@ use super::{CONSOLE_PROTOCOL, ErrorBody, RequestError, VmInfo};
 
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody listens: the VM does not run.
-    #[error("the VM does not run: `piton start NAME` boots it")]
+    /// Nobody listens.
+    #[error("the VM is stopped")]
     NotRunning,
     /// Its process ended between request and answer.
-    #[error("the VM does not run any more: it ended before it answered")]
+    #[error("the VM ended before it answered")]
     Ended,
-    #[error("the running VM could not be asked: {0}")]
+    #[error("the VM's process could not be asked: {0}")]
     Broken(String),
     #[error(transparent)]
     Request(#[from] RequestError),

@@ -121,11 +121,11 @@ pub struct Waiting {
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum JobError {
-    #[error("there is no job `{0}`: `piton checkpoint jobs` shows those that are")]
+    #[error("there is no job `{0}`: `piton checkpoint jobs` lists all jobs")]
     Unknown(String),
-    #[error("`{0}` could be any of several jobs: give more of the id")]
+    #[error("`{0}` matches several jobs: give more of the id")]
     Ambiguous(String),
-    #[error("the job {0} is over: there is nothing to cancel")]
+    #[error("the job {0} is finished: there is nothing to cancel")]
     Over(Id),
     #[error("there is a job {0} already")]
     Taken(Id),
@@ -170,9 +170,12 @@ impl Request {
     /// What kind of job it is and of what, if it is one.
     pub fn job(&self) -> Option<(JobKind, String)> {
         Some(match self {
-            Self::CreateCheckpoint(body) => (JobKind::Create, body.name.clone().unwrap_or_default()),
+            Self::CreateCheckpoint(body) => {
+                (JobKind::Create, body.name.as_ref().map(ToString::to_string).unwrap_or_default())
+            }
             Self::ApplyCheckpoint(reference, _) => (JobKind::Apply, reference.clone()),
-            Self::DeleteCheckpoint(reference, _) => (JobKind::Delete, reference.clone()),
+            // One that only tells what would go is no work.
+            Self::DeleteCheckpoint(reference, body) if !body.dry_run => (JobKind::Delete, reference.clone()),
             Self::Revert(_) => (JobKind::Revert, String::new()),
             _ => return None,
         })
@@ -252,6 +255,11 @@ impl Jobs {
         for entry in self.entries().iter().filter(|entry| !entry.info.state.is_over()) {
             entry.progress.cancel();
         }
+    }
+
+    /// Drops a job that was not even begun.
+    pub fn forget(&self, id: Id) {
+        self.entries().retain(|entry| entry.info.id != id);
     }
 
     fn change(&self, id: Id, change: impl FnOnce(&mut Entry)) {

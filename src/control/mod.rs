@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::manifest::{CaptureInfo, LeftOut, Mode};
+use crate::checkpoint::manifest::{CaptureInfo, DiskPoint, LeftOut, Mode};
 use crate::checkpoint::{CheckpointName, Kind, Manifest};
 use crate::config::VmConfig;
-use crate::folder::{CheckpointType, Definition, VmFolder, VmName};
+use crate::folder::{CheckpointType, Definition, LastRun, VmFolder, VmName};
 use crate::id::Id;
 use crate::vm::Clock;
 
@@ -33,6 +33,8 @@ pub enum Request {
         force: bool,
     },
     Checkpoints,
+    /// Name or id of the checkpoint.
+    Checkpoint(String),
     CreateCheckpoint(CreateBody),
     /// Name or id of the checkpoint, and what to change of it.
     ChangeCheckpoint(String, ChangeBody),
@@ -66,12 +68,18 @@ impl std::fmt::Display for State {
 pub struct VmInfo {
     pub name: VmName,
     pub state: State,
+    /// How its last run ended; only of one that is stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_run: Option<LastRun>,
     /// Why it is paused, if nobody asked for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// Process that runs it, while it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
+    /// Whether something in the guest has the agent's port open; only of one that runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_connected: Option<bool>,
     pub created: chrono::DateTime<chrono::Utc>,
     pub folder: std::path::PathBuf,
     pub checkpoint_type: CheckpointType,
@@ -87,8 +95,10 @@ impl VmInfo {
         Self {
             name: folder.name().clone(),
             state,
+            last_run: None,
             reason: None,
             pid,
+            agent_connected: None,
             created: definition.created,
             folder: folder.path().to_owned(),
             checkpoint_type: definition.checkpoint_type,
@@ -105,10 +115,13 @@ pub enum RequestError {
     /// Nothing was tried.
     #[error("{0}")]
     Refused(String),
+    /// What the path names is not there.
+    #[error("{0}")]
+    Missing(String),
     /// It was tried and undone.
     #[error("{0}")]
     Failed(String),
-    /// It was called off and undone.
+    /// It was cancelled and undone.
     #[error("{0}")]
     Cancelled(String),
 }
@@ -119,6 +132,7 @@ pub enum RequestError {
 pub enum Reply {
     Vm(Box<VmInfo>),
     Checkpoint(Box<CheckpointInfo>),
+    Details(Box<CheckpointDetails>),
     Tree(TreeInfo),
     Deleted(DeletedInfo),
     /// There is nothing to tell of it.
@@ -212,6 +226,47 @@ impl From<&Manifest> for CheckpointInfo {
     }
 }
 
+/// A checkpoint with what it was made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CheckpointDetails {
+    #[serde(flatten)]
+    pub info: CheckpointInfo,
+    /// The VM that it was made of.
+    pub vm: String,
+    /// Version of the piton that made it.
+    pub piton: String,
+    /// The VM's hardware at that time.
+    pub config: VmConfig,
+    /// The disks that it holds.
+    pub disks: Vec<DiskDetails>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DiskDetails {
+    pub disk: String,
+    /// The layer that holds what was written last; none: the image itself.
+    pub layer: Option<Id>,
+}
+
+impl From<&Manifest> for CheckpointDetails {
+    fn from(manifest: &Manifest) -> Self {
+        let disks = manifest.disks.iter().map(|(disk, point)| DiskDetails {
+            disk: disk.clone(),
+            layer: match point {
+                DiskPoint::Layer { id, .. } => Some(*id),
+                DiskPoint::Base(_) => None,
+            },
+        });
+        Self {
+            info: manifest.into(),
+            vm: manifest.vm.clone(),
+            piton: manifest.piton.clone(),
+            config: manifest.config.clone(),
+            disks: disks.collect(),
+        }
+    }
+}
+
 /// All checkpoints of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TreeInfo {
@@ -233,7 +288,7 @@ pub struct TreeInfo {
 pub struct CreateBody {
     /// None: the time.
     #[serde(default)]
-    pub name: Option<String>,
+    pub name: Option<CheckpointName>,
     #[serde(default)]
     pub note: String,
     /// Leave the VM paused.
@@ -282,7 +337,7 @@ pub struct SetBody {
 #[serde(deny_unknown_fields)]
 pub struct ChangeBody {
     #[serde(default)]
-    pub name: Option<String>,
+    pub name: Option<CheckpointName>,
     #[serde(default)]
     pub note: Option<String>,
 }
@@ -296,7 +351,7 @@ pub struct ApplyBody {
     /// The live state is lost.
     pub discard_current: bool,
     /// Name of the checkpoint made first.
-    pub name: Option<String>,
+    pub name: Option<CheckpointName>,
     /// Resume at once.
     pub run: bool,
     #[serde(flatten)]
@@ -309,7 +364,7 @@ pub struct ApplyBody {
 struct ApplyFields {
     save_current: bool,
     discard_current: bool,
-    name: Option<String>,
+    name: Option<CheckpointName>,
     run: bool,
     force: bool,
     clock: Clock,
@@ -373,11 +428,31 @@ pub struct RevertBody {
 
 /// Body of `POST /vm/checkpoints/{checkpoint}/clone`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "CloneFields")]
 pub struct CloneBody {
-    /// Of the new VMs.
+    /// Of the new VMs, one at least.
     pub names: Vec<VmName>,
 }
+
+/// [`CloneBody`] before it is known that there is something to make.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CloneFields {
+    names: Vec<VmName>,
+}
+
+impl TryFrom<CloneFields> for CloneBody {
+    type Error = &'static str;
+
+    fn try_from(CloneFields { names }: CloneFields) -> Result<Self, Self::Error> {
+        if names.is_empty() { Err("`names` is empty: name the new VMs") } else { Ok(Self { names }) }
+    }
+}
+
+/// Body of requests that say all in their path.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NoBody {}
 
 /// Body of `POST /vm/stop`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

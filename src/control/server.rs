@@ -6,6 +6,7 @@
 //! | `PATCH /vm` | [`SetBody`](super::SetBody) | the VM |
 //! | `POST /vm/pause`, `POST /vm/resume` | | the VM |
 //! | `POST /vm/stop` | `{"force": bool}` or none | the VM; it may still be shutting down |
+//! | `GET /vm/checkpoints/{checkpoint}` | | the checkpoint |
 //! | `GET /vm/checkpoints` | | the tree ([`TreeInfo`](super::TreeInfo)) |
 //! | `POST /vm/checkpoints` | [`CreateBody`](super::CreateBody) or none | the new checkpoint ([`CheckpointInfo`](super::CheckpointInfo)) |
 //! | `PATCH /vm/checkpoints/{checkpoint}` | [`ChangeBody`](super::ChangeBody) | the checkpoint |
@@ -23,7 +24,7 @@
 //! about jobs are answered at once, whatever the owner of the machine is busy with.
 //!
 //! Errors are `{"error": "one sentence"}`: 400 for a malformed request, 404, 405, 409 where nothing was tried,
-//! 500 where it was tried and undone, also because it was cancelled.
+//! 413 for a body that is too large, 500 where it was tried and undone, also because it was cancelled.
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -33,7 +34,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
-use axum::extract::{FromRequestParts, Path as UrlPath, State};
+use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path as UrlPath, State};
 use axum::http::header::{CONNECTION, UPGRADE};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
@@ -49,7 +50,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::jobs::{Job, JobError, Jobs, Waiting};
-use super::{Answer, CONSOLE_PROTOCOL, ErrorBody, Request, RequestError, StopBody};
+use super::{Answer, CONSOLE_PROTOCOL, ErrorBody, NoBody, Request, RequestError, StopBody};
 use crate::devices::console::Console;
 use crate::seccomp;
 
@@ -78,6 +79,9 @@ struct Context {
     /// Consoles that are attached now.
     relays: Arc<AtomicUsize>,
 }
+
+/// Most bytes of a body: as much as a command line can hold, however it is written down.
+const BODY_MAX: usize = 1 << 20;
 
 /// How long those who wait for an answer, or for the last output, have to take it when the VM ends.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -195,45 +199,52 @@ async fn serve(
     let listener = OwnersOnly(UnixListener::from_std(listener)?);
     let app = Router::new()
         .route("/vm", get(|context| ask(context, Request::Show)))
-        .route("/vm", patch(|context, body: Bytes| with_body(context, body, Request::Set)))
-        .route("/vm/pause", post(|context| ask(context, Request::Pause)))
-        .route("/vm/resume", post(|context| ask(context, Request::Resume)))
+        .route("/vm", patch(|context, body: Sent| with_body(context, body, Request::Set)))
+        .route("/vm/pause", post(|context, body: Sent| with_body(context, body, |NoBody {}| Request::Pause)))
+        .route(
+            "/vm/resume",
+            post(|context, body: Sent| with_body(context, body, |NoBody {}| Request::Resume)),
+        )
         .route(
             "/vm/stop",
-            post(|context, body: Bytes| {
+            post(|context, body: Sent| {
                 with_body(context, body, |StopBody { force }| Request::Stop { force })
             }),
         )
         .route("/vm/checkpoints", get(|context| ask(context, Request::Checkpoints)))
         .route(
             "/vm/checkpoints",
-            post(|context, body: Bytes| with_job(context, body, Request::CreateCheckpoint)),
+            post(|context, body: Sent| with_job(context, body, Request::CreateCheckpoint)),
         )
         .route(
             "/vm/checkpoints/{checkpoint}",
-            patch(|context, Reference(path): Reference, body: Bytes| {
+            get(|context, Reference(path): Reference| ask(context, Request::Checkpoint(path))),
+        )
+        .route(
+            "/vm/checkpoints/{checkpoint}",
+            patch(|context, Reference(path): Reference, body: Sent| {
                 with_body(context, body, |body| Request::ChangeCheckpoint(path, body))
             }),
         )
         .route(
             "/vm/checkpoints/{checkpoint}",
-            delete(|context, Reference(path): Reference, body: Bytes| {
+            delete(|context, Reference(path): Reference, body: Sent| {
                 with_job(context, body, |body| Request::DeleteCheckpoint(path, body))
             }),
         )
         .route(
             "/vm/checkpoints/{checkpoint}/apply",
-            post(|context, Reference(path): Reference, body: Bytes| {
+            post(|context, Reference(path): Reference, body: Sent| {
                 with_job(context, body, |body| Request::ApplyCheckpoint(path, body))
             }),
         )
         .route(
             "/vm/checkpoints/{checkpoint}/clone",
-            post(|context, Reference(path): Reference, body: Bytes| {
+            post(|context, Reference(path): Reference, body: Sent| {
                 with_body(context, body, |body| Request::CloneCheckpoint(path, body))
             }),
         )
-        .route("/vm/revert", post(|context, body: Bytes| with_job(context, body, Request::Revert)))
+        .route("/vm/revert", post(|context, body: Sent| with_job(context, body, Request::Revert)))
         .route("/vm/jobs", get(async |State(context): State<Context>| Json(context.jobs.list())))
         .route(
             "/vm/jobs/{job}",
@@ -254,6 +265,7 @@ async fn serve(
         .method_not_allowed_fallback(async || {
             error(StatusCode::METHOD_NOT_ALLOWED, "this path takes another method")
         })
+        .layer(DefaultBodyLimit::max(BODY_MAX))
         .with_state(context);
     axum::serve(listener, app).with_graceful_shutdown(ended(stopped)).await
 }
@@ -279,6 +291,23 @@ impl<S: Send + Sync> FromRequestParts<S> for Reference {
     }
 }
 
+/// The body of a request. axum's own complaints are plain text.
+struct Sent(Bytes);
+
+impl<S: Send + Sync> FromRequest<S> for Sent {
+    type Rejection = Response;
+
+    async fn from_request(request: axum::extract::Request, state: &S) -> Result<Self, Response> {
+        match Bytes::from_request(request, state).await {
+            Ok(bytes) => Ok(Self(bytes)),
+            Err(e) if e.status() == StatusCode::PAYLOAD_TOO_LARGE => {
+                Err(error(e.status(), format!("the body is too large: at most {BODY_MAX} bytes are taken")))
+            }
+            Err(e) => Err(error(e.status(), format!("the body cannot be read: {}", e.body_text()))),
+        }
+    }
+}
+
 async fn ask(State(context): State<Context>, request: Request) -> Response {
     wait(&context, request, None).await
 }
@@ -286,9 +315,16 @@ async fn ask(State(context): State<Context>, request: Request) -> Response {
 /// Waits for the answer of a request.
 async fn wait(context: &Context, request: Request, job: Option<Job>) -> Response {
     let (reply, answer) = oneshot::channel();
+    let id = job.as_ref().map(Job::id);
     (context.dispatch)(Asked { request, job, reply });
-    match answer.await {
+    let answer = answer.await;
+    if let (Some(id), Ok(Err(RequestError::Refused(_) | RequestError::Missing(_)))) = (id, &answer) {
+        // Who asked is told, and nothing was done that others would look for.
+        context.jobs.forget(id);
+    }
+    match answer {
         Ok(Ok(reply)) => Json(reply).into_response(),
+        Ok(Err(e @ RequestError::Missing(_))) => error(StatusCode::NOT_FOUND, e.to_string()),
         Ok(Err(e @ RequestError::Refused(_))) => error(StatusCode::CONFLICT, e.to_string()),
         Ok(Err(e @ (RequestError::Failed(_) | RequestError::Cancelled(_)))) => {
             error(StatusCode::INTERNAL_SERVER_ERROR, e.to_string())
@@ -326,7 +362,7 @@ fn undocumented(e: &serde_json::Error) -> Response {
 /// A request whose body may be left out where its default says enough.
 async fn with_body<T: DeserializeOwned>(
     context: State<Context>,
-    body: Bytes,
+    Sent(body): Sent,
     request: impl FnOnce(T) -> Request,
 ) -> Response {
     match fields(&body).and_then(typed) {
@@ -338,7 +374,7 @@ async fn with_body<T: DeserializeOwned>(
 /// The same for one that takes long.
 async fn with_job<T: DeserializeOwned>(
     State(context): State<Context>,
-    body: Bytes,
+    Sent(body): Sent,
     request: impl FnOnce(T) -> Request,
 ) -> Response {
     let parsed = fields(&body).and_then(|mut fields| {

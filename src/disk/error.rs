@@ -20,7 +20,7 @@ pub enum DiskError {
     NotAnImage(PathBuf),
     #[error("disk image {} is empty", .0.display())]
     Empty(PathBuf),
-    #[error("the size of disk image {} is {len} bytes, which is no multiple of {SECTOR}", path.display())]
+    #[error("the size of disk image {} is {len} bytes, which is not a multiple of {SECTOR}", path.display())]
     BadLength { path: PathBuf, len: u64 },
     #[error("disk image {} may not be written: add ,readonly to open it for reading only", .0.display())]
     ReadOnlyFile(PathBuf),

@@ -77,7 +77,9 @@ impl FromStr for CheckpointType {
     fn from_str(text: &str) -> Result<Self, String> {
         let found = Self::ALL.into_iter().find(|one| one.as_str() == text);
         found.ok_or_else(|| {
-            format!("`{text}` is no type of checkpoints: there are disabled, standard, production and production-only")
+            format!(
+                "`{text}` is not a checkpoint type: use disabled, standard, production or production-only"
+            )
         })
     }
 }

@@ -2,6 +2,7 @@
 //! lies.
 
 mod definition;
+mod last_run;
 mod name;
 pub mod trust;
 
@@ -16,12 +17,14 @@ use crate::storage::{Access, DOCUMENT_MAX, File, FileKind, Lock, Storage, Storag
 use definition::{FORMAT, OnDisk, crc_of};
 
 pub use definition::{CheckpointType, Definition, Merging, Now, Origin};
+pub use last_run::{Ending, LastRun};
 pub use name::{NameError, VmName};
 pub use trust::TrustError;
 
 const DEFINITION: &str = "vm.json";
 const CRC: &str = "crc";
 const LOCK: &str = "lock";
+const LAST_RUN: &str = "last-run.json";
 /// Folders of VMs that are being made, or that a crash cut short; no name of a VM begins so.
 const STAGING: &str = ".clone-";
 /// Longest path of a Unix socket, without its final NUL (unix(7)).
@@ -31,13 +34,13 @@ const SOCKET_PATH_MAX: usize = 107;
 pub enum FolderError {
     #[error(transparent)]
     Name(#[from] NameError),
-    #[error("there is no place for VMs: set PITON_HOME, XDG_DATA_HOME or HOME")]
+    #[error("no folder for VMs is known: set PITON_HOME, XDG_DATA_HOME or HOME")]
     NoHome,
     #[error("a VM `{name}` exists: start it with `piton start {name}`, or remove it with `piton rm {name}`")]
     Taken { name: VmName },
-    #[error("there is no VM `{name}` in {}: `piton list` shows those that are", home.display())]
+    #[error("there is no VM `{name}` in {}: `piton list` shows all VMs", home.display())]
     Missing { name: VmName, home: PathBuf },
-    #[error("the VM `{0}` is in use: it runs, or another command works on it")]
+    #[error("the VM `{0}` is in use: it is running, or another command is working on it")]
     Busy(VmName),
     #[error(transparent)]
     Trust(#[from] TrustError),
@@ -48,7 +51,7 @@ pub enum FolderError {
     Newer { path: PathBuf, found: u64 },
     #[error("{} is damaged: {error}", path.display())]
     Damaged { path: PathBuf, error: String },
-    #[error("{} holds an impossible definition: {error}", path.display())]
+    #[error("{} has an impossible definition: {error}", path.display())]
     Impossible { path: PathBuf, error: ConfigError },
     #[error(transparent)]
     Storage(#[from] StorageError),
@@ -387,6 +390,23 @@ impl VmFolder {
         Ok(())
     }
 
+    /// To be called while the socket is there still: one that is found with no process behind it
+    /// was left by a process that was killed.
+    pub fn save_last_run(&self, _lock: &VmLock, last: LastRun) -> Result<(), FolderError> {
+        let path = self.path.join(LAST_RUN);
+        let bytes =
+            last.encode().map_err(|e| FolderError::Damaged { path: path.clone(), error: e.to_string() })?;
+        Ok(self.storage.replace(&path, &bytes)?)
+    }
+
+    /// Of a VM that does not run. None: it never ran, or nothing is known of it.
+    pub fn last_run(&self) -> Option<LastRun> {
+        if self.storage.exists(&self.socket()).unwrap_or(false) {
+            return Some(LastRun { ended: None, how: Ending::Killed });
+        }
+        LastRun::decode(&self.storage.read(&self.path.join(LAST_RUN)).ok()?)
+    }
+
     /// Removes the VM with all that is in its folder. The definition goes first: what is left
     /// after a crash is no VM any more.
     pub fn remove(&self, _lock: VmLock) -> Result<(), FolderError> {
@@ -504,6 +524,21 @@ mod tests {
         value.as_object_mut().unwrap().remove(CRC).unwrap();
         std::fs::write(folder.definition_path(), value.to_string()).unwrap();
         assert_eq!(folder.load().unwrap(), definition);
+    }
+
+    #[test]
+    fn a_process_that_was_killed_leaves_its_socket() {
+        let (_dir, home) = home();
+        let folder = home.folder(&"demo".parse().unwrap());
+        let lock = folder.create().unwrap();
+        assert_eq!(folder.last_run(), None);
+        let last = LastRun { ended: Some(chrono::Utc::now()), how: Ending::Off };
+        folder.save_last_run(&lock, last.clone()).unwrap();
+        assert_eq!(folder.last_run(), Some(last.clone()));
+        std::fs::write(folder.socket(), "").unwrap();
+        assert_eq!(folder.last_run(), Some(LastRun { ended: None, how: Ending::Killed }));
+        std::fs::remove_file(folder.socket()).unwrap();
+        assert_eq!(folder.last_run(), Some(last));
     }
 
     #[test]

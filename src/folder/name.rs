@@ -9,7 +9,7 @@ pub const NAME_MAX: usize = 64;
 
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "`{}` is no VM name: use 1 to {NAME_MAX} letters, digits, `-`, `_` or `.`, starting with a letter or digit",
+    "`{}` is not a VM name: use 1 to {NAME_MAX} letters, digits, `-`, `_` or `.`, starting with a letter or digit",
     .0.escape_debug()
 )]
 pub struct NameError(String);

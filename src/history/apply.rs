@@ -166,8 +166,8 @@ pub fn check(folder: &VmFolder, manifest: &Manifest, how: GoBack) -> Result<()> 
         let change = stamp.compare(folder.storage(), &path)?;
         if !matches!(change, BaseChange::Same | BaseChange::Touched) {
             return Err(CheckpointError::Refused(format!(
-                "the base image {} was changed since checkpoint `{}` was made ({change}): \
-                 what the checkpoint holds of disk `{}` is no longer known; `piton checkpoint apply --force` goes back all the same",
+                "the base image {} has changed since checkpoint `{}` was made ({change}): \
+                 what the checkpoint holds of disk `{}` is not known any more; `piton checkpoint apply --force` goes back anyway",
                 path.display(),
                 manifest.name,
                 config.id

@@ -58,7 +58,7 @@ impl<'a> Catalog<'a> {
             // It is there and cannot be read, which is another matter.
             return Err(match damaged(listing, reference) {
                 Some(one) => one.error.into(),
-                None => CheckpointError::Refused(text),
+                None => CheckpointError::Missing(text),
             });
         }
         Ok(self.store.load(found?)?)
@@ -77,30 +77,30 @@ impl<'a> Catalog<'a> {
     pub fn parent_of_now(&self, definition: &Definition) -> Result<Manifest> {
         let id = definition.now.parent.ok_or_else(|| {
             CheckpointError::Refused(format!(
-                "the VM `{}` does not descend from a checkpoint: there is nothing to revert to",
+                "the VM `{}` has no checkpoint to revert to",
                 self.folder.name()
             ))
         })?;
         Ok(self.store.load(id)?)
     }
 
-    /// The checked name, or the time's; unique in the VM.
-    pub fn new_name(&self, asked: Option<&str>) -> Result<CheckpointName> {
+    /// The name, or the time's; unique in the VM.
+    pub fn new_name(&self, asked: Option<&CheckpointName>) -> Result<CheckpointName> {
         let manifests = self.manifests()?;
         let taken = |name: &str| manifests.iter().any(|manifest| manifest.name.as_str() == name);
         match asked {
-            None => Ok(CheckpointName::of_time(&chrono::Local::now(), taken)),
-            Some(name) if taken(name) => Err(CheckpointError::Refused(format!(
+            None => Ok(CheckpointName::of_time(&chrono::Utc::now(), taken)),
+            Some(name) if taken(name.as_str()) => Err(CheckpointError::Refused(format!(
                 "a checkpoint `{name}` exists: choose another name, or rename that one"
             ))),
-            Some(name) => Ok(name.parse()?),
+            Some(name) => Ok(name.clone()),
         }
     }
 
     /// Renames, or changes the note.
     pub fn change(&self, definition: &Definition, reference: &str, body: &ChangeBody) -> Result<Manifest> {
         let manifest = self.resolve(definition, reference)?;
-        let asked = body.name.as_deref().filter(|name| *name != manifest.name.as_str());
+        let asked = body.name.as_ref().filter(|name| **name != manifest.name);
         let name = asked.map(|name| self.new_name(Some(name))).transpose()?;
         Ok(self.store.update(manifest.id, |manifest| {
             if let Some(name) = name {

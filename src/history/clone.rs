@@ -74,13 +74,13 @@ fn check<'a>(
     let (folder, store, storage) = (catalog.folder, &catalog.store, catalog.folder.storage());
     folder.sweep()?;
     if names.iter().collect::<BTreeSet<_>>().len() != names.len() {
-        return refuse("two clones cannot have one name".into());
+        return refuse("two clones cannot have the same name".into());
     }
     names.iter().try_for_each(|name| folder.sibling(name).make_room())?;
     apply::check(folder, manifest, GoBack::default())?;
     if let Some(merging) = &definition.now.merging {
         return refuse(format!(
-            "a merge of layers of disk `{}` was cut short: `piton doctor {} --repair` finishes it, then clone again",
+            "a merge of layers of disk `{}` was interrupted: `piton doctor {} --repair` finishes it, then clone again",
             merging.disk,
             folder.name()
         ));
@@ -95,7 +95,7 @@ fn check<'a>(
     let checkpoint = store.path(manifest.id);
     if storage.metadata(&checkpoint)?.dev != home {
         return refuse(format!(
-            "{} is on another file system than {}: a clone shares its files by hard links, which cannot cross over",
+            "{} is on another file system than {}: a clone shares its files by hard links, which cannot cross file systems",
             checkpoint.display(),
             folder.path().display()
         ));

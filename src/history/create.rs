@@ -72,7 +72,7 @@ impl Subject<'_> {
 pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Result<Manifest> {
     let Subject { folder, lock, definition, disks, machine, pending, origin } = subject;
     let catalog = Catalog::new(folder, definition);
-    let name = catalog.new_name(body.name.as_deref())?;
+    let name = catalog.new_name(body.name.as_ref())?;
     let id = Id::random().map_err(CheckpointError::Random)?;
 
     // stage

@@ -2,7 +2,6 @@
 
 use crate::capture::guest::CaptureError;
 use crate::capture::image::ImageError;
-use crate::checkpoint::name::NameError;
 use crate::checkpoint::state::StateError;
 use crate::checkpoint::store::StoreError;
 use crate::checkpoint::tree::ResolveError;
@@ -19,8 +18,9 @@ pub enum CheckpointError {
     /// Nothing was tried.
     #[error("{0}")]
     Refused(String),
-    #[error(transparent)]
-    Name(#[from] NameError),
+    /// There is no such checkpoint.
+    #[error("{0}")]
+    Missing(String),
     #[error(transparent)]
     Resolve(#[from] ResolveError),
     #[error(transparent)]
@@ -43,13 +43,13 @@ pub enum CheckpointError {
     Folder(#[from] FolderError),
     #[error(transparent)]
     Storage(#[from] StorageError),
-    #[error("no random bytes can be had: {0}")]
+    #[error("no random bytes are available: {0}")]
     Random(std::io::Error),
     #[error("{0}")]
     NoProduction(String),
     #[error("a thread cannot be started: {0}")]
     Thread(std::io::Error),
-    #[error("cancelled: the VM is as it was, and nothing is left of it")]
+    #[error("cancelled: the VM is as it was, and nothing is left behind")]
     Cancelled(#[from] Cancelled),
 }
 
@@ -58,13 +58,18 @@ impl CheckpointError {
         matches!(
             self,
             Self::Refused(_)
-                | Self::Name(_)
+                | Self::Missing(_)
                 | Self::Resolve(_)
                 | Self::Folder(FolderError::Taken { .. } | FolderError::Busy(_) | FolderError::Trust(_))
         )
     }
 
-    /// Called off by the user, and undone.
+    /// What was asked for is not there.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::Missing(_) | Self::Resolve(ResolveError::Unknown { .. }))
+    }
+
+    /// Cancelled by the user, and undone.
     pub fn is_cancelled(&self) -> bool {
         matches!(self, Self::Cancelled(_))
     }

@@ -32,7 +32,8 @@ pub fn create(mut subject: Subject, body: &CreateBody, progress: &Progress) -> R
             ("the VM is paused, so its guest cannot freeze its file systems".to_owned(), false)
         };
         if kind == CheckpointType::ProductionOnly {
-            let text = format!("no production checkpoint could be made, and no other is allowed: {why}");
+            let text =
+                format!("no production checkpoint could be created, and no other type is allowed: {why}");
             return Err(if tried {
                 CheckpointError::NoProduction(text)
             } else {
@@ -48,13 +49,13 @@ fn kind(folder: &VmFolder, definition: &Definition, body: &CreateBody) -> Result
     let name = folder.name();
     if definition.checkpoint_type == CheckpointType::Disabled {
         return Err(CheckpointError::Refused(format!(
-            "checkpoints of the VM `{name}` are disabled: to go back could corrupt what its guest shares with others \
+            "checkpoints of the VM `{name}` are disabled: going back could corrupt what its guest shares with others \
              (docs/when-not-to.md); `piton set {name} --checkpoint-type production` allows them"
         )));
     }
     match body.kind {
         Some(CheckpointType::Disabled) => Err(CheckpointError::Refused(
-            "`disabled` is a setting and no checkpoint: ask for standard, production or production-only"
+            "`disabled` is a setting, not a checkpoint type: ask for standard, production or production-only"
                 .into(),
         )),
         asked => Ok(asked.unwrap_or(definition.checkpoint_type)),
@@ -73,7 +74,7 @@ pub fn set(folder: &VmFolder, lock: &VmLock, definition: &mut Definition, body: 
     if next.auto_checkpoint && next.checkpoint_type == CheckpointType::Disabled {
         return Err(CheckpointError::Refused(format!(
             "the VM `{}` cannot have automatic checkpoints while checkpoints are disabled: \
-             say --auto-checkpoint off, or another --checkpoint-type",
+             use --auto-checkpoint off, or another --checkpoint-type",
             folder.name()
         )));
     }
@@ -91,17 +92,17 @@ fn make_dir(folder: &VmFolder, definition: &Definition, next: &Definition, dir: 
     let listing = Catalog::new(folder, definition).listing()?;
     if !listing.manifests.is_empty() || !listing.damaged.is_empty() {
         return Err(CheckpointError::Refused(format!(
-            "the VM `{}` has checkpoints: their folder can only be changed when there are none",
+            "the VM `{}` has checkpoints: their folder can only be changed while there are none",
             folder.name()
         )));
     }
     if !dir.is_absolute() || !dir.is_dir() {
-        return Err(CheckpointError::Refused(format!("{} is no folder: make it first", dir.display())));
+        return Err(CheckpointError::Refused(format!("{} is not a folder: create it first", dir.display())));
     }
     let same = |a: &Path, b: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
     if same(&folder.checkpoints(next), folder.path()) {
         return Err(CheckpointError::Refused(format!(
-            "{} is where the VM's folder is: its checkpoints would lie among its other files",
+            "{} is where the VM's folder is: its checkpoints would be among its other files",
             dir.display()
         )));
     }

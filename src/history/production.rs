@@ -46,7 +46,7 @@ pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Resul
     let Subject { folder, lock, definition, disks, machine, pending: _, origin } = subject;
     let limit = freeze_timeout(body)?;
     let catalog = Catalog::new(folder, definition);
-    let name = catalog.new_name(body.name.as_deref())?;
+    let name = catalog.new_name(body.name.as_ref())?;
     let id = Id::random().map_err(CheckpointError::Random)?;
     let Some(machine) = machine else { return Err(Failure::Agent(AgentError::Absent)) };
     let port = machine.agent();
@@ -93,7 +93,7 @@ pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Resul
                 describe_disks(folder, &layers, &mut manifest)?;
                 if let Err(e) = frozen.thawed {
                     manifest.warnings.push(format!(
-                        "{e}: the guest's file systems may be frozen still; its agent is asked again when it connects"
+                        "{e}: the guest's file systems may still be frozen; its agent is asked again when it connects"
                     ));
                 }
                 catalog.store.publish(staging, &manifest)?;

@@ -84,9 +84,9 @@ fn find(
     if let Some(id) = definition.now.creating {
         let published = listing.manifests.iter().any(|manifest| manifest.id == id);
         findings.push(Finding::mended(if published {
-            format!("checkpoint {id} was made and not yet taken note of; Now descends from it")
+            format!("checkpoint {id} was complete but not yet recorded; it is now the parent of Now")
         } else {
-            format!("the making of checkpoint {id} was interrupted; it is dropped")
+            format!("creating checkpoint {id} was interrupted; it is dropped")
         }));
         if repair {
             let mut next = definition.clone();
@@ -107,7 +107,7 @@ fn find(
             // A merge that cannot go on now, for want of space perhaps, must not keep the VM from
             // starting. Wherever it stopped, everything reads the same; it is planned anew later.
             if let Err(e) = merge::finish_merge(folder, lock, definition) {
-                log::warn!("a merge of layers is put off: {e}");
+                log::warn!("merging of layers is postponed: {e}");
                 merge::give_up(folder, lock, definition)?;
             }
         }
@@ -150,6 +150,6 @@ fn strays(folder: &VmFolder, repair: bool) -> Result<Vec<Finding>> {
             storage.remove_file_if_exists(path)?;
         }
     }
-    let what = |path: &PathBuf| Finding::mended(format!("{} is what a crash left", path.display()));
+    let what = |path: &PathBuf| Finding::mended(format!("{} was left by a crash", path.display()));
     Ok(found.iter().map(what).collect())
 }

@@ -151,7 +151,7 @@ impl Machine {
     }
 
     /// Does `job` while the machine stands still, on the thread of the vCPU that stops last, and
-    /// lets it go on as before. Nothing that the job does may wait for the guest.
+    /// lets it continue as before. Nothing that the job does may wait for the guest.
     pub fn stand_still<T: Send + 'static>(
         &mut self,
         job: impl FnOnce(&Standstill<'_>) -> T + Send + 'static,

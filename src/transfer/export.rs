@@ -55,7 +55,7 @@ impl<'a> Staged<'a> {
     fn begin(storage: &'a Storage, dir: &Path) -> Result<Self> {
         let refused = |what: String| Err(TransferError::Refused(what));
         let Some(name) = dir.file_name() else {
-            return refused(format!("{} is no folder that can be made", dir.display()));
+            return refused(format!("{} cannot be created", dir.display()));
         };
         match storage.metadata(dir) {
             Err(e) if e.is_not_found() => {}
@@ -91,7 +91,7 @@ impl<'a> Staged<'a> {
         if let Err(e) = storage.create_dir(&path) {
             if e.is_not_found() {
                 let parent = dir.parent().unwrap_or(dir).display();
-                return refused(format!("there is no folder {parent}: make it first"));
+                return refused(format!("the folder {parent} does not exist: create it first"));
             }
             if e.kind() != std::io::ErrorKind::AlreadyExists {
                 return Err(e.into());

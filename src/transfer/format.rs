@@ -182,7 +182,7 @@ impl Export {
         );
         for file in named.iter().copied().chain(self.files.keys().map(String::as_str)) {
             if !is_inside(file) {
-                return Err(format!("`{}` is no name of a file in the folder", file.escape_debug()));
+                return Err(format!("`{}` is not the name of a file in the folder", file.escape_debug()));
             }
             if !self.files.contains_key(file) {
                 return Err(format!("there is no checksum of `{file}`"));
@@ -206,7 +206,7 @@ impl Export {
         let changes = self.disks.values().any(|disk| disk.changes)
             || self.memory.as_ref().is_some_and(|memory| memory.changes);
         if changes && self.since.is_none() {
-            return Err("it holds changes, and does not say to what".into());
+            return Err("it holds changes, and does not say since which checkpoint".into());
         }
         let standard = self.kind == Kind::Standard;
         if self.memory.is_some() != standard || self.state.is_some() != standard {

@@ -47,9 +47,9 @@ pub enum TransferError {
     Disks(#[from] DisksError),
     #[error(transparent)]
     Storage(#[from] StorageError),
-    #[error("no random bytes can be had: {0}")]
+    #[error("no random bytes are available: {0}")]
     Random(std::io::Error),
-    #[error("cancelled: nothing is left of it")]
+    #[error("cancelled: nothing is left behind")]
     Cancelled(#[from] Cancelled),
 }
 

@@ -122,7 +122,7 @@ fn read(storage: &Storage, dir: &Path) -> Result<Export> {
     match storage.within(dir).read_at_most(&path, DOCUMENT_MAX) {
         Err(e) if e.is_not_found() || e.kind() == std::io::ErrorKind::NotADirectory => {
             Err(TransferError::Refused(format!(
-                "{} is no export: there is no {INDEX} in it, which is written last",
+                "{} is not an export: it has no {INDEX}, which is written last",
                 dir.display()
             )))
         }
@@ -265,7 +265,7 @@ fn can_boot(storage: &Storage, path: &Path) -> std::result::Result<(), String> {
     let meta = storage.open_named(path, Access::ReadOnly).and_then(|file| file.metadata());
     match meta {
         Err(e) => Err(format!("cannot be used: {e}")),
-        Ok(meta) if meta.kind != FileKind::File => Err("is no regular file".into()),
+        Ok(meta) if meta.kind != FileKind::File => Err("is not a regular file".into()),
         Ok(_) => Ok(()),
     }
 }

@@ -102,7 +102,7 @@ impl Source {
         };
         let manifest = Manifest {
             id: Id::random().map_err(TransferError::Random)?,
-            name: CheckpointName::of_time(&chrono::Local::now(), |_| false),
+            name: CheckpointName::of_time(&chrono::Utc::now(), |_| false),
             note: String::new(),
             parent: now.parent,
             kind: Kind::Offline,
@@ -169,8 +169,8 @@ fn check_base(folder: &VmFolder, manifest: &Manifest, config: &DiskConfig, stamp
         return Ok(());
     }
     Err(CheckpointError::Refused(format!(
-        "the base image {} was changed since checkpoint `{}` was made ({change}): what the checkpoint holds of \
-         disk `{}` is no longer known",
+        "the base image {} has changed since checkpoint `{}` was made ({change}): what the checkpoint holds of \
+         disk `{}` is not known any more",
         path.display(),
         manifest.name,
         config.id

@@ -291,7 +291,7 @@ impl Runner {
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => Entered::Ended(MachineEvent::PowerOff),
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => Entered::Ended(MachineEvent::Reset),
             Ok(VcpuExit::InternalError) => crash(format!(
-                "KVM could not go on with vCPU {index}: it met an instruction that it cannot emulate"
+                "KVM could not continue with vCPU {index}: it met an instruction that it cannot emulate"
             )),
             Ok(VcpuExit::FailEntry(reason, _)) => {
                 crash(format!("the processor refused to run vCPU {index} (hardware reason {reason:#x})"))

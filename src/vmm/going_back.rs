@@ -60,8 +60,7 @@ impl Vmm {
     ) -> Result<(), CheckpointError> {
         if body.save_current == body.discard_current {
             return Err(CheckpointError::Refused(
-                "what is to become of the current state: say either that it is saved as a checkpoint, or discarded"
-                    .into(),
+                "what becomes of the current state: set either save_current or discard_current".into(),
             ));
         }
         self.park_merge();
@@ -109,7 +108,7 @@ impl Vmm {
         if let Some(machine) = &self.machine
             && let Err(e) = machine.take_console(&self.console)
         {
-            log::warn!("what is typed does not reach the guest: {e}");
+            log::warn!("input does not reach the guest: {e}");
         }
         if body.run {
             self.resume()?;

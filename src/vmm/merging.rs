@@ -36,7 +36,7 @@ impl Vmm {
                 Ok(None) => return None,
                 Ok(Some(_)) => {}
                 Err(e) => {
-                    log::warn!("layers that nothing needs apart are not merged yet: {e}");
+                    log::warn!("layers that could be merged are not merged yet: {e}");
                     return None;
                 }
             }
@@ -89,7 +89,7 @@ impl Vmm {
 
     /// It failed; the guest is not touched by that, and it is tried again another time.
     fn put_off(&mut self, error: &CheckpointError) {
-        let why = format!("layers that nothing needs apart are not merged yet: {error}");
+        let why = format!("layers that could be merged are not merged yet: {error}");
         log::warn!("{why}");
         if let Some(Series { job, .. }) = self.merging.take() {
             job.finish(&Err(RequestError::Failed(why)));

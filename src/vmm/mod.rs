@@ -22,7 +22,7 @@ use crate::control::{
 };
 use crate::devices::console::Console;
 use crate::events::MachineEvent;
-use crate::folder::{CheckpointType, Definition, VmFolder, VmLock};
+use crate::folder::{CheckpointType, Definition, Ending, LastRun, VmFolder, VmLock};
 use crate::history::capture::Below;
 use crate::history::create::{Origin, Subject};
 use crate::history::disks::OpenDisks;
@@ -220,7 +220,7 @@ impl Vmm {
             && port.is_open()
             && let Err(e) = agent::thaw_again(&*port)
         {
-            log::warn!("the guest's file systems may be frozen still: {e}");
+            log::warn!("the guest's file systems may still be frozen: {e}");
         }
     }
 
@@ -288,6 +288,10 @@ impl Vmm {
             }
         };
         self.end_merge();
+        let last = LastRun { ended: Some(chrono::Utc::now()), how: ending(&outcome) };
+        if let Err(e) = self.folder.save_last_run(&self.lock, last) {
+            log::warn!("how this run ended is not recorded: {e}");
+        }
         let Self { folder, mut definition, machine, mut filling, disks, console, jobs, server, lock, .. } =
             self;
         if let Some(filling) = filling.take_if(|filling| filling.is_broken()) {
@@ -307,14 +311,14 @@ impl Vmm {
         if outcome == Outcome::PoweredOff
             && let Err(e) = policy::at_shutdown(&folder, &lock, &mut definition)
         {
-            log::warn!("the automatic checkpoint is left: {e}");
+            log::warn!("the automatic checkpoint is kept: {e}");
         }
         // A second signal leaves that for later, too.
         let settled = jobs
             .add(None, JobKind::Merge, String::new())
             .map(|job| merge::settle(&folder, &lock, &mut definition, job.progress()));
         if let Ok(Err(e)) = settled {
-            log::warn!("layers that nothing needs apart are not merged yet: {e}");
+            log::warn!("layers that could be merged are not merged yet: {e}");
         }
         history::catch_up(&folder, &lock, &definition);
         drop(lock);
@@ -333,7 +337,8 @@ impl Vmm {
         let pid = self.machine.is_some().then(std::process::id);
         // Of a machine that runs, it would have to wait for requests in flight.
         let reason = self.machine.as_ref().filter(|machine| !machine.is_running()).and_then(Machine::stuck);
-        VmInfo { reason, ..VmInfo::new(&self.folder, &self.definition, self.state(), pid) }
+        let agent_connected = self.machine.as_ref().map(|machine| machine.agent().is_open());
+        VmInfo { reason, agent_connected, ..VmInfo::new(&self.folder, &self.definition, self.state(), pid) }
     }
 
     /// The guest waits for the user, rather than seeing its disk fail. It may be over already: a
@@ -344,7 +349,7 @@ impl Vmm {
         let name = self.folder.name();
         let paused = if machine.is_running() { machine.pause() } else { Ok(()) };
         match paused {
-            Ok(()) => log::error!("{why}: the VM is paused; make room, then `piton resume {name}`"),
+            Ok(()) => log::error!("{why}: the VM is paused; free some space, then `piton resume {name}`"),
             Err(e) => log::error!("{why}, and the VM cannot be paused: {e}"),
         }
     }
@@ -405,6 +410,10 @@ impl Vmm {
                 }
             }
             (Request::Checkpoints, _) => return Ok(Reply::Tree(history::tree(&catalog, &self.definition)?)),
+            (Request::Checkpoint(reference), _) => {
+                let manifest = catalog.resolve(&self.definition, &reference)?;
+                return Ok(Reply::Details(Box::new((&manifest).into())));
+            }
             (Request::ChangeCheckpoint(reference, body), _) => {
                 return Ok(Reply::of(&catalog.change(&self.definition, &reference, &body)?));
             }
@@ -482,11 +491,20 @@ impl Vmm {
     }
 }
 
+fn ending(outcome: &Outcome) -> Ending {
+    match outcome {
+        Outcome::PoweredOff => Ending::Off,
+        Outcome::Ended(by) => Ending::Ended { by: (*by).to_owned() },
+        Outcome::Crashed(why) => Ending::Crashed { why: why.clone() },
+    }
+}
+
 impl From<CheckpointError> for RequestError {
     fn from(error: CheckpointError) -> Self {
         let text = error.to_string();
         match () {
             () if error.is_cancelled() => Self::Cancelled(text),
+            () if error.is_missing() => Self::Missing(text),
             () if error.is_refusal() => Self::Refused(text),
             () => Self::Failed(text),
         }

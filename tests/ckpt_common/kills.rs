@@ -30,7 +30,7 @@ pub fn kill_vm(lab: &Lab) {
     kill(process(lab).expect("it runs"));
 }
 
-/// Starts the VM if it is off, and lets it go on if it is paused; returns its console. A command
+/// Starts the VM if it is off, and lets it continue if it is paused; returns its console. A command
 /// whose VM was killed may have done its work offline, and left it paused.
 pub fn running(lab: &Lab) -> Terminal {
     static MARK: AtomicU64 = AtomicU64::new(0);

@@ -133,7 +133,7 @@ impl Lab {
     /// The manifest.
     #[track_caller]
     pub fn show(&self, name: &str) -> Value {
-        self.home.args(["checkpoint", "show", &format!("demo@{name}"), "--json"]).json()
+        self.home.manifest("demo", name)
     }
 
     /// The delta layers of a disk that are in the folder.

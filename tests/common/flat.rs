@@ -10,7 +10,7 @@ use super::Home;
 
 /// What checkpoint `name` of the VM `demo` holds of its disk `root`, whose base is `base`.
 pub fn flatten(home: &Home, name: &str, base: &Path) -> PathBuf {
-    let manifest = home.args(["checkpoint", "show", &format!("demo@{name}"), "--json"]).json();
+    let manifest = home.manifest("demo", name);
     let top = manifest["disks"]["root"]["layer"]["id"].as_str().unwrap().parse().unwrap();
     let storage = Storage::os();
     let files = std::fs::read_dir(home.vm("demo").join("disks")).unwrap();

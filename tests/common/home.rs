@@ -122,6 +122,14 @@ impl Home {
         http::attach(&self.socket(name))
     }
 
+    /// The manifest of a checkpoint, as it lies in the VM's folder.
+    #[track_caller]
+    pub fn manifest(&self, vm: &str, checkpoint: &str) -> serde_json::Value {
+        let shown = self.args(["checkpoint", "show", &format!("{vm}@{checkpoint}"), "--json"]).json();
+        let folder = self.vm(vm).join("checkpoints").join(shown["id"].as_str().unwrap());
+        serde_json::from_slice(&std::fs::read(folder.join("manifest.json")).unwrap()).unwrap()
+    }
+
     /// Waits until nobody runs the VM.
     #[track_caller]
     pub fn ended(&self, name: &str) {

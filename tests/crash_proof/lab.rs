@@ -255,7 +255,7 @@ impl Lab {
     }
 
     pub fn create(&mut self, name: &str) -> Result<Id> {
-        let body = CreateBody { name: Some(name.into()), ..CreateBody::default() };
+        let body = CreateBody { name: Some(name.parse().unwrap()), ..CreateBody::default() };
         let act = |lab: &mut Self| {
             let Self { folder, lock, definition, disks, .. } = lab;
             let disks = &disks.live;
@@ -338,7 +338,7 @@ impl Lab {
         }
         let manifest = Manifest {
             id,
-            name: name.parse()?,
+            name: name.parse().unwrap(),
             note: String::new(),
             parent,
             kind: Kind::Standard,
@@ -450,7 +450,7 @@ impl Lab {
     }
 
     pub fn change(&mut self, id: Id, name: Option<&str>, note: Option<&str>) -> Result<()> {
-        let body = ChangeBody { name: name.map(Into::into), note: note.map(Into::into) };
+        let body = ChangeBody { name: name.map(|name| name.parse().unwrap()), note: note.map(Into::into) };
         let act = |lab: &mut Self| lab.catalog().change(&lab.definition, &id.to_string(), &body).map(drop);
         self.step("rename or note".into(), act, |_, during, after, _| {
             let (old, new) = (during.must.get_mut(&id).unwrap(), after.must.get_mut(&id).unwrap());

@@ -30,7 +30,7 @@ pub enum ManifestError {
     Checksum { found: u32, recorded: u32 },
     #[error("it is of checkpoint {found}, but {expected} is expected there")]
     WrongId { found: Id, expected: Id },
-    #[error("it holds an impossible configuration: {0}")]
+    #[error("it has an impossible configuration: {0}")]
     Config(#[from] ConfigError),
     #[error("it cannot be: {0}")]
     Impossible(String),

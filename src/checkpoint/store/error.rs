@@ -19,11 +19,11 @@ pub enum StoreError {
     NoImage { id: Id, image: Id },
     #[error("there is no checkpoint {id} in {}", dir.display())]
     Missing { id: Id, dir: PathBuf },
-    #[error("{} holds no manifest: it is no checkpoint, or a damaged one", .0.display())]
+    #[error("{} has no manifest: it is not a checkpoint, or a damaged one", .0.display())]
     NoManifest(PathBuf),
     #[error("checkpoints cannot be written to {} ({source}): make it writable, or choose another folder with --checkpoint-dir", dir.display())]
     Refused { dir: PathBuf, source: StorageError },
-    #[error("there is not enough space in {} ({source}): delete checkpoints, or make room", dir.display())]
+    #[error("there is not enough space in {} ({source}): delete checkpoints, or free some space", dir.display())]
     Full { dir: PathBuf, source: StorageError },
     #[error("checkpoint {id} is incomplete: {} is {}", path.display(), if *.there { "there and not in its manifest" } else { "missing" })]
     Incomplete { id: Id, path: PathBuf, there: bool },

@@ -36,11 +36,11 @@ impl From<&Manifest> for Node {
 /// What is wrong with a tree; it is usable all the same.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TreeProblem {
-    #[error("checkpoint `{name}` ({id}) descends from {parent}, which is missing: it is shown as a root")]
+    #[error("checkpoint `{name}` ({id}) has the parent {parent}, which is missing: it is shown at the root")]
     ParentMissing { id: Id, name: String, parent: Id },
-    #[error("checkpoint `{name}` ({id}) descends from itself through {parent}: it is shown as a root")]
+    #[error("checkpoint `{name}` ({id}) is its own ancestor through {parent}: it is shown as a root")]
     Ring { id: Id, name: String, parent: Id },
-    #[error("the current state descends from {parent}, which is missing")]
+    #[error("the parent of the current state, {parent}, is missing")]
     NowParentMissing { parent: Id },
 }
 

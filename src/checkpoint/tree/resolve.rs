@@ -13,7 +13,7 @@ const SHOWN: usize = 5;
 pub enum ResolveError {
     #[error("there is no checkpoint `{}`{}", reference.escape_debug(), hint(.near))]
     Unknown { reference: String, near: Vec<String> },
-    #[error("`{reference}` could be any of {}: give more of the id", list(.candidates))]
+    #[error("`{reference}` matches {}: give more of the id", list(.candidates))]
     Ambiguous { reference: String, candidates: Vec<(Id, String)> },
 }
 
@@ -26,7 +26,7 @@ pub fn short(id: Id) -> String {
 
 fn hint(near: &[String]) -> String {
     if near.is_empty() {
-        return ": `piton checkpoint list` shows those that are".to_owned();
+        return ": `piton checkpoint list` shows all checkpoints".to_owned();
     }
     let names: Vec<_> = near.iter().map(|name| format!("`{name}`")).collect();
     format!(": did you mean {}?", names.join(" or "))
