@@ -36,7 +36,7 @@ pub enum ConfigError {
     #[error("the disk `{0}` has no path: give it as PATH[,id=NAME][,readonly][,passthrough][,overlay]")]
     DiskPath(String),
     #[error(
-        "`{0}` is not a disk option: the options are id=NAME, readonly, passthrough and overlay (a comma in a path is written twice)"
+        "`{0}` is not a disk option: the options are id=NAME, readonly, passthrough and overlay (write a comma in a path twice)"
     )]
     DiskOption(String),
     #[error("the disk `{0}` has the option `{1}` twice: leave one of them out")]

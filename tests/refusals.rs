@@ -156,7 +156,7 @@ fn disks() {
     std::os::unix::fs::symlink(&good, &link).unwrap();
     refused(&home, &format!("--disk {good} --disk {},overlay", link.display()), 3, &["are the same file"]);
     let comma = home.image("a,b.raw", 1000);
-    refused(&home, &format!("--disk {comma}"), 2, &["`b.raw` is not a disk option", "written twice"]);
+    refused(&home, &format!("--disk {comma}"), 2, &["`b.raw` is not a disk option", "comma in a path twice"]);
     refused(&home, &format!("--disk {}", comma.replace(',', ",,")), 3, &["a,b.raw", "1000 bytes"]);
     let fifo = home.beside("fifo");
     assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
@@ -352,6 +352,10 @@ fn another_user_is_told_whose_the_vms_are() {
     let listed = as_nobody(&["list"]);
     assert_eq!(listed.code, Some(3), "{listed}");
     assert!(listed.stdout.contains("foreign") && listed.stdout.contains("uid 0"), "{listed}");
+    let listed = as_nobody(&["list", "--json"]);
+    assert_eq!(listed.code, Some(3), "{listed}");
+    let told: serde_json::Value = serde_json::from_str(&listed.stdout).unwrap();
+    assert!(told[0]["error"].as_str().unwrap().contains("uid 0"), "{listed}");
     as_nobody(&["show", "demo"]).fails(3, &["another user (uid 0)", "PITON_HOME"]);
     std::fs::set_permissions(home.root(), std::fs::Permissions::from_mode(0o1777)).unwrap();
     as_nobody(&["run", "mine", "--detach", "--no-seccomp"]);

@@ -427,7 +427,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = parse_cpus)]
     pub cpus: u32,
     /// Disk image, raw or qcow2: PATH[,id=NAME][,readonly][,passthrough][,overlay]; may be repeated;
-    /// a comma in PATH is written twice
+    /// write a comma in PATH twice
     #[arg(long = "disk", value_name = "DISK")]
     pub disks: Vec<DiskArg>,
     /// File that a qcow2 image may read as its backing file; may be repeated

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 
 use super::args::{RmArgs, StopArgs};
-use super::error::{InUse, refused, sentence};
+use super::error::{InUse, REFUSED, Told, refused, sentence};
 use super::out::{self, note, outln};
 use super::output::{self, Listed};
 use super::terminal::{RawTerminal, print, read_keys};
@@ -136,6 +136,10 @@ pub fn list(json: bool) -> anyhow::Result<()> {
         output::list(&vms);
     }
     if !vms.is_empty() && vms.iter().all(|vm| matches!(vm, Listed::Foreign { .. })) {
+        if json {
+            // The list has said it, and is all there is to be on standard output.
+            return Err(Told { code: REFUSED }.into());
+        }
         return Err(refused("all VMs here belong to other users: set PITON_HOME to a folder of your own"));
     }
     Ok(())
