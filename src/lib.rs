@@ -31,6 +31,7 @@
 //! | 0 | [`id`] | identities of layers and checkpoints |
 //! | 0 | [`pages`] | sets of pages of guest memory |
 //! | 0 | [`progress`] | how far long work is, and calling it off |
+//! | 0 | [`seats`] | places for the clients of a server |
 //! | 0 | [`seccomp`] | what each thread may ask of the kernel |
 
 // Both end the process where nobody reads: `cli/out.rs` is the way out.
@@ -57,6 +58,7 @@ pub mod memory;
 pub mod nbd;
 pub mod pages;
 pub mod progress;
+pub mod seats;
 pub mod seccomp;
 pub mod storage;
 pub mod transfer;

@@ -89,29 +89,57 @@ fn work_that_waits_can_be_called_off_before_it_begins() {
     lab.tidy();
 }
 
+/// Ctrl-C, `kill`, and a terminal that is closed.
 #[test]
-fn an_interrupt_calls_the_work_off() {
+fn a_signal_cancels_the_work() {
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        let lab = Lab::new();
+        let mut vm = lab.boot("--memory 512M");
+        vm.ok("fill 440");
+        let sum = vm.ok("sum");
+        let mut command = common::Vm::spawn(lab.command(["checkpoint", "create", "demo", "one"]));
+        // Once the memory is being written, it is too early to be done.
+        until("the job to begin", || {
+            let jobs = lab.cp("jobs demo --json").json();
+            (jobs["jobs"][0]["done"].as_u64() > Some(0)).then_some(())
+        });
+        command.signal(signal);
+        let exit = command.exit();
+        assert_eq!(exit.code, Some(1), "{exit:?}");
+        assert!(exit.stderr.contains("cancelled") && exit.stderr.trim().lines().count() == 1, "{exit:?}");
+        assert_eq!(lab.cp("jobs demo --json").json()["jobs"][0]["state"], "cancelled");
+        assert_eq!(files(&lab.vm("demo").join("checkpoints")), Vec::<std::path::PathBuf>::new());
+        assert_eq!(vm.ok("sum"), sum);
+        lab.create("two");
+        vm.journal();
+        vm.power_off();
+        assert_eq!(lab.names(), ["two"]);
+        lab.tidy();
+    }
+}
+
+/// Whoever is killed while it waits for its turn does not get what it asked for behind its back.
+#[test]
+fn a_request_whose_asker_left_before_its_turn_is_not_done() {
     let lab = Lab::new();
     let mut vm = lab.boot("--memory 512M");
     vm.ok("fill 440");
-    let sum = vm.ok("sum");
-    let mut command = common::Vm::spawn(lab.command(["checkpoint", "create", "demo", "one"]));
-    // Once the memory is being written, it is too early to be done.
-    until("the job to begin", || {
-        let jobs = lab.cp("jobs demo --json").json();
-        (jobs["jobs"][0]["done"].as_u64() > Some(0)).then_some(())
+    let first = lab.http("demo", "POST", "/vm/checkpoints", r#"{"name": "one", "no_wait": true}"#).json();
+    until("the job to begin", || (job(&lab, &id(&first))["done"].as_u64() > Some(0)).then_some(()));
+    let mut second = common::Vm::spawn(lab.command(["checkpoint", "create", "demo", "two"]));
+    until("the second to wait", || {
+        (lab.cp("jobs demo --json").json()["jobs"][1]["state"] == "queued").then_some(())
     });
-    command.signal(libc::SIGINT);
-    let exit = command.exit();
-    assert_eq!(exit.code, Some(1), "{exit:?}");
-    assert!(exit.stderr.contains("cancelled") && exit.stderr.trim().lines().count() == 1, "{exit:?}");
-    assert_eq!(lab.cp("jobs demo --json").json()["jobs"][0]["state"], "cancelled");
-    assert_eq!(files(&lab.vm("demo").join("checkpoints")), Vec::<std::path::PathBuf>::new());
-    assert_eq!(vm.ok("sum"), sum);
-    lab.create("two");
+    second.signal(libc::SIGKILL);
+    second.exit();
+    until("both to be over", || {
+        let jobs = lab.cp("jobs demo --json").json();
+        let states = [0, 1].map(|index| jobs["jobs"][index]["state"].as_str().unwrap().to_owned());
+        (!states.iter().any(|state| state == "queued" || state == "running")).then_some(states)
+    });
+    assert_eq!(lab.names(), ["one"]);
     vm.journal();
     vm.power_off();
-    assert_eq!(lab.names(), ["two"]);
     lab.tidy();
 }
 

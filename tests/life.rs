@@ -217,19 +217,71 @@ fn starts_again_after_a_kill() {
 }
 
 #[test]
-fn a_termination_signal_ends_it_well() {
+fn a_signal_lets_the_guest_shut_down() {
     for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
         let home = Home::new();
         let mut vm = home.boot("run demo");
         vm.journal_goes_on(1);
         vm.signal(signal);
         let exit = vm.exits_well();
-        assert!(exit.stderr.contains("was ended by"), "signal {signal}: {}", exit.stderr);
+        assert!(exit.console.contains("evt power button"), "signal {signal}: {}", exit.console);
+        assert!(exit.stderr.contains("has shut down"), "signal {signal}: {}", exit.stderr);
         assert!(!home.socket("demo").exists());
         let mut vm = home.boot("start demo --attach");
         vm.journal();
         vm.power_off();
     }
+    // One in the background, as `systemctl stop` or the end of the host find it.
+    let home = Home::new();
+    home.piton("run demo --detach").ok();
+    home.attach("demo").ready();
+    let pid = home.piton("show demo --json").json()["pid"].as_i64().unwrap();
+    common::send_signal(pid as i32, libc::SIGTERM);
+    home.ended("demo");
+    assert!(home.console_log("demo").contains("evt power button"));
+}
+
+#[test]
+fn a_guest_that_does_not_heed_a_signal_is_cut_off() {
+    let home = Home::new();
+    let mut vm = home.boot("run demo --stop-timeout 1");
+    vm.send("hang");
+    vm.line(&["evt hang"]);
+    vm.signal(libc::SIGTERM);
+    let exit = vm.exits_well();
+    assert!(exit.stderr.contains("did not shut down in time"), "{}", exit.stderr);
+    assert!(exit.stderr.contains("was ended by a termination signal"), "{}", exit.stderr);
+
+    // A second signal waits for nothing.
+    let mut vm = home.boot("start demo --attach --stop-timeout 3600");
+    vm.send("hang");
+    vm.line(&["evt hang"]);
+    vm.signal(libc::SIGTERM);
+    until("the first signal to be told", || vm.stderr().contains("another signal").then_some(()));
+    assert!(vm.is_running());
+    vm.signal(libc::SIGINT);
+    assert!(vm.exits_well().stderr.contains("was ended by an interrupt signal"));
+}
+
+#[test]
+fn who_was_started_to_outlive_its_terminal_does() {
+    use std::os::unix::process::CommandExt;
+    let home = Home::new();
+    let mut command = home.command(["run", "demo"]);
+    // SAFETY: signal is async-signal-safe and the closure touches nothing else.
+    unsafe {
+        command.pre_exec(|| {
+            // As nohup does.
+            libc::signal(libc::SIGHUP, libc::SIG_IGN);
+            Ok(())
+        });
+    }
+    let mut vm = common::Vm::spawn(command);
+    vm.ready();
+    vm.signal(libc::SIGHUP);
+    vm.ok("echo still here");
+    vm.journal();
+    vm.power_off();
 }
 
 #[test]
@@ -245,7 +297,7 @@ fn a_signal_ends_a_paused_vm_too() {
 fn console_attaches_and_ends_with_the_vm() {
     let home = Home::new();
     home.piton("run demo --detach").ok();
-    let mut console = home.spawn("console demo");
+    let mut console = home.spawn("console demo --tail 100");
     console.ready();
     console.ok("echo typed by piton console");
     console.send("poweroff");
@@ -400,4 +452,211 @@ fn a_level_of_the_log_that_is_none_is_refused() {
         assert_eq!(finished.code, Some(code), "{finished}");
         assert_eq!(code == 2, finished.stderr.contains("off, error, warn, info or debug"), "{finished}");
     }
+}
+
+/// A VM whose process does not answer costs others nothing, is named, and can be ended.
+#[test]
+fn a_vm_that_does_not_answer_hangs_nobody() {
+    let home = Home::new();
+    home.piton("run dead --detach --memory 32M").ok();
+    let mut vm = home.boot("run live --memory 32M");
+    let dead = home.piton("show dead --json").json()["pid"].as_i64().unwrap() as i32;
+    common::send_signal(dead, libc::SIGSTOP);
+
+    let listed = home.piton("list --json").json();
+    assert_eq!(
+        (&listed[0]["name"], &listed[0]["state"]),
+        (&"dead".into(), &"unresponsive".into()),
+        "{listed}"
+    );
+    assert_eq!((&listed[0]["pid"], &listed[1]["state"]), (&dead.into(), &"running".into()), "{listed}");
+    let text = home.piton("list").ok();
+    assert!(text.contains("piton stop --force dead") && text.contains("SIGSTOP"), "{text}");
+    let shown = home.piton("show dead --json").json();
+    assert_eq!(shown, listed[0]);
+    for command in [
+        "pause dead",
+        "stop dead",
+        "console dead",
+        "checkpoint create dead x",
+        "set dead --auto-checkpoint on",
+    ] {
+        home.piton(command).fails(1, &["`dead`", "does not answer", "piton stop --force dead"]);
+    }
+    home.piton("pause live").ok();
+    home.piton("resume live").ok();
+
+    let said = home.piton("stop dead --force");
+    assert_eq!(said.code, Some(0), "{said}");
+    assert!(
+        said.stdout.contains("is stopped") && said.stderr.contains(&format!("process {dead} was killed")),
+        "{said}"
+    );
+    assert_eq!(home.piton("show dead --json").json()["state"], "stopped");
+    assert_eq!(home.piton("start dead --json").json()["state"], "running");
+    home.piton("stop dead").ok();
+    vm.journal();
+    vm.power_off();
+}
+
+/// So many wait to be accepted that connecting alone would hang.
+#[test]
+fn a_full_queue_before_a_vm_that_does_not_answer_hangs_nobody() {
+    let home = Home::new();
+    home.piton("run demo --detach --memory 32M").ok();
+    let pid = home.piton("show demo --json").json()["pid"].as_i64().unwrap() as i32;
+    common::send_signal(pid, libc::SIGSTOP);
+    let path = home.socket("demo");
+    let (sender, connected) = std::sync::mpsc::channel();
+    let crowd: Vec<_> = (0..8)
+        .map(|_| {
+            let (path, sender) = (path.clone(), sender.clone());
+            std::thread::spawn(move || {
+                // The last ones block until the VM is gone.
+                while let Ok(stream) = std::os::unix::net::UnixStream::connect(&path) {
+                    if sender.send(stream).is_err() {
+                        return;
+                    }
+                }
+            })
+        })
+        .collect();
+    let mut held = Vec::new();
+    // Full once nobody gets in any more.
+    while let Ok(stream) = connected.recv_timeout(std::time::Duration::from_secs(1)) {
+        held.push(stream);
+    }
+    assert_eq!(home.piton("list --json").json()[0]["state"], "unresponsive");
+    home.piton("pause demo").fails(1, &["does not answer"]);
+    home.piton("stop demo --force").ok();
+    drop((connected, held));
+    crowd.into_iter().for_each(|thread| thread.join().unwrap());
+    assert_eq!(home.piton("show demo --json").json()["state"], "stopped");
+}
+
+#[test]
+fn only_a_vm_is_killed_by_a_forced_stop() {
+    let home = Home::new();
+    home.boot("run demo").power_off();
+    // This process works on the VM, as a command does.
+    let vms = piton::folder::Home::at(home.root(), piton::storage::Storage::os());
+    let lock = vms.folder(&"demo".parse().unwrap()).lock().unwrap();
+    let me = format!("process {}", std::process::id());
+    home.piton("stop demo --force").fails(3, &["another command works on the VM `demo`", &me]);
+    home.piton("doctor demo").fails(3, &["another command works on the VM `demo`", &me]);
+    drop(lock);
+    home.piton("stop demo --force").ok();
+    let mut vm = home.boot("start demo --attach");
+    home.piton("doctor demo").fails(3, &["`demo` is running", "piton stop demo"]);
+    vm.power_off();
+}
+
+#[test]
+fn a_low_soft_limit_of_open_files_is_raised() {
+    let home = Home::new();
+    let mut command = std::process::Command::new("sh");
+    home.equip(&mut command);
+    command.args([
+        "-c",
+        "ulimit -S -n 16; exec \"$0\" run demo --detach --json",
+        env!("CARGO_BIN_EXE_piton"),
+    ]);
+    let info = common::Finished::run(command).json();
+    home.attach("demo").ready();
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", info["pid"])).unwrap();
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let words: Vec<&str> = files.split_ascii_whitespace().collect();
+    assert_eq!(words[3], words[4], "{files}");
+    home.piton("stop demo").ok();
+}
+
+/// piton.log is rotated as console.log is: at a start, and by a VM that runs.
+#[test]
+fn the_log_of_a_vm_does_not_grow_without_end() {
+    let home = Home::new();
+    let boot = |command: &str| {
+        let mut command = home.command(command.split_ascii_whitespace());
+        common::Finished::run({
+            command.env("PITON_LOG", "info");
+            command
+        })
+        .ok();
+        let mut console = home.attach("demo");
+        console.ready();
+        console
+    };
+    boot("run demo --detach");
+    home.piton("stop demo").ok();
+    let log = home.vm("demo").join("piton.log");
+    let former = home.vm("demo").join("piton.log.1");
+    let grown = |len: u64| std::fs::OpenOptions::new().write(true).open(&log).unwrap().set_len(len).unwrap();
+    let len = |path: &std::path::Path| std::fs::metadata(path).unwrap().len();
+    let limit = 16 << 20;
+
+    grown(limit);
+    boot("start demo");
+    assert_eq!(len(&former), limit);
+    assert!(len(&log) < 4096);
+    home.piton("stop demo").ok();
+
+    grown(limit - 1);
+    std::fs::remove_file(&former).unwrap();
+    let mut console = boot("start demo");
+    assert!(!former.exists());
+    console.send("reboot");
+    console.ready();
+    until("the log to be rotated", || former.exists().then_some(()));
+    until("the fresh log to be there", || log.exists().then_some(()));
+    console.send("reboot");
+    console.ready();
+    let text = || String::from_utf8_lossy(&std::fs::read(&log).unwrap()).into_owned();
+    until("a line in the fresh log", || text().contains("asked for a reset").then_some(()));
+    assert!(len(&log) < 4096);
+    home.piton("stop demo").ok();
+}
+
+#[test]
+fn a_pipe_talks_with_the_guest_and_comes_to_its_end() {
+    use std::io::Write;
+    let home = Home::new();
+    let mut vm = home.boot("run demo");
+    vm.ok("journal off");
+    let piped = |args: &str, input: &str| {
+        let mut command = home.command(args.split_ascii_whitespace());
+        let (from, mut to) = std::io::pipe().unwrap();
+        command.stdin(from);
+        to.write_all(input.as_bytes()).unwrap();
+        drop(to);
+        common::Finished::run(command)
+    };
+    let said = piped("console demo", "echo over a pipe\n");
+    assert_eq!((said.code, said.stderr.as_str()), (Some(0), ""), "{said}");
+    assert!(said.stdout.contains("ok over a pipe"), "{said}");
+    assert!(!said.stdout.contains("type help"), "the past is not the answer: {said}");
+    vm.line(&["ok over a pipe"]);
+    // The past, with a mark where it ends.
+    let said = piped("console demo --tail 2 --linger 0.2", "");
+    let past: Vec<&str> = said.stdout.lines().collect();
+    assert_eq!((past.len(), past[1]), (2, "ok over a pipe"), "{said}");
+    assert!(said.stderr.contains("up to here"), "{said}");
+    let said = piped("console demo --no-log --linger 0.2", "");
+    assert_eq!((said.stdout.as_str(), said.code), ("", Some(0)), "{said}");
+    vm.power_off();
+}
+
+#[test]
+fn a_console_whose_output_nobody_reads_says_nothing_wrong() {
+    let home = Home::new();
+    let mut vm = home.boot("run demo");
+    let mut command = home.command(["console", "demo", "--tail", "5"]);
+    let (from, to) = std::io::pipe().unwrap();
+    command.stdout(to).stdin(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let mut console = command.spawn().unwrap();
+    drop(command);
+    drop(from);
+    vm.ok("echo something to print");
+    let stderr = std::io::read_to_string(console.stderr.take().unwrap()).unwrap();
+    assert_eq!(console.wait().unwrap().code(), Some(0), "{stderr}");
+    assert!(!stderr.contains("ended"), "{stderr}");
+    vm.power_off();
 }

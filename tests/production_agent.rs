@@ -202,3 +202,21 @@ fn killed_in_the_freeze_all_is_whole() {
     lab.stop();
     lab.tidy();
 }
+
+/// An agent that hangs with its port open, and is asked until it answers.
+#[test]
+fn one_that_hangs_frozen_thaws_as_soon_as_it_answers() {
+    let (lab, mut vm) = boot("mute");
+    let warnings = || lab.home.piton("show demo --json").json()["warnings"].clone();
+    assert_eq!(warnings(), json!(null));
+    lab.cp("create demo one --type production-only").fails(1, &["guest-fsfreeze-status"]);
+    let at = frozen_at(&mut vm);
+    assert!(warnings()[0].as_str().unwrap().contains("may be frozen"), "{}", warnings());
+    assert!(lab.home.piton("show demo").ok().contains("may be frozen"));
+    vm.ok("agent wake");
+    assert_eq!(seq(&vm.line(&["evt thawed"])), at);
+    common::until("the warning to go", || (warnings() == json!(null)).then_some(()));
+    vm.journal_goes_on(at);
+    vm.power_off();
+    lab.tidy();
+}

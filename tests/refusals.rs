@@ -53,6 +53,8 @@ fn memory() {
     refused(&home, "--memory 99999999999999999999G", 2, &["is not a memory size"]);
     refused(&home, "--memory 200T", 2, &["too much", "4T"]);
     refused(&home, "--memory 16000000T", 2, &["too much"]);
+    // More than any host that these tests run on has.
+    refused(&home, "--memory 4T", 3, &["4 TiB", "the host has", "--memory"]);
     // As on a host that has no room for it.
     shell(&home, "ulimit -v 8000000; exec $PITON run demo --memory 16G")
         .fails(3, &["cannot map 16384 MiB", "--memory"]);

@@ -13,7 +13,7 @@ use core::fmt::Write;
 pub const POLL_US: u64 = 5_000;
 const LATE_US: u64 = 4_000_000;
 const LINE: usize = 512;
-const USAGE: &str = "agent on|off|silent|garbage|endless|late|dies|mute|zero|refuses|lies|reopens";
+const USAGE: &str = "agent on|off|silent|garbage|endless|late|dies|mute|wake|zero|refuses|lies|reopens";
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mode {
@@ -73,6 +73,12 @@ impl Agent {
 
     /// The command; a new mode is a new process, which opens the port anew.
     pub fn command(&mut self, text: &str, devices: impl Iterator<Item = u64>) -> Outcome {
+        if text == "wake" {
+            // The same process, with its port open all the while.
+            self.mute = false;
+            say!("ok agent wake");
+            return Ok(());
+        }
         let mode = match text {
             "on" => Mode::Honest,
             "off" => Mode::Off,

@@ -257,6 +257,12 @@ pub fn thaw_again(channel: &dyn Channel) -> Result<(), AgentError> {
     Agent::begin(channel, &Progress::default(), PATIENCE)?.thaw()
 }
 
+/// Puts a word for the agent on its way, to be told of when it says something. Nothing is waited
+/// for, and what it answers means nothing.
+pub fn poke(port: &Port) {
+    port.poke(&request(SYNC, Some(json!({ "id": 0 })), 0));
+}
+
 /// How far a freeze came.
 #[derive(Debug)]
 pub enum Outcome<T, E> {

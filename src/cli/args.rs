@@ -42,12 +42,7 @@ pub enum Command {
     /// Resume a paused VM
     Resume { name: VmName },
     /// Attach this terminal to the console of a VM
-    Console {
-        name: VmName,
-        /// Takes the place of the option that all other commands have.
-        #[arg(id = "json", long = "json", hide = true)]
-        no_json: bool,
-    },
+    Console(ConsoleArgs),
     /// Show the definition and state of a VM
     Show { name: VmName },
     /// Remove a stopped VM and everything in its folder
@@ -436,6 +431,9 @@ pub struct RunArgs {
     /// Run in the background; `piton console` attaches
     #[arg(long)]
     pub detach: bool,
+    /// How long the guest has to shut down when this process gets a signal to end
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "30")]
+    pub stop_timeout: Duration,
     /// Do not restrict the system calls of the VM's process
     #[arg(long)]
     pub no_seccomp: bool,
@@ -447,6 +445,9 @@ pub struct StartArgs {
     /// Stay in the foreground with the VM's console
     #[arg(long)]
     pub attach: bool,
+    /// How long the guest has to shut down when this process gets a signal to end
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "30")]
+    pub stop_timeout: Duration,
     /// Do not restrict the system calls of the VM's process
     #[arg(long)]
     pub no_seccomp: bool,
@@ -460,6 +461,23 @@ pub struct StartArgs {
     pub force: bool,
     #[arg(long, hide = true, value_enum, default_value_t = Clock::Saved)]
     pub clock: Clock,
+}
+
+#[derive(Debug, Args)]
+pub struct ConsoleArgs {
+    pub name: VmName,
+    /// Begin with this many of the last lines; console.log has more [default: 10 at a terminal, else 0]
+    #[arg(long, value_name = "N")]
+    pub tail: Option<usize>,
+    /// Begin with nothing that was printed before
+    #[arg(long, conflicts_with = "tail")]
+    pub no_log: bool,
+    /// With input from a pipe or file: end when the guest has been quiet this long after its end
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "1")]
+    pub linger: Duration,
+    /// Takes the place of the option that all other commands have.
+    #[arg(id = "json", long = "json", hide = true)]
+    pub no_json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -500,6 +518,14 @@ impl Switch {
     pub fn is_on(self) -> bool {
         matches!(self, Self::On)
     }
+}
+
+/// Seconds, with a fraction or without.
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let time = text.parse().ok().and_then(|seconds: f64| Duration::try_from_secs_f64(seconds).ok());
+    // A year is as good as for ever, and can be added to any time.
+    time.map(|time| time.min(Duration::from_secs(365 * 24 * 3600)))
+        .ok_or_else(|| format!("`{}` is not a number of seconds", text.escape_debug()))
 }
 
 /// Seconds, with a fraction or without, as long as file systems may be frozen.

@@ -14,7 +14,7 @@ use super::offline::{Offline, answer, find};
 use super::out::{self, outln};
 use super::{output, run, transfer, verify, work};
 use crate::checkpoint::Manifest;
-use crate::control::client;
+use crate::control::client::{self, Wait};
 use crate::control::jobs::{JobInfo, JobList};
 use crate::control::{
     ApplyBody, ChangeBody, CheckpointDetails, CheckpointInfo, CreateBody, DeleteBody, DeletedInfo, GoBack,
@@ -115,7 +115,8 @@ pub fn run(command: CheckpointCommand, json: bool) -> anyhow::Result<()> {
 }
 
 fn jobs(folder: &VmFolder, json: bool) -> anyhow::Result<()> {
-    let asked = answer(client::ask::<JobList>(&folder.socket(), Method::GET, "/vm/jobs", None))?;
+    let asked =
+        answer(client::ask::<JobList>(&folder.socket(), Method::GET, "/vm/jobs", None, Wait::default()))?;
     // Jobs go with the process.
     let list = asked.unwrap_or(JobList { jobs: Vec::new() });
     if json {
@@ -306,6 +307,7 @@ fn landed(
         State::Running => "running".to_owned(),
         State::Paused => format!("paused; `piton resume {name}` lets it continue"),
         State::Stopped => format!("stopped; `piton start {name}` boots it"),
+        State::Unresponsive => format!("unresponsive: see `piton show {name}`"),
     };
     outln!("the VM `{name}` is at checkpoint `{}`, {next}", manifest.name);
     Ok(())

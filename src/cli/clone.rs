@@ -57,6 +57,7 @@ pub fn run(args: &CloneArgs, json: bool) -> anyhow::Result<()> {
             State::Running => "running".to_owned(),
             State::Paused => format!("paused; `piton resume {name}` lets it continue"),
             State::Stopped => format!("stopped; `piton start {name}` boots it"),
+            State::Unresponsive => format!("unresponsive: see `piton show {name}`"),
         };
         outln!("the VM `{name}` is at checkpoint `{}` of `{}`, {next}", manifest.name, args.checkpoint.vm);
     }

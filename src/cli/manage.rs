@@ -1,28 +1,30 @@
 //! Commands on VMs that exist.
 
-use std::io::{BufRead, IsTerminal, Read, Write};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::io::{BufRead, IsTerminal};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 
 use super::args::{RmArgs, StopArgs};
 use super::error::{InUse, REFUSED, Told, refused, sentence};
-use super::out::{self, note, outln};
+use super::out::{self, outln};
 use super::output::{self, Listed};
-use super::terminal::{RawTerminal, print, read_keys};
 use crate::control::client::{self, ClientError};
 use crate::control::{State, StopBody, VmInfo};
-use crate::folder::{Ending, FolderError, Home, LastRun, TrustError, VmFolder, VmLock, VmName};
+use crate::folder::{FolderError, Holder, Home, TrustError, VmFolder, VmLock, VmName};
 use crate::storage::Storage;
 
-const KEYS: &str = "Ctrl-A x leaves it, the VM keeps running; Ctrl-A h: help";
-const HELP: &str = "Ctrl-A x leaves the console; Ctrl-A Ctrl-A sends one Ctrl-A to the guest";
 /// How long a killed process may take to be gone.
 const LAST_BREATH: Duration = Duration::from_secs(1);
 /// How often a VM that was told to stop is looked at.
 const POLL: Duration = Duration::from_millis(50);
+/// How long a list waits for the VMs that run, all of which are asked at once.
+const LIST: Duration = Duration::from_secs(2);
+/// How long a VM may be busy with something else before it is paused, resumed or stopped.
+const BUSY: Duration = Duration::from_secs(60);
+/// The same for one that is forced to stop; its work is cancelled first.
+const FORCED: Duration = Duration::from_secs(10);
 
 fn home() -> Result<Home, FolderError> {
     Home::from_env(Storage::os())
@@ -48,7 +50,13 @@ pub fn in_use(folder: &VmFolder, error: FolderError) -> anyhow::Error {
             "the VM `{name}` is paused: resume it with `piton resume {name}` and stop it with \
              `piton stop {name}`, or end it with `piton stop --force {name}`"
         ),
+        Some(State::Unresponsive) => {
+            format!("the VM `{name}` does not answer: `piton stop --force {name}` ends it")
+        }
         Some(State::Stopped) | None => {
+            if let Ok(Some(holder)) = folder.holder().map(|holder| holder.filter(|it| !it.runs_a_vm())) {
+                return other_command(folder, &holder);
+            }
             format!("another command is working on the VM `{name}`: try again when it is done")
         }
     };
@@ -84,16 +92,41 @@ pub fn lock(folder: &VmFolder) -> Result<VmLock, FolderError> {
     }
 }
 
+fn other_command(folder: &VmFolder, holder: &Holder) -> anyhow::Error {
+    refused(format!(
+        "another command works on the VM `{}`: wait for `{}` (process {})",
+        folder.name(),
+        holder.command(),
+        holder.pid()
+    ))
+}
+
 /// The VM as its process tells it, or as its folder does when none runs.
 pub fn info(folder: &VmFolder) -> anyhow::Result<VmInfo> {
     folder.must_exist()?;
-    match client::get(&folder.socket()) {
+    told(folder, client::get(&folder.socket()), Instant::now() + LAST_BREATH)
+}
+
+/// What is known of a VM that was asked.
+fn told(folder: &VmFolder, answer: Result<VmInfo, ClientError>, deadline: Instant) -> anyhow::Result<VmInfo> {
+    match answer {
         Ok(info) => Ok(info),
         Err(ClientError::NotRunning) => {
             // A process that is about to end has closed its socket: what is stopped can be used.
-            has_ended(folder, LAST_BREATH);
+            has_ended(folder, deadline.saturating_duration_since(Instant::now()));
             let last_run = folder.last_run();
             Ok(VmInfo { last_run, ..VmInfo::new(folder, &folder.load()?, State::Stopped, None) })
+        }
+        Err(ClientError::Silent { .. }) => {
+            let holder = folder.holder().ok().flatten();
+            let why = match &holder {
+                Some(holder) if holder.is_stopped() => "its process is stopped (SIGSTOP) and does not answer",
+                _ => "its process does not answer",
+            };
+            let reason = format!("{why}: `piton stop --force {}` ends it", folder.name());
+            let pid = holder.map(|holder| holder.pid());
+            let known = VmInfo::new(folder, &folder.load()?, State::Unresponsive, pid);
+            Ok(VmInfo { reason: Some(reason), ..known })
         }
         Err(e) => Err(e.into()),
     }
@@ -101,13 +134,13 @@ pub fn info(folder: &VmFolder) -> anyhow::Result<VmInfo> {
 
 pub fn pause(name: &VmName, json: bool) -> anyhow::Result<()> {
     let folder = existing(name)?;
-    output::done(&must_run(&folder, client::post(&folder.socket(), "/vm/pause", &()))?, json);
+    output::done(&must_run(&folder, client::post_within(&folder.socket(), "/vm/pause", &(), BUSY))?, json);
     Ok(())
 }
 
 pub fn resume(name: &VmName, json: bool) -> anyhow::Result<()> {
     let folder = existing(name)?;
-    output::done(&must_run(&folder, client::post(&folder.socket(), "/vm/resume", &()))?, json);
+    output::done(&must_run(&folder, client::post_within(&folder.socket(), "/vm/resume", &(), BUSY))?, json);
     Ok(())
 }
 
@@ -122,12 +155,31 @@ pub fn show(name: &VmName, json: bool) -> anyhow::Result<()> {
 }
 
 pub fn list(json: bool) -> anyhow::Result<()> {
-    let listed = |folder: VmFolder| match info(&folder) {
+    let folders = home()?.all()?;
+    // Nothing is asked of what another user may have put there.
+    let (own, others): (Vec<_>, Vec<_>) = folders
+        .into_iter()
+        .map(|folder| (folder.must_exist(), folder))
+        .partition(|(trusted, _)| trusted.is_ok());
+    let sockets: Vec<PathBuf> = own.iter().map(|(_, folder)| folder.socket()).collect();
+    let answers = client::get_all(&sockets, LIST)?;
+    let deadline = Instant::now() + LAST_BREATH;
+    let own = own.into_iter().zip(answers).map(|((_, folder), answer)| {
+        let info = told(&folder, answer, deadline);
+        (folder, info)
+    });
+    let others = others.into_iter().map(|(trusted, folder)| {
+        let info = trusted.map_err(anyhow::Error::from).and_then(|()| info(&folder));
+        (folder, info)
+    });
+    let mut all: Vec<(VmFolder, anyhow::Result<VmInfo>)> = own.chain(others).collect();
+    all.sort_by(|(a, _), (b, _)| a.name().cmp(b.name()));
+    let listed = |(folder, info): (VmFolder, anyhow::Result<VmInfo>)| match info {
         Ok(info) => Listed::Known(Box::new(info)),
         Err(e) if is_foreign(&e) => Listed::Foreign { name: folder.name().to_string(), why: sentence(&e) },
         Err(e) => Listed::Broken { name: folder.name().to_string(), error: sentence(&e) },
     };
-    let vms: Vec<Listed> = home()?.all()?.into_iter().map(listed).collect();
+    let vms: Vec<Listed> = all.into_iter().map(listed).collect();
     if json {
         out::json(&output::list_json(&vms));
     } else if vms.is_empty() {
@@ -151,52 +203,99 @@ fn is_foreign(error: &anyhow::Error) -> bool {
 
 pub fn stop(args: StopArgs, json: bool) -> anyhow::Result<()> {
     let folder = existing(&args.name)?;
-    let socket = folder.socket();
+    match ask_to_stop(&folder, &args) {
+        Ok(()) => {}
+        // Its socket does not do what it should: there is a way that needs none.
+        Err(e) if args.force && e.downcast_ref::<ClientError>().is_some_and(is_no_help) => {
+            log::warn!("{}", sentence(&e));
+            kill(&folder)?;
+        }
+        Err(e) => return Err(e),
+    }
+    output::done(&info(&folder)?, json);
+    Ok(())
+}
+
+fn is_no_help(error: &ClientError) -> bool {
+    matches!(error, ClientError::Silent { .. } | ClientError::Busy { .. } | ClientError::Broken(_))
+}
+
+/// Asks the guest to shut down, and with --force the VM to end, until its process is gone.
+fn ask_to_stop(folder: &VmFolder, args: &StopArgs) -> anyhow::Result<()> {
+    let (socket, name) = (folder.socket(), &args.name);
+    // A year is as good as for ever, and can be added to any time.
+    let patience = Duration::from_secs(args.timeout.min(365 * 24 * 3600));
     let paused = match client::get(&socket) {
         Ok(info) => info.state == State::Paused,
-        // It is off already, which is what was asked for.
-        Err(ClientError::NotRunning) => {
-            output::done(&info(&folder)?, json);
-            return Ok(());
-        }
+        Err(ClientError::NotRunning) => return ends_by_itself(folder, args, LAST_BREATH),
         Err(e) => return Err(e.into()),
     };
     // A paused guest cannot shut down, so with --force there is nothing to wait for.
     if !(paused && args.force) {
-        match client::post::<VmInfo>(&socket, "/vm/stop", &StopBody { force: false }) {
+        match client::post_within::<VmInfo>(&socket, "/vm/stop", &StopBody { force: false }, BUSY) {
             // It ends by itself.
             Ok(_) | Err(ClientError::NotRunning | ClientError::Ended) => {}
             Err(e) => return Err(e.into()),
         }
-        if has_ended(&folder, Duration::from_secs(args.timeout)) {
-            output::done(&info(&folder)?, json);
+        if has_ended(folder, patience) {
             return Ok(());
         }
     }
-    // With --force it has a while to end, whatever the guest was given.
-    let grace = Duration::from_secs(args.timeout.max(5));
-    let ends = matches!(client::get(&socket), Err(ClientError::NotRunning));
-    if ends && !(args.force && has_ended(&folder, grace)) {
-        return Err(anyhow!(
-            "the guest of `{}` has shut down; its disk layers are still being merged, which takes a while",
-            args.name
-        ));
+    if matches!(client::get(&socket), Err(ClientError::NotRunning)) {
+        return ends_by_itself(folder, args, Duration::ZERO);
     }
     if !args.force {
         return Err(anyhow!(
             "the guest of `{name}` has not shut down within {} s: it may need longer, or end it with `piton stop --force {name}`",
             args.timeout,
-            name = args.name
         ));
     }
-    match client::post::<VmInfo>(&socket, "/vm/stop", &StopBody { force: true }) {
+    match client::post_within::<VmInfo>(&socket, "/vm/stop", &StopBody { force: true }, FORCED) {
         Ok(_) | Err(ClientError::NotRunning | ClientError::Ended) => {}
         Err(e) => return Err(e.into()),
     }
-    if !has_ended(&folder, grace) {
-        return Err(anyhow!("the VM `{}` does not end: see {}", args.name, folder.vmm_log().display()));
+    ends_by_itself(folder, args, FORCED)
+}
+
+/// Waits for a process that has closed its socket, or was told to end. With --force what it is still
+/// at has a while, and then it is ended.
+fn ends_by_itself(folder: &VmFolder, args: &StopArgs, patience: Duration) -> anyhow::Result<()> {
+    if has_ended(folder, patience) {
+        return Ok(());
     }
-    output::done(&info(&folder)?, json);
+    match folder.holder() {
+        Ok(Some(holder)) if !holder.runs_a_vm() => Err(other_command(folder, &holder)),
+        _ if args.force && has_ended(folder, FORCED) => Ok(()),
+        _ if args.force => kill(folder),
+        _ => Err(anyhow!(
+            "the guest of `{name}` has shut down; its process is not done with the disks yet, \
+             which can take a while: `piton stop --force {name}` ends it, and nothing is lost",
+            name = args.name
+        )),
+    }
+}
+
+/// Ends a VM's process, whatever it is at. Its files are made for that.
+fn kill(folder: &VmFolder) -> anyhow::Result<()> {
+    let name = folder.name();
+    let holder = folder.holder().context("processes cannot be looked at")?;
+    let Some(holder) = holder else {
+        if has_ended(folder, LAST_BREATH) {
+            return Ok(());
+        }
+        return Err(anyhow!("the process of the VM `{name}` cannot be found: does it run as another user?"));
+    };
+    if !holder.runs_a_vm() {
+        return Err(other_command(folder, &holder));
+    }
+    let pid = holder.pid();
+    holder.kill().with_context(|| format!("process {pid} cannot be ended"))?;
+    if !holder.has_ended(FORCED).with_context(|| format!("process {pid} cannot be waited for"))? {
+        return Err(anyhow!(
+            "process {pid} of the VM `{name}` was killed and has not ended yet: it waits for the host, most likely for a disk"
+        ));
+    }
+    output::complain(&format!("the VM `{name}` did not end by itself: its process {pid} was killed"));
     Ok(())
 }
 
@@ -247,66 +346,5 @@ pub fn print_started(info: &VmInfo, json: bool) {
     match json {
         true => out::json_line(&serde_json::json!(info)),
         false => outln!("the VM `{name}` is running; `piton console {name}` attaches to it"),
-    }
-}
-
-pub fn console(name: &VmName) -> anyhow::Result<()> {
-    let folder = existing(name)?;
-    let mut output = must_run(&folder, client::console(&folder.socket()))?;
-    let mut input = output.try_clone().context("the console cannot be used")?;
-    note(&format!("piton: console of `{name}`. {KEYS}."));
-    let terminal = RawTerminal::enter().context("the terminal cannot be used")?;
-    let left = Arc::new(AtomicBool::new(false));
-    let leaving = left.clone();
-    std::thread::spawn(move || {
-        if read_keys(&format!("piton: {HELP}."), |bytes| input.write_all(bytes)) {
-            leaving.store(true, Ordering::SeqCst);
-            // Ends the reading below too.
-            let _ = input.shutdown(std::net::Shutdown::Both);
-        }
-    });
-    let mut buffer = [0; 4096];
-    let mut ended = Ok(());
-    while let Ok(count @ 1..) = output.read(&mut buffer) {
-        ended = print(&buffer[..count]);
-        if ended.is_err() {
-            break;
-        }
-    }
-    drop(terminal);
-    match ended {
-        // Who read it has seen enough.
-        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
-        Err(e) => return Err(e).context("the console's output cannot be shown"),
-        Ok(()) => {}
-    }
-    if left.load(Ordering::SeqCst) {
-        note(&format!("piton: left the console of `{name}`, which keeps running"));
-        return Ok(());
-    }
-    run_ended(&folder)
-}
-
-/// Tells how the run of a VM ended whose console has just come to its end.
-fn run_ended(folder: &VmFolder) -> anyhow::Result<()> {
-    let name = folder.name();
-    let deadline = Instant::now() + LAST_BREATH;
-    // It goes by itself, unless its process was killed; the lock says which.
-    while folder.socket().exists() && folder.lock().is_err() && Instant::now() < deadline {
-        std::thread::sleep(POLL);
-    }
-    match folder.last_run() {
-        Some(LastRun { how: Ending::Crashed { why }, .. }) => Err(anyhow!("the VM `{name}` crashed: {why}")),
-        Some(LastRun { how: Ending::Killed, .. }) => {
-            Err(anyhow!("the process of the VM `{name}` was killed"))
-        }
-        Some(LastRun { how: Ending::Ended { by }, .. }) => {
-            note(&format!("piton: the VM `{name}` was ended by {by}"));
-            Ok(())
-        }
-        Some(LastRun { how: Ending::Off, .. }) | None => {
-            note(&format!("piton: the VM `{name}` has shut down"));
-            Ok(())
-        }
     }
 }

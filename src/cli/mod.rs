@@ -3,8 +3,11 @@
 mod args;
 mod checkpoint;
 mod clone;
+mod console;
 mod error;
 mod guard;
+mod limits;
+mod log_file;
 mod manage;
 mod offline;
 mod out;
@@ -12,6 +15,7 @@ mod output;
 mod paths;
 mod run;
 mod set;
+mod signals;
 mod terminal;
 mod transfer;
 mod units;
@@ -40,16 +44,17 @@ pub fn main() -> ExitCode {
         tell(&error::usage(text), json);
         return leave(error::USAGE, out::finish());
     }
+    limits::raise_open_files();
     let result = match cli.command {
         Command::Run(args) => run::run(args, cli.background, json),
         Command::Start(args) => run::start(args, cli.background, json),
         Command::Stop(args) => manage::stop(args, json),
         Command::Pause { name } => manage::pause(&name, json),
         Command::Resume { name } => manage::resume(&name, json),
-        Command::Console { no_json: true, .. } => {
+        Command::Console(args) if args.no_json => {
             Err(error::usage("`piton console` has no --json: it passes on what the guest prints"))
         }
-        Command::Console { name, .. } => manage::console(&name),
+        Command::Console(args) => console::run(&args),
         Command::Show { name } => manage::show(&name, json),
         Command::Rm(args) => manage::remove(args, json),
         Command::List => manage::list(json),

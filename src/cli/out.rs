@@ -6,6 +6,8 @@ use std::io::{self, IsTerminal, Write};
 use std::ops::RangeInclusive;
 use std::sync::{Mutex, PoisonError};
 
+use super::log_file;
+
 static FAILED: Mutex<Option<io::Error>> = Mutex::new(None);
 
 fn keep(result: io::Result<()>) {
@@ -63,6 +65,7 @@ pub fn harmless(text: &str) -> Cow<'_, str> {
 pub fn to_stderr(text: &str) {
     let mut stderr = io::stderr();
     let _ = stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush());
+    log_file::written(text.len());
 }
 
 /// One line to standard error, shown by [`harmless`]. A raw terminal needs the carriage return, any other ignores it.

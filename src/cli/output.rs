@@ -107,6 +107,9 @@ pub fn show(info: &VmInfo) {
     if let Some(reason) = &info.reason {
         line("reason", reason.clone());
     }
+    for warning in &info.warnings {
+        line("warning", warning.clone());
+    }
     line("created", when(&info.created));
     line("cpus", info.config.cpus.to_string());
     line("memory", size(info.config.memory));
@@ -210,6 +213,7 @@ pub fn done(info: &VmInfo, json: bool) {
             State::Running => "is running",
             State::Paused => "is paused",
             State::Stopped => "is stopped",
+            State::Unresponsive => "does not answer",
         };
         outln!("the VM `{}` {state}", info.name);
     }

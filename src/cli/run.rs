@@ -3,21 +3,22 @@
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT};
 
 use super::args::{RunArgs, StartArgs};
 use super::error::{InUse, Told, refused, usage};
 use super::out::{self, note};
 use super::paths::absolute;
 use super::terminal::{RawTerminal, print, read_keys};
-use super::{manage, output};
+use super::{limits, log_file, manage, output, signals};
 use crate::config::{DiskArg, DiskConfig, DiskFormat, VmConfig};
 use crate::control::{GoBack, State, VmInfo};
+use crate::devices::console::BACKLOG;
 use crate::disk::{self, backing};
 use crate::folder::{Definition, FolderError, Home, VmFolder, VmLock};
 use crate::history::disks;
@@ -60,13 +61,14 @@ pub fn run(args: RunArgs, background: bool, json: bool) -> anyhow::Result<()> {
         disk.format = disk::probe(&Storage::os(), &disk.path).map_err(|e| refused(e.to_string()))?;
     }
     check_images(&config.disks, &args.backing)?;
+    limits::check_memory(config.memory)?;
     seccomp_unless(args.no_seccomp)?;
     let lock = folder.create()?;
     // From here on a failure must leave nothing behind.
     let booted = make_own_disk(&folder, &mut config)
         .and_then(|()| boot_new(&folder, config, lock))
         .inspect_err(|_| abandon(&folder));
-    serve(booted?, &folder, true, background)
+    serve(booted?, &folder, true, background, args.stop_timeout)
 }
 
 pub fn start(args: StartArgs, background: bool, json: bool) -> anyhow::Result<()> {
@@ -81,14 +83,15 @@ pub fn start(args: StartArgs, background: bool, json: bool) -> anyhow::Result<()
     }
     seccomp_unless(args.no_seccomp)?;
     let definition = folder.load()?;
+    let patience = args.stop_timeout;
     let Some(id) = args.restore else {
         let mut vmm = Vmm::new(folder.clone(), definition, lock)?;
         vmm.start()?;
-        return serve(vmm, &folder, true, background);
+        return serve(vmm, &folder, true, background, patience);
     };
     let how = GoBack { force: args.force, clock: args.clock };
     let vmm = Vmm::restore(folder.clone(), definition, lock, id, how)?;
-    serve(vmm, &folder, args.resume, background)
+    serve(vmm, &folder, args.resume, background, patience)
 }
 
 /// A VM that has been started needs something else than to be stopped first.
@@ -192,13 +195,16 @@ fn abandon(folder: &VmFolder) {
 }
 
 /// Runs the VM to its end, with its console on this terminal unless in the background. With `run`
-/// its guest begins at once.
-fn serve(vmm: Vmm, folder: &VmFolder, run: bool, background: bool) -> anyhow::Result<()> {
-    end_on_signals(vmm.ender())?;
+/// its guest begins at once. On a signal the guest has `patience` to shut down.
+fn serve(vmm: Vmm, folder: &VmFolder, run: bool, background: bool, patience: Duration) -> anyhow::Result<()> {
+    limits::warn_of_memory(vmm.definition().config.memory);
+    end_on_signals(vmm.ender(), patience)?;
     let outcome = if background {
         begin(vmm, run, |info| {
             // Whoever waits is woken once: by then its other pipe has ended, too.
-            let log = log_stderr(folder)?;
+            let path = folder.vmm_log();
+            let log = log_file::begin(path.clone());
+            let log = log.with_context(|| format!("{} cannot be written", path.display()))?;
             let ready = format!("{READY} {}\n", serde_json::json!(info));
             // The VM is there, also if who started it was killed meanwhile.
             let _ = print(ready.as_bytes());
@@ -240,7 +246,7 @@ fn serve_terminal(vmm: Vmm, folder: &VmFolder, run: bool) -> anyhow::Result<Outc
     note(&format!("piton: the VM `{}` is booting. {KEYS}.", folder.name()));
     let terminal = RawTerminal::enter().context("the terminal cannot be used")?;
     // Attached before the guest runs, so that its first byte is shown at once.
-    let output = vmm.console().attach();
+    let output = vmm.console().attach(BACKLOG);
     let shown = std::thread::spawn(move || {
         seccomp::confine(seccomp::Thread::Terminal);
         for chunk in output {
@@ -270,11 +276,14 @@ fn serve_terminal(vmm: Vmm, folder: &VmFolder, run: bool) -> anyhow::Result<Outc
     outcome
 }
 
-fn end_on_signals(ender: Ender) -> anyhow::Result<()> {
-    let mut signals = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM])
-        .context("signals cannot be received")?;
+/// The first signal presses the power button and gives the guest `patience` to shut down; the second
+/// ends the VM at once.
+fn end_on_signals(ender: Ender, patience: Duration) -> anyhow::Result<()> {
+    let mut signals =
+        signal_hook::iterator::Signals::new(signals::ending()).context("signals cannot be received")?;
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         seccomp::confine(seccomp::Thread::Signals);
+        let mut first = true;
         for signal in signals.forever() {
             let name = match signal {
                 SIGHUP => "a hang-up of its terminal",
@@ -282,7 +291,15 @@ fn end_on_signals(ender: Ender) -> anyhow::Result<()> {
                 _ => "a termination signal",
             };
             // After the VMM's end there is nothing left to end.
-            ender.end(name);
+            if std::mem::take(&mut first) && !patience.is_zero() {
+                let within = patience.as_secs();
+                note(&format!(
+                    "piton: {name}: the guest has {within} s to shut down; another signal ends the VM at once"
+                ));
+                ender.shut_down(name, patience);
+            } else {
+                ender.end(name);
+            }
         }
     })?;
     Ok(())
@@ -315,16 +332,4 @@ pub fn detach(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<VmInfo
     out::to_stdout(&line);
     let status = child.wait().context("the background process is lost")?;
     Err(Told { code: status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1) }.into())
-}
-
-/// Points standard error of a background process to a log in the VM's folder.
-fn log_stderr(folder: &VmFolder) -> anyhow::Result<std::fs::File> {
-    let path = folder.vmm_log();
-    let mut options = std::fs::OpenOptions::new();
-    // What is no file would be waited for, or be another.
-    options.create(true).append(true).mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
-    let log = options.open(&path);
-    let log = log.with_context(|| format!("{} cannot be opened", path.display()))?;
-    nix::unistd::dup2_stderr(&log).context("standard error cannot be redirected")?;
-    Ok(log)
 }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
 use hyper::Method;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::args::{
     DiffArgs, ExportArgs, ExportCheckpointArgs, GuardArgs, ImportArgs, ServeArgs, Since, StateRef,
@@ -296,7 +295,7 @@ fn show_changes(what: &str, changes: &Changes) {
 pub fn serve(args: &ServeArgs, json: bool) -> anyhow::Result<()> {
     let folder = existing(&args.checkpoint.vm)?;
     let socket = absolute(&args.socket)?;
-    let mut signals = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM])
+    let mut signals = signal_hook::iterator::Signals::new(super::signals::ending())
         .context("signals cannot be received")?;
     // Made first: what reads the disks can make none, and connect to none.
     let mut server = nbd::Server::bind(&socket)?;

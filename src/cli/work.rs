@@ -1,4 +1,4 @@
-//! Work that takes a while: shows how far it is, and lets Ctrl-C call it off.
+//! Work that takes a while: shows how far it is, and lets a signal cancel it.
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
@@ -15,13 +15,13 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use signal_hook::consts::SIGINT;
 use signal_hook::flag;
 
 use super::error::{FAILED, Told};
 use super::out;
+use super::signals::ending;
 use super::units::size;
-use crate::control::client::{self, ClientError};
+use crate::control::client::{self, ClientError, Wait};
 use crate::control::jobs::JobInfo;
 use crate::id::Id;
 use crate::progress::Progress;
@@ -31,15 +31,20 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Work that is done by then says nothing of itself.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// Takes Ctrl-C from here on; a second one ends piton as if it had not been taken.
+/// The meter tells of the work.
+const QUIETLY: Wait = Wait { within: None, quietly: true };
+
+/// Takes the signals that end piton from here on; a second one does so as if none had been taken.
 struct Interrupt(Arc<AtomicBool>);
 
 impl Interrupt {
     fn take() -> anyhow::Result<Self> {
         let asked = Arc::new(AtomicBool::new(false));
-        flag::register_conditional_default(SIGINT, asked.clone())
-            .and_then(|_| flag::register(SIGINT, asked.clone()))
-            .context("signals cannot be received")?;
+        for signal in ending() {
+            flag::register_conditional_default(signal, asked.clone())
+                .and_then(|_| flag::register(signal, asked.clone()))
+                .context("signals cannot be received")?;
+        }
         Ok(Self(asked))
     }
 
@@ -132,7 +137,7 @@ pub fn ask<T: DeserializeOwned + Send>(
     let answer = std::thread::scope(|scope| {
         scope.spawn(move || {
             // The receiver waits for just this.
-            let _ = sender.send(client::ask::<T>(socket, method, path, Some(body)));
+            let _ = sender.send(client::ask::<T>(socket, method, path, Some(body), QUIETLY));
         });
         let mut cancelled = false;
         loop {
@@ -149,7 +154,7 @@ pub fn ask<T: DeserializeOwned + Send>(
                 cancelled = asked.is_ok();
             }
             if meter.is_due()
-                && let Ok(job) = client::ask::<JobInfo>(socket, Method::GET, &job_path(job), None)
+                && let Ok(job) = client::ask::<JobInfo>(socket, Method::GET, &job_path(job), None, QUIETLY)
             {
                 meter.show(&line_of(&job));
             }
@@ -171,16 +176,16 @@ pub fn ask_for_later(
     body: &impl Serialize,
 ) -> Result<JobInfo, ClientError> {
     let body = as_job(body, &[("no_wait", true.into())]).map_err(|e| ClientError::Broken(e.to_string()))?;
-    client::ask(socket, method, path, Some(body))
+    client::ask(socket, method, path, Some(body), QUIETLY)
 }
 
-/// Waits for a job until it is over; Ctrl-C calls it off. None if the VM ended meanwhile.
+/// Waits for a job until it is over; a signal cancels it. None if the VM ended meanwhile.
 pub fn watch(socket: &Path, job: Id) -> anyhow::Result<Option<JobInfo>> {
     let interrupt = Interrupt::take()?;
     let mut meter = Meter::new();
     let mut cancelled = false;
     loop {
-        let info = match client::ask::<JobInfo>(socket, Method::GET, &job_path(job), None) {
+        let info = match client::ask::<JobInfo>(socket, Method::GET, &job_path(job), None, QUIETLY) {
             Ok(info) => info,
             Err(ClientError::NotRunning) => return Ok(None),
             Err(e) => return Err(e.into()),

@@ -18,6 +18,8 @@ use crate::vm::Clock;
 
 /// Value of the `Upgrade` header that turns a request for the console into a byte stream.
 pub const CONSOLE_PROTOCOL: &str = "piton-console";
+/// Header of the answer: how many of the first bytes of the stream were printed before.
+pub const CONSOLE_PAST: &str = "piton-past";
 
 /// Longest time that a guest stands still for its memory, unless said otherwise.
 const DEFAULT_MAX_PAUSE: Duration = Duration::from_millis(10);
@@ -51,6 +53,8 @@ pub enum State {
     Running,
     Paused,
     Stopped,
+    /// Its process is there and does not answer; said by commands only.
+    Unresponsive,
 }
 
 impl std::fmt::Display for State {
@@ -59,6 +63,7 @@ impl std::fmt::Display for State {
             Self::Running => "running",
             Self::Paused => "paused",
             Self::Stopped => "stopped",
+            Self::Unresponsive => "unresponsive",
         })
     }
 }
@@ -74,6 +79,9 @@ pub struct VmInfo {
     /// Why it is paused, if nobody asked for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// What the user should know of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// Process that runs it, while it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
@@ -97,6 +105,7 @@ impl VmInfo {
             state,
             last_run: None,
             reason: None,
+            warnings: Vec::new(),
             pid,
             agent_connected: None,
             created: definition.created,

@@ -2,6 +2,7 @@
 //! lies.
 
 mod definition;
+mod holder;
 mod last_run;
 mod name;
 pub mod trust;
@@ -15,6 +16,8 @@ use crate::config::ConfigError;
 use crate::id::Id;
 use crate::storage::{Access, DOCUMENT_MAX, File, FileKind, Lock, Storage, StorageError};
 use definition::{FORMAT, OnDisk, crc_of};
+
+pub use holder::Holder;
 
 pub use definition::{CheckpointType, Definition, Merging, Now, Origin};
 pub use last_run::{Ending, LastRun};
@@ -344,6 +347,11 @@ impl VmFolder {
             Err(StorageError::InUse { .. }) => Err(FolderError::Busy(self.name.clone())),
             Err(e) => Err(e.into()),
         }
+    }
+
+    /// The process that runs or works on the VM, if one does.
+    pub fn holder(&self) -> std::io::Result<Option<Holder>> {
+        Holder::of(&self.path.join(LOCK))
     }
 
     pub fn load(&self) -> Result<Definition, FolderError> {

@@ -8,6 +8,7 @@
 mod conversation;
 mod export;
 mod handshake;
+mod line;
 mod server;
 mod transmission;
 mod wire;

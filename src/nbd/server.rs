@@ -1,16 +1,20 @@
 //! The socket, and a thread for each client.
 
 use std::io;
+use std::net::Shutdown;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use nix::sys::stat::{Mode, umask};
 
 use super::conversation::converse;
 use super::export::Export;
+use super::line::Line;
+use super::wire::Broken;
+use crate::seats::{Seat, Seats};
 
 #[derive(Debug, thiserror::Error)]
 pub enum NbdError {
@@ -22,9 +26,14 @@ pub enum NbdError {
     Setup { path: PathBuf, error: io::Error },
 }
 
-/// Clients at one time; more are sent away. Each may have one request of
-/// [`super::handshake::REQUEST_MAX`] under way.
+/// Clients at one time. Each may have one request of [`super::handshake::REQUEST_MAX`] under way.
 const CLIENTS_MAX: usize = 16;
+/// One that was silent for so long makes room for another if all places are taken.
+const GRACE: Duration = Duration::from_secs(1);
+/// How long a client waits for a place before it is sent away.
+const SEATING: Duration = Duration::from_secs(3);
+/// Between two tries.
+const RETRY: Duration = Duration::from_millis(50);
 /// Longest path of a Unix socket, without its final NUL (unix(7)).
 const PATH_MAX: usize = 107;
 
@@ -34,22 +43,6 @@ pub struct Server {
     path: PathBuf,
     /// Until clients are answered.
     listener: Option<UnixListener>,
-}
-
-/// One more client, for as long as it lives.
-struct Seat(Arc<AtomicUsize>);
-
-impl Seat {
-    fn take(taken: &Arc<AtomicUsize>) -> Option<Self> {
-        let seat = Self(taken.clone());
-        (taken.fetch_add(1, Ordering::SeqCst) < CLIENTS_MAX).then_some(seat)
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
-    }
 }
 
 impl Server {
@@ -100,31 +93,48 @@ fn listen(path: &Path) -> Result<UnixListener, NbdError> {
 }
 
 fn accept(listener: &UnixListener, exports: &Arc<[Export]>) {
-    let taken = Arc::new(AtomicUsize::new(0));
+    let seats = Seats::new(CLIENTS_MAX, GRACE);
     for stream in listener.incoming() {
-        let mut stream = match stream {
+        let stream = match stream {
             Ok(stream) => stream,
             Err(e) => {
                 log::warn!("a client could not connect: {e}");
                 // Out of file descriptors, it would fail again at once.
-                std::thread::sleep(std::time::Duration::from_millis(100));
+                seats.free_one();
+                std::thread::sleep(RETRY);
                 continue;
             }
         };
-        let Some(seat) = Seat::take(&taken) else {
-            log::warn!("a client was sent away: {CLIENTS_MAX} are connected");
+        let Some(seat) = seat(&seats, &stream) else {
+            log::warn!("a client was sent away: {CLIENTS_MAX} are connected and at work");
             continue;
         };
         let exports = exports.clone();
         let spawned = std::thread::Builder::new().name("nbd client".into()).spawn(move || {
-            if let Err(e) = converse(&mut stream, &exports) {
+            let line = Line::new(stream, &seat).map_err(Broken::from);
+            if let Err(e) = line.and_then(|mut line| converse(&mut line, &exports, Line::rest)) {
                 log::info!("a client is gone: {e}");
             }
-            drop(seat);
         });
         if let Err(e) = spawned {
             log::warn!("a client could not be served: {e}");
         }
+    }
+}
+
+/// A place for a client, if one is free in time.
+fn seat(seats: &Seats, stream: &UnixStream) -> Option<Seat> {
+    let deadline = Instant::now() + SEATING;
+    loop {
+        let line = stream.try_clone().ok()?;
+        let seat = seats.take(move || {
+            // It may have gone by itself.
+            let _ = line.shutdown(Shutdown::Both);
+        });
+        if seat.is_some() || Instant::now() >= deadline {
+            return seat;
+        }
+        std::thread::sleep(RETRY);
     }
 }
 

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::conversation::converse;
 use super::export::Export;
+use super::server::Server;
 use super::wire::*;
 use crate::disk::{Backing, DiskError};
 
@@ -51,7 +52,7 @@ fn exports() -> Vec<Export> {
 impl Client {
     fn connect() -> Self {
         let (stream, mut theirs) = UnixStream::pair().unwrap();
-        let server = std::thread::spawn(move || converse(&mut theirs, &exports()));
+        let server = std::thread::spawn(move || converse(&mut theirs, &exports(), |_| ()));
         Self { stream, server: Some(server) }
     }
 
@@ -326,6 +327,56 @@ proptest! {
         }
         sent.extend(requests.concat());
         sent.extend(rest);
-        let _ = converse(&mut Script(&sent), &exports());
+        let _ = converse(&mut Script(&sent), &exports(), |_| ());
     }
+}
+
+/// More than there are places for, silent in every state: before a word, in the middle of the
+/// handshake, in the middle of a request, and between two requests.
+#[test]
+fn silent_clients_lock_nobody_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("nbd.sock");
+    let mut server = Server::bind(&path).unwrap();
+    server.serve(exports()).unwrap();
+    let connect = || Client { stream: UnixStream::connect(&path).unwrap(), server: None };
+    let negotiated = || {
+        let mut client = connect();
+        client.bytes(18);
+        client.send(&[&3u32.to_be_bytes()]);
+        client.send(&[&OPTION_MAGIC.to_be_bytes(), &OPT_EXPORT_NAME.to_be_bytes(), &0u32.to_be_bytes()]);
+        assert_eq!(client.u64(), SIZE);
+        client.bytes(2);
+        client
+    };
+    let silent: Vec<Client> = (0..40)
+        .map(|index| match index % 4 {
+            0 => connect(),
+            1 => {
+                let mut client = connect();
+                client.bytes(18);
+                client.send(&[&[0; 2]]);
+                client
+            }
+            2 => {
+                let mut client = negotiated();
+                client.send(&[&REQUEST_MAGIC.to_be_bytes()]);
+                client
+            }
+            _ => negotiated(),
+        })
+        .collect();
+    let mut client = negotiated();
+    client.send(&[
+        &REQUEST_MAGIC.to_be_bytes(),
+        &0u16.to_be_bytes(),
+        &CMD_READ.to_be_bytes(),
+        &1u64.to_be_bytes(),
+        &65536u64.to_be_bytes(),
+        &512u32.to_be_bytes(),
+    ]);
+    assert_eq!(client.u32(), SIMPLE_REPLY_MAGIC);
+    assert_eq!((client.u32(), client.u64()), (0, 1));
+    assert_eq!(client.bytes(512), [7; 512]);
+    drop(silent);
 }

@@ -10,7 +10,7 @@ const EXTENTS_MAX: usize = 1024;
 /// Data of one chunk at most, where a read may come in pieces.
 const CHUNK: u64 = 1 << 20;
 
-struct Request {
+pub struct Request {
     flags: u16,
     kind: u16,
     cookie: u64,
@@ -25,12 +25,13 @@ fn invalid(why: &str) -> Failure {
     Failure(EINVAL, why.to_owned())
 }
 
-pub fn serve(stream: &mut (impl Read + Write), agreed: &Agreed) -> Result<(), Broken> {
-    loop {
+impl Request {
+    /// None: the client wants no more.
+    pub fn read(stream: &mut impl Read) -> Result<Option<Self>, Broken> {
         if read_u32(stream)? != REQUEST_MAGIC {
             return Err(Broken::Protocol("no magic before a request"));
         }
-        let request = Request {
+        let request = Self {
             flags: u16::from_be_bytes(read_array(stream)?),
             kind: u16::from_be_bytes(read_array(stream)?),
             cookie: read_u64(stream)?,
@@ -38,7 +39,7 @@ pub fn serve(stream: &mut (impl Read + Write), agreed: &Agreed) -> Result<(), Br
             len: read_u32(stream)?,
         };
         if request.kind == CMD_DISCONNECT {
-            return Ok(());
+            return Ok(None);
         }
         if request.kind == CMD_WRITE {
             if request.len > REQUEST_MAX {
@@ -47,15 +48,20 @@ pub fn serve(stream: &mut (impl Read + Write), agreed: &Agreed) -> Result<(), Br
             // What is to be written has to be taken off the line to get at the next request.
             io::copy(&mut stream.take(request.len.into()), &mut io::sink())?;
         }
-        let done = match request.kind {
-            CMD_READ => read(stream, agreed, &request)?,
-            CMD_BLOCK_STATUS => block_status(stream, agreed, &request)?,
-            CMD_WRITE | CMD_TRIM | CMD_WRITE_ZEROES => Err(Failure(EPERM, "the disk is read-only".into())),
-            _ => Err(invalid("this request is not known here")),
-        };
-        if let Err(Failure(error, why)) = done {
-            fail(stream, agreed, &request, error, &why)?;
-        }
+        Ok(Some(request))
+    }
+}
+
+pub fn answer(stream: &mut impl Write, agreed: &Agreed, request: &Request) -> Result<(), Broken> {
+    let done = match request.kind {
+        CMD_READ => read(stream, agreed, request)?,
+        CMD_BLOCK_STATUS => block_status(stream, agreed, request)?,
+        CMD_WRITE | CMD_TRIM | CMD_WRITE_ZEROES => Err(Failure(EPERM, "the disk is read-only".into())),
+        _ => Err(invalid("this request is not known here")),
+    };
+    match done {
+        Ok(()) => Ok(()),
+        Err(Failure(error, why)) => fail(stream, agreed, request, error, &why),
     }
 }
 

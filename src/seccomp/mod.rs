@@ -170,7 +170,7 @@ fn decimal(mut number: u32, digits: &mut [u8; 10]) -> &[u8] {
 mod tests {
     use super::*;
 
-    const ALL: [Thread; 9] = [
+    const ALL: [Thread; 10] = [
         Thread::Main,
         Thread::Vcpu,
         Thread::Disk,
@@ -180,6 +180,7 @@ mod tests {
         Thread::Fill,
         Thread::Signals,
         Thread::Terminal,
+        Thread::Log,
     ];
 
     const COMMANDS: [Thread; 3] = [Thread::Files, Thread::Import, Thread::Serve];

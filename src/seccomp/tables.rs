@@ -144,7 +144,17 @@ const CONSOLE: &[Rule] = &[
     (libc::SYS_statx, Always, "the length of the log"),
 ];
 
-/// The control socket; its helpers, one for each attached console, are started here.
+/// Rotates piton.log.
+const LOG: &[Rule] = &[
+    (libc::SYS_openat, Always, "a fresh log"),
+    (libc::SYS_rename, Always, "the former log"),
+    (libc::SYS_dup2, Always, "standard output and standard error"),
+    (libc::SYS_dup3, Always, "standard output and standard error"),
+    (libc::SYS_fstat, Always, "the length of the log"),
+    (libc::SYS_statx, Always, "the length of the log"),
+];
+
+/// The control socket.
 const CONTROL: &[Rule] = &[
     (libc::SYS_epoll_wait, Always, "waits for clients"),
     (libc::SYS_epoll_ctl, Always, "watches clients"),
@@ -158,9 +168,6 @@ const CONTROL: &[Rule] = &[
     (libc::SYS_shutdown, Always, "the end of a connection"),
     (libc::SYS_fcntl, Always, "sockets that do not block"),
     (libc::SYS_ioctl, request(0x5421), "sockets that do not block (FIONBIO)"),
-    (libc::SYS_clone3, Always, "threads for consoles"),
-    (libc::SYS_clone, argument_has(0, libc::CLONE_THREAD as u64), "threads, where clone3 is missing"),
-    (libc::SYS_prctl, argument(0, libc::PR_SET_NAME as u64), "names of threads"),
 ];
 
 const fn argument_has(index: u8, bits: u64) -> When {
@@ -213,6 +220,9 @@ const FILES: &[Rule] = &[
 /// The owner of the machine. It makes, applies, merges and deletes checkpoints, and starts the
 /// threads of the next machine, which are bound by this too: it allows all that any of them needs.
 const MAIN: &[Rule] = &[
+    (libc::SYS_clone3, Always, "threads"),
+    (libc::SYS_clone, argument_has(0, libc::CLONE_THREAD as u64), "threads, where clone3 is missing"),
+    (libc::SYS_prctl, argument(0, libc::PR_SET_NAME as u64), "names of threads"),
     (libc::SYS_ioctl, requests_of(0xae), "KVM"),
     (libc::SYS_ioctl, requests_of(0xaa), "userfaultfd"),
     (libc::SYS_ioctl, requests_of(b'f'), "clones of files"),
@@ -284,9 +294,10 @@ impl Thread {
             Self::Fill => &[RUNTIME, FILL],
             Self::Control => &[RUNTIME, CONTROL],
             Self::Signals => &[RUNTIME, SIGNALS],
+            Self::Log => &[RUNTIME, LOG],
             Self::Terminal => &[RUNTIME, TERMINAL],
             Self::Main => {
-                &[RUNTIME, VCPU, DISK, DEVICES, CONSOLE, CONTROL, FILL, SIGNALS, TERMINAL, FILES, MAIN]
+                &[RUNTIME, VCPU, DISK, DEVICES, CONSOLE, CONTROL, FILL, LOG, SIGNALS, TERMINAL, FILES, MAIN]
             }
             Self::Files => &[RUNTIME, DISK, FILES, COMMAND],
             Self::Import => &[RUNTIME, DISK, FILES, COMMAND, IMPORT],

@@ -17,6 +17,8 @@ pub enum Thread {
     Import,
     /// The same for a server of disks.
     Serve,
+    /// Rotates the VMM's log.
+    Log,
 }
 
 impl Thread {
@@ -34,6 +36,7 @@ impl Thread {
             Self::Files => "files",
             Self::Import => "import",
             Self::Serve => "serve",
+            Self::Log => "log",
         }
     }
 }

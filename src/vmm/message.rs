@@ -1,6 +1,7 @@
 //! What can happen to a VM, and how its run ends.
 
 use std::sync::mpsc::Sender;
+use std::time::Duration;
 
 use crate::control::jobs::Jobs;
 use crate::control::server::{Asked, ServerError};
@@ -38,8 +39,13 @@ pub enum Message {
     Merged(u64),
     /// Layers that only the state before a restore needed are to go.
     ForgetFormer,
-    /// End the VM at once: a signal, or the user left its console.
+    /// End the VM at once: the user left its console, or a second signal came.
     End(&'static str),
+    /// Press the power button, and end the VM if its guest is not off after this time.
+    ShutDown {
+        by: &'static str,
+        patience: Duration,
+    },
 }
 
 /// Ends a VM from any thread.
@@ -55,6 +61,12 @@ impl Ender {
         self.jobs.cancel_all();
         // After the VM's end there is nothing left to end.
         let _ = self.sender.send(Message::End(by));
+    }
+
+    /// Lets the guest shut down first, which it has so long for. A paused guest cannot.
+    pub fn shut_down(&self, by: &'static str, patience: Duration) {
+        self.jobs.cancel_all();
+        let _ = self.sender.send(Message::ShutDown { by, patience });
     }
 }
 

@@ -6,13 +6,15 @@ mod merging;
 mod message;
 mod seen;
 mod series;
+mod thaw;
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::agent;
+use tokio::sync::oneshot;
+
 use crate::capture::lazy::Filling;
 use crate::checkpoint::Manifest;
 use crate::control::jobs::{Job, JobKind, Jobs};
@@ -211,36 +213,33 @@ impl Vmm {
         Ok(())
     }
 
-    /// Thaws what a checkpoint could not thaw, if the guest runs and its agent is there; if not,
-    /// that will be told.
-    fn thaw_again(&self) {
-        let Some(machine) = self.machine.as_ref().filter(|machine| machine.is_running()) else { return };
-        let port = machine.agent();
-        if port.is_thaw_due()
-            && port.is_open()
-            && let Err(e) = agent::thaw_again(&*port)
-        {
-            log::warn!("the guest's file systems may still be frozen: {e}");
-        }
-    }
-
     /// Serves until the VM ends.
     pub fn run(mut self) -> Outcome {
         // What an earlier run left to merge must not hold up the start.
         let mut begin = Some(Instant::now() + CALM);
+        let mut closing: Option<(Instant, &'static str)> = None;
+        let mut thaw = thaw::Thaw::default();
         let outcome = loop {
-            let message = match begin {
-                Some(begin) => self.queue.recv_timeout(begin.saturating_duration_since(Instant::now())),
-                None if self.lock.is_behind() => self.queue.recv_timeout(CALM),
+            let behind = self.lock.is_behind().then(|| Instant::now() + CALM);
+            let look = thaw.next(self.machine.as_ref());
+            let due = [begin, behind, look, closing.map(|(at, _)| at)].into_iter().flatten().min();
+            let message = match due {
+                Some(due) => self.queue.recv_timeout(due.saturating_duration_since(Instant::now())),
                 None => self.queue.recv().map_err(RecvTimeoutError::from),
             };
             history::catch_up(&self.folder, &self.lock, &self.definition);
+            let now = Instant::now();
+            if let Some((_, by)) = closing.filter(|(at, _)| now >= *at) {
+                log::warn!("the guest did not shut down in time");
+                break Outcome::Ended(by);
+            }
             let message = match message {
                 Ok(message) => message,
                 Err(RecvTimeoutError::Timeout) => {
-                    if begin.take().is_some() {
+                    if begin.take_if(|at| now >= *at).is_some() {
                         self.merge_layers();
                     }
+                    thaw.poke(self.machine.as_ref(), now);
                     continue;
                 }
                 // It cannot be closed while `self.sender` lives.
@@ -251,9 +250,10 @@ impl Vmm {
                     if !self.filling.as_ref().is_some_and(Filling::is_broken) {
                         self.machine = None;
                     }
-                    let _ = reply.send(Ok(self.info().into()));
+                    respond(reply, Ok(self.info().into()));
                     break Outcome::Ended("piton stop --force");
                 }
+                Message::Request(asked) if asked.is_withdrawn() => asked.withdraw(),
                 Message::Request(Asked { request, job, reply }) => {
                     let creates = matches!(request, Request::CreateCheckpoint(_));
                     self.seen.set(creates.then(|| self.info()));
@@ -262,14 +262,13 @@ impl Vmm {
                     if let Some(job) = job {
                         job.finish(&answer);
                     }
-                    // Who asked may be gone by now.
-                    let _ = reply.send(answer);
+                    respond(reply, answer);
                     if self.machine.is_none() {
                         break Outcome::Ended("going back to a checkpoint without memory");
                     }
                 }
                 Message::Machine { boot, event } if boot == self.boot => match event {
-                    MachineEvent::AgentBack => self.thaw_again(),
+                    MachineEvent::AgentBack => thaw::again(self.machine.as_ref()),
                     MachineEvent::PowerOff => break Outcome::PoweredOff,
                     MachineEvent::Crash(text) => break Outcome::Crashed(text),
                     MachineEvent::Reset => {
@@ -285,6 +284,14 @@ impl Vmm {
                 Message::Merged(number) => self.merge_goes_on(number),
                 Message::ForgetFormer => apply::forget_former(&self.folder, &self.definition),
                 Message::End(by) => break Outcome::Ended(by),
+                Message::ShutDown { by, patience } => match self.press_power_button() {
+                    Ok(true) => closing = closing.or(Some((now + patience, by))),
+                    Ok(false) => break Outcome::Ended(by),
+                    Err(e) => {
+                        log::error!("the guest cannot be told to shut down: {e}");
+                        break Outcome::Ended(by);
+                    }
+                },
             }
         };
         self.end_merge();
@@ -325,6 +332,14 @@ impl Vmm {
         outcome
     }
 
+    /// False if the guest cannot notice it.
+    fn press_power_button(&self) -> Result<bool, MachineError> {
+        match self.machine.as_ref().filter(|machine| machine.is_running()) {
+            Some(machine) => machine.press_power_button().map(|()| true),
+            None => Ok(false),
+        }
+    }
+
     fn state(&self) -> State {
         match &self.machine {
             None => State::Stopped,
@@ -338,7 +353,13 @@ impl Vmm {
         // Of a machine that runs, it would have to wait for requests in flight.
         let reason = self.machine.as_ref().filter(|machine| !machine.is_running()).and_then(Machine::stuck);
         let agent_connected = self.machine.as_ref().map(|machine| machine.agent().is_open());
-        VmInfo { reason, agent_connected, ..VmInfo::new(&self.folder, &self.definition, self.state(), pid) }
+        let warnings = thaw::warning(self.machine.as_ref()).into_iter().collect();
+        VmInfo {
+            reason,
+            warnings,
+            agent_connected,
+            ..VmInfo::new(&self.folder, &self.definition, self.state(), pid)
+        }
     }
 
     /// The guest waits for the user, rather than seeing its disk fail. It may be over already: a
@@ -496,6 +517,13 @@ fn ending(outcome: &Outcome) -> Ending {
         Outcome::PoweredOff => Ending::Off,
         Outcome::Ended(by) => Ending::Ended { by: (*by).to_owned() },
         Outcome::Crashed(why) => Ending::Crashed { why: why.clone() },
+    }
+}
+
+fn respond(reply: Option<oneshot::Sender<Answer>>, answer: Answer) {
+    if let Some(reply) = reply {
+        // Who asked may be gone by now.
+        let _ = reply.send(answer);
     }
 }
 

@@ -20,8 +20,10 @@ impl Seen {
         let info = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         match info {
             Some(info) if asked.request == Request::Show => {
-                // Who asked may be gone by now.
-                let _ = asked.reply.send(Ok(info.into()));
+                if let Some(reply) = asked.reply {
+                    // Who asked may be gone by now.
+                    let _ = reply.send(Ok(info.into()));
+                }
                 None
             }
             _ => Some(asked),

@@ -50,7 +50,9 @@ pub fn target() -> Target {
             job.begin();
             job.finish(&answer);
         }
-        let _ = asked.reply.send(answer);
+        if let Some(reply) = asked.reply {
+            let _ = reply.send(answer);
+        }
     });
     let server = Server::start(&path, dispatch, Jobs::default(), console).unwrap();
     let one = "01010101010101010101010101010101";

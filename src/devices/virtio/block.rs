@@ -6,6 +6,9 @@
 //! A change that fails because the host has no room left is not answered: the owner hears of it,
 //! the guest waits, and the request is tried again once room was made. Every change may be done
 //! twice with the same result. Other errors of the host are the guest's I/O errors.
+//!
+//! A request can be huge: nothing bounds it but the memory that the guest has for descriptors. It is
+//! done in steps, and between two of them whoever waits for the device gets it.
 
 use std::io::{Read, Write};
 use std::sync::Arc;
@@ -19,7 +22,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 use super::complaints::Complaints;
 use super::request::{Input, Output, Parsed, Request, SECTOR, next_segment};
-use super::{Chain, Device, NotServed, Violation};
+use super::{Awaited, Chain, Device, NotServed, Violation};
 use crate::disk::{Disk, DiskError};
 use crate::events::{EventSink, MachineEvent};
 use crate::memory::GuestMemory;
@@ -36,6 +39,8 @@ const MAX_SEGMENTS: u32 = 64;
 const DISCARD_ALIGNMENT_SECTORS: u32 = 8;
 /// Data pass through a buffer of at most this many bytes.
 const BUFFER: usize = 256 << 10;
+/// Discards and zeroes are done in steps of this many bytes, and end where one of the disk does.
+const CLEAR_STEP: u64 = 64 << 20;
 
 /// How a request ended, as its status byte says it.
 enum Outcome {
@@ -46,6 +51,17 @@ enum Outcome {
     Unsupported,
     /// There is no room for it on the host; the text says where.
     NoRoom(String),
+    /// Somebody waits; so many bytes are done.
+    Interrupted {
+        done: u64,
+    },
+}
+
+/// A request of which a part is done. It is not saved: whoever takes the device's place begins
+/// again, which has the same result.
+struct Begun {
+    head: u16,
+    done: u64,
 }
 
 pub struct Block {
@@ -55,12 +71,24 @@ pub struct Block {
     flush_each_write: bool,
     events: EventSink,
     complaints: Complaints,
+    awaited: Awaited,
+    begun: Option<Begun>,
 }
 
 impl Block {
     pub fn new(id: String, disk: Arc<dyn Disk>, events: EventSink) -> Self {
         let complaints = Complaints::default();
-        Self { id, disk, buffer: Vec::new(), flush_each_write: false, events, complaints }
+        let awaited = Awaited::default();
+        Self {
+            id,
+            disk,
+            buffer: Vec::new(),
+            flush_each_write: false,
+            events,
+            complaints,
+            awaited,
+            begun: None,
+        }
     }
 
     fn failure(&self, what: &str, error: &DiskError) -> Outcome {
@@ -76,44 +104,51 @@ impl Block {
         len.is_multiple_of(SECTOR) && offset.checked_add(len).is_some_and(|end| end <= self.disk.len())
     }
 
-    fn read(&mut self, mut offset: u64, data: &mut Output<'_>) -> Result<Outcome, Violation> {
+    fn read(&mut self, offset: u64, data: &mut Output<'_>, done: usize) -> Result<Outcome, Violation> {
         let len = data.available_bytes();
         if !self.fits(offset, len as u64) {
             return Ok(Outcome::Failed);
         }
-        let mut left = len;
-        while left > 0 {
-            let step = left.min(BUFFER);
+        let mut rest = data.split_at(done).map_err(Violation::from_error("a read's data"))?;
+        let mut at = done;
+        while at < len {
+            let step = (len - at).min(BUFFER);
             if self.buffer.len() < step {
                 self.buffer.resize(step, 0);
             }
-            if let Err(e) = self.disk.read_at(&mut self.buffer[..step], offset) {
+            if let Err(e) = self.disk.read_at(&mut self.buffer[..step], offset + at as u64) {
                 return Ok(self.failure("read", &e));
             }
-            data.write_all(&self.buffer[..step]).map_err(|e| Violation(format!("a read's data: {e}")))?;
-            offset += step as u64;
-            left -= step;
+            rest.write_all(&self.buffer[..step]).map_err(|e| Violation(format!("a read's data: {e}")))?;
+            at += step;
+            if at < len && self.awaited.is_true() {
+                return Ok(Outcome::Interrupted { done: at as u64 });
+            }
         }
         Ok(Outcome::Done { written: len as u32 })
     }
 
-    fn write(&mut self, mut offset: u64, data: &mut Input<'_>) -> Result<Outcome, Violation> {
-        let mut left = data.available_bytes();
-        if self.disk.is_read_only() || !self.fits(offset, left as u64) {
+    fn write(&mut self, offset: u64, data: &mut Input<'_>, done: usize) -> Result<Outcome, Violation> {
+        let len = data.available_bytes();
+        if self.disk.is_read_only() || !self.fits(offset, len as u64) {
             return Ok(Outcome::Failed);
         }
-        while left > 0 {
-            let step = left.min(BUFFER);
+        let mut rest = data.split_at(done).map_err(Violation::from_error("a write's data"))?;
+        let mut at = done;
+        while at < len {
+            let step = (len - at).min(BUFFER);
             if self.buffer.len() < step {
                 self.buffer.resize(step, 0);
             }
-            data.read_exact(&mut self.buffer[..step])
+            rest.read_exact(&mut self.buffer[..step])
                 .map_err(|e| Violation(format!("a write's data: {e}")))?;
-            if let Err(e) = self.disk.write_at(&self.buffer[..step], offset) {
+            if let Err(e) = self.disk.write_at(&self.buffer[..step], offset + at as u64) {
                 return Ok(self.failure("write", &e));
             }
-            offset += step as u64;
-            left -= step;
+            at += step;
+            if at < len && self.awaited.is_true() {
+                return Ok(Outcome::Interrupted { done: at as u64 });
+            }
         }
         Ok(self.settle())
     }
@@ -142,13 +177,13 @@ impl Block {
         Ok(Outcome::Done { written: id.len() as u32 })
     }
 
-    fn clear(&self, segments: &mut Input<'_>, zero: bool) -> Outcome {
+    fn clear(&self, segments: &mut Input<'_>, zero: bool, done: u64) -> Outcome {
         if self.disk.is_read_only() {
             return Outcome::Failed;
         }
         // The only flag that exists.
         let allowed = if zero { VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP } else { 0 };
-        let mut count = 0;
+        let (mut count, mut at) = (0, 0);
         while let Some(segment) = next_segment(segments) {
             let sectors = segment.sectors.to_native();
             let offset = segment.sector.to_native().saturating_mul(SECTOR);
@@ -160,11 +195,24 @@ impl Block {
             if count > MAX_SEGMENTS || sectors > MAX_DISCARD_SECTORS || !self.fits(offset, len) {
                 return Outcome::Failed;
             }
-            let done =
-                if zero { self.disk.write_zeroes(offset, len) } else { self.disk.discard(offset, len) };
-            if let Err(e) = done {
-                return self.failure(if zero { "write-zeroes" } else { "discard" }, &e);
+            // Up to here it was done before.
+            let mut from = offset + done.saturating_sub(at).min(len);
+            while from < offset + len {
+                if at + (from - offset) > done && self.awaited.is_true() {
+                    return Outcome::Interrupted { done: at + (from - offset) };
+                }
+                let upto = ((from / CLEAR_STEP + 1) * CLEAR_STEP).min(offset + len);
+                let cleared = if zero {
+                    self.disk.write_zeroes(from, upto - from)
+                } else {
+                    self.disk.discard(from, upto - from)
+                };
+                if let Err(e) = cleared {
+                    return self.failure(if zero { "write-zeroes" } else { "discard" }, &e);
+                }
+                from = upto;
             }
+            at += len;
         }
         if count == 0 { Outcome::Failed } else { self.settle() }
     }
@@ -215,17 +263,27 @@ impl Device for Block {
         self.flush_each_write = features >> VIRTIO_BLK_F_FLUSH & 1 == 0;
     }
 
-    fn reset(&mut self) {}
+    fn reset(&mut self) {
+        self.begun = None;
+    }
+
+    fn watch(&mut self, awaited: Awaited) {
+        self.awaited = awaited;
+    }
 
     fn serve(&mut self, _: usize, memory: &GuestMemory, chain: Chain<'_>) -> Result<u32, NotServed> {
+        let head = chain.head_index();
+        // A guest that puts another request in the place of one that was begun gets what it asks for.
+        let done = self.begun.take().filter(|begun| begun.head == head).map_or(0, |begun| begun.done);
+        let skipped = |available: usize| usize::try_from(done).unwrap_or(0).min(available);
         let mut parsed = Parsed::new(memory, chain)?;
         let outcome = match &mut parsed.request {
-            Request::Read { offset, data } => self.read(*offset, data)?,
-            Request::Write { offset, data } => self.write(*offset, data)?,
+            Request::Read { offset, data } => self.read(*offset, data, skipped(data.available_bytes()))?,
+            Request::Write { offset, data } => self.write(*offset, data, skipped(data.available_bytes()))?,
             Request::Flush => self.flush(),
             Request::Id { data } => self.give_id(data)?,
-            Request::Discard { segments } => self.clear(segments, false),
-            Request::WriteZeroes { segments } => self.clear(segments, true),
+            Request::Discard { segments } => self.clear(segments, false, done),
+            Request::WriteZeroes { segments } => self.clear(segments, true, done),
             Request::Unknown(kind) => {
                 log::debug!("disk {}: request type {kind} is not supported", self.id);
                 Outcome::Unsupported
@@ -238,6 +296,10 @@ impl Device for Block {
             Outcome::NoRoom(why) => {
                 (self.events)(MachineEvent::Stuck);
                 return Err(NotServed::Stuck(why));
+            }
+            Outcome::Interrupted { done } => {
+                self.begun = Some(Begun { head, done });
+                return Err(NotServed::Interrupted);
             }
         };
         parsed.finish(status as u8)?;

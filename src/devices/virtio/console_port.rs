@@ -32,6 +32,8 @@ struct Inner {
     thaw_due: bool,
     /// How often contact may still be told of.
     contacts: u32,
+    /// The next word of the guest is contact, too.
+    poked: bool,
     to_guest: VecDeque<u8>,
     from_guest: Vec<u8>,
     doorbell: Option<EventFd>,
@@ -81,6 +83,7 @@ impl Port {
         let mut inner = self.lock();
         inner.from_guest.clear();
         inner.to_guest.clear();
+        inner.poked = false;
         inner.listening = true;
     }
 
@@ -98,6 +101,20 @@ impl Port {
         let mut inner = self.lock();
         inner.to_guest.extend(bytes);
         inner.ring();
+    }
+
+    /// Sends bytes whose answer nobody waits for: that there is one is told of, as the guest opening
+    /// the port is. Only while a thaw is due and nobody talks with the guest.
+    pub fn poke(&self, bytes: &[u8]) {
+        let mut inner = self.lock();
+        if inner.open && inner.thaw_due && !inner.listening {
+            // What was sent before and not taken would only be answered twice.
+            inner.to_guest.clear();
+            inner.to_guest.extend(bytes);
+            inner.poked = true;
+            inner.contacts = CONTACTS;
+            inner.ring();
+        }
     }
 
     /// Waits for bytes of the guest.
@@ -159,6 +176,10 @@ impl Port {
         if inner.listening {
             inner.from_guest.extend_from_slice(bytes);
             self.changed.notify_all();
+        } else if std::mem::take(&mut inner.poked)
+            && let Some(on_contact) = &inner.on_contact
+        {
+            on_contact();
         }
     }
 }

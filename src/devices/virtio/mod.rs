@@ -3,6 +3,7 @@
 //! Nothing that the guest writes is trusted: a request that breaks the protocol makes its device
 //! ask for a reset (`DEVICE_NEEDS_RESET`) and stand still until it gets one; piton goes on.
 
+mod awaited;
 pub mod block;
 mod complaints;
 pub mod console;
@@ -12,6 +13,7 @@ mod queue;
 pub mod request;
 pub mod rng;
 
+pub use awaited::Awaited;
 pub use queue::{Backend, Worker};
 
 use virtio_queue::DescriptorChain;
@@ -41,6 +43,10 @@ pub enum NotServed {
     /// stands still until it is resumed. The text says why.
     #[error("{0}")]
     Stuck(String),
+    /// Somebody waits for the device, and a part of the request is done. It stays in the available
+    /// ring, and is served on as soon as the device may.
+    #[error("somebody waits for the device")]
+    Interrupted,
 }
 
 /// What makes one kind of device: identity, features, configuration space, and how it answers
@@ -63,6 +69,8 @@ pub trait Device: Send + 'static {
     fn wants(&self, _queue: usize) -> bool {
         true
     }
+    /// Given once, before anything else: a device whose requests can take long asks in between.
+    fn watch(&mut self, _awaited: Awaited) {}
     /// Serves one request of queue `queue`; returns the number of bytes written to the guest.
     fn serve(&mut self, queue: usize, memory: &GuestMemory, chain: Chain<'_>) -> Result<u32, NotServed>;
 }

@@ -1,7 +1,7 @@
 //! Serving a device's queues: one request at a time, so that whoever needs the device to stand
 //! still (a pause, a reset) waits for one request at the most.
 
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -10,6 +10,7 @@ use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::awaited::Awaited;
 use super::complaints::Complaints;
 use super::{Device, NotServed, Violation};
 use crate::memory::GuestMemory;
@@ -35,7 +36,7 @@ pub struct Backend<D> {
     active: Mutex<Active<D>>,
     /// Threads that wait for `active`. The serving thread lets them go first: a mutex is not fair,
     /// and they would wait for all requests in the queue otherwise.
-    waiting: AtomicUsize,
+    awaited: Awaited,
     complaints: Complaints,
 }
 
@@ -49,7 +50,9 @@ pub struct Active<D> {
 }
 
 impl<D: Device> Backend<D> {
-    pub fn new(device: D, memory: GuestMemory, irq: EventFd) -> std::io::Result<Self> {
+    pub fn new(mut device: D, memory: GuestMemory, irq: EventFd) -> std::io::Result<Self> {
+        let awaited = Awaited::default();
+        device.watch(awaited.clone());
         let queues = device
             .queue_sizes()
             .iter()
@@ -61,22 +64,19 @@ impl<D: Device> Backend<D> {
             irq,
             doorbell: EventFd::new(libc::EFD_NONBLOCK)?,
             active: Mutex::new(Active { device, queues, paused: true, stuck: None, ending: false }),
-            waiting: AtomicUsize::new(0),
+            awaited,
             complaints: Complaints::default(),
         })
     }
 
-    /// Waits for the request in flight, if any.
+    /// Waits for the request in flight, if any, or for the part of it that is being done.
     pub fn lock(&self) -> MutexGuard<'_, Active<D>> {
-        self.waiting.fetch_add(1, Ordering::SeqCst);
-        let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
-        self.waiting.fetch_sub(1, Ordering::SeqCst);
-        active
+        self.awaited.during(|| self.active.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Between two requests: whoever waits goes first.
     fn lock_to_serve(&self) -> MutexGuard<'_, Active<D>> {
-        while self.waiting.load(Ordering::SeqCst) > 0 {
+        while self.awaited.is_true() {
             std::thread::yield_now();
         }
         self.active.lock().unwrap_or_else(PoisonError::into_inner)
@@ -95,6 +95,11 @@ impl<D: Device> Backend<D> {
         active.stuck = None;
         drop(active);
         self.ring();
+    }
+
+    #[cfg(test)]
+    pub fn is_awaited(&self) -> bool {
+        self.awaited.is_true()
     }
 
     /// Why the device cannot serve the request that is next.
@@ -161,6 +166,8 @@ impl<D: Device> Backend<D> {
                     self.break_down(active.device.device_type(), &violation);
                 }
                 Err(NotServed::Stuck(why)) => active.stuck = Some(why),
+                // It is the next one again, once those who wait have had their turn.
+                Err(NotServed::Interrupted) => {}
             }
         }
         self.ring();
@@ -211,7 +218,7 @@ impl<D: Device> Active<D> {
             let head = chain.head_index();
             let served = self.device.serve(index, memory, chain);
             let queue = &mut self.queues[index];
-            if let Err(NotServed::Stuck(_)) = &served {
+            if let Err(NotServed::Stuck(_) | NotServed::Interrupted) = &served {
                 // Still the driver's next request, also for whoever saves the queue.
                 queue.set_next_avail(queue.next_avail().wrapping_sub(1));
             }

@@ -5,5 +5,6 @@ mod console;
 mod disk;
 mod driver;
 mod hostile;
+mod huge;
 mod life;
 mod transport;

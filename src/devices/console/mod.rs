@@ -4,66 +4,60 @@
 //! vCPU threads only append to a bounded buffer; a thread of its own does the writing, so a slow
 //! disk or terminal never stalls the guest.
 
+mod log_file;
+mod reader;
+
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::io;
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::seccomp;
+use log_file::Log;
+use reader::Outlet;
+
+pub use reader::Reader;
 
 /// Most bytes that wait to be written out; beyond it output is dropped, and says so.
 const OUTPUT_LIMIT: usize = 1 << 20;
 /// Most typed bytes that wait for the guest.
 const INPUT_LIMIT: usize = 64 << 10;
-/// What somebody who attaches is shown of the past.
-const BACKLOG: usize = 4 << 10;
+/// How much of the past is kept for those who attach, in bytes.
+pub const BACKLOG: usize = 16 << 10;
 /// Pause between two writes.
 const GATHER: Duration = Duration::from_millis(1);
-/// Chunks on their way to one reader. Guests print byte by byte, so a chunk can be a few bytes.
-const READER_CHUNKS: usize = 16;
-/// Bytes that wait for a slow reader beside those.
-const READER_LIMIT: usize = 256 << 10;
-/// How often a slow reader is looked at.
-const READER_RETRY: Duration = Duration::from_millis(10);
-/// How long the end waits for slow readers.
-const LAST_OUTPUT: Duration = Duration::from_secs(1);
-/// console.log is renamed to console.log.1 when it has grown to this, in bytes.
-const LOG_LIMIT: u64 = 16 << 20;
 
 #[derive(Default)]
 struct State {
     pending: Vec<u8>,
     lost: u64,
     input: VecDeque<u8>,
+    /// Of those who wait for room in `input`.
+    typists: Vec<Waker>,
     backlog: VecDeque<u8>,
-    readers: Vec<Reader>,
+    outlets: Vec<Outlet>,
     on_input: Option<EventFd>,
     writing: bool,
     closed: bool,
 }
 
 impl State {
-    fn slow_readers(&self) -> bool {
-        self.readers.iter().any(|reader| !reader.waiting.is_empty())
-    }
-
-    fn give_to_readers(&mut self, chunk: &Arc<[u8]>) {
-        self.readers.retain_mut(|reader| reader.give(chunk));
-    }
-
     /// To the readers of now and the backlog of later ones in one step, so that nobody who
     /// attaches meanwhile gets it twice.
-    fn hand_out(&mut self, chunk: &Arc<[u8]>) {
-        self.give_to_readers(chunk);
+    fn hand_out(&mut self, chunk: &[u8]) {
+        self.outlets.retain(|outlet| outlet.give(chunk));
         self.backlog.extend(&chunk[chunk.len().saturating_sub(BACKLOG)..]);
         let excess = self.backlog.len().saturating_sub(BACKLOG);
         self.backlog.drain(..excess);
+    }
+
+    /// For typed bytes; a closed console takes them for nobody.
+    fn has_room(&self) -> bool {
+        self.closed || self.input.len() < INPUT_LIMIT
     }
 
     fn announce_input(&self) {
@@ -71,54 +65,6 @@ impl State {
             && let Err(e) = event.write(1)
         {
             log::debug!("console input event: {e}");
-        }
-    }
-}
-
-/// Somebody attached.
-struct Reader {
-    sender: SyncSender<Arc<[u8]>>,
-    waiting: Vec<u8>,
-    /// When to offer again what waits: it is copied for that.
-    retry_at: Instant,
-}
-
-impl Reader {
-    fn new(sender: SyncSender<Arc<[u8]>>) -> Self {
-        Self { sender, waiting: Vec::new(), retry_at: Instant::now() }
-    }
-
-    /// Passes on what waits and then `chunk`, which may be empty. False if the reader has left.
-    fn give(&mut self, chunk: &Arc<[u8]>) -> bool {
-        let now = Instant::now();
-        let next = if self.waiting.is_empty() {
-            chunk.clone()
-        } else {
-            self.keep(chunk);
-            if now < self.retry_at {
-                return true;
-            }
-            Arc::from(self.waiting.as_slice())
-        };
-        if next.is_empty() {
-            return true;
-        }
-        match self.sender.try_send(next) {
-            Ok(()) => self.waiting.clear(),
-            Err(TrySendError::Disconnected(_)) => return false,
-            Err(TrySendError::Full(next)) => {
-                self.retry_at = now + READER_RETRY;
-                if self.waiting.is_empty() {
-                    self.keep(&next);
-                }
-            }
-        }
-        true
-    }
-
-    fn keep(&mut self, chunk: &[u8]) {
-        if self.waiting.len() + chunk.len() <= READER_LIMIT {
-            self.waiting.extend_from_slice(chunk);
         }
     }
 }
@@ -146,10 +92,6 @@ impl Console {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait_for<'a>(&self, time: Duration, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        self.changed.wait_timeout(state, time).unwrap_or_else(PoisonError::into_inner).0
-    }
-
     /// Takes what the guest printed; never blocks on anything slow.
     pub fn output(&self, bytes: &[u8]) {
         let mut state = self.state();
@@ -163,21 +105,20 @@ impl Console {
         state.pending.extend_from_slice(bytes);
     }
 
-    /// A receiver of all output from now on, beginning with the last few lines. A reader that
+    /// All output from now on, after the last bytes of the past, `past` at most. A reader that
     /// falls far behind misses output; the log has it.
-    pub fn attach(&self) -> Receiver<Arc<[u8]>> {
-        let (sender, receiver) = sync_channel(READER_CHUNKS);
+    pub fn attach(&self, past: usize) -> Reader {
         let mut state = self.state();
-        if !state.backlog.is_empty() {
-            let backlog: Vec<u8> = state.backlog.iter().copied().collect();
-            // The channel is new, so there is room.
-            let _ = sender.try_send(backlog.into());
+        let skipped = state.backlog.len().saturating_sub(past);
+        let (outlet, reader) = Reader::new(state.backlog.iter().copied().skip(skipped).collect());
+        if state.closed {
+            outlet.end();
+        } else {
+            // A quiet guest gives no chance to forget those who have left.
+            state.outlets.retain(|outlet| !outlet.is_left());
+            state.outlets.push(outlet);
         }
-        // After close nobody would ever send: without a sender the receiver ends at once.
-        if !state.closed {
-            state.readers.push(Reader::new(sender));
-        }
-        receiver
+        reader
     }
 
     /// Sets the event that is signalled when input waits for the guest.
@@ -192,21 +133,42 @@ impl Console {
     /// Hands typed bytes to the guest; waits while too many are waiting already.
     pub fn input(&self, bytes: &[u8]) {
         let mut state = self.state();
-        while state.input.len() >= INPUT_LIMIT && !state.closed {
+        while !state.has_room() {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.input.extend(bytes);
         state.announce_input();
     }
 
+    /// The same for those who cannot wait in a thread of their own.
+    pub fn poll_input(&self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<()> {
+        let mut state = self.state();
+        if !state.has_room() {
+            state.typists.push(context.waker().clone());
+            return Poll::Pending;
+        }
+        state.input.extend(bytes);
+        state.announce_input();
+        Poll::Ready(())
+    }
+
     /// Takes up to `most` typed bytes for the guest.
     pub fn take_input(&self, most: usize) -> Vec<u8> {
         let mut state = self.state();
-        if state.input.len() >= INPUT_LIMIT {
-            self.changed.notify_all();
-        }
+        let was_full = !state.has_room();
         let count = most.min(state.input.len());
-        state.input.drain(..count).collect()
+        let taken = state.input.drain(..count).collect();
+        if was_full && state.has_room() {
+            self.let_typists_on(state);
+        }
+        taken
+    }
+
+    fn let_typists_on(&self, mut state: MutexGuard<'_, State>) {
+        let typists = std::mem::take(&mut state.typists);
+        drop(state);
+        self.changed.notify_all();
+        typists.into_iter().for_each(Waker::wake);
     }
 
     /// Waits until everything printed so far is in the log and handed to the readers.
@@ -217,17 +179,13 @@ impl Console {
         }
     }
 
-    /// Writes out what is left and lets every reader see the end.
+    /// Writes out what is left; every reader sees the end behind what it has not read yet.
     pub fn close(&self) {
         self.flush();
-        let deadline = Instant::now() + LAST_OUTPUT;
         let mut state = self.state();
-        while state.slow_readers() && Instant::now() < deadline {
-            state = self.wait_for(READER_RETRY, state);
-        }
         state.closed = true;
-        state.readers.clear();
-        self.changed.notify_all();
+        state.outlets.drain(..).for_each(|outlet| outlet.end());
+        self.let_typists_on(state);
     }
 
     fn write_out(&self, mut log: Log) {
@@ -239,12 +197,7 @@ impl Console {
             if state.pending.is_empty() {
                 state.writing = false;
                 self.changed.notify_all();
-                if state.slow_readers() {
-                    state = self.wait_for(READER_RETRY, state);
-                    state.give_to_readers(&Arc::default());
-                } else {
-                    state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-                }
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
             let mut bytes = std::mem::take(&mut state.pending);
@@ -256,49 +209,11 @@ impl Console {
             state.writing = true;
             drop(state);
             log.append(&bytes);
-            let chunk: Arc<[u8]> = bytes.into();
-            self.state().hand_out(&chunk);
+            self.state().hand_out(&bytes);
             // A guest prints byte by byte; what comes within this time is written at once.
             std::thread::sleep(GATHER);
             state = self.state();
         }
-    }
-}
-
-struct Log {
-    path: PathBuf,
-    file: File,
-    len: u64,
-    failed: bool,
-}
-
-impl Log {
-    fn open(path: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
-        let len = file.metadata()?.len();
-        Ok(Self { path: path.to_owned(), file, len, failed: false })
-    }
-
-    /// The guest goes on without a log rather than stop for a full disk.
-    fn append(&mut self, bytes: &[u8]) {
-        match self.try_append(bytes) {
-            Ok(()) => self.failed = false,
-            Err(e) if !self.failed => {
-                self.failed = true;
-                log::warn!("{} cannot be written: {e}", self.path.display());
-            }
-            Err(_) => {}
-        }
-    }
-
-    fn try_append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if self.len >= LOG_LIMIT {
-            std::fs::rename(&self.path, self.path.with_extension("log.1"))?;
-            *self = Self::open(&self.path)?;
-        }
-        self.file.write_all(bytes)?;
-        self.len += bytes.len() as u64;
-        Ok(())
     }
 }
 
@@ -313,10 +228,10 @@ mod tests {
         let console = Console::start(&path).unwrap();
         console.output(b"before ");
         console.flush();
-        let reader = console.attach();
+        let reader = console.attach(BACKLOG);
         console.output(b"after");
         console.close();
-        let seen: Vec<u8> = reader.iter().flat_map(|chunk| chunk.to_vec()).collect();
+        let seen: Vec<u8> = reader.flatten().collect();
         assert_eq!(String::from_utf8_lossy(&seen), "before after");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "before after");
     }
@@ -325,17 +240,15 @@ mod tests {
     fn a_slow_reader_misses_nothing_that_is_short() {
         let dir = tempfile::tempdir().unwrap();
         let console = Console::start(&dir.path().join("log")).unwrap();
-        let reader = console.attach();
+        let reader = console.attach(BACKLOG);
         let printed: Vec<u8> = (0..400u32).map(|at| at as u8).collect();
         for byte in printed.chunks(1) {
             console.output(byte);
             console.flush();
         }
-        let closing = console.clone();
-        let closer = std::thread::spawn(move || closing.close());
-        let seen: Vec<u8> = reader.iter().flat_map(|chunk| chunk.to_vec()).collect();
+        console.close();
+        let seen: Vec<u8> = reader.flatten().collect();
         assert!(seen == printed, "{} of {} bytes", seen.len(), printed.len());
-        closer.join().unwrap();
     }
 
     #[test]
@@ -343,16 +256,33 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         let console = Console::start(&path).unwrap();
-        let reader = console.attach();
+        let (deaf, other) = (console.attach(BACKLOG), console.attach(BACKLOG));
+        let listening = std::thread::spawn(move || other.flatten().count());
         for _ in 0..100 {
             console.output(&[b'x'; 10_000]);
             console.flush();
         }
-        let waiting = console.state().readers[0].waiting.len();
-        assert!((1..=READER_LIMIT).contains(&waiting), "{waiting}");
+        let waiting: Vec<usize> = console.state().outlets.iter().map(Outlet::waiting).collect();
         console.close();
+        assert!((10_000..300_000).contains(&waiting[0]), "{waiting:?}");
         assert_eq!(std::fs::metadata(&path).unwrap().len(), 1_000_000);
-        drop(reader);
+        assert!(listening.join().unwrap() >= 300_000, "the other reader got more than the deaf one can");
+        drop(deaf);
+    }
+
+    #[test]
+    fn who_attaches_chooses_how_much_of_the_past_comes_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let console = Console::start(&dir.path().join("log")).unwrap();
+        console.output(b"one two");
+        console.flush();
+        let readers = [0, 3, BACKLOG].map(|past| console.attach(past));
+        console.output(b" three");
+        console.close();
+        let past = readers.each_ref().map(Reader::past);
+        let seen = readers.map(|reader| String::from_utf8(reader.flatten().collect()).unwrap());
+        assert_eq!((past, seen), ([0, 3, 7], [" three", "two three", "one two three"].map(String::from)));
+        assert_eq!(console.attach(3).flatten().collect::<Vec<u8>>(), b"ree", "after the end, too");
     }
 
     #[test]
@@ -367,13 +297,42 @@ mod tests {
     }
 
     #[test]
+    fn who_types_too_much_waits_and_is_woken() {
+        use std::sync::atomic::{AtomicUsize, Ordering};
+        struct Woken(AtomicUsize);
+        impl std::task::Wake for Woken {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let console = Console::start(&dir.path().join("log")).unwrap();
+        console.input(&[b'x'; INPUT_LIMIT]);
+        let woken = Arc::new(Woken(AtomicUsize::new(0)));
+        let waker = Waker::from(woken.clone());
+        let mut context = Context::from_waker(&waker);
+        assert_eq!(console.poll_input(&mut context, b"y"), Poll::Pending);
+        assert_eq!(console.take_input(1), b"x");
+        assert_eq!(woken.0.load(Ordering::SeqCst), 1);
+        assert_eq!(console.poll_input(&mut context, b"y"), Poll::Ready(()));
+        assert_eq!(console.poll_input(&mut context, b"z"), Poll::Pending);
+        console.close();
+        assert_eq!(woken.0.load(Ordering::SeqCst), 2, "nobody waits for a guest that is gone");
+        assert_eq!(console.poll_input(&mut context, b"z"), Poll::Ready(()));
+    }
+
+    #[test]
     fn a_reader_that_left_is_forgotten() {
         let dir = tempfile::tempdir().unwrap();
         let console = Console::start(&dir.path().join("log")).unwrap();
-        drop(console.attach());
+        for _ in 0..100 {
+            drop(console.attach(BACKLOG));
+        }
+        // Without a word of the guest, too.
+        assert_eq!(console.state().outlets.len(), 1);
         console.output(b"x");
         console.flush();
-        assert!(console.state().readers.is_empty());
+        assert!(console.state().outlets.is_empty());
         console.close();
     }
 }
