@@ -15,6 +15,7 @@ use super::terminal::{RawTerminal, print, read_keys};
 use crate::control::client::{self, ClientError};
 use crate::control::{State, StopBody, VmInfo};
 use crate::folder::{Ending, FolderError, Home, LastRun, TrustError, VmFolder, VmLock, VmName};
+use crate::history::{Catalog, base_problems};
 use crate::storage::Storage;
 
 const KEYS: &str = "Ctrl-A x leaves it, the VM keeps running; Ctrl-A h: help";
@@ -112,11 +113,19 @@ pub fn resume(name: &VmName, json: bool) -> anyhow::Result<()> {
 }
 
 pub fn show(name: &VmName, json: bool) -> anyhow::Result<()> {
-    let info = info(&existing(name)?)?;
+    let folder = existing(name)?;
+    let mut info = info(&folder)?;
+    if info.state == State::Stopped {
+        let definition = folder.load()?;
+        // What cannot be looked through is told by `piton doctor`.
+        let found = base_problems(&Catalog::new(&folder, &definition), &definition).unwrap_or_default();
+        info.problems = found.iter().map(ToString::to_string).collect();
+    }
     if json {
         out::json(&serde_json::json!(info));
     } else {
         output::show(&info);
+        info.problems.iter().for_each(|problem| output::complain(problem));
     }
     Ok(())
 }

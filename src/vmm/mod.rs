@@ -4,6 +4,8 @@
 mod going_back;
 mod merging;
 mod message;
+mod sealer;
+mod sealing;
 mod seen;
 mod series;
 
@@ -50,6 +52,7 @@ pub struct Vmm {
     jobs: Jobs,
     seen: seen::Seen,
     merging: Option<series::Series>,
+    sealing: Option<sealer::Sealing>,
     machine: Option<Machine>,
     /// Of the machine's memory; to be dropped after it.
     filling: Option<Filling>,
@@ -91,6 +94,7 @@ impl Vmm {
             jobs: Jobs::default(),
             seen: seen::Seen::default(),
             merging: None,
+            sealing: None,
             machine: None,
             filling: None,
             disks,
@@ -240,6 +244,7 @@ impl Vmm {
                 Err(RecvTimeoutError::Timeout) => {
                     if begin.take().is_some() {
                         self.merge_layers();
+                        self.seal_bases();
                     }
                     continue;
                 }
@@ -283,11 +288,13 @@ impl Vmm {
                 },
                 Message::Machine { .. } => {}
                 Message::Merged(number) => self.merge_goes_on(number),
+                Message::Sealed => self.sealed(),
                 Message::ForgetFormer => apply::forget_former(&self.folder, &self.definition),
                 Message::End(by) => break Outcome::Ended(by),
             }
         };
         self.end_merge();
+        self.end_sealing();
         let last = LastRun { ended: Some(chrono::Utc::now()), how: ending(&outcome) };
         if let Err(e) = self.folder.save_last_run(&self.lock, last) {
             log::warn!("how this run ended is not recorded: {e}");
@@ -402,6 +409,7 @@ impl Vmm {
             (Request::Show | Request::Pause | Request::Resume, _) => {}
             (Request::Set(body), _) => {
                 policy::set(&self.folder, &self.lock, &mut self.definition, &body)?;
+                self.seal_bases();
                 if self.definition.checkpoint_type == CheckpointType::Disabled
                     && let Some(machine) = &self.machine
                     && let Err(e) = machine.tracker().lock().unwrap_or_else(PoisonError::into_inner).stop()
