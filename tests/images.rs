@@ -222,7 +222,7 @@ fn a_base_that_was_moved_is_given_anew() {
     assert_eq!(manifest["config"]["disks"][0]["path"], moved);
     let mut vm = home.boot("start demo --attach");
     vm.ok("blk verify 0 64K 5");
-    relocate("root", moved).fails(3, &["demo", "in use"]);
+    relocate("root", moved).fails(3, &["demo", "running"]);
     vm.power_off();
     home.piton("checkpoint revert demo --yes --run").ok();
     home.piton("stop demo --force").ok();
