@@ -33,10 +33,12 @@ pub enum ConfigError {
         "`{0}` is not a disk id: use 1 to 20 letters, digits, `-`, `_` or `.`, not starting with `.` or `-`"
     )]
     DiskId(String),
-    #[error("the disk `{0}` has no path: give it as PATH[,id=NAME][,readonly][,passthrough][,overlay]")]
+    #[error(
+        "the disk `{0}` has no path: give it as PATH[,id=NAME][,format=raw|qcow2][,readonly][,passthrough][,overlay]"
+    )]
     DiskPath(String),
     #[error(
-        "`{0}` is not a disk option: the options are id=NAME, readonly, passthrough and overlay (write a comma in a path twice)"
+        "`{0}` is not a disk option: the options are id=NAME, format=raw, format=qcow2, readonly, passthrough and overlay (write a comma in a path twice)"
     )]
     DiskOption(String),
     #[error("the disk `{0}` has the option `{1}` twice: leave one of them out")]
@@ -194,6 +196,8 @@ pub fn parse_memory(text: &str) -> Result<u64, ConfigError> {
 pub struct DiskArg {
     pub id: Option<String>,
     pub path: PathBuf,
+    /// None: as the file looks.
+    pub format: Option<DiskFormat>,
     pub readonly: bool,
     pub passthrough: bool,
     pub overlay: bool,
@@ -202,7 +206,7 @@ pub struct DiskArg {
 impl std::str::FromStr for DiskArg {
     type Err = ConfigError;
 
-    /// `PATH[,id=NAME][,readonly][,passthrough][,overlay]`; a comma in it is written twice.
+    /// `PATH[,id=NAME][,format=raw|qcow2][,readonly][,passthrough][,overlay]`; a comma in it is written twice.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         let parts = split_options(text);
         let mut parts = parts.iter().map(String::as_str);
@@ -210,8 +214,14 @@ impl std::str::FromStr for DiskArg {
         if path.is_empty() {
             return Err(ConfigError::DiskPath(text.to_owned()));
         }
-        let mut disk =
-            Self { id: None, path: path.into(), readonly: false, passthrough: false, overlay: false };
+        let mut disk = Self {
+            id: None,
+            path: path.into(),
+            format: None,
+            readonly: false,
+            passthrough: false,
+            overlay: false,
+        };
         let mut seen: Vec<&str> = Vec::new();
         for option in parts {
             let name = match option.split_once('=').map_or(option, |(name, _)| name) {
@@ -226,6 +236,8 @@ impl std::str::FromStr for DiskArg {
                 "readonly" | "ro" => disk.readonly = true,
                 "passthrough" => disk.passthrough = true,
                 "overlay" => disk.overlay = true,
+                "format=raw" => disk.format = Some(DiskFormat::Raw),
+                "format=qcow2" => disk.format = Some(DiskFormat::Qcow2),
                 _ => match option.strip_prefix("id=") {
                     Some(id) => disk.id = Some(id.to_owned()),
                     None => return Err(ConfigError::DiskOption(option.to_owned())),
@@ -292,6 +304,11 @@ mod tests {
         assert!(disk.readonly && !disk.overlay && !disk.passthrough);
         let disk: DiskArg = "a,,b,,,readonly".parse().unwrap();
         assert_eq!((disk.path, disk.readonly), (PathBuf::from("a,b,"), true));
+        assert_eq!(disk.format, None);
+        for (format, text) in [(DiskFormat::Raw, "a,format=raw"), (DiskFormat::Qcow2, "a,format=qcow2")] {
+            assert_eq!(text.parse::<DiskArg>().unwrap().format, Some(format));
+        }
+        assert!(matches!("a,format=vmdk".parse::<DiskArg>(), Err(ConfigError::DiskOption(_))));
         assert_eq!(",overlay".parse::<DiskArg>(), Err(ConfigError::DiskPath(",overlay".into())));
         assert_eq!("a,b".parse::<DiskArg>(), Err(ConfigError::DiskOption("b".into())));
         for (twice, option) in

@@ -182,7 +182,7 @@ fn a_disk_that_went_away_is_named_at_start() {
     let image = home.image("a.raw", 1 << 20);
     home.boot(&format!("run demo --disk {image}")).power_off();
     std::fs::remove_file(&image).unwrap();
-    home.piton("start demo").fails(3, &["a.raw", "does not exist"]);
+    home.piton("start demo").fails(3, &["a.raw", "is gone", "piton disk relocate demo disk0 PATH"]);
     home.image("a.raw", 1000);
     home.piton("start demo").fails(3, &["a.raw", "1000 bytes"]);
     home.image("a.raw", 1 << 20);

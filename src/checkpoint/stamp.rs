@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+use crate::config::DiskFormat;
+use crate::disk::{DiskError, files_of};
 use crate::storage::{Access, File, Storage, StorageError};
 
 /// Bytes that are hashed at once.
@@ -15,9 +17,21 @@ const BLOCK: u64 = 64 << 10;
 const PLACES: u64 = 62;
 const PLACE: u64 = 4096;
 
-/// A base image at a checkpoint. To hash all of it would take as long as to copy it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A base image at a checkpoint, with all that it is read through. To hash all of it would take as
+/// long as to copy it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BaseStamp {
+    #[serde(flatten)]
+    pub top: Part,
+    /// The backing files of a qcow2 image, from the top down. None of them: it has none, or an
+    /// older piton took the stamp.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub below: Vec<Part>,
+}
+
+/// One file of a base image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
     pub len: u64,
     pub modified: DateTime<Utc>,
     /// CRC-32 of a sample.
@@ -34,6 +48,14 @@ pub enum BaseChange {
         now: u64,
     },
     Contents,
+    Gone,
+}
+
+impl BaseChange {
+    /// Whether it may well be what it was.
+    pub fn is_sound(self) -> bool {
+        matches!(self, Self::Same | Self::Touched)
+    }
 }
 
 impl std::fmt::Display for BaseChange {
@@ -43,21 +65,65 @@ impl std::fmt::Display for BaseChange {
             Self::Touched => f.write_str("it has another modification time"),
             Self::Length { then, now } => write!(f, "it had {then} bytes and has {now}"),
             Self::Contents => f.write_str("its contents changed"),
+            Self::Gone => f.write_str("it is gone"),
         }
     }
 }
 
 impl BaseStamp {
-    pub fn take(storage: &Storage, path: &Path) -> Result<Self, StorageError> {
+    pub fn take(storage: &Storage, path: &Path, format: DiskFormat) -> Result<Self, DiskError> {
+        let files = files_of(storage, path, format)?;
+        let mut parts = files.iter().map(|file| Part::take(storage, file));
+        let top = parts.next().unwrap_or_else(|| Part::take(storage, path))?;
+        Ok(Self { top, below: parts.collect::<Result<_, _>>()? })
+    }
+
+    /// What became of the image since, and which of its files that is about.
+    pub fn compare(
+        &self,
+        storage: &Storage,
+        path: &Path,
+        format: DiskFormat,
+    ) -> Result<(PathBuf, BaseChange), DiskError> {
+        let top = self.top.compare(storage, path)?;
+        if !top.is_sound() || self.below.is_empty() {
+            return Ok((path.to_owned(), top));
+        }
+        let files = match files_of(storage, path, format) {
+            Ok(files) => files,
+            Err(DiskError::Missing(file)) => return Ok((file, BaseChange::Gone)),
+            Err(e) => return Err(e),
+        };
+        if files.len() != self.below.len() + 1 {
+            return Ok((path.to_owned(), BaseChange::Contents));
+        }
+        let mut found = (path.to_owned(), top);
+        for (part, file) in self.below.iter().zip(files.into_iter().skip(1)) {
+            let change = part.compare(storage, &file)?;
+            if !change.is_sound() {
+                return Ok((file, change));
+            }
+            if change == BaseChange::Touched {
+                found = (file, change);
+            }
+        }
+        Ok(found)
+    }
+}
+
+impl Part {
+    fn take(storage: &Storage, path: &Path) -> Result<Self, StorageError> {
         let file = storage.open_named(path, Access::ReadOnly)?;
         let meta = file.metadata()?;
         let sample = sample(&file, meta.len)?;
         Ok(Self { len: meta.len, modified: meta.modified.into(), sample })
     }
 
-    /// What became of the image since.
-    pub fn compare(&self, storage: &Storage, path: &Path) -> Result<BaseChange, StorageError> {
-        let now = storage.metadata(path)?;
+    fn compare(&self, storage: &Storage, path: &Path) -> Result<BaseChange, StorageError> {
+        let now = match storage.metadata(path) {
+            Err(e) if e.is_not_found() => return Ok(BaseChange::Gone),
+            other => other?,
+        };
         Ok(if now.len != self.len {
             BaseChange::Length { then: self.len, now: now.len }
         } else if DateTime::<Utc>::from(now.modified) == self.modified {
@@ -145,28 +211,38 @@ mod tests {
         let (path, storage) = (dir.path().join("base"), Storage::os());
         for len in [0, 512, 70_000, 10 << 20] {
             fs::write(&path, vec![1; len]).unwrap();
-            let stamp = BaseStamp::take(&storage, &path).unwrap();
+            let compare = |stamp: &BaseStamp| stamp.compare(&storage, &path, DiskFormat::Raw).unwrap().1;
+            let stamp = BaseStamp::take(&storage, &path, DiskFormat::Raw).unwrap();
             let text = serde_json::to_string(&stamp).unwrap();
             assert_eq!(
                 serde_json::from_str::<BaseStamp>(&text).unwrap(),
                 stamp,
                 "no digit of the time is lost"
             );
-            assert_eq!(stamp.compare(&storage, &path).unwrap(), BaseChange::Same);
+            assert_eq!(compare(&stamp), BaseChange::Same);
             let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
             file.set_modified(std::time::UNIX_EPOCH).unwrap();
-            assert_eq!(stamp.compare(&storage, &path).unwrap(), BaseChange::Touched);
+            assert_eq!(compare(&stamp), BaseChange::Touched);
             file.set_len(len as u64 + 512).unwrap();
             let longer = BaseChange::Length { then: len as u64, now: len as u64 + 512 };
-            assert_eq!(stamp.compare(&storage, &path).unwrap(), longer);
+            assert_eq!(compare(&stamp), longer);
             if len > 0 {
                 file.set_len(len as u64).unwrap();
                 file.write_all_at(&[2], len as u64 - 1).unwrap();
-                assert_eq!(stamp.compare(&storage, &path).unwrap(), BaseChange::Contents);
+                assert_eq!(compare(&stamp), BaseChange::Contents);
             }
         }
-        let missing = dir.path().join("none");
-        assert!(BaseStamp::take(&storage, &missing).unwrap_err().is_not_found());
+        let stamp = BaseStamp::take(&storage, &path, DiskFormat::Raw).unwrap();
+        fs::remove_file(&path).unwrap();
+        assert_eq!(stamp.compare(&storage, &path, DiskFormat::Raw).unwrap().1, BaseChange::Gone);
+        assert!(BaseStamp::take(&storage, &path, DiskFormat::Raw).is_err());
+    }
+
+    #[test]
+    fn a_stamp_of_an_older_piton_is_read() {
+        let old = r#"{"len": 512, "modified": "2026-01-02T03:04:05Z", "sample": 7}"#;
+        let stamp: BaseStamp = serde_json::from_str(old).unwrap();
+        assert_eq!((stamp.top.len, stamp.top.sample, stamp.below.len()), (512, 7, 0));
     }
 
     #[test]

@@ -54,6 +54,9 @@ pub enum Command {
     /// Work with the checkpoints of a VM
     #[command(subcommand, visible_alias = "cp")]
     Checkpoint(CheckpointCommand),
+    /// Work with the images of a VM's disks
+    #[command(subcommand)]
+    Disk(DiskCommand),
     /// Create VMs that start at a checkpoint
     Clone(CloneArgs),
     /// Export a VM as it is now to a self-contained folder
@@ -218,6 +221,19 @@ impl Since {
             _ => Ok(&self.checkpoint),
         }
     }
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DiskCommand {
+    /// Say where the base image of a disk is now; all checkpoints follow. The VM must be off
+    Relocate {
+        name: VmName,
+        /// The disk's id
+        #[arg(value_name = "ID")]
+        disk: String,
+        /// The image, which must be the one that it was
+        path: PathBuf,
+    },
 }
 
 /// A checkpoint as NAME@CHECKPOINT.
@@ -421,13 +437,17 @@ pub struct RunArgs {
     /// Number of vCPUs
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = parse_cpus)]
     pub cpus: u32,
-    /// Disk image, raw or qcow2: PATH[,id=NAME][,readonly][,passthrough][,overlay]; may be repeated;
-    /// write a comma in PATH twice
+    /// Disk image, raw or qcow2: PATH[,id=NAME][,format=raw|qcow2][,readonly][,passthrough][,overlay];
+    /// may be repeated; write a comma in PATH twice
     #[arg(long = "disk", value_name = "DISK")]
     pub disks: Vec<DiskArg>,
     /// File that a qcow2 image may read as its backing file; may be repeated
     #[arg(long, value_name = "FILE")]
     pub backing: Vec<PathBuf>,
+    /// Take checksums of base images in the background (of disks with overlay or readonly); they are
+    /// checked from then on
+    #[arg(long)]
+    pub seal_base: bool,
     /// Run in the background; `piton console` attaches
     #[arg(long)]
     pub detach: bool,
@@ -506,6 +526,9 @@ pub struct SetArgs {
     /// Create a checkpoint at every start if there is none, and delete it after a clean shutdown
     #[arg(long, value_name = "on|off", group = "setting")]
     pub auto_checkpoint: Option<Switch>,
+    /// Take checksums of base images once (of disks with overlay or readonly); they are checked from then on
+    #[arg(long, group = "setting")]
+    pub seal_base: bool,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]

@@ -24,7 +24,8 @@ use crate::folder::{Definition, VmFolder, VmName};
 use crate::history::create::{Origin, Subject};
 use crate::history::disks;
 use crate::history::{
-    self, Catalog, CheckpointError, Finding, apply, delete, memory, merge, policy, recover,
+    self, Catalog, CheckpointError, Finding, apply, base_problems, delete, memory, merge, policy, recover,
+    seal,
 };
 use crate::id::Id;
 use crate::progress::Cancelled;
@@ -295,12 +296,15 @@ fn landed(
         info = Some(run::detach(["start".into(), name.to_string().into()])?);
     }
     let state = info.as_ref().map_or(State::Stopped, |info| info.state);
+    let unchecked = seal::unchecked(folder, &manifest.config)?;
     if json {
         let info = match info {
             Some(info) => info,
             None => VmInfo::new(folder, &folder.load()?, State::Stopped, None),
         };
-        out::json_line(&serde_json::json!(info));
+        let mut result = serde_json::json!(info);
+        result["unchecked"] = unchecked.into();
+        out::json_line(&result);
         return Ok(());
     }
     let next = match state {
@@ -310,6 +314,7 @@ fn landed(
         State::Unresponsive => format!("unresponsive: see `piton show {name}`"),
     };
     outln!("the VM `{name}` is at checkpoint `{}`, {next}", manifest.name);
+    output::unchecked(&unchecked);
     Ok(())
 }
 
@@ -388,9 +393,11 @@ pub fn doctor(name: &VmName, repair: bool, json: bool) -> anyhow::Result<()> {
     let lock = lock(&folder).map_err(|e| in_use(&folder, e))?;
     let mut definition = folder.load()?;
     let mut findings = recover(&folder, &lock, &mut definition, repair)?;
+    let bases = base_problems(&Catalog::new(&folder, &definition), &definition)?;
     // An interrupted one is among the findings already, and what it lies on is seen after it.
     let merges = match definition.now.merging {
         Some(_) => 0,
+        None if !bases.is_empty() => 0,
         None => merge::pending(&Catalog::new(&folder, &definition), &definition)?,
     };
     if merges > 0 {
@@ -398,7 +405,9 @@ pub fn doctor(name: &VmName, repair: bool, json: bool) -> anyhow::Result<()> {
     }
     let missing = memory::missing(&Catalog::new(&folder, &definition))?;
     findings.extend(missing.into_iter().map(|text| Finding { text, mended: false }));
-    if repair {
+    let sound_bases = bases.is_empty();
+    findings.extend(bases.into_iter().map(|problem| Finding { text: problem.to_string(), mended: false }));
+    if repair && sound_bases {
         work::here(|progress| merge::settle(&folder, &lock, &mut definition, progress))??;
     }
     if json {

@@ -13,6 +13,7 @@ use super::output::{self, Listed};
 use crate::control::client::{self, ClientError};
 use crate::control::{State, StopBody, VmInfo};
 use crate::folder::{FolderError, Holder, Home, TrustError, VmFolder, VmLock, VmName};
+use crate::history::{Catalog, base_problems};
 use crate::storage::Storage;
 
 /// How long a killed process may take to be gone.
@@ -145,11 +146,19 @@ pub fn resume(name: &VmName, json: bool) -> anyhow::Result<()> {
 }
 
 pub fn show(name: &VmName, json: bool) -> anyhow::Result<()> {
-    let info = info(&existing(name)?)?;
+    let folder = existing(name)?;
+    let mut info = info(&folder)?;
+    if info.state == State::Stopped {
+        let definition = folder.load()?;
+        // What cannot be looked through is told by `piton doctor`.
+        let found = base_problems(&Catalog::new(&folder, &definition), &definition).unwrap_or_default();
+        info.problems = found.iter().map(ToString::to_string).collect();
+    }
     if json {
         out::json(&serde_json::json!(info));
     } else {
         output::show(&info);
+        info.problems.iter().for_each(|problem| output::complain(problem));
     }
     Ok(())
 }

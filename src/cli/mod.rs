@@ -4,6 +4,7 @@ mod args;
 mod checkpoint;
 mod clone;
 mod console;
+mod disk;
 mod error;
 mod guard;
 mod limits;
@@ -60,6 +61,7 @@ pub fn main() -> ExitCode {
         Command::List => manage::list(json),
         Command::Set(args) => set::run(args, json),
         Command::Checkpoint(command) => checkpoint::run(command, json),
+        Command::Disk(command) => disk::run(command, json),
         Command::Clone(args) => clone::run(&args, json),
         Command::Export(args) => transfer::export_now(&args, json),
         Command::Import(args) => transfer::import(&args, json),

@@ -149,6 +149,13 @@ pub fn settings(info: &VmInfo) {
     outln!("checkpoints of the VM `{}`: {}", info.name, checkpoints(info));
 }
 
+/// What no checksums vouch for.
+pub fn unchecked(what: &[String]) {
+    for one in what {
+        outln!("not checked, it has no checksums: {one}");
+    }
+}
+
 /// A VM in a list: what is known of it, or why nothing is.
 pub enum Listed {
     Known(Box<VmInfo>),

@@ -19,9 +19,9 @@ use super::{limits, log_file, manage, output, signals};
 use crate::config::{DiskArg, DiskConfig, DiskFormat, VmConfig};
 use crate::control::{GoBack, State, VmInfo};
 use crate::devices::console::BACKLOG;
-use crate::disk::{self, backing};
+use crate::disk::{self, DiskError, backing};
 use crate::folder::{Definition, FolderError, Home, VmFolder, VmLock};
-use crate::history::disks;
+use crate::history::{disks, seal};
 use crate::id::Id;
 use crate::seccomp;
 use crate::storage::Storage;
@@ -42,6 +42,7 @@ pub fn run(args: RunArgs, background: bool, json: bool) -> anyhow::Result<()> {
         manage::print_started(&detach(std::env::args_os().skip(1))?, json);
         return Ok(());
     }
+    let formats: Vec<Option<DiskFormat>> = args.disks.iter().map(|disk| disk.format).collect();
     let mut config = VmConfig {
         cpus: args.cpus,
         memory: args.memory,
@@ -56,9 +57,12 @@ pub fn run(args: RunArgs, background: bool, json: bool) -> anyhow::Result<()> {
             .collect::<Result<_, _>>()?,
     };
     config.validate().map_err(usage)?;
-    for disk in &mut config.disks {
+    for (disk, asked) in config.disks.iter_mut().zip(formats) {
         // Once and for all: what the guest writes must not change it.
-        disk.format = disk::probe(&Storage::os(), &disk.path).map_err(|e| refused(e.to_string()))?;
+        disk.format = match asked {
+            Some(format) => format,
+            None => look_at(disk)?,
+        };
     }
     check_images(&config.disks, &args.backing)?;
     limits::check_memory(config.memory)?;
@@ -66,7 +70,7 @@ pub fn run(args: RunArgs, background: bool, json: bool) -> anyhow::Result<()> {
     let lock = folder.create()?;
     // From here on a failure must leave nothing behind.
     let booted = make_own_disk(&folder, &mut config)
-        .and_then(|()| boot_new(&folder, config, lock))
+        .and_then(|()| boot_new(&folder, config, lock, args.seal_base))
         .inspect_err(|_| abandon(&folder));
     serve(booted?, &folder, true, background, args.stop_timeout)
 }
@@ -124,6 +128,14 @@ fn seccomp_unless(off: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What kind of image a disk is.
+fn look_at(disk: &DiskConfig) -> anyhow::Result<DiskFormat> {
+    disk::probe(&Storage::os(), &disk.path, !disk.readonly && !disk.overlay).map_err(|e| match e {
+        DiskError::Foreign { .. } => refused(format!("{e}; or add ,format=raw to take it as it lies")),
+        e => refused(e.to_string()),
+    })
+}
+
 /// A disk as the words have it; nothing is known of its file yet.
 fn named(index: usize, arg: DiskArg) -> anyhow::Result<DiskConfig> {
     Ok(DiskConfig {
@@ -174,8 +186,11 @@ fn make_own_disk(folder: &VmFolder, config: &mut VmConfig) -> anyhow::Result<()>
 }
 
 /// Saves the definition when the machine is known to be possible and before the guest runs.
-fn boot_new(folder: &VmFolder, config: VmConfig, lock: VmLock) -> anyhow::Result<Vmm> {
+fn boot_new(folder: &VmFolder, config: VmConfig, lock: VmLock, seal_base: bool) -> anyhow::Result<Vmm> {
     let mut definition = Definition::new(config);
+    if seal_base {
+        seal::want(folder, &mut definition)?;
+    }
     definition.now.generation = Some(Id::random().context("no random bytes are available")?);
     disks::create_overlays(folder, &mut definition)?;
     let mut vmm = Vmm::new(folder.clone(), definition, lock)?;

@@ -5,11 +5,11 @@ use super::error::{Told, exit_code_of, sentence};
 use super::manage::existing;
 use super::offline::{Offline, answer};
 use super::out;
-use super::output;
+use super::{output, work};
 use crate::control::client;
 use crate::control::{SetBody, State, VmInfo};
 use crate::folder::VmFolder;
-use crate::history::policy;
+use crate::history::{policy, seal};
 
 /// A name that is wrong changes nothing. Otherwise each VM is set or not by itself, and what
 /// went wrong is told.
@@ -18,6 +18,7 @@ pub fn run(args: SetArgs, json: bool) -> anyhow::Result<()> {
     let body = SetBody {
         checkpoint_type: args.checkpoint_type,
         auto_checkpoint: args.auto_checkpoint.map(|switch| switch.is_on()),
+        seal_base: args.seal_base,
         checkpoint_dir: args.checkpoint_dir.map(std::path::absolute).transpose()?,
     };
     let mut results = Vec::new();
@@ -53,5 +54,8 @@ fn set(folder: &VmFolder, body: &SetBody) -> anyhow::Result<VmInfo> {
     }
     let mut vm = Offline::open(folder)?;
     policy::set(folder, &vm.lock, &mut vm.definition, body)?;
+    if body.seal_base {
+        work::here(|progress| seal::seal_all(folder, &vm.lock, &mut vm.definition, progress))??;
+    }
     Ok(VmInfo::new(folder, &vm.definition, State::Stopped, None))
 }

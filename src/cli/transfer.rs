@@ -20,6 +20,7 @@ use super::{guard, output, work};
 use crate::control::{CheckpointInfo, CreateBody, DeleteBody, DeletedInfo};
 use crate::disk::Backing;
 use crate::folder::{CheckpointType, Home, VmFolder, VmName};
+use crate::history::seal;
 use crate::nbd;
 use crate::progress::Progress;
 use crate::seccomp::Thread;
@@ -40,7 +41,7 @@ pub fn export_checkpoint(args: &ExportCheckpointArgs, json: bool) -> anyhow::Res
     let export = work::here(|progress| {
         write(&folder, &args.checkpoint.checkpoint, since, &dir, args.format, progress)
     })??;
-    tell(&export, &dir, json);
+    tell(&folder, &export, &dir, json)?;
     Ok(())
 }
 
@@ -62,10 +63,15 @@ fn write(
     export::write(folder.storage(), &source, since.as_ref(), dir, format, progress)
 }
 
-fn tell(export: &Export, dir: &Path, json: bool) {
+fn tell(folder: &VmFolder, export: &Export, dir: &Path, json: bool) -> anyhow::Result<()> {
+    let mut config = folder.load()?.config;
+    config.disks.retain(|disk| export.disks.contains_key(&disk.id));
+    let unchecked = seal::unchecked(folder, &config)?;
     if json {
-        out::json(&serde_json::json!(export));
-        return;
+        let mut result = serde_json::json!(export);
+        result["unchecked"] = unchecked.into();
+        out::json(&result);
+        return Ok(());
     }
     let what = match &export.since {
         Some(since) => format!("what changed from `{}` to `{}`", since.name, export.name),
@@ -85,9 +91,11 @@ fn tell(export: &Export, dir: &Path, json: bool) {
     for left in &export.left_out {
         outln!("disk `{}` is not part of it: it is {}", left.disk, left.why);
     }
+    output::unchecked(&unchecked);
     for warning in &export.warnings {
         output::complain(&format!("warning: {warning}"));
     }
+    Ok(())
 }
 
 /// The active state: of a VM that is off what it would start from, of one that runs a checkpoint
@@ -104,8 +112,7 @@ pub fn export_now(args: &ExportArgs, json: bool) -> anyhow::Result<()> {
                     since.map(|since| Source::checkpoint(&folder, since, "piton export")).transpose()?;
                 export::write(folder.storage(), &source, since.as_ref(), &dir, args.format, progress)
             })??;
-            tell(&export, &dir, json);
-            Ok(())
+            tell(&folder, &export, &dir, json)
         }
         Err(e) if !is_running(&e) => Err(e),
         Err(_) if !args.live => Err(refused(format!(

@@ -6,6 +6,7 @@ use super::args::{CheckpointRef, GuardArgs};
 use super::error::refused;
 use super::manage::existing;
 use super::out::{self, outln};
+use super::output;
 use super::units::size;
 use super::{guard, work};
 use crate::capture::chain::MemoryChain;
@@ -13,11 +14,12 @@ use crate::capture::image::Image;
 use crate::checkpoint::Manifest;
 use crate::checkpoint::manifest::DiskPoint;
 use crate::checkpoint::state::read_state;
-use crate::disk::DiskError;
 use crate::disk::delta::FrozenDelta;
+use crate::disk::{Backing, DiskError, open_base};
 use crate::folder::{Definition, FolderError, VmFolder};
-use crate::history::disks::Layers;
+use crate::history::disks::{self, DisksError, Layers, base_path};
 use crate::history::{Catalog, CheckpointError};
+use crate::history::{bases, seal};
 use crate::progress::Progress;
 use crate::seccomp::Thread;
 use crate::storage::StorageError;
@@ -25,7 +27,7 @@ use crate::storage::StorageError;
 /// What was found of a checkpoint that is not damaged.
 struct Checked {
     bytes: u64,
-    /// Layers without checksums.
+    /// Layers and bases without checksums.
     unchecked: Vec<String>,
 }
 
@@ -43,6 +45,8 @@ pub fn run(target: &CheckpointRef, guard: &GuardArgs, json: bool) -> anyhow::Res
             "layers of the VM `{}` are being merged: `piton checkpoint jobs {0}` shows when that is done",
             folder.name()
         )),
+        // Its reader asked whether it is damaged, and it is.
+        CheckpointError::Base(problem) => anyhow::anyhow!("{problem}"),
         e => e.into(),
     })?;
     if json {
@@ -51,9 +55,7 @@ pub fn run(target: &CheckpointRef, guard: &GuardArgs, json: bool) -> anyhow::Res
         return Ok(());
     }
     outln!("checkpoint `{}` is as it was written: {} read and checked", manifest.name, size(bytes));
-    for layer in unchecked {
-        outln!("not checked, it has no checksums: {layer}");
-    }
+    output::unchecked(&unchecked);
     Ok(())
 }
 
@@ -70,6 +72,7 @@ fn check(
     progress: &Progress,
 ) -> Result<Checked, CheckpointError> {
     let catalog = Catalog::new(folder, definition);
+    bases::check(folder, manifest, false)?;
     let mut bytes = 0;
     if let Some(info) = &manifest.state {
         bytes += read_state(folder.storage(), &catalog.store.state_path(manifest.id), info)?.len() as u64;
@@ -86,6 +89,21 @@ fn check(
     }
     let (layers, sums) = (Layers::read(folder)?, catalog.layer_sums(definition)?);
     let mut unchecked = Vec::new();
+    for disk in manifest.config.disks.iter().filter(|disk| manifest.disks.contains_key(&disk.id)) {
+        let Some(sums) = disks::base_sums(folder, disk)? else { continue };
+        let failed = |error| DisksError::Disk { id: disk.id.clone(), error };
+        let base = open_base(folder.storage(), &base_path(folder, disk), disk.format).map_err(failed)?;
+        progress.phase("base", base.len());
+        let checked = base.attach_sums(folder.storage(), &sums).and_then(|()| {
+            base.verify(&|part| {
+                progress.add(part);
+                progress.check().map_err(DiskError::from)
+            })
+        });
+        checked.map_err(failed)?;
+        bytes += base.len();
+    }
+    unchecked.extend(seal::unchecked(folder, &manifest.config)?);
     for (disk, point) in &manifest.disks {
         let DiskPoint::Layer { id, .. } = point else { continue };
         for spec in layers.chain(*id)? {

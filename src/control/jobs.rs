@@ -24,6 +24,8 @@ pub enum JobKind {
     Delete,
     /// Layers that nothing needs apart become one.
     Merge,
+    /// A base image gets checksums.
+    Seal,
     Export,
 }
 
@@ -35,6 +37,7 @@ impl std::fmt::Display for JobKind {
             Self::Revert => "revert",
             Self::Delete => "delete",
             Self::Merge => "merge",
+            Self::Seal => "seal",
             Self::Export => "export",
         })
     }

@@ -95,6 +95,9 @@ pub struct VmInfo {
     /// Absent: in the VM's folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint_dir: Option<std::path::PathBuf>,
+    /// What keeps a stopped VM from starting, or from going back, as far as its disks show it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<String>,
     pub config: VmConfig,
 }
 
@@ -113,6 +116,7 @@ impl VmInfo {
             checkpoint_type: definition.checkpoint_type,
             auto_checkpoint: definition.auto_checkpoint,
             checkpoint_dir: definition.checkpoint_dir.clone(),
+            problems: Vec::new(),
             config: definition.config.clone(),
         }
     }
@@ -339,6 +343,9 @@ pub struct SetBody {
     /// Absolute.
     #[serde(default)]
     pub checkpoint_dir: Option<std::path::PathBuf>,
+    /// Give base images that stand still checksums.
+    #[serde(default)]
+    pub seal_base: bool,
 }
 
 /// Body of `PATCH /vm/checkpoints/{checkpoint}`.

@@ -178,6 +178,12 @@ impl Chain {
         inner.below.lock_below(at, Lock::Shared)
     }
 
+    /// See [`Base::attach_sums`].
+    pub fn attach_base_sums(&self, storage: &Storage, path: &Path) -> Result<()> {
+        let base = Arc::clone(&self.read().below.base);
+        base.attach_sums(storage, path)
+    }
+
     /// Makes a frozen layer durable; with others above it that takes nobody's time.
     pub fn sync_layer(&self, id: LayerId) -> Result<()> {
         let layer = {

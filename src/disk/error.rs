@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use super::delta_format::{FormatError, LayerId};
+use super::foreign::Foreign;
 use super::limits::{MAX_LAYERS, SECTOR};
 use crate::progress::Cancelled;
 use crate::storage::StorageError;
@@ -26,6 +27,8 @@ pub enum DiskError {
     ReadOnlyFile(PathBuf),
     #[error("{} is a piton delta layer, not a base image", .0.display())]
     IsDelta(PathBuf),
+    #[error("{} is {what} and no raw or qcow2 disk image: {}", path.display(), what.help(path))]
+    Foreign { path: PathBuf, what: Foreign },
     #[error("qcow2 image {}: {reason}", path.display())]
     Qcow2 { path: PathBuf, reason: String },
     #[error(
@@ -41,6 +44,10 @@ pub enum DiskError {
     Broken,
     #[error("the disk is read-only")]
     ReadOnly,
+    #[error("base image {} is damaged: it is not what its checksums were taken of, at offset {offset} of the disk", path.display())]
+    BaseDamaged { path: PathBuf, offset: u64 },
+    #[error("the checksums of a base image in {} cannot be used: {what}", path.display())]
+    BaseSums { path: PathBuf, what: &'static str },
     #[error("delta layer {}: {source}", path.display())]
     Format { path: PathBuf, source: FormatError },
     #[error("delta layer {} is {found} bytes long, but its disk needs {expected}", path.display())]

@@ -150,10 +150,10 @@ impl FrozenChain {
 
     /// Our own lock on the layer below delta `at`.
     pub(super) fn lock_below(&self, at: usize, lock: Lock) -> Result<()> {
-        match (at.checked_sub(1), &*self.base) {
+        match (at.checked_sub(1), self.base.as_raw()) {
             (Some(below), _) => self.deltas[below].lock(lock),
-            (None, Base::Raw(image)) => image.lock(lock),
-            (None, Base::Qcow2(_)) => Ok(()),
+            (None, Some(image)) => image.lock(lock),
+            (None, None) => Ok(()),
         }
     }
 }

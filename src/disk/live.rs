@@ -13,7 +13,7 @@ use super::frozen::FrozenChain;
 use super::layer::LayerSpec;
 use super::merge::{Lower, Merge};
 use super::raw::RawDisk;
-use super::{Backing, Base, Disk, DiskError, ImageFormat, Result, open_base};
+use super::{Backing, Disk, DiskError, ImageFormat, Result, open_base};
 use crate::storage::Storage;
 
 pub struct LiveDisk {
@@ -60,7 +60,7 @@ impl LiveDisk {
             Some((top, below)) => {
                 let below = FrozenChain::open(storage, open_base(storage, base, format)?, below)?;
                 // The guest's next flush is to cover what it wrote before a kill, wherever that is.
-                if let Base::Raw(image) = below.base() {
+                if let Some(image) = below.base().as_raw() {
                     image.sync_former()?;
                 }
                 for layer in below.deltas() {
@@ -123,6 +123,11 @@ impl LiveDisk {
             Inner::Chain(chain) => chain.layers().1.iter().any(|spec| spec.id == layer),
             Inner::Raw(_) | Inner::Broken => false,
         }
+    }
+
+    /// Checks what is read of its base against the checksums in a file, from here on.
+    pub fn attach_base_sums(&self, storage: &Storage, path: &Path) -> Result<()> {
+        self.chain()?.attach_base_sums(storage, path)
     }
 
     /// See [`Chain::sync_layer`].
@@ -189,7 +194,7 @@ impl LiveDisk {
                 let Inner::Raw(disk) = std::mem::replace(&mut *inner, Inner::Broken) else {
                     return Err(DiskError::Broken);
                 };
-                let below = FrozenChain::open(storage, Base::Raw(disk.freeze()?), &[])?;
+                let below = FrozenChain::open(storage, disk.freeze()?.into(), &[])?;
                 *inner = Inner::Chain(Arc::new(Chain::new(below, delta)?));
                 Ok(None)
             }

@@ -6,6 +6,7 @@
 
 pub mod backing;
 mod base;
+pub mod base_sums;
 mod bitmap;
 mod block_map;
 pub mod chain;
@@ -15,6 +16,7 @@ pub mod delta_format;
 mod delta_header;
 mod error;
 pub mod flat;
+pub mod foreign;
 pub mod frozen;
 pub mod layer;
 mod limits;
@@ -22,6 +24,7 @@ pub mod live;
 pub mod merge;
 mod probe;
 pub mod qcow2;
+pub mod qcow2_header;
 pub mod qcow2_write;
 pub mod raw;
 pub mod sums;
@@ -34,7 +37,7 @@ use std::sync::Arc;
 pub use crate::config::DiskFormat as ImageFormat;
 use crate::storage::{FileKind, Metadata, Storage};
 
-pub use base::{Base, open_base};
+pub use base::{Base, files_of, open_base};
 pub use error::{DiskError, Result};
 pub use limits::{MAX_LAYERS, SECTOR};
 pub use probe::probe;

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::foreign::{self, Foreign};
 use super::{DiskError, ImageFormat, Result, delta_format, inspect};
 use crate::storage::{Access, Storage};
 
@@ -14,9 +15,16 @@ pub const QCOW2_MAGIC: [u8; 4] = *b"QFI\xfb";
 /// that from then on. A guest can write the header of a qcow2 image with any
 /// backing file into its raw disk; if the disk were probed again, it would
 /// then be shown that file.
-pub fn probe(storage: &Storage, path: &Path) -> Result<ImageFormat> {
+///
+/// What is neither is refused, unless it is a disk as it lies and will not be `written`.
+pub fn probe(storage: &Storage, path: &Path, written: bool) -> Result<ImageFormat> {
     inspect(storage, path)?;
     let file = storage.open_named(path, Access::ReadOnly)?;
+    match foreign::look_at(&file)? {
+        None => {}
+        Some(Foreign::Iso) if !written => {}
+        Some(what) => return Err(DiskError::Foreign { path: path.to_owned(), what }),
+    }
     let mut magic = [0; 8];
     let got = file.read_up_to(&mut magic, 0)?;
     if magic[..got].starts_with(&QCOW2_MAGIC) {

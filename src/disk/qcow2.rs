@@ -14,16 +14,12 @@ use imago::raw::Raw;
 use imago::storage::drivers::CommonStorageHelper;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, Mapping};
 
-use super::probe::QCOW2_MAGIC;
-use super::{Backing, DiskError, Result, check_len, check_range, inspect};
+use super::{Backing, DiskError, ImageFormat, Result, check_len, check_range, inspect};
+use super::{foreign, qcow2_header};
 use crate::storage::{Access, File, Lock, Storage};
 
 /// Deeper than anybody builds them; ends a chain that leads into itself.
 const MAX_DEPTH: usize = 64;
-
-/// Incompatible features: an image in an unknown state, and one whose data is elsewhere.
-const CORRUPT: u64 = 1 << 1;
-const EXTERNAL_DATA: u64 = 1 << 2;
 
 pub struct Qcow2Image {
     access: FormatAccess<Source>,
@@ -52,45 +48,72 @@ fn open_layer(storage: &Storage, path: &Path, depth: usize) -> Result<FormatAcce
         return Err(error(path, "an external data file is not supported"));
     }
     image.set_data_file(None);
-    let backing = match image.implicit_backing_file() {
+    let backing = match backing_of(storage, path, &image)? {
         None => None,
-        Some(_) if depth + 1 >= MAX_DEPTH => {
-            return Err(error(path, format!("more than {MAX_DEPTH} backing files")));
-        }
-        Some(name) => {
-            let format = image.implicit_backing_format().map(String::as_str);
-            Some(open_backing(storage, path, name, format, depth + 1)?)
-        }
+        Some(_) if depth + 1 >= MAX_DEPTH => return Err(too_deep(path)),
+        Some((below, ImageFormat::Qcow2)) => Some(open_layer(storage, &below, depth + 1).map_err(of(path))?),
+        Some((below, ImageFormat::Raw)) => Some(open_raw(storage, &below).map_err(of(path))?),
     };
     image.set_backing(backing);
     Ok(FormatAccess::new(image))
 }
 
-fn open_backing(
+/// The files that an image is read through, from the one below it down. Takes no locks.
+pub fn files_below(storage: &Storage, path: &Path) -> Result<Vec<PathBuf>> {
+    let mut files: Vec<PathBuf> = Vec::new();
+    let mut next = Some((path.to_owned(), ImageFormat::Qcow2));
+    while let Some((image, format)) = next.take() {
+        if format == ImageFormat::Qcow2 {
+            let source = Source::open_unlocked(storage, &image)?;
+            check_header(&source.file)?;
+            let opened = Qcow2::<Source>::open_image(source, false).map_err(|e| error(&image, e))?;
+            next = backing_of(storage, &image, &opened)?;
+        }
+        if files.len() >= MAX_DEPTH {
+            return Err(too_deep(path));
+        }
+        files.extend(next.iter().map(|(below, _)| below.clone()));
+    }
+    Ok(files)
+}
+
+fn too_deep(path: &Path) -> DiskError {
+    error(path, format!("more than {MAX_DEPTH} backing files"))
+}
+
+/// Of a backing file: names the image that it is below.
+fn of(image: &Path) -> impl Fn(DiskError) -> DiskError {
+    move |e| error(image, format!("its backing file: {e}"))
+}
+
+/// The file below an image, and what it is.
+fn backing_of(
     storage: &Storage,
     image: &Path,
-    name: &str,
-    format: Option<&str>,
-    depth: usize,
-) -> Result<FormatAccess<Source>> {
+    opened: &Qcow2<Source>,
+) -> Result<Option<(PathBuf, ImageFormat)>> {
+    let Some(name) = opened.implicit_backing_file() else { return Ok(None) };
     if name.contains("://") || name.starts_with("json:") {
         return Err(error(image, format!("backing file {name:?} is not a path")));
     }
     let name = name.strip_prefix("file:").unwrap_or(name);
     // A relative name is relative to the image; join keeps an absolute one.
     let path = image.parent().unwrap_or(Path::new("")).join(name);
-    let opened = match format {
-        Some("qcow2") => open_layer(storage, &path, depth),
-        Some("raw" | "file") => open_raw(storage, &path),
-        Some(other) => Err(error(&path, format!("its format {other:?} is not supported"))),
+    let format = match opened.implicit_backing_format().map(String::as_str) {
+        Some("qcow2") => ImageFormat::Qcow2,
+        Some("raw" | "file") => ImageFormat::Raw,
+        Some(other) => {
+            let unread = match foreign::of_driver(other) {
+                Some(what) => DiskError::Foreign { path, what },
+                None => error(&path, format!("its format {other:?} is not supported")),
+            };
+            return Err(of(image)(unread));
+        }
         // Nothing recorded which it is; a chain that the user brought is not
         // written by a guest while it is a backing file.
-        None => match super::probe(storage, &path)? {
-            super::ImageFormat::Qcow2 => open_layer(storage, &path, depth),
-            super::ImageFormat::Raw => open_raw(storage, &path),
-        },
+        None => super::probe(storage, &path, false).map_err(of(image))?,
     };
-    opened.map_err(|e| error(image, format!("its backing file: {e}")))
+    Ok(Some((path, format)))
 }
 
 fn open_raw(storage: &Storage, path: &Path) -> Result<FormatAccess<Source>> {
@@ -99,33 +122,12 @@ fn open_raw(storage: &Storage, path: &Path) -> Result<FormatAccess<Source>> {
     Ok(FormatAccess::new(raw))
 }
 
-/// What imago does not look at.
+/// What imago does not look at, or has no words for.
 fn check_header(file: &File) -> Result<()> {
-    let mut header = [0; 80];
+    let mut header = [0; qcow2_header::LEN];
     let got = file.read_up_to(&mut header, 0)?;
     let path = file.path();
-    if got < 72 || header[..4] != QCOW2_MAGIC {
-        return Err(error(path, "this is not a qcow2 image"));
-    }
-    let word = |at: usize| {
-        let mut bytes = [0; 4];
-        bytes.copy_from_slice(&header[at..at + 4]);
-        u32::from_be_bytes(bytes)
-    };
-    if word(32) != 0 {
-        return Err(error(path, "the image is encrypted"));
-    }
-    if word(4) < 3 {
-        return Ok(());
-    }
-    let features = u64::from(word(72)) << 32 | u64::from(word(76));
-    if features & CORRUPT != 0 {
-        return Err(error(path, "the image is marked corrupt"));
-    }
-    if features & EXTERNAL_DATA != 0 {
-        return Err(error(path, "an external data file is not supported"));
-    }
-    Ok(())
+    qcow2_header::check(&header[..got]).map_err(|unfit| error(path, unfit.text(path)))
 }
 
 fn error(path: &Path, reason: impl fmt::Display) -> DiskError {
@@ -171,9 +173,14 @@ struct Source {
 
 impl Source {
     fn open(storage: &Storage, path: &Path) -> Result<Self> {
+        let source = Self::open_unlocked(storage, path)?;
+        source.file.lock(Lock::Shared)?;
+        Ok(Self { len: source.file.len()?, ..source })
+    }
+
+    fn open_unlocked(storage: &Storage, path: &Path) -> Result<Self> {
         inspect(storage, path)?;
         let file = storage.open_named(path, Access::ReadOnly)?;
-        file.lock(Lock::Shared)?;
         let len = file.len()?;
         Ok(Self { file, len, helper: CommonStorageHelper::default() })
     }
@@ -241,7 +248,7 @@ mod tests {
 
     use imago::{FormatCreateBuilder, StorageCreateOptions, StorageOpenOptions};
 
-    use super::super::{ImageFormat, open_base, probe};
+    use super::super::{open_base, probe};
     use super::*;
 
     type Written = FormatAccess<imago::file::File>;
@@ -278,7 +285,7 @@ mod tests {
         create(&dir.path().join("low"), 4, Some(("raw", "raw")));
         let top = dir.path().join("top.img");
         create(&top, 5, Some(("low", "qcow2")));
-        assert_eq!(probe(&storage, &top).unwrap(), ImageFormat::Qcow2);
+        assert_eq!(probe(&storage, &top, true).unwrap(), ImageFormat::Qcow2);
         let image = open_base(&storage, &top, ImageFormat::Qcow2).unwrap();
         assert_eq!((byte(&image, 0), byte(&image, 65536)), (3, 5));
         assert_eq!(image.next_data(0).unwrap().unwrap().start, 0);
@@ -287,6 +294,8 @@ mod tests {
         let raw = open_base(&storage, &top, ImageFormat::Raw).unwrap();
         assert_eq!(byte(&raw, 0), b'Q');
 
+        let below: Vec<PathBuf> = ["low", "raw"].iter().map(|name| dir.path().join(name)).collect();
+        assert_eq!(files_below(&storage, &top).unwrap(), below);
         fs::remove_file(dir.path().join("raw")).unwrap();
         let error = Qcow2Image::open(&storage, &top).err().unwrap().to_string();
         assert!(error.contains("top.img") && error.contains("/raw does not exist"), "{error}");
@@ -317,5 +326,6 @@ mod tests {
         create(&path, 1, Some(("image", "qcow2")));
         let error = Qcow2Image::open(&storage, &path).err().unwrap().to_string();
         assert!(error.contains("backing files"));
+        assert!(files_below(&storage, &path).unwrap_err().to_string().contains("backing files"));
     }
 }

@@ -197,7 +197,7 @@ mod tests {
         assert!(text(Path::new("/dev/null")).contains("neither a file nor a block device"));
         assert!(text(&image(&dir, "empty", 0)).contains("is empty"));
         assert!(text(&image(&dir, "odd", 1000)).contains("not a multiple of 512"));
-        assert!(matches!(probe(&storage, &dir.path().join("none")), Err(DiskError::Missing(_))));
+        assert!(matches!(probe(&storage, &dir.path().join("none"), true), Err(DiskError::Missing(_))));
     }
 
     #[test]

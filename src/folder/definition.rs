@@ -30,6 +30,9 @@ pub struct Definition {
     /// Every start makes a checkpoint if there is none; a clean shutdown removes it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub auto_checkpoint: bool,
+    /// Base images that stand still are to get checksums, as soon as there is time.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub seal_base: bool,
     /// The checkpoint that it began as, if it is a clone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cloned_from: Option<Origin>,
@@ -113,6 +116,9 @@ pub struct Now {
     /// A merge of two layers that was begun.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub merging: Option<Merging>,
+    /// A base image that is given another place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relocating: Option<Relocating>,
     /// The writable layer of each disk that has one; a disk that is not named writes to its base.
     #[serde(default)]
     pub tops: BTreeMap<String, Id>,
@@ -131,6 +137,15 @@ pub struct Merging {
     pub children: Vec<Id>,
 }
 
+/// Another place of a base image, so that all manifests learn of it after a crash, too.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Relocating {
+    pub disk: String,
+    /// As a disk's path in the definition.
+    pub from: PathBuf,
+    pub to: PathBuf,
+}
+
 impl Definition {
     pub fn new(config: VmConfig) -> Self {
         Self {
@@ -140,6 +155,7 @@ impl Definition {
             checkpoint_dir: None,
             checkpoint_type: CheckpointType::default(),
             auto_checkpoint: false,
+            seal_base: false,
             cloned_from: None,
             now: Now::default(),
         }

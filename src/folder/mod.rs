@@ -19,7 +19,7 @@ use definition::{FORMAT, OnDisk, crc_of};
 
 pub use holder::Holder;
 
-pub use definition::{CheckpointType, Definition, Merging, Now, Origin};
+pub use definition::{CheckpointType, Definition, Merging, Now, Origin, Relocating};
 pub use last_run::{Ending, LastRun};
 pub use name::{NameError, VmName};
 pub use trust::TrustError;
@@ -170,6 +170,11 @@ impl VmFolder {
 
     pub fn disks(&self) -> PathBuf {
         self.path.join("disks")
+    }
+
+    /// Checksums of the base image of a disk, if it has some.
+    pub fn base_sums(&self, disk: &str) -> PathBuf {
+        self.disks().join(format!("{disk}.base-sums"))
     }
 
     /// The folder for layers and disks of the VM's own, made if there is none yet.

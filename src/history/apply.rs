@@ -12,14 +12,14 @@ use super::{Catalog, CheckpointError, Result};
 use crate::capture::chain::MemoryChain;
 use crate::capture::lazy::Filling;
 use crate::checkpoint::Manifest;
-use crate::checkpoint::stamp::BaseChange;
 use crate::checkpoint::state::read_state;
 use crate::control::GoBack;
 use crate::disk::Disk;
 use crate::disk::delta_format::Parent;
 use crate::disk::layer::LayerSpec;
 use crate::folder::{Definition, Now, VmFolder, VmLock};
-use crate::history::disks::{self, Layers, OpenDisks, base_path};
+use crate::history::bases;
+use crate::history::disks::{self, Layers, OpenDisks};
 use crate::id::Id;
 use crate::layout::GENERATION_PAGE;
 use crate::machine::{self, Bare, Machine, MachineState, Parts};
@@ -157,24 +157,7 @@ fn build(
 /// Whether `manifest` can be gone to: a base that somebody wrote to since is not what its layers
 /// were made above.
 pub fn check(folder: &VmFolder, manifest: &Manifest, how: GoBack) -> Result<()> {
-    if how.force {
-        return Ok(());
-    }
-    for config in &manifest.config.disks {
-        let Some(stamp) = manifest.bases.get(&config.id) else { continue };
-        let path = base_path(folder, config);
-        let change = stamp.compare(folder.storage(), &path)?;
-        if !matches!(change, BaseChange::Same | BaseChange::Touched) {
-            return Err(CheckpointError::Refused(format!(
-                "the base image {} has changed since checkpoint `{}` was made ({change}): \
-                 what the checkpoint holds of disk `{}` is not known any more; `piton checkpoint apply --force` goes back anyway",
-                path.display(),
-                manifest.name,
-                config.id
-            )));
-        }
-    }
-    Ok(())
+    bases::check(folder, manifest, how.force)
 }
 
 impl Prepared {

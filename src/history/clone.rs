@@ -158,6 +158,12 @@ impl Source<'_> {
                 }
             }
         }
+        // They share the bases, and what vouches for them.
+        for disk in &self.definition.config.disks {
+            if let Some(sums) = disks::base_sums(self.folder, disk)? {
+                storage.link(&sums, &place.base_sums(&disk.id))?;
+            }
+        }
         // Images in the VM's own folder would go with it.
         for disk in self.definition.config.disks.iter().filter(|disk| disk.path.is_relative()) {
             storage.link(&base_path(self.folder, disk), &base_path(place, disk))?;

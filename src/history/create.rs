@@ -17,7 +17,7 @@ use super::{Catalog, CheckpointError, Result};
 use crate::capture::chain::MemoryChain;
 use crate::capture::guest::CaptureError;
 use crate::checkpoint::manifest::{DiskPoint, LeftOut, LeftOutWhy, MemoryInfo};
-use crate::checkpoint::stamp::{BaseStamp, FileStamp};
+use crate::checkpoint::stamp::FileStamp;
 use crate::checkpoint::state::write_state;
 use crate::checkpoint::{CheckpointName, Kind, Manifest};
 use crate::config::VmConfig;
@@ -26,7 +26,8 @@ use crate::disk::Disk;
 use crate::disk::layer::LayerSpec;
 use crate::disk::live::LiveDisk;
 use crate::folder::{Definition, VmFolder, VmLock};
-use crate::history::disks::{base_path, remove_layers};
+use crate::history::bases;
+use crate::history::disks::remove_layers;
 use crate::id::Id;
 use crate::machine::Machine;
 use crate::progress::Progress;
@@ -258,10 +259,10 @@ pub(super) fn describe_disks(
     let storage = folder.storage();
     let configs = manifest.config.disks.iter().filter_map(|config| Some((config, frozen.get(&config.id)?)));
     for (config, one) in configs {
-        let base = BaseStamp::take(storage, &base_path(folder, config))?;
+        let base = bases::stamp(folder, config)?;
         let point = match &one.layer {
             Some((id, layer)) => DiskPoint::Layer { id: *id, sums: Some(layer.seal(storage)?.crc) },
-            None => DiskPoint::Base(base),
+            None => DiskPoint::Base(base.clone()),
         };
         manifest.bases.insert(config.id.clone(), base);
         manifest.disks.insert(config.id.clone(), point);

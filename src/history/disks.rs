@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::base_problem::{BaseProblem, look};
 use crate::config::{DiskConfig, DiskFormat, VmConfig};
 use crate::disk::delta::Delta;
 use crate::disk::delta_format::Parent;
@@ -14,8 +15,12 @@ use crate::folder::{Definition, FolderError, VmFolder};
 use crate::id::Id;
 use crate::machine::MachineDisk;
 
+pub use super::base_problem::base_path;
+
 #[derive(Debug, thiserror::Error)]
 pub enum DisksError {
+    #[error(transparent)]
+    Base(#[from] Box<BaseProblem>),
     #[error("disk `{id}`: {error}")]
     Disk { id: String, error: DiskError },
     #[error("disk `{0}` is a qcow2 image, which is only read: add ,overlay to write beside it, or ,readonly")]
@@ -52,11 +57,6 @@ impl DisksError {
 
 /// File names of delta layers end so.
 const DELTA: &str = "delta";
-
-/// A disk of the VM's own is named relative to its folder.
-pub fn base_path(folder: &VmFolder, config: &DiskConfig) -> PathBuf {
-    folder.path().join(&config.path)
-}
 
 /// Where the next layer of a disk goes.
 pub fn new_layer_path(folder: &VmFolder, disk: &str) -> Result<PathBuf, DisksError> {
@@ -105,6 +105,11 @@ impl Layers {
         Ok(layers)
     }
 
+    /// Of the disk that a layer is of.
+    pub fn size(&self, layer: Id) -> Option<u64> {
+        self.found.iter().find(|found| found.id == layer).map(|found| found.size)
+    }
+
     /// The layers from the base up to `top`.
     pub fn chain(&self, top: Id) -> Result<Vec<LayerSpec>, DiskError> {
         ancestry(&self.found, top).map_err(|missing| match self.broken.first() {
@@ -138,10 +143,19 @@ pub fn open(
         let storage = folder.storage();
         let path = base_path(folder, config);
         let failed = || DisksError::disk(config);
+        if !reuse.contains_key(&config.id) {
+            look(folder, config, tops.get(&config.id).and_then(|top| layers.size(*top)))?;
+        }
         let disk: Arc<dyn Disk> = if let Some(open) = reuse.get(&config.id) {
             open.clone()
         } else if config.readonly {
-            Arc::new(ReadOnly(open_base(storage, &path, config.format).map_err(failed())?))
+            {
+                let base = open_base(storage, &path, config.format).map_err(failed())?;
+                if let Some(sums) = base_sums(folder, config)? {
+                    base.attach_sums(storage, &sums).map_err(failed())?;
+                }
+                Arc::new(ReadOnly(base))
+            }
         } else {
             let chain = match tops.get(&config.id) {
                 Some(top) => layers.chain(*top).map_err(failed())?,
@@ -151,6 +165,9 @@ pub fn open(
                 None => Vec::new(),
             };
             let disk = LiveDisk::open(storage, &path, config.format, &chain, crcs).map_err(failed())?;
+            if let Some(sums) = base_sums(folder, config)? {
+                disk.attach_base_sums(storage, &sums).map_err(failed())?;
+            }
             let disk = Arc::new(disk);
             if !config.passthrough {
                 disks.live.insert(config.id.clone(), disk.clone());
@@ -162,6 +179,13 @@ pub fn open(
     Ok(disks)
 }
 
+/// The file with the checksums of a disk's base, if it has some.
+pub fn base_sums(folder: &VmFolder, config: &DiskConfig) -> Result<Option<PathBuf>, DisksError> {
+    let path = folder.base_sums(&config.id);
+    let there = folder.storage().exists(&path).map_err(FolderError::from)?;
+    Ok(there.then_some(path))
+}
+
 /// Makes a fresh, durable layer for each disk in `parents`, above what is named there.
 pub fn branch(
     folder: &VmFolder,
@@ -169,10 +193,16 @@ pub fn branch(
     parents: &BTreeMap<String, Parent>,
 ) -> Result<BTreeMap<String, LayerSpec>, DisksError> {
     let storage = folder.storage();
+    let layers = Layers::read(folder)?;
     let mut made = BTreeMap::new();
     for config in &config.disks {
         let Some(parent) = parents.get(&config.id) else { continue };
         let failed = || DisksError::disk(config);
+        let size = match parent {
+            Parent::Base => None,
+            Parent::Delta(below) => layers.size(*below),
+        };
+        look(folder, config, size)?;
         let base = open_base(storage, &base_path(folder, config), config.format).map_err(failed())?;
         let layer = new_layer_path(folder, &config.id).and_then(|path| {
             let layer = Delta::create(storage, &path, base.len(), *parent).map_err(failed())?;

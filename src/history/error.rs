@@ -11,6 +11,7 @@ use crate::machine::MachineError;
 use crate::progress::Cancelled;
 use crate::storage::StorageError;
 
+use super::base_problem::BaseProblem;
 use super::disks::DisksError;
 
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +22,9 @@ pub enum CheckpointError {
     /// There is no such checkpoint.
     #[error("{0}")]
     Missing(String),
+    /// Nothing was tried.
+    #[error(transparent)]
+    Base(#[from] Box<BaseProblem>),
     #[error(transparent)]
     Resolve(#[from] ResolveError),
     #[error(transparent)]
@@ -59,6 +63,7 @@ impl CheckpointError {
             self,
             Self::Refused(_)
                 | Self::Missing(_)
+                | Self::Base(_)
                 | Self::Resolve(_)
                 | Self::Folder(FolderError::Taken { .. } | FolderError::Busy(_) | FolderError::Trust(_))
         )
@@ -106,6 +111,7 @@ impl From<DisksError> for CheckpointError {
     fn from(error: DisksError) -> Self {
         match error {
             DisksError::Disk { error: DiskError::Cancelled(cancelled), .. } => Self::Cancelled(cancelled),
+            DisksError::Base(problem) => Self::Base(problem),
             error => Self::Disks(error),
         }
     }

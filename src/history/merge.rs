@@ -14,7 +14,6 @@ use super::saving::{is_saved, save};
 use super::{Catalog, Result};
 use crate::checkpoint::layers::{BaseRole, LayerGraph, Step, User};
 use crate::checkpoint::manifest::DiskPoint;
-use crate::checkpoint::stamp::BaseStamp;
 use crate::checkpoint::store::Listing;
 use crate::config::{DiskConfig, DiskFormat};
 use crate::disk::DiskError;
@@ -23,6 +22,7 @@ use crate::disk::delta_format::Parent;
 use crate::disk::layer::LayerSpec;
 use crate::disk::merge::{self, Direction, Merge};
 use crate::folder::{Definition, Merging, VmFolder, VmLock};
+use crate::history::bases;
 use crate::history::disks::{DisksError, Layers, base_path};
 use crate::history::readers;
 use crate::id::Id;
@@ -109,7 +109,11 @@ fn graph(
             parents.extend(found.map(|found| (found.id, found.parent)));
         }
     }
-    let is_linked = |path: &Path| Ok::<_, StorageError>(folder.storage().metadata(path)?.links > 1);
+    let is_linked = |path: &Path| match folder.storage().metadata(path) {
+        // A base that is gone is a finding of its own.
+        Err(e) if e.is_not_found() => Ok(false),
+        other => Ok::<_, StorageError>(other?.links > 1),
+    };
     let mut shared = Vec::new();
     for layer in layers.found.iter().filter(|layer| parents.contains_key(&layer.id)) {
         if is_linked(&layer.path)? {
@@ -396,7 +400,7 @@ impl Settler<'_> {
         for (user, top) in &done.moved {
             match (user, top) {
                 (User::Checkpoint(id), Parent::Base) => {
-                    let stamp = BaseStamp::take(folder.storage(), &base_path(folder, disk))?;
+                    let stamp = bases::stamp(folder, disk)?;
                     self.set_point(*id, disk, DiskPoint::Base(stamp))?;
                 }
                 (User::Checkpoint(id), Parent::Delta(layer)) => {
@@ -420,11 +424,11 @@ impl Settler<'_> {
 
     /// After a merge into it the base is what every checkpoint knows it as.
     fn stamp_base(&self, disk: &DiskConfig) -> Result<()> {
-        let stamp = BaseStamp::take(self.catalog.folder.storage(), &base_path(self.catalog.folder, disk))?;
+        let stamp = bases::stamp(self.catalog.folder, disk)?;
         for manifest in self.catalog.manifests()? {
             if manifest.bases.contains_key(&disk.id) {
                 self.catalog.store.update(manifest.id, |manifest| {
-                    manifest.bases.insert(disk.id.clone(), stamp);
+                    manifest.bases.insert(disk.id.clone(), stamp.clone());
                 })?;
             }
         }

@@ -4,6 +4,9 @@
 //! its only actor: the VMM's queue while the VM runs, one command otherwise.
 
 pub mod apply;
+mod base_findings;
+mod base_problem;
+pub mod bases;
 pub mod capture;
 mod catalog;
 pub mod clone;
@@ -20,10 +23,14 @@ pub mod policy;
 pub mod production;
 pub mod readers;
 pub mod recover;
+pub mod relocate;
 mod saving;
+pub mod seal;
 mod shadow;
 mod tree;
 
+pub use base_findings::base_problems;
+pub use base_problem::BaseProblem;
 pub use catalog::Catalog;
 pub use error::{CheckpointError, Result};
 pub use finding::Finding;

@@ -11,7 +11,7 @@ use crate::agent::AgentError;
 use crate::checkpoint::Manifest;
 use crate::control::{CreateBody, DeleteBody, SetBody};
 use crate::folder::{CheckpointType, Definition, FolderError, VmFolder, VmLock, trust};
-use crate::history::disks;
+use crate::history::{disks, seal};
 use crate::progress::Progress;
 
 /// Makes a checkpoint of the type that is asked for, or else of the one that is set.
@@ -67,6 +67,9 @@ pub fn set(folder: &VmFolder, lock: &VmLock, definition: &mut Definition, body: 
     let mut next = definition.clone();
     if let Some(kind) = body.checkpoint_type {
         next.checkpoint_type = kind;
+    }
+    if body.seal_base {
+        seal::want(folder, &mut next)?;
     }
     if let Some(on) = body.auto_checkpoint {
         next.auto_checkpoint = on;

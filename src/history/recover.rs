@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 
 use super::orphans::orphans_of;
 use super::saving::save;
-use super::{Catalog, CheckpointError, Finding, Result, merge};
+use super::{Catalog, CheckpointError, Finding, Result, bases, merge, relocate};
 use crate::checkpoint::store::{Listing, Recovery};
 use crate::disk::sums;
 use crate::folder::{Definition, VmFolder, VmLock};
@@ -81,6 +81,16 @@ fn find(
 ) -> Result<Vec<Finding>> {
     let folder = catalog.folder;
     let mut findings = Vec::new();
+    if let Some(relocating) = &definition.now.relocating {
+        findings.push(Finding::mended(format!(
+            "giving disk `{}` its base image at {} was interrupted",
+            relocating.disk,
+            relocating.to.display()
+        )));
+        if repair {
+            relocate::finish(folder, lock, definition)?;
+        }
+    }
     if let Some(id) = definition.now.creating {
         let published = listing.manifests.iter().any(|manifest| manifest.id == id);
         findings.push(Finding::mended(if published {
@@ -108,7 +118,9 @@ fn find(
             // starting. Wherever it stopped, everything reads the same; it is planned anew later.
             if let Err(e) = merge::finish_merge(folder, lock, definition) {
                 log::warn!("merging of layers is postponed: {e}");
-                merge::give_up(folder, lock, definition)?;
+                if !is_base_gone(folder, definition) {
+                    merge::give_up(folder, lock, definition)?;
+                }
             }
         }
     }
@@ -123,6 +135,14 @@ fn find(
         findings.extend(strays(folder, repair)?);
     }
     Ok(findings)
+}
+
+/// Whether a merge was begun into a base that is not there: that has to be told before all else.
+fn is_base_gone(folder: &VmFolder, definition: &Definition) -> bool {
+    let merging = definition.now.merging.as_ref().filter(|merging| merging.lower.is_none());
+    let mut disks = definition.config.disks.iter();
+    let disk = merging.and_then(|merging| disks.find(|disk| disk.id == merging.disk));
+    disk.is_some_and(|disk| bases::look(folder, disk, None).is_err())
 }
 
 /// Files that belong to nothing: replacements that were not put in place, and checksums whose layer

@@ -104,6 +104,10 @@ pub trait BackendFile: fmt::Debug + Send + Sync {
     }
     /// Never waits. `false`: another handle holds a lock against it.
     fn try_lock(&self, lock: Lock) -> io::Result<bool>;
+    /// Who has the file, after a lock was refused.
+    fn lock_holder(&self) -> Option<String> {
+        None
+    }
     /// To map the file; `None` if there is nothing behind it to map.
     fn as_fd(&self) -> Option<BorrowedFd<'_>>;
 }

@@ -8,6 +8,7 @@
 
 mod backend;
 mod behind;
+mod image_lock;
 mod os;
 pub mod sim;
 mod within;
@@ -35,8 +36,12 @@ pub enum StorageError {
     Range { op: &'static str, path: PathBuf, offset: u64, len: u64, source: io::Error },
     #[error("cannot rename {} to {}: {source}", from.display(), to.display())]
     Rename { from: PathBuf, to: PathBuf, source: io::Error },
-    #[error("{} is in use by another VM or process", path.display())]
-    InUse { path: PathBuf },
+    #[error("{} is in use by another VM or process{holder}", path.display())]
+    InUse {
+        path: PathBuf,
+        /// `: ` and who that is, or nothing.
+        holder: String,
+    },
 }
 
 impl StorageError {
@@ -348,7 +353,10 @@ impl File {
     pub fn lock(&self, lock: Lock) -> Result<()> {
         match self.inner.try_lock(lock) {
             Ok(true) => Ok(()),
-            Ok(false) => Err(StorageError::InUse { path: self.path.clone() }),
+            Ok(false) => {
+                let holder = self.inner.lock_holder().map_or(String::new(), |holder| format!(": {holder}"));
+                Err(StorageError::InUse { path: self.path.clone(), holder })
+            }
             Err(e) => Err(at("lock", &self.path)(e)),
         }
     }

@@ -3,14 +3,15 @@
 use std::ffi::{CString, OsStr, OsString};
 use std::fs;
 use std::io;
-use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use super::backend::{Access, Backend, BackendFile, FileKind, Links, Lock, Metadata};
+use super::image_lock;
 
 #[derive(Debug)]
 pub(super) struct Os;
@@ -18,6 +19,13 @@ pub(super) struct Os;
 #[derive(Debug)]
 struct OsFile {
     file: fs::File,
+    lock: Mutex<Lock>,
+}
+
+impl OsFile {
+    fn new(file: fs::File) -> Self {
+        Self { file, lock: Mutex::new(Lock::None) }
+    }
 }
 
 impl Backend for Os {
@@ -33,18 +41,18 @@ impl Backend for Os {
         // What was put there meanwhile is not waited for.
         let file = options.custom_flags(flags | libc::O_NONBLOCK).open(path)?;
         usable(&file.metadata()?, links)?;
-        Ok(Box::new(OsFile { file }))
+        Ok(Box::new(OsFile::new(file)))
     }
 
     fn open_within(&self, root: &Path, name: &Path) -> io::Result<Box<dyn BackendFile>> {
         let file = open_below(root, name)?;
         usable(&file.metadata()?, Links::Refuse)?;
-        Ok(Box::new(OsFile { file }))
+        Ok(Box::new(OsFile::new(file)))
     }
 
     fn create_new(&self, path: &Path) -> io::Result<Box<dyn BackendFile>> {
         let file = fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
-        Ok(Box::new(OsFile { file }))
+        Ok(Box::new(OsFile::new(file)))
     }
 
     fn create_dir(&self, path: &Path) -> io::Result<()> {
@@ -231,26 +239,17 @@ impl BackendFile for OsFile {
     }
 
     fn try_lock(&self, lock: Lock) -> io::Result<bool> {
-        let kind = match lock {
-            Lock::None => libc::F_UNLCK,
-            Lock::Shared => libc::F_RDLCK,
-            Lock::Exclusive => libc::F_WRLCK,
-        };
-        // SAFETY: flock is plain integers, for which zero is a valid value; zero
-        // start and length mean the whole file, and F_OFD_* demands l_pid = 0.
-        let mut request: libc::flock = unsafe { MaybeUninit::zeroed().assume_init() };
-        request.l_type = kind as libc::c_short;
-        request.l_whence = libc::SEEK_SET as libc::c_short;
-        // SAFETY: the descriptor is open; the kernel only reads `request`, which outlives the call.
-        let rc = unsafe { libc::fcntl(self.file.as_raw_fd(), libc::F_OFD_SETLK, &request) };
-        if rc == 0 {
-            return Ok(true);
+        let mut held = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = image_lock::change(self.file.as_fd(), *held, lock)?;
+        if taken {
+            *held = lock;
         }
-        let error = io::Error::last_os_error();
-        match error.raw_os_error() {
-            Some(libc::EAGAIN | libc::EACCES) => Ok(false),
-            _ => Err(error),
-        }
+        Ok(taken)
+    }
+
+    fn lock_holder(&self) -> Option<String> {
+        let meta = self.file.metadata().ok()?;
+        image_lock::holder(meta.dev(), meta.ino())
     }
 
     fn as_fd(&self) -> Option<BorrowedFd<'_>> {

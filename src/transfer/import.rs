@@ -107,7 +107,7 @@ fn make(folder: &VmFolder, lock: &VmLock, plan: Plan, id: Id, progress: &Progres
         let layer = layer.map_err(&failed)?;
         let sums = Some(layer.seal(storage).map_err(&failed)?.crc);
         points.insert(disk.clone(), DiskPoint::Layer { id: layer.id(), sums });
-        bases.insert(disk.clone(), BaseStamp::take(storage, &base)?);
+        bases.insert(disk.clone(), BaseStamp::take(storage, &base, DiskFormat::Raw).map_err(&failed)?);
     }
     own_disks(&mut config, &points);
     let mut definition = Definition {

@@ -297,7 +297,7 @@ fn outside_disks(
             continue;
         };
         disk.path.clone_from(path);
-        match probe(storage, path).and_then(|format| {
+        match probe(storage, path, !disk.readonly).and_then(|format| {
             backing::check(storage, path, &remap.backing)?;
             Ok(format)
         }) {

@@ -8,14 +8,15 @@ use chrono::Utc;
 use super::{Result, TransferError};
 use crate::capture::chain::MemoryChain;
 use crate::checkpoint::manifest::{DiskPoint, LeftOut, LeftOutWhy};
-use crate::checkpoint::stamp::{BaseChange, BaseStamp, FileStamp};
+use crate::checkpoint::stamp::FileStamp;
 use crate::checkpoint::state::read_state;
 use crate::checkpoint::{CheckpointName, Kind, Manifest};
 use crate::config::DiskConfig;
 use crate::disk::frozen::FrozenChain;
 use crate::disk::open_base;
 use crate::folder::{CheckpointType, Definition, VmFolder, VmLock};
-use crate::history::disks::{Layers, base_path};
+use crate::history::bases;
+use crate::history::disks::{Layers, base_path, base_sums};
 use crate::history::readers::{self, Reading};
 use crate::history::{Catalog, CheckpointError};
 use crate::id::Id;
@@ -42,13 +43,11 @@ impl Source {
         // The note first: a checkpoint that is there afterwards stays.
         let reading = readers::begin(folder, command, &[id])?;
         let manifest = catalog.store.load(id)?;
+        bases::check(folder, &manifest, false)?;
         let (layers, sums) = (Layers::read(folder)?, catalog.layer_sums(&definition)?);
         let mut disks = BTreeMap::new();
         for config in &manifest.config.disks {
             let Some(point) = manifest.disks.get(&config.id) else { continue };
-            if let Some(stamp) = manifest.bases.get(&config.id) {
-                check_base(folder, &manifest, config, stamp)?;
-            }
             let top = match point {
                 DiskPoint::Base(_) => None,
                 DiskPoint::Layer { id, .. } => Some(*id),
@@ -79,7 +78,7 @@ impl Source {
         let catalog = Catalog::new(folder, definition);
         let (layers, sums) = (Layers::read(folder)?, catalog.layer_sums(definition)?);
         let Definition { config, now, .. } = definition;
-        let (mut disks, mut bases, mut points) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let (mut disks, mut stamps, mut points) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let mut left_out = Vec::new();
         for disk in &config.disks {
             if disk.readonly || disk.passthrough {
@@ -89,8 +88,8 @@ impl Source {
             }
             let top = now.tops.get(&disk.id).copied();
             disks.insert(disk.id.clone(), open(folder, disk, &layers, top, &sums)?);
-            let stamp = BaseStamp::take(storage, &base_path(folder, disk))?;
-            bases.insert(disk.id.clone(), stamp);
+            let stamp = bases::stamp(folder, disk)?;
+            stamps.insert(disk.id.clone(), stamp.clone());
             points.insert(
                 disk.id.clone(),
                 top.map_or(DiskPoint::Base(stamp), |id| DiskPoint::Layer { id, sums: None }),
@@ -112,7 +111,7 @@ impl Source {
             initrd: stamp(&config.initrd),
             config: config.clone(),
             disks: points,
-            bases,
+            bases: stamps,
             left_out,
             memory: None,
             state: None,
@@ -152,7 +151,11 @@ fn open(
     let failed = TransferError::disk(&config.id);
     let storage = folder.storage();
     let specs = top.map_or(Ok(Vec::new()), |top| layers.chain(top)).map_err(&failed)?;
+    bases::look(folder, config, top.and_then(|top| layers.size(top))).map_err(CheckpointError::from)?;
     let base = open_base(storage, &base_path(folder, config), config.format).map_err(&failed)?;
+    if let Some(sums) = base_sums(folder, config)? {
+        base.attach_sums(storage, &sums).map_err(&failed)?;
+    }
     let chain = FrozenChain::open(storage, base, &specs).map_err(&failed)?;
     for layer in chain.deltas() {
         if let Some(crc) = sums.get(&layer.id()) {
@@ -160,20 +163,4 @@ fn open(
         }
     }
     Ok(chain)
-}
-
-fn check_base(folder: &VmFolder, manifest: &Manifest, config: &DiskConfig, stamp: &BaseStamp) -> Result<()> {
-    let path = base_path(folder, config);
-    let change = stamp.compare(folder.storage(), &path)?;
-    if matches!(change, BaseChange::Same | BaseChange::Touched) {
-        return Ok(());
-    }
-    Err(CheckpointError::Refused(format!(
-        "the base image {} has changed since checkpoint `{}` was made ({change}): what the checkpoint holds of \
-         disk `{}` is not known any more",
-        path.display(),
-        manifest.name,
-        config.id
-    ))
-    .into())
 }

@@ -37,6 +37,8 @@ pub enum Message {
     },
     /// The thread of this number that merges layers has come to its end.
     Merged(u64),
+    /// The thread that takes checksums of a base image has come to its end.
+    Sealed,
     /// Layers that only the state before a restore needed are to go.
     ForgetFormer,
     /// End the VM at once: the user left its console, or a second signal came.

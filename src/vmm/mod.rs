@@ -4,6 +4,8 @@
 mod going_back;
 mod merging;
 mod message;
+mod sealer;
+mod sealing;
 mod seen;
 mod series;
 mod thaw;
@@ -52,6 +54,7 @@ pub struct Vmm {
     jobs: Jobs,
     seen: seen::Seen,
     merging: Option<series::Series>,
+    sealing: Option<sealer::Sealing>,
     machine: Option<Machine>,
     /// Of the machine's memory; to be dropped after it.
     filling: Option<Filling>,
@@ -93,6 +96,7 @@ impl Vmm {
             jobs: Jobs::default(),
             seen: seen::Seen::default(),
             merging: None,
+            sealing: None,
             machine: None,
             filling: None,
             disks,
@@ -238,6 +242,7 @@ impl Vmm {
                 Err(RecvTimeoutError::Timeout) => {
                     if begin.take_if(|at| now >= *at).is_some() {
                         self.merge_layers();
+                        self.seal_bases();
                     }
                     thaw.poke(self.machine.as_ref(), now);
                     continue;
@@ -282,6 +287,7 @@ impl Vmm {
                 },
                 Message::Machine { .. } => {}
                 Message::Merged(number) => self.merge_goes_on(number),
+                Message::Sealed => self.sealed(),
                 Message::ForgetFormer => apply::forget_former(&self.folder, &self.definition),
                 Message::End(by) => break Outcome::Ended(by),
                 Message::ShutDown { by, patience } => match self.press_power_button() {
@@ -295,6 +301,7 @@ impl Vmm {
             }
         };
         self.end_merge();
+        self.end_sealing();
         let last = LastRun { ended: Some(chrono::Utc::now()), how: ending(&outcome) };
         if let Err(e) = self.folder.save_last_run(&self.lock, last) {
             log::warn!("how this run ended is not recorded: {e}");
@@ -423,6 +430,7 @@ impl Vmm {
             (Request::Show | Request::Pause | Request::Resume, _) => {}
             (Request::Set(body), _) => {
                 policy::set(&self.folder, &self.lock, &mut self.definition, &body)?;
+                self.seal_bases();
                 if self.definition.checkpoint_type == CheckpointType::Disabled
                     && let Some(machine) = &self.machine
                     && let Err(e) = machine.tracker().lock().unwrap_or_else(PoisonError::into_inner).stop()

@@ -70,6 +70,12 @@ impl Finished {
     /// Asserts a failure that is told in one sentence with each of `words` in it.
     #[track_caller]
     pub fn fails(self, code: i32, words: &[&str]) {
+        self.fails_saying(code, words);
+    }
+
+    /// As `fails`; returns the sentence.
+    #[track_caller]
+    pub fn fails_saying(self, code: i32, words: &[&str]) -> String {
         assert_eq!(self.code, Some(code), "{self}");
         assert_eq!(self.stdout, "", "{self}");
         let mut lines = self.stderr.lines().filter(|line| !line.is_empty());
@@ -86,6 +92,7 @@ impl Finished {
         }
         // clap repeats what was typed, however long.
         assert!(code == 2 || sentence.len() < 400, "{self}");
+        sentence.to_owned()
     }
 }
 

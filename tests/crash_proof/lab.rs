@@ -7,7 +7,6 @@ use std::rc::Rc;
 
 use piton::capture::image::ImageWriter;
 use piton::checkpoint::manifest::{DiskPoint, MemoryInfo};
-use piton::checkpoint::stamp::BaseStamp;
 use piton::checkpoint::state::write_state;
 use piton::checkpoint::{Kind, Manifest};
 use piton::config::{DiskConfig, DiskFormat, VmConfig};
@@ -15,11 +14,14 @@ use piton::control::{ChangeBody, CreateBody, DeleteBody, GoBack};
 use piton::disk::live::Prepared;
 use piton::disk::{Backing, Disk};
 use piton::folder::{Definition, VmFolder, VmLock};
+use piton::history::bases;
 use piton::history::create::{Origin, Subject, create};
 use piton::history::disks::{self, OpenDisks, base_path, new_layer_path};
+use piton::history::relocate::relocate;
 use piton::history::{Catalog, CheckpointError, apply, delete, merge, recover};
 use piton::id::{self, Id};
 use piton::progress::Progress;
+use piton::storage::Access;
 use piton::storage::sim::{Rng, Sim};
 
 use crate::check;
@@ -287,6 +289,26 @@ impl Lab {
         Ok(made.id)
     }
 
+    /// The user copied a base to another place, and says so.
+    pub fn relocate(&mut self, disk: &str, to: &str) -> Result<()> {
+        let act = |lab: &mut Self| {
+            lab.disks = OpenDisks::default();
+            let Self { folder, lock, definition, .. } = lab;
+            let config = definition.config.disks.iter().find(|config| config.id == disk).unwrap();
+            let from = base_path(folder, config);
+            let storage = folder.storage();
+            let source = storage.open(&from, Access::ReadOnly)?;
+            let copy = storage.create_new(Path::new(to))?;
+            copy.copy_from(&source, 0, source.len()?)?;
+            copy.sync_data()?;
+            storage.sync_parent(Path::new(to))?;
+            drop((source, copy));
+            relocate(folder, lock, definition, disk, Path::new(to))?;
+            lab.open()
+        };
+        self.step(format!("relocate {disk} to {to}"), act, |_, _, _, _| {})
+    }
+
     fn make_standard(&mut self, name: &str, memory: &Memory) -> Result<Manifest> {
         let storage = self.folder.storage().clone();
         let store = self.catalog().store;
@@ -326,10 +348,10 @@ impl Lab {
             disk.flush()?;
         }
         let state = write_state(&storage, &staging.state_path(), memory.state.as_bytes())?;
-        let (mut points, mut bases) = (BTreeMap::new(), BTreeMap::new());
+        let (mut points, mut stamps) = (BTreeMap::new(), BTreeMap::new());
         for config in &self.definition.config.disks {
-            let stamp = BaseStamp::take(&storage, &base_path(&self.folder, config))?;
-            bases.insert(config.id.clone(), stamp);
+            let stamp = bases::stamp(&self.folder, config)?;
+            stamps.insert(config.id.clone(), stamp.clone());
             let point = match &frozen[&config.id] {
                 Some((id, layer)) => DiskPoint::Layer { id: *id, sums: Some(layer.seal(&storage)?.crc) },
                 None => DiskPoint::Base(stamp),
@@ -348,7 +370,7 @@ impl Lab {
             kernel: None,
             initrd: None,
             disks: points,
-            bases,
+            bases: stamps,
             left_out: Vec::new(),
             memory: Some(MemoryInfo {
                 guest_bytes: image.guest_bytes,

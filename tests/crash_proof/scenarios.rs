@@ -66,6 +66,17 @@ fn delete(lab: &mut Lab, pick: fn(&Family) -> Vec<Id>, subtree: bool) -> Result<
 
 pub const ALL: &[Scenario] = &[
     Scenario {
+        name: "a base gets another place",
+        run: |lab| {
+            family(lab)?;
+            lab.flush()?;
+            lab.relocate("data", "/ext/data")?;
+            lab.scribble(4)?;
+            lab.create("later")?;
+            lab.flush()
+        },
+    },
+    Scenario {
         name: "guest writes and flushes",
         run: |lab| {
             for _ in 0..5 {

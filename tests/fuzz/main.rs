@@ -8,6 +8,7 @@
 mod agent;
 mod files;
 mod http;
+mod images;
 mod kernel;
 mod mutate;
 mod virtio;
@@ -74,6 +75,9 @@ fn targets() -> Vec<(&'static str, Make)> {
         ("memory-index", files::memory_index),
         ("vm.json", files::vm_json),
         ("export", files::export),
+        ("image-kind", images::kind),
+        ("qcow2", images::qcow2),
+        ("base-sums", images::base_sums),
         ("virtio", virtio::target),
         ("elf", kernel::elf),
         ("bzimage", kernel::bzimage),

@@ -2,6 +2,7 @@ use chrono::TimeZone;
 use proptest::prelude::*;
 
 use super::*;
+use crate::checkpoint::stamp::Part;
 use crate::config::{DiskConfig, DiskFormat};
 
 /// A whole manifest of a VM with three disks.
@@ -34,10 +35,10 @@ pub(in crate::checkpoint) fn sample(id: Id, name: &str, parent: Option<Id>) -> M
         kernel: Some(FileStamp { path: "/boot/bzImage".into(), len: 9, modified: time, crc: 4 }),
         initrd: None,
         disks: BTreeMap::from([
-            ("root".into(), DiskPoint::Base(BaseStamp { len: 512, modified: time, sample: 7 })),
+            ("root".into(), DiskPoint::Base(stamp(time))),
             ("data".into(), DiskPoint::Layer { id: Id::from_bytes([9; 16]), sums: Some(3) }),
         ]),
-        bases: BTreeMap::from([("root".into(), BaseStamp { len: 512, modified: time, sample: 7 })]),
+        bases: BTreeMap::from([("root".into(), stamp(time))]),
         left_out: vec![LeftOut { disk: "cd".into(), why: LeftOutWhy::ReadOnly }],
         memory: Some(MemoryInfo { guest_bytes: 64 << 20, stored_bytes: 4096, crc: 5, ..Default::default() }),
         state: Some(StateInfo { bytes: 100, crc: 6 }),
@@ -50,6 +51,10 @@ pub(in crate::checkpoint) fn sample(id: Id, name: &str, parent: Option<Id>) -> M
         piton: "0.1.0".into(),
         warnings: Vec::new(),
     }
+}
+
+fn stamp(modified: DateTime<Utc>) -> BaseStamp {
+    BaseStamp { top: Part { len: 512, modified, sample: 7 }, below: Vec::new() }
 }
 
 const ID: Id = Id::from_bytes([1; 16]);

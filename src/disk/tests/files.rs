@@ -74,7 +74,7 @@ fn a_wrong_layer_or_parent_names_both() {
     fs::File::create(folder.path("base")).unwrap().set_len(SIZE * 2).unwrap();
     let error = open(std::slice::from_ref(&a), &b);
     assert!(error.contains("/a") && error.contains("/base") && error.contains("2097152"), "{error}");
-    assert!(matches!(probe(&folder.storage, &a.path), Err(DiskError::IsDelta(_))));
+    assert!(matches!(probe(&folder.storage, &a.path, true), Err(DiskError::IsDelta(_))));
     assert_eq!(inspect(&folder.storage, &b.path).unwrap().parent, Parent::Delta(a.id));
 }
 

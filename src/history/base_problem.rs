@@ -1,0 +1,98 @@
+//! What can be wrong with a base image, told in the same words by whoever finds it.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use crate::checkpoint::Manifest;
+use crate::checkpoint::stamp::BaseChange;
+use crate::config::{DiskConfig, DiskFormat};
+use crate::folder::{VmFolder, VmName};
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct BaseProblem {
+    pub vm: VmName,
+    pub disk: String,
+    pub base: PathBuf,
+    /// The base, or a backing file of it.
+    pub file: PathBuf,
+    pub change: BaseChange,
+    /// The checkpoint whose stamp it does not fit; none: the layers that lie on it.
+    pub checkpoint: Option<String>,
+}
+
+impl fmt::Display for BaseProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { vm, disk, base, file, change, .. } = self;
+        if file == base {
+            write!(f, "the base image {} of disk `{disk}`", base.display())?;
+        } else {
+            write!(f, "{}, a backing file of the base image of disk `{disk}`,", file.display())?;
+        }
+        match change {
+            BaseChange::Gone if file == base => write!(
+                f,
+                " is gone: put it back, or say where it is now with `piton disk relocate {vm} {disk} PATH`"
+            ),
+            BaseChange::Gone => f.write_str(" is gone: put it back"),
+            BaseChange::Length { then, now } if file == base => write!(
+                f,
+                " was changed: it had {then} bytes and has {now}; put back what it was, or say where that is \
+                 with `piton disk relocate {vm} {disk} PATH`"
+            ),
+            change => {
+                match &self.checkpoint {
+                    Some(checkpoint) => {
+                        write!(f, " was changed since checkpoint `{checkpoint}` was made ({change})")?
+                    }
+                    None => write!(f, " was changed ({change})")?,
+                }
+                f.write_str(
+                    ": what is above it is no longer known; put it back, or go back all the same with \
+                     `piton checkpoint apply --force`",
+                )
+            }
+        }
+    }
+}
+
+/// A disk of the VM's own is named relative to its folder.
+pub fn base_path(folder: &VmFolder, config: &DiskConfig) -> PathBuf {
+    folder.path().join(&config.path)
+}
+
+/// What of a base can be told without opening it: whether it is there and as long as the layers
+/// above it need. `size` is theirs, if there are any.
+pub fn look(
+    folder: &VmFolder,
+    config: &DiskConfig,
+    size: Option<u64>,
+) -> std::result::Result<(), Box<BaseProblem>> {
+    let path = base_path(folder, config);
+    let change = match folder.storage().metadata(&path) {
+        Err(e) if e.is_not_found() => BaseChange::Gone,
+        // What else is wrong with it is said by whoever opens it.
+        Err(_) => return Ok(()),
+        Ok(meta) => match size.filter(|_| config.format == DiskFormat::Raw) {
+            Some(then) if meta.len != then => BaseChange::Length { then, now: meta.len },
+            _ => return Ok(()),
+        },
+    };
+    Err(problem(folder, config, &path, change, None))
+}
+
+pub(super) fn problem(
+    folder: &VmFolder,
+    config: &DiskConfig,
+    file: &Path,
+    change: BaseChange,
+    checkpoint: Option<&Manifest>,
+) -> Box<BaseProblem> {
+    Box::new(BaseProblem {
+        vm: folder.name().clone(),
+        disk: config.id.clone(),
+        base: base_path(folder, config),
+        file: file.to_owned(),
+        change,
+        checkpoint: checkpoint.map(|manifest| manifest.name.to_string()),
+    })
+}

@@ -1,0 +1,40 @@
+//! The base images of a VM's disks: where they are, and whether they are what they were.
+
+use super::base_problem::problem;
+use super::error::{CheckpointError, Result};
+use crate::checkpoint::Manifest;
+use crate::checkpoint::stamp::{BaseChange, BaseStamp};
+use crate::config::DiskConfig;
+use crate::folder::VmFolder;
+
+pub use super::base_problem::{BaseProblem, base_path, look};
+
+/// A base as it is now.
+pub fn stamp(folder: &VmFolder, config: &DiskConfig) -> Result<BaseStamp> {
+    Ok(BaseStamp::take(folder.storage(), &base_path(folder, config), config.format)?)
+}
+
+/// Whether the base of a disk is what it was at a checkpoint.
+pub fn compare(
+    folder: &VmFolder,
+    manifest: &Manifest,
+    config: &DiskConfig,
+    stamp: &BaseStamp,
+) -> Result<Option<Box<BaseProblem>>> {
+    let (file, change) = stamp.compare(folder.storage(), &base_path(folder, config), config.format)?;
+    Ok((!change.is_sound()).then(|| problem(folder, config, &file, change, Some(manifest))))
+}
+
+/// Refuses a checkpoint whose bases are not what they were. With `force` they need only be there.
+pub fn check(folder: &VmFolder, manifest: &Manifest, force: bool) -> Result<()> {
+    for config in &manifest.config.disks {
+        let Some(stamp) = manifest.bases.get(&config.id) else { continue };
+        match compare(folder, manifest, config, stamp)? {
+            Some(problem) if !force || problem.change == BaseChange::Gone => {
+                return Err(CheckpointError::Base(problem));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
