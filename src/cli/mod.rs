@@ -6,6 +6,7 @@ mod clone;
 mod error;
 mod guard;
 mod manage;
+mod net;
 mod offline;
 mod out;
 mod output;
@@ -58,6 +59,7 @@ pub fn main() -> ExitCode {
         Command::Clone(args) => clone::run(&args, json),
         Command::Export(args) => transfer::export_now(&args, json),
         Command::Import(args) => transfer::import(&args, json),
+        Command::KeepNetwork => crate::net::keep().map_err(Into::into),
         Command::Doctor { name, repair } => checkpoint::doctor(&name, repair, json),
     };
     let code = match result {

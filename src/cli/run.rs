@@ -15,8 +15,8 @@ use super::error::{InUse, Told, refused, usage};
 use super::out::{self, note};
 use super::paths::absolute;
 use super::terminal::{RawTerminal, print, read_keys};
-use super::{manage, output};
-use crate::config::{DiskArg, DiskConfig, DiskFormat, VmConfig};
+use super::{manage, net, output};
+use crate::config::{DiskArg, DiskConfig, DiskFormat, Forward, VmConfig};
 use crate::control::{GoBack, State, VmInfo};
 use crate::disk::{self, backing};
 use crate::folder::{Definition, FolderError, Home, VmFolder, VmLock};
@@ -53,7 +53,10 @@ pub fn run(args: RunArgs, background: bool, json: bool) -> anyhow::Result<()> {
             .enumerate()
             .map(|(index, disk)| named(index, disk))
             .collect::<Result<_, _>>()?,
+        nets: Vec::new(),
     };
+    let (nets, forwards) = net::of_run(&args.nets, &args.forwards, args.isolated)?;
+    config.nets = nets;
     config.validate().map_err(usage)?;
     for disk in &mut config.disks {
         // Once and for all: what the guest writes must not change it.
@@ -64,7 +67,7 @@ pub fn run(args: RunArgs, background: bool, json: bool) -> anyhow::Result<()> {
     let lock = folder.create()?;
     // From here on a failure must leave nothing behind.
     let booted = make_own_disk(&folder, &mut config)
-        .and_then(|()| boot_new(&folder, config, lock))
+        .and_then(|()| boot_new(&folder, config, forwards, lock))
         .inspect_err(|_| abandon(&folder));
     serve(booted?, &folder, true, background)
 }
@@ -171,8 +174,13 @@ fn make_own_disk(folder: &VmFolder, config: &mut VmConfig) -> anyhow::Result<()>
 }
 
 /// Saves the definition when the machine is known to be possible and before the guest runs.
-fn boot_new(folder: &VmFolder, config: VmConfig, lock: VmLock) -> anyhow::Result<Vmm> {
-    let mut definition = Definition::new(config);
+fn boot_new(
+    folder: &VmFolder,
+    config: VmConfig,
+    forwards: Vec<Forward>,
+    lock: VmLock,
+) -> anyhow::Result<Vmm> {
+    let mut definition = Definition { forwards, ..Definition::new(config) };
     definition.now.generation = Some(Id::random().context("no random bytes are available")?);
     disks::create_overlays(folder, &mut definition)?;
     let mut vmm = Vmm::new(folder.clone(), definition, lock)?;

@@ -19,6 +19,8 @@ pub fn run(args: SetArgs, json: bool) -> anyhow::Result<()> {
         checkpoint_type: args.checkpoint_type,
         auto_checkpoint: args.auto_checkpoint.map(|switch| switch.is_on()),
         checkpoint_dir: args.checkpoint_dir.map(std::path::absolute).transpose()?,
+        forward: args.forwards,
+        no_forward: args.no_forwards,
     };
     let mut results = Vec::new();
     let mut codes = Vec::new();

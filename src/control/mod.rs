@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::manifest::{CaptureInfo, DiskPoint, LeftOut, Mode};
 use crate::checkpoint::{CheckpointName, Kind, Manifest};
-use crate::config::VmConfig;
+use crate::config::{Forward, VmConfig};
 use crate::folder::{CheckpointType, Definition, LastRun, VmFolder, VmName};
 use crate::id::Id;
 use crate::vm::Clock;
@@ -87,7 +87,30 @@ pub struct VmInfo {
     /// Absent: in the VM's folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint_dir: Option<std::path::PathBuf>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub forwards: Vec<Forward>,
+    /// How the networks of `config` do, in their order, while the VM runs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<NetworkInfo>,
     pub config: VmConfig,
+}
+
+/// How a network of a VM that runs does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkInfo {
+    /// Whether the guest can send and receive.
+    pub up: bool,
+    /// What the guest was seen to use.
+    pub addresses: Vec<std::net::IpAddr>,
+    /// By the guest.
+    pub received: Traffic,
+    pub sent: Traffic,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    pub frames: u64,
+    pub bytes: u64,
 }
 
 impl VmInfo {
@@ -104,6 +127,8 @@ impl VmInfo {
             checkpoint_type: definition.checkpoint_type,
             auto_checkpoint: definition.auto_checkpoint,
             checkpoint_dir: definition.checkpoint_dir.clone(),
+            forwards: definition.forwards.clone(),
+            networks: Vec::new(),
             config: definition.config.clone(),
         }
     }
@@ -330,6 +355,12 @@ pub struct SetBody {
     /// Absolute.
     #[serde(default)]
     pub checkpoint_dir: Option<std::path::PathBuf>,
+    /// Ports of the host that are to lead to the guest, too.
+    #[serde(default)]
+    pub forward: Vec<Forward>,
+    /// Ports of the host that are to lead to it no more. One that does not is refused.
+    #[serde(default)]
+    pub no_forward: Vec<Forward>,
 }
 
 /// Body of `PATCH /vm/checkpoints/{checkpoint}`.

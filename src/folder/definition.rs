@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::name::VmName;
-use crate::config::VmConfig;
+use crate::config::{Forward, VmConfig};
 use crate::id::Id;
 
 /// Version of vm.json that this piton writes; it reads this and older ones.
@@ -30,6 +30,9 @@ pub struct Definition {
     /// Every start makes a checkpoint if there is none; a clean shutdown removes it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub auto_checkpoint: bool,
+    /// Ports of the host that lead to the guest. They are this VM's, whatever it goes back to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub forwards: Vec<Forward>,
     /// The checkpoint that it began as, if it is a clone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cloned_from: Option<Origin>,
@@ -140,6 +143,7 @@ impl Definition {
             checkpoint_dir: None,
             checkpoint_type: CheckpointType::default(),
             auto_checkpoint: false,
+            forwards: Vec::new(),
             cloned_from: None,
             now: Now::default(),
         }

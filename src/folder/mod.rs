@@ -445,6 +445,7 @@ mod tests {
             initrd: None,
             cmdline: String::new(),
             disks: Vec::new(),
+            nets: Vec::new(),
         }
     }
 

@@ -6,4 +6,5 @@ mod disk;
 mod driver;
 mod hostile;
 mod life;
+mod net;
 mod transport;
