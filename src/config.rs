@@ -1,7 +1,12 @@
 //! What a VM is made of: the hardware definition that vm.json and every manifest hold.
 
+mod net;
+
 use std::path::PathBuf;
 
+pub use net::{
+    Forward, MAX_NETS, Mac, NetArg, NetBackend, NetConfig, NetError, Protocol, networks, validate_forwards,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::layout::{CMDLINE_MAX, MAX_CPUS, VIRTIO_GSIS};
@@ -10,8 +15,10 @@ use crate::layout::{CMDLINE_MAX, MAX_CPUS, VIRTIO_GSIS};
 pub const MIN_MEMORY: u64 = 8 << 20;
 /// Largest guest memory, in bytes: bounds the maps of pages that are kept for it.
 pub const MAX_MEMORY: u64 = 4 << 40;
-/// Most disks of a VM: one virtio slot is the random number generator's, one the agent's.
-pub const MAX_DISKS: usize = VIRTIO_GSIS.len() - 2;
+/// Virtio slots that every VM needs: the random number generator's and the agent's.
+const OWN_SLOTS: usize = 2;
+/// Most disks of a VM.
+pub const MAX_DISKS: usize = VIRTIO_GSIS.len() - OWN_SLOTS;
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ConfigError {
@@ -47,6 +54,12 @@ pub enum ConfigError {
     CmdlineTooLong(usize),
     #[error("the command line has a character that is not printable ASCII")]
     CmdlineNotAscii,
+    #[error(
+        "{disks} disks and {nets} networks were asked for: a VM has at most {MAX_DISKS} of both together"
+    )]
+    TooManyDevices { disks: usize, nets: usize },
+    #[error(transparent)]
+    Net(#[from] NetError),
     #[error("the disk `{0}` cannot be both {1} and {2}: leave one of them out")]
     DiskConflict(String, &'static str, &'static str),
 }
@@ -70,6 +83,9 @@ pub struct VmConfig {
     /// In the order the guest sees them.
     #[serde(default)]
     pub disks: Vec<DiskConfig>,
+    /// In the order the guest sees them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nets: Vec<NetConfig>,
 }
 
 /// How the bytes of a base image are laid out. Recorded when the disk is added and never
@@ -130,6 +146,10 @@ impl VmConfig {
             if self.disks[..i].iter().any(|other| other.id == disk.id) {
                 return Err(ConfigError::DiskIdTaken(disk.id.clone()));
             }
+        }
+        net::validate(&self.nets)?;
+        if self.disks.len() + self.nets.len() > MAX_DISKS {
+            return Err(ConfigError::TooManyDevices { disks: self.disks.len(), nets: self.nets.len() });
         }
         Ok(())
     }
@@ -336,6 +356,7 @@ mod tests {
             initrd: None,
             cmdline: String::new(),
             disks: vec![disk("a"), disk("b")],
+            nets: Vec::new(),
         };
         assert_eq!(config.validate(), Ok(()));
         for cpus in [0, 255, u32::MAX] {

@@ -18,6 +18,7 @@
 //! | 4 | [`devices`] | what the guest sees |
 //! | 4 | [`boot`] | getting a fresh machine ready to run a kernel |
 //! | 3 | [`nbd`] | disks that others read over a socket |
+//! | 3 | [`net`] | the host's side of a network: passt, tap devices |
 //! | 3 | [`folder`] | a VM's folder, definition and lock |
 //! | 3 | [`capture`] | guest memory to an image and back |
 //! | 2 | [`vm`] | the KVM virtual machine |
@@ -56,6 +57,7 @@ pub mod layout;
 pub mod machine;
 pub mod memory;
 pub mod nbd;
+pub mod net;
 pub mod pages;
 pub mod progress;
 pub mod seats;

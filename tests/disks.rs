@@ -133,7 +133,7 @@ fn a_writable_image_has_one_vm() {
 fn one_image_cannot_be_two_writable_disks() {
     let home = Home::new();
     let image = home.image("a.raw", 1 << 20);
-    home.piton(&format!("run demo --disk {image} --disk {image}")).fails(3, &["a.raw", "in use"]);
+    home.piton(&format!("run demo --disk {image} --disk {image}")).fails(3, &["a.raw", "same file"]);
     home.is_empty();
 }
 

@@ -396,7 +396,7 @@ fn bad_input_of_each_command() {
     vm.power_off();
     fs::OpenOptions::new().write(true).open(&lab.b).unwrap().write_all_at(&[9; 512], 0).unwrap();
     fs::remove_dir_all(&out).unwrap();
-    lab.cp(&format!("export demo@one {out}")).fails(3, &[&lab.b, "was changed"]);
+    lab.cp(&format!("export demo@one {out}")).fails(3, &[&lab.b, "has changed"]);
     assert!(!Path::new(&out).exists());
 }
 

@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::checkpoint::CheckpointName;
 use crate::checkpoint::manifest::Mode;
 use crate::checkpoint::name::NameError as CheckpointNameError;
-use crate::config::{DiskArg, parse_cpus, parse_memory};
+use crate::config::{DiskArg, Forward, NetArg, parse_cpus, parse_memory};
 use crate::control::jobs::MIN_PREFIX;
 use crate::folder::{CheckpointType, NameError, VmName};
 use crate::history::production::{FREEZE_TIMEOUT_MAX, FREEZE_TIMEOUT_MIN};
@@ -63,6 +63,9 @@ pub enum Command {
     Export(ExportArgs),
     /// Create a VM from an export
     Import(ImportArgs),
+    /// Start passt for the VM whose process is at the other end of standard input
+    #[command(hide = true)]
+    KeepNetwork,
     /// Find what a crash left behind, and repair it
     Doctor {
         name: VmName,
@@ -448,6 +451,15 @@ pub struct RunArgs {
     /// checked from then on
     #[arg(long)]
     pub seal_base: bool,
+    /// Network: user|tap=NAME|none[,mac=ADDRESS][,mtu=BYTES][,isolated]; may be repeated [default: none, or user with --forward]
+    #[arg(long = "net", value_name = "NET")]
+    pub nets: Vec<NetArg>,
+    /// Let a port of this host lead to the guest: [udp:][ADDRESS:]PORT:GUESTPORT; may be repeated
+    #[arg(long = "forward", value_name = "FORWARD")]
+    pub forwards: Vec<Forward>,
+    /// Let the guest reach nothing but who comes through a forward
+    #[arg(long)]
+    pub isolated: bool,
     /// Run in the background; `piton console` attaches
     #[arg(long)]
     pub detach: bool,
@@ -523,6 +535,12 @@ pub struct SetArgs {
     /// Keep checkpoints in this folder; there must be none yet
     #[arg(long, value_name = "DIR", group = "setting")]
     pub checkpoint_dir: Option<PathBuf>,
+    /// Let a port of this host lead to the guest: [udp:][ADDRESS:]PORT:GUESTPORT; may be repeated
+    #[arg(long = "forward", value_name = "FORWARD", group = "setting")]
+    pub forwards: Vec<Forward>,
+    /// Take a forward away, as `piton show` tells it; may be repeated
+    #[arg(long = "no-forward", value_name = "FORWARD", group = "setting")]
+    pub no_forwards: Vec<Forward>,
     /// Create a checkpoint at every start if there is none, and delete it after a clean shutdown
     #[arg(long, value_name = "on|off", group = "setting")]
     pub auto_checkpoint: Option<Switch>,

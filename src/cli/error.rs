@@ -1,7 +1,7 @@
 //! Exit codes: 0 done; 1 failed; 2 the words of the command line are wrong, which nothing but they
 //! tell; 3 refused, nothing was tried.
 
-use crate::config::ConfigError;
+use crate::config::{ConfigError, NetError};
 use crate::control::client::ClientError;
 use crate::control::{RequestError, State};
 use crate::folder::FolderError;
@@ -10,6 +10,7 @@ use crate::history::disks::DisksError;
 use crate::machine::MachineError;
 use crate::memory::MemoryError;
 use crate::nbd::NbdError;
+use crate::net::{PortError, SetupError};
 use crate::transfer::TransferError;
 use crate::vm::VmError;
 use crate::vmm::VmmError;
@@ -91,7 +92,7 @@ fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
                 | ClientError::Request(RequestError::Refused(_) | RequestError::Missing(_))
         );
     }
-    if error.is::<DisksError>() {
+    if error.is::<DisksError>() || error.is::<NetError>() || error.is::<PortError>() {
         return true;
     }
     if let Some(error) = error.downcast_ref::<CheckpointError>() {
@@ -111,7 +112,8 @@ fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
             _ => false,
         },
         Some(VmmError::Folder(error)) => !matches!(error, FolderError::Storage(_)),
-        Some(VmmError::Disks(_)) => true,
+        Some(VmmError::Disks(_) | VmmError::Port(_)) => true,
+        Some(VmmError::Network(error)) => !matches!(error, SetupError::Failed(_)),
         Some(VmmError::Checkpoint(error)) => error.is_refusal(),
         _ => false,
     }

@@ -10,6 +10,7 @@ mod guard;
 mod limits;
 mod log_file;
 mod manage;
+mod net;
 mod offline;
 mod out;
 mod output;
@@ -65,6 +66,7 @@ pub fn main() -> ExitCode {
         Command::Clone(args) => clone::run(&args, json),
         Command::Export(args) => transfer::export_now(&args, json),
         Command::Import(args) => transfer::import(&args, json),
+        Command::KeepNetwork => crate::net::keep().map_err(Into::into),
         Command::Doctor { name, repair } => checkpoint::doctor(&name, repair, json),
     };
     let code = match result {

@@ -8,9 +8,9 @@ use super::out::{self, outln};
 use super::units::size;
 use crate::checkpoint::Manifest;
 use crate::checkpoint::tree::{Node, RowItem, Tree, short};
-use crate::config::{DiskConfig, VmConfig};
+use crate::config::{DiskConfig, NetConfig, VmConfig};
 use crate::control::jobs::{JobInfo, JobList, JobState};
-use crate::control::{CheckpointInfo, DeletedInfo, State, TreeInfo, VmInfo};
+use crate::control::{CheckpointInfo, DeletedInfo, NetworkInfo, State, Traffic, TreeInfo, VmInfo};
 use crate::folder::{CheckpointType, Ending, LastRun, VmName};
 
 /// One line on standard error.
@@ -123,6 +123,12 @@ pub fn show(info: &VmInfo) {
     for config in &info.config.disks {
         line("disk", disk(config));
     }
+    for (index, net) in info.config.nets.iter().enumerate() {
+        line("network", network(net, info.networks.get(index)));
+    }
+    for forward in &info.forwards {
+        line("forward", forward.to_string());
+    }
     if let Some(connected) = info.agent_connected {
         line("agent", if connected { "connected" } else { "not connected" }.into());
     }
@@ -144,9 +150,28 @@ fn checkpoints(info: &VmInfo) -> String {
     format!("{}{without_agent}{automatic}{dir}", info.checkpoint_type)
 }
 
+fn network(net: &NetConfig, now: Option<&NetworkInfo>) -> String {
+    let mut text = format!("{}, MAC {}, MTU {}", net.backend, net.mac, net.mtu);
+    if net.isolated {
+        text += ", isolated";
+    }
+    let Some(now) = now else { return text };
+    if !now.up {
+        text += ", link down";
+    }
+    for address in &now.addresses {
+        text += &format!(", address {address}");
+    }
+    let traffic = |traffic: Traffic| format!("{} in {} frames", size(traffic.bytes), traffic.frames);
+    text + &format!(", received {}, sent {}", traffic(now.received), traffic(now.sent))
+}
+
 /// What `piton set` leaves.
 pub fn settings(info: &VmInfo) {
     outln!("checkpoints of the VM `{}`: {}", info.name, checkpoints(info));
+    for forward in &info.forwards {
+        outln!("forward {forward} leads to the VM `{}`", info.name);
+    }
 }
 
 /// What no checksums vouch for.

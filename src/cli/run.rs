@@ -15,8 +15,8 @@ use super::error::{InUse, Told, refused, usage};
 use super::out::{self, note};
 use super::paths::absolute;
 use super::terminal::{RawTerminal, print, read_keys};
-use super::{limits, log_file, manage, output, signals};
-use crate::config::{DiskArg, DiskConfig, DiskFormat, VmConfig};
+use super::{limits, log_file, manage, net, output, signals};
+use crate::config::{DiskArg, DiskConfig, DiskFormat, Forward, VmConfig};
 use crate::control::{GoBack, State, VmInfo};
 use crate::devices::console::BACKLOG;
 use crate::disk::{self, DiskError, backing};
@@ -55,7 +55,10 @@ pub fn run(args: RunArgs, background: bool, json: bool) -> anyhow::Result<()> {
             .enumerate()
             .map(|(index, disk)| named(index, disk))
             .collect::<Result<_, _>>()?,
+        nets: Vec::new(),
     };
+    let (nets, forwards) = net::of_run(&args.nets, &args.forwards, args.isolated)?;
+    config.nets = nets;
     config.validate().map_err(usage)?;
     for (disk, asked) in config.disks.iter_mut().zip(formats) {
         // Once and for all: what the guest writes must not change it.
@@ -70,7 +73,7 @@ pub fn run(args: RunArgs, background: bool, json: bool) -> anyhow::Result<()> {
     let lock = folder.create()?;
     // From here on a failure must leave nothing behind.
     let booted = make_own_disk(&folder, &mut config)
-        .and_then(|()| boot_new(&folder, config, lock, args.seal_base))
+        .and_then(|()| boot_new(&folder, config, forwards, lock, args.seal_base))
         .inspect_err(|_| abandon(&folder));
     serve(booted?, &folder, true, background, args.stop_timeout)
 }
@@ -186,8 +189,14 @@ fn make_own_disk(folder: &VmFolder, config: &mut VmConfig) -> anyhow::Result<()>
 }
 
 /// Saves the definition when the machine is known to be possible and before the guest runs.
-fn boot_new(folder: &VmFolder, config: VmConfig, lock: VmLock, seal_base: bool) -> anyhow::Result<Vmm> {
-    let mut definition = Definition::new(config);
+fn boot_new(
+    folder: &VmFolder,
+    config: VmConfig,
+    forwards: Vec<Forward>,
+    lock: VmLock,
+    seal_base: bool,
+) -> anyhow::Result<Vmm> {
+    let mut definition = Definition { forwards, ..Definition::new(config) };
     if seal_base {
         seal::want(folder, &mut definition)?;
     }

@@ -20,6 +20,8 @@ pub fn run(args: SetArgs, json: bool) -> anyhow::Result<()> {
         auto_checkpoint: args.auto_checkpoint.map(|switch| switch.is_on()),
         seal_base: args.seal_base,
         checkpoint_dir: args.checkpoint_dir.map(std::path::absolute).transpose()?,
+        forward: args.forwards,
+        no_forward: args.no_forwards,
     };
     let mut results = Vec::new();
     let mut codes = Vec::new();

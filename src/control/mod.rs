@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::manifest::{CaptureInfo, DiskPoint, LeftOut, Mode};
 use crate::checkpoint::{CheckpointName, Kind, Manifest};
-use crate::config::VmConfig;
+use crate::config::{Forward, VmConfig};
 use crate::folder::{CheckpointType, Definition, LastRun, VmFolder, VmName};
 use crate::id::Id;
 use crate::vm::Clock;
@@ -98,7 +98,30 @@ pub struct VmInfo {
     /// What keeps a stopped VM from starting, or from going back, as far as its disks show it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub forwards: Vec<Forward>,
+    /// How the networks of `config` do, in their order, while the VM runs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<NetworkInfo>,
     pub config: VmConfig,
+}
+
+/// How a network of a VM that runs does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkInfo {
+    /// Whether the guest can send and receive.
+    pub up: bool,
+    /// What the guest was seen to use.
+    pub addresses: Vec<std::net::IpAddr>,
+    /// By the guest.
+    pub received: Traffic,
+    pub sent: Traffic,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    pub frames: u64,
+    pub bytes: u64,
 }
 
 impl VmInfo {
@@ -117,6 +140,8 @@ impl VmInfo {
             auto_checkpoint: definition.auto_checkpoint,
             checkpoint_dir: definition.checkpoint_dir.clone(),
             problems: Vec::new(),
+            forwards: definition.forwards.clone(),
+            networks: Vec::new(),
             config: definition.config.clone(),
         }
     }
@@ -346,6 +371,12 @@ pub struct SetBody {
     /// Give base images that stand still checksums.
     #[serde(default)]
     pub seal_base: bool,
+    /// Ports of the host that are to lead to the guest, too.
+    #[serde(default)]
+    pub forward: Vec<Forward>,
+    /// Ports of the host that are to lead to it no more. One that does not is refused.
+    #[serde(default)]
+    pub no_forward: Vec<Forward>,
 }
 
 /// Body of `PATCH /vm/checkpoints/{checkpoint}`.

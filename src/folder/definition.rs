@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::name::VmName;
-use crate::config::VmConfig;
+use crate::config::{Forward, VmConfig};
 use crate::id::Id;
 
 /// Version of vm.json that this piton writes; it reads this and older ones.
@@ -33,6 +33,9 @@ pub struct Definition {
     /// Base images that stand still are to get checksums, as soon as there is time.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub seal_base: bool,
+    /// Ports of the host that lead to the guest. They are this VM's, whatever it goes back to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub forwards: Vec<Forward>,
     /// The checkpoint that it began as, if it is a clone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cloned_from: Option<Origin>,
@@ -156,6 +159,7 @@ impl Definition {
             checkpoint_type: CheckpointType::default(),
             auto_checkpoint: false,
             seal_base: false,
+            forwards: Vec::new(),
             cloned_from: None,
             now: Now::default(),
         }

@@ -458,6 +458,7 @@ mod tests {
             initrd: None,
             cmdline: String::new(),
             disks: Vec::new(),
+            nets: Vec::new(),
         }
     }
 

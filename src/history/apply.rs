@@ -13,6 +13,7 @@ use crate::capture::chain::MemoryChain;
 use crate::capture::lazy::Filling;
 use crate::checkpoint::Manifest;
 use crate::checkpoint::state::read_state;
+use crate::config::VmConfig;
 use crate::control::GoBack;
 use crate::disk::Disk;
 use crate::disk::delta_format::Parent;
@@ -38,6 +39,9 @@ pub struct Prepared {
     pub stays: bool,
 }
 
+/// Makes what a machine of this definition, with these disks, needs beside them.
+pub type MakeParts<'a> = &'a dyn Fn(&VmConfig, &OpenDisks) -> Parts;
+
 /// What there is beside what is built.
 pub struct Around<'a> {
     /// Disks that are open and stay as they are.
@@ -56,7 +60,7 @@ pub fn prepare(
     manifest: &Manifest,
     mut around: Around,
     how: GoBack,
-    parts: Option<&dyn Fn(&OpenDisks) -> Parts>,
+    parts: Option<MakeParts<'_>>,
     progress: &Progress,
 ) -> Result<Prepared> {
     check(folder, manifest, how)?;
@@ -126,7 +130,7 @@ fn build(
     generation: Id,
     around: Around,
     how: GoBack,
-    parts: Option<&dyn Fn(&OpenDisks) -> Parts>,
+    parts: Option<MakeParts<'_>>,
     progress: &Progress,
 ) -> Result<(OpenDisks, Option<Machine>, Option<Filling>)> {
     let folder = catalog.folder;
@@ -141,7 +145,7 @@ fn build(
             let parts = parts.ok_or_else(|| {
                 CheckpointError::Refused(format!("checkpoint `{}` holds memory", manifest.name))
             })?;
-            let parts = Parts { generation, ..parts(&disks) };
+            let parts = Parts { generation, ..parts(&next.config, &disks) };
             let bare = around.bare.unwrap_or_else(|| Bare::begin(&next.config)).end(&next.config)?;
             let filling = Filling::begin(chain, bare.vm.memory(), parts.events.clone(), progress)?;
             // The first page that is touched, and by this thread.

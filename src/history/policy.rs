@@ -9,6 +9,7 @@ use super::saving::save;
 use super::{Catalog, CheckpointError, Result, delete};
 use crate::agent::AgentError;
 use crate::checkpoint::Manifest;
+use crate::config::{Forward, validate_forwards};
 use crate::control::{CreateBody, DeleteBody, SetBody};
 use crate::folder::{CheckpointType, Definition, FolderError, VmFolder, VmLock, trust};
 use crate::history::{disks, seal};
@@ -65,6 +66,7 @@ fn kind(folder: &VmFolder, definition: &Definition, body: &CreateBody) -> Result
 /// Changes the settings, all that are given or none.
 pub fn set(folder: &VmFolder, lock: &VmLock, definition: &mut Definition, body: &SetBody) -> Result<()> {
     let mut next = definition.clone();
+    next.forwards = forwards(definition, body)?;
     if let Some(kind) = body.checkpoint_type {
         next.checkpoint_type = kind;
     }
@@ -88,6 +90,27 @@ pub fn set(folder: &VmFolder, lock: &VmLock, definition: &mut Definition, body: 
         make_dir(folder, definition, &next, dir)?;
     }
     if next == *definition { Ok(()) } else { save(folder, lock, definition, next) }
+}
+
+/// The forwards that a change of the settings leads to.
+pub fn forwards(definition: &Definition, body: &SetBody) -> Result<Vec<Forward>> {
+    let mut forwards = definition.forwards.clone();
+    for gone in &body.no_forward {
+        let before = forwards.len();
+        forwards.retain(|one| one != gone);
+        if forwards.len() == before {
+            return Err(CheckpointError::Refused(format!(
+                "there is no forward {gone} that could be taken away"
+            )));
+        }
+    }
+    // One that is there already is there.
+    let fresh =
+        body.forward.iter().filter(|one| !definition.forwards.contains(one) || body.no_forward.contains(one));
+    forwards.extend(fresh);
+    validate_forwards(&definition.config.nets, &forwards)
+        .map_err(|e| CheckpointError::Refused(e.to_string()))?;
+    Ok(forwards)
 }
 
 /// Checkpoints that the VM has would be lost from sight, so it must have none.

@@ -8,11 +8,11 @@ use kvm_ioctls::VcpuFd;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::event_loop::{EventLoop, OnEvent};
-use super::{AgentLine, Machine, MachineDisk, MachineError, MachineState};
+use super::{AgentLine, Card, Machine, MachineDisk, MachineError, MachineState};
 use crate::boot::{self, Kernel, Payload};
 use crate::bus::Bus;
 use crate::capture::tracker::Tracker;
-use crate::config::{MIN_MEMORY, VmConfig};
+use crate::config::{MIN_MEMORY, NetConfig, VmConfig};
 use crate::devices::console::Console;
 use crate::devices::genid;
 use crate::devices::i8042::I8042;
@@ -22,6 +22,7 @@ use crate::devices::virtio::block::Block;
 use crate::devices::virtio::console::Console as AgentConsole;
 use crate::devices::virtio::console_port::Port;
 use crate::devices::virtio::mmio::{DOORBELL, SaveTransport, Transport};
+use crate::devices::virtio::net::{self, Net};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::{Backend, Device, Worker};
 use crate::events::{EventSink, MachineEvent};
@@ -31,12 +32,14 @@ use crate::layout::{
     VIRTIO_MMIO_SIZE, VIRTIO_MMIO_START,
 };
 use crate::memory::{self, GuestMemory};
+use crate::net::Link;
 use crate::vcpu::{self, Vcpu, Wiring};
 use crate::vm::{Clock, DirtyLog, RestoredClock, Vm, VmError, open_kvm};
 
 /// What a machine is made of beside its definition.
 pub struct Parts {
     pub disks: Vec<MachineDisk>,
+    pub nets: Vec<NetConfig>,
     pub console: Arc<Console>,
     pub events: EventSink,
     /// The VM generation id.
@@ -54,6 +57,7 @@ struct Assembled {
     blocks: Vec<Arc<Backend<Block>>>,
     rng: Arc<Backend<Rng>>,
     agent: AgentLine,
+    cards: Vec<Card>,
     workers: Vec<Worker>,
     transports: Vec<Arc<dyn SaveTransport>>,
     serial: Arc<Serial>,
@@ -159,6 +163,11 @@ pub fn restore(
         transport.restore(saved).map_err(|e| misfit(e.to_string()))?;
     }
     assembled.agent.device.lock().device.restore(&state.agent);
+    for (card, saved) in assembled.cards.iter().zip(&state.nets) {
+        card.device.lock().device.restore(saved.clone());
+        // The link is down, which its driver does not know.
+        card.device.owe_config();
+    }
     assembled.serial.restore(&state.serial).map_err(|e| misfit(e.to_string()))?;
     assembled.power.restore(state.power_events);
     let machine = Machine { clock: Some(clock), ..assembled.start_threads()? };
@@ -197,6 +206,7 @@ impl Assembled {
             blocks: self.blocks,
             rng: self.rng,
             agent: self.agent,
+            cards: self.cards,
             transports: self.transports,
             serial: self.serial,
             console_input: self.console_input,
@@ -247,6 +257,13 @@ fn assemble(vm: Vm, vcpus: Vec<VcpuFd>, parts: Parts) -> Result<Assembled, Machi
 
     let agent = plug_agent(&mut slots, &mut subscribers, &parts.events)?;
 
+    let mut cards = Vec::new();
+    for (index, net) in parts.nets.into_iter().enumerate() {
+        let (card, worker) = plug_card(&mut slots, index, net)?;
+        cards.push(card);
+        workers.push(worker);
+    }
+
     let VirtioSlots { mmio, used: virtio, transports, .. } = slots;
     let event_loop = EventLoop::start(subscribers).map_err(MachineError::setup("the device loop"))?;
     let wiring = Wiring { ports: Arc::new(ports), mmio: Arc::new(mmio), events: parts.events };
@@ -258,6 +275,7 @@ fn assemble(vm: Vm, vcpus: Vec<VcpuFd>, parts: Parts) -> Result<Assembled, Machi
         blocks,
         rng,
         agent,
+        cards,
         workers,
         transports,
         serial,
@@ -282,6 +300,14 @@ fn plug_agent(
         served.serve();
     }));
     Ok(AgentLine { device, port })
+}
+
+fn plug_card(slots: &mut VirtioSlots, index: usize, net: NetConfig) -> Result<(Card, Worker), MachineError> {
+    let link = Arc::new(Link::new().map_err(MachineError::setup("a network card"))?);
+    let device = slots.plug(Net::new(net, link.clone()))?;
+    let worker = net::spawn(format!("net {index}"), device.clone(), link.clone())
+        .map_err(MachineError::setup("a network card's thread"))?;
+    Ok((Card { device, link }, worker))
 }
 
 fn interrupt(vm: &Vm, gsi: u32) -> Result<EventFd, MachineError> {

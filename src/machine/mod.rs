@@ -23,10 +23,12 @@ use crate::devices::virtio::block::Block;
 use crate::devices::virtio::console::{Console as AgentConsole, ConsoleState};
 use crate::devices::virtio::console_port::Port;
 use crate::devices::virtio::mmio::{SaveTransport, TransportState};
+use crate::devices::virtio::net::{Net, NetState};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::{Backend, Worker};
 use crate::disk::Disk;
 use crate::memory::MemoryError;
+use crate::net::Link;
 use crate::vcpu::state::{StateError, VcpuState};
 use crate::vcpu::{self, Runner, Vcpu, VcpuError};
 use crate::vm::{RestoredClock, Vm, VmError, VmState};
@@ -85,12 +87,20 @@ pub struct MachineState {
     /// In the order of the slots.
     pub virtio: Vec<TransportState>,
     pub agent: ConsoleState,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nets: Vec<NetState>,
 }
 
 /// The device that the guest's agent talks through, and our end of it.
 struct AgentLine {
     device: Arc<Backend<AgentConsole>>,
     port: Arc<Port>,
+}
+
+/// A network card, and its end of the cable.
+struct Card {
+    device: Arc<Backend<Net>>,
+    link: Arc<Link>,
 }
 
 /// A machine with its threads. Born standing still; dropping it ends it at once.
@@ -104,6 +114,7 @@ pub struct Machine {
     blocks: Vec<Arc<Backend<Block>>>,
     rng: Arc<Backend<Rng>>,
     agent: AgentLine,
+    cards: Vec<Card>,
     transports: Vec<Arc<dyn SaveTransport>>,
     serial: Arc<Serial>,
     console_input: EventFd,
@@ -183,6 +194,7 @@ impl Machine {
             serial: self.serial.clone(),
             power: self.power.clone(),
             agent: self.agent.device.clone(),
+            cards: self.cards.iter().map(|card| card.device.clone()).collect(),
             clock: self.clock.as_ref().map(|clock| clock.saved),
         };
         vcpu::gather(&self.vcpus, move |vcpus, waited| {
@@ -203,12 +215,14 @@ impl Machine {
         self.blocks.iter().for_each(|block| block.pause());
         self.rng.pause();
         self.agent.device.pause();
+        self.cards.iter().for_each(|card| card.device.pause());
     }
 
     fn resume_devices(&self) {
         self.blocks.iter().for_each(|block| block.resume());
         self.rng.resume();
         self.agent.device.resume();
+        self.cards.iter().for_each(|card| card.device.resume());
     }
 
     /// Serves again what could not be served for want of room on the host.
@@ -238,6 +252,11 @@ impl Machine {
         self.agent.port.clone()
     }
 
+    /// The cables of its network cards, in their order.
+    pub fn links(&self) -> Vec<Arc<Link>> {
+        self.cards.iter().map(|card| card.link.clone()).collect()
+    }
+
     /// Asks the guest to switch itself off.
     pub fn press_power_button(&self) -> Result<(), MachineError> {
         self.power.press_button().map_err(MachineError::Button)
@@ -259,6 +278,7 @@ struct Saver {
     serial: Arc<Serial>,
     power: Arc<Power>,
     agent: Arc<Backend<AgentConsole>>,
+    cards: Vec<Arc<Backend<Net>>>,
     /// Of a restored machine that has not run.
     clock: Option<kvm_clock_data>,
 }
@@ -285,6 +305,7 @@ impl Standstill<'_> {
             power_events: saver.power.save(),
             virtio: saver.transports.iter().map(|transport| transport.save()).collect(),
             agent: saver.agent.lock().device.save(),
+            nets: saver.cards.iter().map(|card| card.lock().device.save()).collect(),
         })
     }
 }

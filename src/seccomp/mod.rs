@@ -170,7 +170,7 @@ fn decimal(mut number: u32, digits: &mut [u8; 10]) -> &[u8] {
 mod tests {
     use super::*;
 
-    const ALL: [Thread; 10] = [
+    const ALL: [Thread; 12] = [
         Thread::Main,
         Thread::Vcpu,
         Thread::Disk,
@@ -178,6 +178,8 @@ mod tests {
         Thread::Console,
         Thread::Control,
         Thread::Fill,
+        Thread::Net,
+        Thread::Network,
         Thread::Signals,
         Thread::Terminal,
         Thread::Log,
@@ -236,7 +238,9 @@ mod tests {
             }
         }
         let files = [libc::SYS_unlink, libc::SYS_rename, libc::SYS_clone3, libc::SYS_accept4];
-        for thread in [Thread::Vcpu, Thread::Disk, Thread::Devices, Thread::Fill] {
+        for thread in
+            [Thread::Vcpu, Thread::Disk, Thread::Devices, Thread::Fill, Thread::Net, Thread::Network]
+        {
             for (call, ..) in thread.tables().concat() {
                 assert!(!files.contains(&call), "{thread:?}: {call}");
             }
@@ -245,7 +249,8 @@ mod tests {
         let opens = |thread: Thread| {
             thread.tables().concat().iter().filter(|rule| rule.0 == libc::SYS_openat).count()
         };
-        assert_eq!([Thread::Vcpu, Thread::Disk, Thread::Devices, Thread::Fill].map(opens), [1, 0, 0, 0]);
+        let threads = [Thread::Vcpu, Thread::Disk, Thread::Devices, Thread::Fill, Thread::Net];
+        assert_eq!(threads.map(opens), [1, 0, 0, 0, 0]);
     }
 
     #[test]

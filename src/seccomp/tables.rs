@@ -131,6 +131,35 @@ const DISK: &[Rule] = &[
     (libc::SYS_fcntl, argument(1, F_OFD_SETLK), "the lock of a layer that was frozen"),
 ];
 
+/// A network card's thread: its back-end's socket or tap device, which is open already.
+const NET: &[Rule] = &[
+    (libc::SYS_poll, Always, "waits for its doorbell and for frames"),
+    (libc::SYS_writev, Always, "frames"),
+    (libc::SYS_recvfrom, Always, "frames"),
+    (libc::SYS_sendto, Always, "frames"),
+    (libc::SYS_sendmsg, Always, "frames"),
+    (libc::SYS_ioctl, request(0x54d0), "what a tap device may send unfinished (TUNSETOFFLOAD)"),
+];
+
+/// Asks the keeper, a process of its own, to start passt, and takes tap devices.
+const NETWORK: &[Rule] = &[
+    (libc::SYS_socketpair, Always, "the line to passt"),
+    (libc::SYS_sendmsg, Always, "requests to the keeper"),
+    (libc::SYS_sendto, Always, "requests to the keeper"),
+    (libc::SYS_recvmsg, Always, "its answers"),
+    (libc::SYS_recvfrom, Always, "its answers"),
+    (libc::SYS_shutdown, Always, "its end"),
+    (libc::SYS_setsockopt, Always, "how long its end is waited for"),
+    (libc::SYS_poll, Always, "waits for it"),
+    (libc::SYS_eventfd2, Always, "cards"),
+    (libc::SYS_openat, Always, "a tap device"),
+    (libc::SYS_statx, Always, "whether there is a tap device"),
+    (libc::SYS_fstat, Always, "whether there is a tap device"),
+    (libc::SYS_fcntl, Always, "files of the standard library"),
+    (libc::SYS_ioctl, requests_of(b'T'), "tap devices"),
+    (libc::SYS_ioctl, request(0x5421), "sockets that do not block (FIONBIO)"),
+];
+
 const DEVICES: &[Rule] = &[(libc::SYS_epoll_wait, Always, "waits for events")];
 
 const CONSOLE: &[Rule] = &[
@@ -292,13 +321,16 @@ impl Thread {
             Self::Devices => &[RUNTIME, DEVICES],
             Self::Console => &[RUNTIME, CONSOLE],
             Self::Fill => &[RUNTIME, FILL],
+            Self::Net => &[RUNTIME, NET],
+            Self::Network => &[RUNTIME, NETWORK],
             Self::Control => &[RUNTIME, CONTROL],
             Self::Signals => &[RUNTIME, SIGNALS],
             Self::Log => &[RUNTIME, LOG],
             Self::Terminal => &[RUNTIME, TERMINAL],
-            Self::Main => {
-                &[RUNTIME, VCPU, DISK, DEVICES, CONSOLE, CONTROL, FILL, LOG, SIGNALS, TERMINAL, FILES, MAIN]
-            }
+            Self::Main => &[
+                RUNTIME, VCPU, DISK, NET, NETWORK, DEVICES, CONSOLE, CONTROL, FILL, LOG, SIGNALS, TERMINAL,
+                FILES, MAIN,
+            ],
             Self::Files => &[RUNTIME, DISK, FILES, COMMAND],
             Self::Import => &[RUNTIME, DISK, FILES, COMMAND, IMPORT],
             Self::Serve => &[RUNTIME, DISK, FILES, COMMAND, SERVE],

@@ -9,6 +9,10 @@ pub enum Thread {
     Control,
     /// Fills memory of a restored guest.
     Fill,
+    /// Moves frames between a guest and its network.
+    Net,
+    /// Plugs networks in.
+    Network,
     Signals,
     Terminal,
     /// All of a command without a machine that reads what others may have written: it works on files.
@@ -31,6 +35,8 @@ impl Thread {
             Self::Console => "console",
             Self::Control => "control",
             Self::Fill => "fill",
+            Self::Net => "net",
+            Self::Network => "network",
             Self::Signals => "signals",
             Self::Terminal => "terminal",
             Self::Files => "files",

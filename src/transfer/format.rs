@@ -261,6 +261,7 @@ mod tests {
                 initrd: None,
                 cmdline: String::new(),
                 disks: vec![],
+                nets: Vec::new(),
             },
             checkpoint_type: CheckpointType::Standard,
             auto_checkpoint: false,

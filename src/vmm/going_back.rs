@@ -8,6 +8,7 @@ use crate::history::recover::NamesBeingSynced;
 use crate::history::{Catalog, CheckpointError, apply};
 use crate::id::Id;
 use crate::machine::{Bare, Machine};
+use crate::net::SetupError;
 use crate::progress::Progress;
 
 /// What was begun before a VM goes to a checkpoint.
@@ -31,6 +32,8 @@ impl Vmm {
         // It takes longer than all else, and needs none of it.
         let bare = manifest.memory.is_some().then(|| Bare::begin(&manifest.config));
         let (mut vmm, names) = Self::recovering(folder, definition, lock)?;
+        // What the checkpoint has is what is needed.
+        vmm.start_network_for(&manifest.config.nets)?;
         let body = ApplyBody { discard_current: true, how, ..Default::default() };
         vmm.go_to(&manifest, &body, Some(Begun { bare, names }), &Progress::default())?;
         // Nobody has to wait for that.
@@ -72,6 +75,9 @@ impl Vmm {
             let body = CreateBody { name: body.name.clone(), ..Default::default() };
             self.create_checkpoint(&body, progress)?;
         }
+        if self.network.is_none() && !manifest.config.nets.is_empty() && manifest.memory.is_some() {
+            return Err(CheckpointError::Refused(SetupError::TooLate.to_string()));
+        }
         let boot = self.boot + 1;
         let reuse = self.disks.left_alone();
         let idle = self.machine.is_none() && self.disks.machine.is_empty();
@@ -82,7 +88,7 @@ impl Vmm {
             manifest,
             apply::Around { reuse: &reuse, idle, bare },
             body.how,
-            Some(&|disks| self.parts(boot, disks)),
+            Some(&|config, disks| self.parts(boot, config, disks)),
             progress,
         )?;
         let was_running = self.state() == State::Running;
@@ -105,6 +111,7 @@ impl Vmm {
         self.machine = ready.machine;
         self.filling = ready.filling;
         self.disks = ready.disks;
+        self.plug_over();
         if let Some(machine) = &self.machine
             && let Err(e) = machine.take_console(&self.console)
         {

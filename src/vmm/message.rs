@@ -10,6 +10,7 @@ use crate::folder::FolderError;
 use crate::history::CheckpointError;
 use crate::history::disks::DisksError;
 use crate::machine::MachineError;
+use crate::net::{PortError, SetupError};
 
 #[derive(Debug, thiserror::Error)]
 pub enum VmmError {
@@ -25,6 +26,10 @@ pub enum VmmError {
     Server(#[from] ServerError),
     #[error(transparent)]
     Folder(#[from] FolderError),
+    #[error(transparent)]
+    Network(#[from] SetupError),
+    #[error(transparent)]
+    Port(#[from] PortError),
 }
 
 /// What can happen to a VM while it runs.

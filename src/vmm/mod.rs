@@ -4,6 +4,7 @@
 mod going_back;
 mod merging;
 mod message;
+mod network;
 mod sealer;
 mod sealing;
 mod seen;
@@ -19,6 +20,7 @@ use tokio::sync::oneshot;
 
 use crate::capture::lazy::Filling;
 use crate::checkpoint::Manifest;
+use crate::config::VmConfig;
 use crate::control::jobs::{Job, JobKind, Jobs};
 use crate::control::server::{Asked, Server};
 use crate::control::{
@@ -34,6 +36,7 @@ use crate::history::recover::{self, NamesBeingSynced};
 use crate::history::{self, Catalog, CheckpointError, apply, delete, disks, merge, policy};
 use crate::id::Id;
 use crate::machine::{self, Machine, MachineError, Parts};
+use crate::net::Network;
 use crate::progress::Progress;
 
 pub use message::{Ender, Message, Outcome, VmmError};
@@ -60,6 +63,7 @@ pub struct Vmm {
     filling: Option<Filling>,
     disks: OpenDisks,
     boot: u64,
+    network: Option<Network>,
     /// Dropped before the lock: nobody may find the socket of a VM that is not locked.
     server: Option<Server>,
     lock: VmLock,
@@ -101,6 +105,7 @@ impl Vmm {
             filling: None,
             disks,
             boot: 0,
+            network: None,
             server: None,
             lock,
         };
@@ -125,7 +130,7 @@ impl Vmm {
     }
 
     /// What a machine of boot number `boot` needs beside its definition.
-    fn parts(&self, boot: u64, disks: &OpenDisks) -> Parts {
+    fn parts(&self, boot: u64, config: &VmConfig, disks: &OpenDisks) -> Parts {
         let sender = self.sender.clone();
         let events = Arc::new(move |event| {
             // After the VMM's end nobody needs to know.
@@ -133,6 +138,7 @@ impl Vmm {
         });
         Parts {
             disks: disks.machine.clone(),
+            nets: config.nets.clone(),
             console: self.console.clone(),
             events,
             generation: self.definition.now.generation.unwrap_or(Id::from_bytes([0; 16])),
@@ -140,8 +146,15 @@ impl Vmm {
         }
     }
 
-    /// Puts a fresh machine in place of what ran before, standing still.
+    /// Makes a fresh machine, standing still, with its networks plugged in.
     pub fn boot(&mut self) -> Result<(), VmmError> {
+        self.start_network()?;
+        self.boot_machine()?;
+        self.plug_in()
+    }
+
+    /// Puts a fresh machine in place of what ran before, standing still.
+    fn boot_machine(&mut self) -> Result<(), VmmError> {
         self.park_merge();
         // The former machine and its disks end first: they hold the images' locks.
         self.machine = None;
@@ -158,7 +171,7 @@ impl Vmm {
         let sums = history::Catalog::new(&self.folder, &self.definition).layer_sums(&self.definition)?;
         let Definition { config, now, .. } = &self.definition;
         self.disks = disks::open(&self.folder, config, &now.tops, &sums, &BTreeMap::new())?;
-        let machine = machine::boot(config, self.parts(self.boot, &self.disks))?;
+        let machine = machine::boot(config, self.parts(self.boot, config, &self.disks))?;
         machine.take_console(&self.console)?;
         self.machine = Some(machine);
         Ok(())
@@ -278,7 +291,9 @@ impl Vmm {
                     MachineEvent::Crash(text) => break Outcome::Crashed(text),
                     MachineEvent::Reset => {
                         log::info!("the guest asked for a reset");
-                        if let Err(e) = self.boot().and_then(|()| Ok(self.resume()?)) {
+                        let booted = self.boot_machine();
+                        self.plug_over();
+                        if let Err(e) = booted.and_then(|()| Ok(self.resume()?)) {
                             break Outcome::Crashed(format!("the guest could not be rebooted: {e}"));
                         }
                         self.merge_on();
@@ -306,8 +321,19 @@ impl Vmm {
         if let Err(e) = self.folder.save_last_run(&self.lock, last) {
             log::warn!("how this run ended is not recorded: {e}");
         }
-        let Self { folder, mut definition, machine, mut filling, disks, console, jobs, server, lock, .. } =
-            self;
+        let Self {
+            folder,
+            mut definition,
+            machine,
+            mut filling,
+            disks,
+            console,
+            jobs,
+            network,
+            server,
+            lock,
+            ..
+        } = self;
         if let Some(filling) = filling.take_if(|filling| filling.is_broken()) {
             // Threads of the machine wait for memory that will not come, and end with the process.
             std::mem::forget((machine, disks));
@@ -320,6 +346,8 @@ impl Vmm {
         drop(filling);
         disks.flush();
         drop(disks);
+        // Whoever starts the VM next finds its ports free.
+        drop(network);
         console.close();
         drop(server);
         if outcome == Outcome::PoweredOff
@@ -360,13 +388,10 @@ impl Vmm {
         // Of a machine that runs, it would have to wait for requests in flight.
         let reason = self.machine.as_ref().filter(|machine| !machine.is_running()).and_then(Machine::stuck);
         let agent_connected = self.machine.as_ref().map(|machine| machine.agent().is_open());
+        let networks = self.network_info();
         let warnings = thaw::warning(self.machine.as_ref()).into_iter().collect();
-        VmInfo {
-            reason,
-            warnings,
-            agent_connected,
-            ..VmInfo::new(&self.folder, &self.definition, self.state(), pid)
-        }
+        let known = VmInfo::new(&self.folder, &self.definition, self.state(), pid);
+        VmInfo { reason, warnings, agent_connected, networks, ..known }
     }
 
     /// The guest waits for the user, rather than seeing its disk fail. It may be over already: a
@@ -429,7 +454,13 @@ impl Vmm {
             // Pausing what is paused and resuming what runs are done already.
             (Request::Show | Request::Pause | Request::Resume, _) => {}
             (Request::Set(body), _) => {
-                policy::set(&self.folder, &self.lock, &mut self.definition, &body)?;
+                let (before, forwards) =
+                    (self.definition.forwards.clone(), policy::forwards(&self.definition, &body)?);
+                self.set_forwards(&before, &forwards)?;
+                if let Err(e) = policy::set(&self.folder, &self.lock, &mut self.definition, &body) {
+                    self.set_forwards(&forwards, &before)?;
+                    return Err(e.into());
+                }
                 self.seal_bases();
                 if self.definition.checkpoint_type == CheckpointType::Disabled
                     && let Some(machine) = &self.machine

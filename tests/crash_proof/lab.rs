@@ -63,6 +63,7 @@ fn config() -> VmConfig {
         initrd: None,
         cmdline: String::new(),
         disks: DISKS.iter().map(|(id, _)| disk(id)).collect(),
+        nets: Vec::new(),
     }
 }
 

@@ -112,21 +112,20 @@ pub struct Transport<D> {
     memory: GuestMemory,
     device_type: u32,
     offered: u64,
-    config: Vec<u8>,
     choices: Mutex<Choices>,
 }
 
 impl<D: Device> Transport<D> {
     pub fn new(backend: Arc<Backend<D>>, memory: GuestMemory) -> Self {
-        let (device_type, features, config) = {
+        let (device_type, features) = {
             let active = backend.lock();
-            (active.device.device_type(), active.device.features(), active.device.config())
+            (active.device.device_type(), active.device.features())
         };
         let offered = features
             | 1 << VIRTIO_F_VERSION_1
             | 1 << VIRTIO_RING_F_EVENT_IDX
             | 1 << VIRTIO_RING_F_INDIRECT_DESC;
-        Self { backend, memory, device_type, offered, config, choices: Mutex::default() }
+        Self { backend, memory, device_type, offered, choices: Mutex::default() }
     }
 
     fn status(&self) -> u32 {
@@ -149,8 +148,7 @@ impl<D: Device> Transport<D> {
             VIRTIO_MMIO_STATUS => self.status(),
             // There is no shared memory.
             VIRTIO_MMIO_SHM_LEN_LOW..=VIRTIO_MMIO_SHM_BASE_HIGH => u32::MAX,
-            // The configuration never changes while the machine runs.
-            VIRTIO_MMIO_CONFIG_GENERATION => 0,
+            VIRTIO_MMIO_CONFIG_GENERATION => self.backend.registers.config_generation.load(Ordering::SeqCst),
             _ => self.read_choice(register, &self.choices()),
         }
     }
@@ -359,9 +357,7 @@ impl<D: Device> BusDevice for Transport<D> {
         data.fill(0);
         if offset >= CONFIG {
             let start = usize::try_from(offset - CONFIG).unwrap_or(usize::MAX);
-            for (byte, value) in data.iter_mut().zip(self.config.iter().skip(start)) {
-                *byte = *value;
-            }
+            self.backend.read_config(start, data);
         } else if data.len() == 4 && offset.is_multiple_of(4) {
             data.copy_from_slice(&self.read_register(offset as u32).to_le_bytes());
         }

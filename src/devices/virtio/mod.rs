@@ -9,14 +9,15 @@ mod complaints;
 pub mod console;
 pub mod console_port;
 pub mod mmio;
+pub mod net;
 mod queue;
 pub mod request;
 pub mod rng;
 
 pub use awaited::Awaited;
-pub use queue::{Backend, Worker};
+pub use queue::{Active, Backend, Worker};
 
-use virtio_queue::DescriptorChain;
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 
 use crate::memory::GuestMemory;
 
@@ -58,7 +59,7 @@ pub trait Device: Send + 'static {
     fn features(&self) -> u64;
     /// Sizes of the queues.
     fn queue_sizes(&self) -> &'static [u16];
-    /// Configuration space; reads beyond it give zeros.
+    /// Configuration space, as it is now; reads beyond it give zeros. Its length stays.
     fn config(&self) -> Vec<u8>;
     /// Called when the driver is ready, with the features that it accepted.
     fn activate(&mut self, features: u64);
@@ -71,8 +72,79 @@ pub trait Device: Send + 'static {
     }
     /// Given once, before anything else: a device whose requests can take long asks in between.
     fn watch(&mut self, _awaited: Awaited) {}
-    /// Serves one request of queue `queue`; returns the number of bytes written to the guest.
-    fn serve(&mut self, queue: usize, memory: &GuestMemory, chain: Chain<'_>) -> Result<u32, NotServed>;
+    /// A step: whoever needs the device to stand still waits for one at the most.
+    fn turn(&mut self, queues: &mut [Queue], memory: &GuestMemory) -> Result<Turn, NotServed>
+    where
+        Self: Sized,
+    {
+        serve_next(self, queues, memory)
+    }
+    /// Serves one request of queue `queue`; returns the number of bytes written to the guest. A
+    /// device with steps of its own needs none.
+    fn serve(&mut self, _queue: usize, _memory: &GuestMemory, _chain: Chain<'_>) -> Result<u32, NotServed> {
+        Ok(0)
+    }
+}
+
+/// What a step did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    Nothing,
+    Served {
+        /// The driver wants to know.
+        notify: bool,
+    },
+}
+
+impl Turn {
+    /// Both, one after the other.
+    pub fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Nothing, turn) | (turn, Self::Nothing) => turn,
+            (Self::Served { notify: a }, Self::Served { notify: b }) => Self::Served { notify: a || b },
+        }
+    }
+}
+
+/// One request of the first queue that has one.
+fn serve_next<D: Device>(
+    device: &mut D,
+    queues: &mut [Queue],
+    memory: &GuestMemory,
+) -> Result<Turn, NotServed> {
+    for (index, queue) in queues.iter_mut().enumerate() {
+        if !queue.ready() || !device.wants(index) {
+            continue;
+        }
+        let Some(chain) = next_chain(queue, memory)? else { continue };
+        let head = chain.head_index();
+        let served = device.serve(index, memory, chain);
+        if let Err(NotServed::Stuck(_) | NotServed::Interrupted) = &served {
+            // Still the driver's next request, also for whoever saves the queue.
+            queue.set_next_avail(queue.next_avail().wrapping_sub(1));
+        }
+        let written = served?;
+        queue.add_used(memory, head, written).map_err(Violation::from_error("the used ring is broken"))?;
+        return Ok(Turn::Served { notify: needs_notification(queue, memory)? });
+    }
+    Ok(Turn::Nothing)
+}
+
+/// The driver's next request. If there is none, it will tell of the next.
+fn next_chain<'m>(queue: &mut Queue, memory: &'m GuestMemory) -> Result<Option<Chain<'m>>, Violation> {
+    let broken = || Violation::from_error("the available ring is broken");
+    if let Some(chain) = queue.iter(memory).map_err(broken())?.next() {
+        return Ok(Some(chain));
+    }
+    // Asks for a notification, unless a request came in just now.
+    match queue.enable_notification(memory).map_err(Violation::from_error("the rings are broken"))? {
+        true => Ok(queue.iter(memory).map_err(broken())?.next()),
+        false => Ok(None),
+    }
+}
+
+fn needs_notification(queue: &mut Queue, memory: &GuestMemory) -> Result<bool, Violation> {
+    queue.needs_notification(memory).map_err(Violation::from_error("the available ring is broken"))
 }
 
 #[cfg(test)]

@@ -1,18 +1,19 @@
 //! Serving a device's queues: one request at a time, so that whoever needs the device to stand
 //! still (a pause, a reset) waits for one request at the most.
 
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use virtio_bindings::virtio_config::{VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_NEEDS_RESET};
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::awaited::Awaited;
 use super::complaints::Complaints;
-use super::{Device, NotServed, Violation};
+use super::{Device, NotServed, Turn, Violation};
 use crate::memory::GuestMemory;
 use crate::seccomp;
 
@@ -24,6 +25,11 @@ const BURST: usize = 256;
 pub struct Registers {
     pub status: AtomicU32,
     pub interrupt_status: AtomicU32,
+    /// Counts changes of the configuration space.
+    pub config_generation: AtomicU32,
+    /// The one that the driver last read it in.
+    pub config_seen: AtomicU32,
+    config: Mutex<Vec<u8>>,
 }
 
 /// A device with its queues, shared by the transport's registers and the thread that serves it.
@@ -58,8 +64,9 @@ impl<D: Device> Backend<D> {
             .iter()
             .map(|&size| Queue::new(size).map_err(|e| std::io::Error::other(e.to_string())))
             .collect::<Result<_, _>>()?;
+        let registers = Registers { config: Mutex::new(device.config()), ..Registers::default() };
         Ok(Self {
-            registers: Registers::default(),
+            registers,
             memory,
             irq,
             doorbell: EventFd::new(libc::EFD_NONBLOCK)?,
@@ -107,6 +114,49 @@ impl<D: Device> Backend<D> {
         self.lock().stuck.clone()
     }
 
+    /// Bytes of the configuration space from `offset` on.
+    pub fn read_config(&self, offset: usize, data: &mut [u8]) {
+        let config = self.registers.config.lock().unwrap_or_else(PoisonError::into_inner);
+        for (byte, value) in data.iter_mut().zip(config.iter().skip(offset)) {
+            *byte = *value;
+        }
+        let generation = self.registers.config_generation.load(Ordering::SeqCst);
+        self.registers.config_seen.store(generation, Ordering::SeqCst);
+    }
+
+    /// Takes over the device's configuration space, and whether it is another one.
+    pub fn update_config(&self, device: &D) -> bool {
+        let now = device.config();
+        let mut config = self.registers.config.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = *config != now;
+        if changed {
+            *config = now;
+            self.registers.config_generation.fetch_add(1, Ordering::SeqCst);
+        }
+        changed
+    }
+
+    /// Tells the driver that the configuration space is another one.
+    pub fn publish_config(&self, device: &D) {
+        if self.update_config(device) && self.running() {
+            self.interrupt(VIRTIO_MMIO_INT_CONFIG);
+        }
+    }
+
+    /// Makes a restored driver look at the configuration space again, once it runs.
+    pub fn owe_config(&self) {
+        if self.running() {
+            self.registers.config_generation.fetch_add(1, Ordering::SeqCst);
+            self.registers.interrupt_status.fetch_or(VIRTIO_MMIO_INT_CONFIG, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether the driver has read the configuration space as it is.
+    pub fn is_config_seen(&self) -> bool {
+        let generation = self.registers.config_generation.load(Ordering::SeqCst);
+        self.registers.config_seen.load(Ordering::SeqCst) == generation
+    }
+
     pub fn ring(&self) {
         if let Err(e) = self.doorbell.write(1) {
             log::error!("a virtio doorbell cannot be rung: {e}");
@@ -142,7 +192,8 @@ impl<D: Device> Backend<D> {
         }
     }
 
-    fn running(&self) -> bool {
+    /// Whether a driver uses the device.
+    pub fn running(&self) -> bool {
         let status = self.registers.status.load(Ordering::SeqCst);
         status & VIRTIO_CONFIG_S_DRIVER_OK != 0 && status & VIRTIO_CONFIG_S_NEEDS_RESET == 0
     }
@@ -158,10 +209,11 @@ impl<D: Device> Backend<D> {
             if active.paused || active.stuck.is_some() || !self.running() {
                 return true;
             }
-            match active.serve_one(&self.memory) {
-                Ok(Served::Nothing) => return true,
-                Ok(Served::Quietly) => {}
-                Ok(Served::Notify) => self.interrupt(VIRTIO_MMIO_INT_VRING),
+            let Active { device, queues, .. } = &mut *active;
+            match device.turn(queues, &self.memory) {
+                Ok(Turn::Nothing) => return true,
+                Ok(Turn::Served { notify: false }) => {}
+                Ok(Turn::Served { notify: true }) => self.interrupt(VIRTIO_MMIO_INT_VRING),
                 Err(NotServed::Violation(violation)) => {
                     self.break_down(active.device.device_type(), &violation);
                 }
@@ -175,63 +227,21 @@ impl<D: Device> Backend<D> {
     }
 }
 
-enum Served {
-    Nothing,
-    Quietly,
-    Notify,
-}
-
 impl<D: Device> Active<D> {
+    /// The machine is going away.
+    pub fn end(&mut self) {
+        self.ending = true;
+    }
+
+    pub fn is_paused(&self) -> bool {
+        self.paused
+    }
+
     /// Forgets everything that the driver asked for.
     pub fn reset(&mut self) {
         self.queues.iter_mut().for_each(QueueT::reset);
         self.device.reset();
         self.stuck = None;
-    }
-
-    fn serve_one(&mut self, memory: &GuestMemory) -> Result<Served, NotServed> {
-        for index in 0..self.queues.len() {
-            let queue = &mut self.queues[index];
-            if !queue.ready() || !self.device.wants(index) {
-                continue;
-            }
-            let broken = Violation::from_error("the available ring is broken");
-            let chain = queue.iter(memory).map_err(broken)?.next();
-            let chain = match chain {
-                Some(chain) => chain,
-                // Asks for a notification, unless a request came in just now.
-                None if queue
-                    .enable_notification(memory)
-                    .map_err(Violation::from_error("the rings are broken"))? =>
-                {
-                    match queue
-                        .iter(memory)
-                        .map_err(Violation::from_error("the available ring is broken"))?
-                        .next()
-                    {
-                        Some(chain) => chain,
-                        None => continue,
-                    }
-                }
-                None => continue,
-            };
-            let head = chain.head_index();
-            let served = self.device.serve(index, memory, chain);
-            let queue = &mut self.queues[index];
-            if let Err(NotServed::Stuck(_) | NotServed::Interrupted) = &served {
-                // Still the driver's next request, also for whoever saves the queue.
-                queue.set_next_avail(queue.next_avail().wrapping_sub(1));
-            }
-            let written = served?;
-            queue
-                .add_used(memory, head, written)
-                .map_err(Violation::from_error("the used ring is broken"))?;
-            let notify = queue
-                .needs_notification(memory)
-                .map_err(Violation::from_error("the available ring is broken"))?;
-            return Ok(if notify { Served::Notify } else { Served::Quietly });
-        }
-        Ok(Served::Nothing)
     }
 }
 
@@ -246,7 +256,7 @@ impl Worker {
         // The worker waits in read(2), so it needs a doorbell that blocks: the same eventfd,
         // polled first.
         let served = backend.clone();
-        let thread = std::thread::Builder::new().name(name).spawn(move || {
+        Self::running(name, backend, move || {
             seccomp::confine(seccomp::Thread::Disk);
             while wait_readable(&served.doorbell) {
                 // Emptied before serving, so that a ring during it is not lost.
@@ -255,7 +265,16 @@ impl Worker {
                     return;
                 }
             }
-        })?;
+        })
+    }
+
+    /// A thread of another kind, which must end when the device's doorbell rings after its end.
+    pub fn running<D: Device>(
+        name: String,
+        backend: Arc<Backend<D>>,
+        run: impl FnOnce() + Send + 'static,
+    ) -> std::io::Result<Self> {
+        let thread = std::thread::Builder::new().name(name).spawn(run)?;
         let stop = Box::new(move || {
             backend.lock().ending = true;
             backend.ring();
@@ -274,7 +293,6 @@ impl Drop for Worker {
 }
 
 fn wait_readable(event: &EventFd) -> bool {
-    use std::os::fd::AsRawFd;
     let mut poll = libc::pollfd { fd: event.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     loop {
         // SAFETY: `poll` is one valid pollfd that lives across the call.

@@ -7,4 +7,5 @@ mod driver;
 mod hostile;
 mod huge;
 mod life;
+mod net;
 mod transport;

@@ -1,0 +1,476 @@
+//! Network interfaces of a VM, and ports of the host that lead to its guest.
+
+use std::fmt::{self, Display};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Most network interfaces of a VM.
+pub const MAX_NETS: usize = 4;
+/// Smallest MTU: what IPv6 needs.
+const MIN_MTU: u16 = 1280;
+/// Largest MTU: what passt takes.
+const MAX_MTU: u16 = 65520;
+/// MTU of an Ethernet.
+const TAP_MTU: u16 = 1500;
+/// Longest name of a network interface of Linux.
+const MAX_TAP_NAME: usize = 15;
+
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum NetError {
+    #[error("`{0}` is no network: there are user, tap=NAME and none")]
+    Kind(String),
+    #[error("`{0}` is no option of a network: there are mac=ADDRESS, mtu=BYTES and isolated")]
+    Option(String),
+    #[error("`{0}` is no MAC address: give it as 52:54:00:12:34:56")]
+    MacSyntax(String),
+    #[error(
+        "the MAC address {0} is one of a group: a network card's first byte is even, as in 52:54:00:12:34:56"
+    )]
+    MacGroup(Mac),
+    #[error("the MAC address 00:00:00:00:00:00 is nobody's: give another one")]
+    MacZero,
+    #[error("the MAC address {0} was given to two networks of this VM: give one of them another")]
+    MacTwice(Mac),
+    #[error("the MTU `{0}` cannot be: it is {MIN_MTU} to {MAX_MTU} bytes")]
+    Mtu(String),
+    #[error(
+        "`{0}` cannot be the name of a tap device: it has 1 to {MAX_TAP_NAME} characters, without `/`, `%`, `:` and spaces"
+    )]
+    TapName(String),
+    #[error("the tap device `{0}` was given to two networks of this VM")]
+    TapTwice(String),
+    #[error("{0} networks were asked for: a VM has at most {MAX_NETS}")]
+    TooMany(usize),
+    #[error(
+        "isolated and forwards go with the network user; who may reach a guest on a tap is for the host's firewall to say"
+    )]
+    NeedsUser,
+    #[error("`none` says that there is no network: leave the other --net, --forward and --isolated out")]
+    NoneAndMore,
+    #[error("`{0}` is no forward: give it as [udp:][ADDRESS:]PORT:GUESTPORT")]
+    ForwardSyntax(String),
+    #[error("port 0 cannot be forwarded: `{0}` needs a port of 1 to 65535 on both sides")]
+    ForwardZero(String),
+    #[error("the forwards {0} and {1} want the same port of the host")]
+    ForwardTwice(Forward, Forward),
+}
+
+/// A network interface of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetConfig {
+    pub backend: NetBackend,
+    pub mac: Mac,
+    pub mtu: u16,
+    /// The guest reaches nothing but who comes through a forward.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub isolated: bool,
+}
+
+/// What is at the host's end of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NetBackend {
+    /// passt, which speaks for the guest with sockets of the host.
+    User,
+    /// A tap device of this name.
+    Tap(String),
+    /// Nobody: a card without a cable.
+    None,
+}
+
+impl Display for NetBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::User => f.write_str("user"),
+            Self::Tap(name) => write!(f, "tap={name}"),
+            Self::None => f.write_str("none"),
+        }
+    }
+}
+
+impl NetConfig {
+    pub fn is_user(&self) -> bool {
+        self.backend == NetBackend::User
+    }
+
+    fn validate(&self) -> Result<(), NetError> {
+        self.mac.check()?;
+        if !(MIN_MTU..=MAX_MTU).contains(&self.mtu) {
+            return Err(NetError::Mtu(self.mtu.to_string()));
+        }
+        match &self.backend {
+            NetBackend::User | NetBackend::None => Ok(()),
+            NetBackend::Tap(_) if self.isolated => Err(NetError::NeedsUser),
+            NetBackend::Tap(name) => check_tap_name(name),
+        }
+    }
+}
+
+/// Whether a VM can have all of these.
+pub fn validate(nets: &[NetConfig]) -> Result<(), NetError> {
+    if nets.len() > MAX_NETS {
+        return Err(NetError::TooMany(nets.len()));
+    }
+    for (i, net) in nets.iter().enumerate() {
+        net.validate()?;
+        for other in &nets[..i] {
+            if other.mac == net.mac {
+                return Err(NetError::MacTwice(net.mac));
+            }
+            match (&other.backend, &net.backend) {
+                (NetBackend::Tap(a), NetBackend::Tap(b)) if a == b => {
+                    return Err(NetError::TapTwice(a.clone()));
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether a VM with these networks can have these forwards.
+pub fn validate_forwards(nets: &[NetConfig], forwards: &[Forward]) -> Result<(), NetError> {
+    if !forwards.is_empty() && !nets.iter().any(NetConfig::is_user) {
+        return Err(NetError::NeedsUser);
+    }
+    for (i, forward) in forwards.iter().enumerate() {
+        if let Some(other) = forwards[..i].iter().find(|other| other.clashes_with(forward)) {
+            return Err(NetError::ForwardTwice(*other, *forward));
+        }
+    }
+    Ok(())
+}
+
+/// As the kernel checks the name of a network interface.
+fn check_tap_name(name: &str) -> Result<(), NetError> {
+    let bad = |c: char| c.is_whitespace() || c.is_control() || "/%:,".contains(c);
+    let ok = (1..=MAX_TAP_NAME).contains(&name.len()) && !name.contains(bad) && name != "." && name != "..";
+    ok.then_some(()).ok_or_else(|| NetError::TapName(name.to_owned()))
+}
+
+/// The address of a network card.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Mac(pub [u8; 6]);
+
+impl Mac {
+    /// One that no maker of cards gave away, with bytes that are to be random.
+    pub fn local(random: [u8; 3]) -> Self {
+        let [a, b, c] = random;
+        Self([0x52, 0x54, 0, a, b, c])
+    }
+
+    fn check(self) -> Result<(), NetError> {
+        match self.0 {
+            [0, 0, 0, 0, 0, 0] => Err(NetError::MacZero),
+            [first, ..] if first & 1 == 1 => Err(NetError::MacGroup(self)),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl FromStr for Mac {
+    type Err = NetError;
+
+    fn from_str(text: &str) -> Result<Self, NetError> {
+        let wrong = || NetError::MacSyntax(text.to_owned());
+        let mut bytes = [0; 6];
+        let mut parts = text.split(':');
+        for byte in &mut bytes {
+            let part = parts.next().filter(|part| part.len() == 2 && !part.starts_with('+'));
+            *byte = part.and_then(|part| u8::from_str_radix(part, 16).ok()).ok_or_else(wrong)?;
+        }
+        match parts.next() {
+            None => Ok(Self(bytes)),
+            Some(_) => Err(wrong()),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+}
+
+/// A port of the host that leads to one of the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Forward {
+    pub protocol: Protocol,
+    /// None: all addresses of the host.
+    pub address: Option<IpAddr>,
+    pub port: u16,
+    pub guest_port: u16,
+}
+
+impl Forward {
+    /// Whether both are the same port of the same address.
+    pub fn same_port(&self, other: &Self) -> bool {
+        (self.protocol, self.address, self.port) == (other.protocol, other.address, other.port)
+    }
+
+    fn clashes_with(&self, other: &Self) -> bool {
+        let everywhere = |forward: &Self| forward.address.is_none_or(|address| address.is_unspecified());
+        (self.protocol, self.port) == (other.protocol, other.port)
+            && (self.address == other.address || everywhere(self) || everywhere(other))
+    }
+}
+
+impl Display for Forward {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.protocol == Protocol::Udp {
+            f.write_str("udp:")?;
+        }
+        match self.address {
+            None => {}
+            Some(IpAddr::V4(address)) => write!(f, "{address}:")?,
+            Some(IpAddr::V6(address)) => write!(f, "[{address}]:")?,
+        }
+        write!(f, "{}:{}", self.port, self.guest_port)
+    }
+}
+
+impl FromStr for Forward {
+    type Err = NetError;
+
+    fn from_str(text: &str) -> Result<Self, NetError> {
+        let wrong = || NetError::ForwardSyntax(text.to_owned());
+        let (protocol, rest) = match text.split_once(':') {
+            Some(("udp", rest)) => (Protocol::Udp, rest),
+            Some(("tcp", rest)) => (Protocol::Tcp, rest),
+            _ => (Protocol::Tcp, text),
+        };
+        let (rest, guest) = rest.rsplit_once(':').ok_or_else(wrong)?;
+        let (address, port) = match rest.rsplit_once(':') {
+            None => (None, rest),
+            Some((address, port)) => (Some(parse_address(address).ok_or_else(wrong)?), port),
+        };
+        let number = |text: &str| -> Result<u16, NetError> {
+            let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+            text.parse().ok().filter(|_| digits).ok_or_else(wrong)
+        };
+        let (port, guest_port) = (number(port)?, number(guest)?);
+        if port == 0 || guest_port == 0 {
+            return Err(NetError::ForwardZero(text.to_owned()));
+        }
+        Ok(Self { protocol, address, port, guest_port })
+    }
+}
+
+/// An IPv6 address is in brackets, as in a URL.
+fn parse_address(text: &str) -> Option<IpAddr> {
+    match text.strip_prefix('[') {
+        Some(rest) => rest.strip_suffix(']')?.parse::<Ipv6Addr>().ok().map(IpAddr::V6),
+        None if text == "localhost" => Some(Ipv4Addr::LOCALHOST.into()),
+        None => text.parse::<Ipv4Addr>().ok().map(IpAddr::V4),
+    }
+}
+
+/// As text in JSON.
+macro_rules! as_text {
+    ($type:ty) => {
+        impl Serialize for $type {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = String::deserialize(deserializer)?;
+                text.parse().map_err(serde::de::Error::custom)
+            }
+        }
+    };
+}
+
+as_text!(Mac);
+as_text!(Forward);
+
+/// A network as the user named it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetArg {
+    /// Nothing: `none`.
+    pub backend: Option<NetBackend>,
+    pub mac: Option<Mac>,
+    pub mtu: Option<u16>,
+    pub isolated: bool,
+}
+
+impl NetArg {
+    /// A network with nothing said about it.
+    pub const USER: Self = Self { backend: Some(NetBackend::User), mac: None, mtu: None, isolated: false };
+}
+
+impl FromStr for NetArg {
+    type Err = NetError;
+
+    /// `user|tap=NAME|none[,mac=ADDRESS][,mtu=BYTES][,isolated]`.
+    fn from_str(text: &str) -> Result<Self, NetError> {
+        let mut parts = text.split(',');
+        let kind = parts.next().unwrap_or_default();
+        let backend = match kind.split_once('=') {
+            None if kind == "user" => Some(NetBackend::User),
+            None if kind == "none" => None,
+            Some(("tap", name)) => {
+                check_tap_name(name)?;
+                Some(NetBackend::Tap(name.to_owned()))
+            }
+            _ => return Err(NetError::Kind(kind.to_owned())),
+        };
+        let mut net = Self { backend, mac: None, mtu: None, isolated: false };
+        for option in parts {
+            match option.split_once('=') {
+                _ if net.backend.is_none() => return Err(NetError::NoneAndMore),
+                None if option == "isolated" => net.isolated = true,
+                Some(("mac", mac)) => {
+                    let mac: Mac = mac.parse()?;
+                    mac.check()?;
+                    net.mac = Some(mac);
+                }
+                Some(("mtu", mtu)) => {
+                    let number = mtu.parse().ok().filter(|mtu| (MIN_MTU..=MAX_MTU).contains(mtu));
+                    net.mtu = Some(number.ok_or_else(|| NetError::Mtu(mtu.to_owned()))?);
+                }
+                _ => return Err(NetError::Option(option.to_owned())),
+            }
+        }
+        if net.isolated && net.backend != Some(NetBackend::User) {
+            return Err(NetError::NeedsUser);
+        }
+        Ok(net)
+    }
+}
+
+/// The networks that were named, all of them. `before` are those whose addresses and MTUs stay
+/// unless said otherwise; `random` is for the addresses of others, as many as are named.
+pub fn networks(
+    args: &[NetArg],
+    before: &[NetConfig],
+    random: &[[u8; 3]],
+) -> Result<Vec<NetConfig>, NetError> {
+    if args.iter().any(|arg| arg.backend.is_none()) {
+        return if args.len() == 1 { Ok(Vec::new()) } else { Err(NetError::NoneAndMore) };
+    }
+    let mut nets = Vec::new();
+    for ((index, arg), random) in args.iter().enumerate().zip(random) {
+        let Some(backend) = arg.backend.clone() else { continue };
+        let before = before.get(index);
+        let mac = arg.mac.or(before.map(|net| net.mac)).unwrap_or(Mac::local(*random));
+        let usual = if backend == NetBackend::User { MAX_MTU } else { TAP_MTU };
+        let mtu = arg.mtu.or(before.map(|net| net.mtu)).unwrap_or(usual);
+        nets.push(NetConfig { backend, mac, mtu, isolated: arg.isolated });
+    }
+    validate(&nets)?;
+    Ok(nets)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn net(text: &str) -> Result<NetArg, NetError> {
+        text.parse()
+    }
+
+    #[test]
+    fn networks_as_they_are_named() {
+        assert_eq!(net("user"), Ok(NetArg::USER));
+        assert_eq!(net("none").map(|net| net.backend), Ok(None));
+        let tap = net("tap=tap0,mac=52:54:00:12:34:56,mtu=9000").unwrap();
+        assert_eq!(tap.backend, Some(NetBackend::Tap("tap0".into())));
+        assert_eq!(tap.mac.map(|mac| mac.to_string()).as_deref(), Some("52:54:00:12:34:56"));
+        assert_eq!(tap.mtu, Some(9000));
+        assert!(net("user,isolated").unwrap().isolated);
+        for (wrong, error) in [
+            ("", NetError::Kind(String::new())),
+            ("bridge", NetError::Kind("bridge".into())),
+            ("user=1", NetError::Kind("user=1".into())),
+            ("tap=", NetError::TapName(String::new())),
+            ("tap=a/b", NetError::TapName("a/b".into())),
+            ("tap=..", NetError::TapName("..".into())),
+            ("tap=0123456789abcdef", NetError::TapName("0123456789abcdef".into())),
+            ("user,x", NetError::Option("x".into())),
+            ("user,mac=1", NetError::MacSyntax("1".into())),
+            ("user,mac=52:54:00:12:34:56:78", NetError::MacSyntax("52:54:00:12:34:56:78".into())),
+            ("user,mac=52:54:00:12:34:+5", NetError::MacSyntax("52:54:00:12:34:+5".into())),
+            ("user,mac=53:54:00:12:34:56", NetError::MacGroup(Mac([0x53, 0x54, 0, 0x12, 0x34, 0x56]))),
+            ("user,mac=00:00:00:00:00:00", NetError::MacZero),
+            ("user,mtu=1279", NetError::Mtu("1279".into())),
+            ("user,mtu=65521", NetError::Mtu("65521".into())),
+            ("user,mtu=many", NetError::Mtu("many".into())),
+            ("tap=tap0,isolated", NetError::NeedsUser),
+            ("none,isolated", NetError::NoneAndMore),
+        ] {
+            assert_eq!(net(wrong), Err(error), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn forwards_are_read_as_they_are_told() {
+        for text in ["8080:80", "127.0.0.1:2222:22", "udp:5353:53", "[::1]:80:80", "udp:[fd00::1]:1:2"] {
+            assert_eq!(text.parse::<Forward>().unwrap().to_string(), text);
+        }
+        assert_eq!("tcp:localhost:1:2".parse::<Forward>().unwrap().to_string(), "127.0.0.1:1:2");
+        for wrong in
+            ["", "80", ":80", "80:", "a:80:80", "1.2.3:80:80", "::1:80:80", "80:65536", "+80:80", "sctp:1:2"]
+        {
+            assert_eq!(wrong.parse::<Forward>(), Err(NetError::ForwardSyntax(wrong.into())), "{wrong}");
+        }
+        for zero in ["0:80", "80:0", "udp:127.0.0.1:0:1"] {
+            assert_eq!(zero.parse::<Forward>(), Err(NetError::ForwardZero(zero.into())));
+        }
+    }
+
+    #[test]
+    fn one_port_leads_to_one_place() {
+        let nets = networks(&[NetArg::USER], &[], &[[1, 2, 3]]).unwrap();
+        let check = |texts: &[&str]| {
+            let forwards: Vec<Forward> = texts.iter().map(|text| text.parse().unwrap()).collect();
+            validate_forwards(&nets, &forwards)
+        };
+        assert_eq!(check(&["80:80", "udp:80:80", "81:80"]), Ok(()));
+        assert_eq!(check(&["127.0.0.1:80:80", "127.0.0.2:80:80"]), Ok(()));
+        for twice in [["80:80", "80:81"], ["127.0.0.1:80:80", "80:80"], ["0.0.0.0:80:80", "127.0.0.1:80:80"]]
+        {
+            assert!(matches!(check(&twice), Err(NetError::ForwardTwice(..))), "{twice:?}");
+        }
+        let forward = ["80:80".parse().unwrap()];
+        assert_eq!(validate_forwards(&[], &forward), Err(NetError::NeedsUser));
+    }
+
+    #[test]
+    fn addresses_stay_and_differ() {
+        let random = [[0, 0, 1], [0, 0, 2], [0, 0, 3], [0, 0, 4], [0, 0, 5]];
+        let two = networks(&[NetArg::USER, net("tap=t0").unwrap()], &[], &random).unwrap();
+        assert_ne!(two[0].mac, two[1].mac);
+        assert_eq!((two[0].mtu, two[1].mtu), (65520, 1500));
+        let moved = networks(&[net("tap=t1").unwrap()], &two, &random).unwrap();
+        assert_eq!((moved[0].mac, moved[0].mtu), (two[0].mac, 65520));
+        assert_eq!(networks(&[net("none").unwrap()], &two, &random), Ok(Vec::new()));
+        let mix = [net("none").unwrap(), NetArg::USER];
+        assert_eq!(networks(&mix, &[], &random), Err(NetError::NoneAndMore));
+        let same = [net("tap=t0").unwrap(), net("tap=t0").unwrap()];
+        assert_eq!(networks(&same, &[], &random), Err(NetError::TapTwice("t0".into())));
+        let mac = net("user,mac=52:54:00:00:00:01").unwrap();
+        assert!(matches!(networks(&[mac.clone(), mac], &[], &random), Err(NetError::MacTwice(_))));
+        assert_eq!(networks(&vec![NetArg::USER; 5], &[], &random), Err(NetError::TooMany(5)));
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let nets = networks(&[NetArg::USER, net("tap=t0").unwrap()], &[], &[[1; 3], [2; 3]]).unwrap();
+        let json = serde_json::to_string(&nets).unwrap();
+        assert_eq!(serde_json::from_str::<Vec<NetConfig>>(&json).unwrap(), nets);
+        assert!(serde_json::from_str::<Forward>("\"80:0\"").is_err());
+    }
+}

@@ -1,0 +1,293 @@
+//! The device's state, its configuration space and what the guest sends.
+
+use std::io::{Read, Write};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_CTRL_ANNOUNCE, VIRTIO_NET_CTRL_ANNOUNCE_ACK, VIRTIO_NET_ERR, VIRTIO_NET_F_CSUM,
+    VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC,
+    VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_OK, VIRTIO_NET_S_ANNOUNCE,
+    VIRTIO_NET_S_LINK_UP,
+};
+use virtio_queue::{Queue, QueueT};
+
+use crate::config::NetConfig;
+use crate::devices::virtio::complaints::Complaints;
+use crate::devices::virtio::{Chain, Device, NotServed, Turn, Violation, needs_notification, next_chain};
+use crate::memory::GuestMemory;
+use crate::net::{self, Change, HEADER, Link, Lost, MOST_FRAME, SavedFlow};
+
+/// Queues by number.
+const RECEIVE: usize = 0;
+const TRANSMIT: usize = 1;
+const CONTROL: usize = 2;
+
+/// Shortest frame: an Ethernet header.
+const LEAST_FRAME: usize = 14;
+/// Frames and bytes of one step in each direction.
+pub(super) const BATCH: usize = 64;
+pub(super) const BATCH_BYTES: usize = 512 << 10;
+/// How long the link stays down so that the driver sees it, if it looks.
+const SEEN_DOWN: Duration = Duration::from_secs(1);
+
+/// State of the device beside its queues.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetState {
+    /// The driver has not announced itself yet as it was asked to.
+    announce: bool,
+    /// Connections that end when the guest goes on elsewhere.
+    #[serde(default)]
+    flows: Vec<SavedFlow>,
+}
+
+pub struct Net {
+    pub(super) config: NetConfig,
+    pub(super) link: Arc<Link>,
+    pub(super) backend: Option<Box<dyn net::Backend>>,
+    /// Comes when the driver has seen that the link is down.
+    pub(super) next: Option<Box<dyn net::Backend>>,
+    pub(super) down_since: Option<Instant>,
+    pub(super) features: u64,
+    pub(super) announce: bool,
+    /// Connections of former back-ends.
+    pub(super) former: Vec<SavedFlow>,
+    pub(super) packet: Box<[u8]>,
+    /// A frame waits for the guest's buffers.
+    pub(super) starved: bool,
+    pub(super) complaints: Complaints,
+}
+
+impl Net {
+    pub fn new(config: NetConfig, link: Arc<Link>) -> Self {
+        Self {
+            config,
+            link,
+            backend: None,
+            next: None,
+            down_since: None,
+            features: 0,
+            announce: false,
+            former: Vec::new(),
+            packet: vec![0; HEADER + MOST_FRAME].into(),
+            starved: false,
+            complaints: Complaints::default(),
+        }
+    }
+
+    pub fn save(&self) -> NetState {
+        let now = self.backend.as_ref().map(|backend| backend.flows()).unwrap_or_default();
+        let flows = self.former.iter().cloned().chain(now).collect();
+        NetState { announce: self.announce, flows }
+    }
+
+    pub fn restore(&mut self, state: NetState) {
+        self.announce = state.announce;
+        self.former = state.flows;
+    }
+
+    pub(super) fn has(&self, feature: u32) -> bool {
+        self.features >> feature & 1 == 1
+    }
+
+    /// Does what was done to the cable. `seen`: the driver knows the link as it is.
+    pub(in crate::devices::virtio) fn follow_link(&mut self, seen: bool, now: Instant) {
+        match self.link.take_change() {
+            Change::Nothing => {}
+            Change::Unplug => {
+                self.unplug();
+                self.next = None;
+            }
+            Change::Plug(backend) => {
+                self.unplug();
+                self.next = Some(backend);
+                self.down_since = Some(now);
+            }
+        }
+        let waited = self.down_since.is_none_or(|since| now.duration_since(since) >= SEEN_DOWN);
+        if (seen || waited)
+            && let Some(mut backend) = self.next.take()
+        {
+            backend.end_flows(std::mem::take(&mut self.former));
+            self.down_since = None;
+            self.starved = false;
+            self.announce = self.has(VIRTIO_NET_F_GUEST_ANNOUNCE);
+            let set = backend.set_offloads(self.features);
+            self.backend = Some(backend);
+            self.link.set_up(true);
+            if let Err(lost) = set {
+                self.lose(lost);
+            }
+        }
+    }
+
+    fn unplug(&mut self) {
+        if let Some(backend) = self.backend.take() {
+            self.former = backend.flows();
+        }
+        self.link.set_up(false);
+    }
+
+    pub(super) fn lose(&mut self, lost: Lost) {
+        self.unplug();
+        self.link.lose(lost);
+    }
+
+    /// What the thread is to wait for, if the device serves: the back-end's file, and whether for
+    /// reading and for writing.
+    pub(super) fn waits_for(&self) -> Option<(libc::c_int, bool, bool)> {
+        use std::os::fd::AsRawFd;
+        self.backend.as_ref().map(|backend| (backend.fd().as_raw_fd(), !self.starved, backend.is_blocked()))
+    }
+
+    /// A frame of the guest. One that makes no sense is lost.
+    fn transmit(&mut self, memory: &GuestMemory, chain: Chain<'_>) -> Result<usize, Violation> {
+        let mut reader = chain.reader(memory).map_err(Violation::from_error("a frame to send"))?;
+        let length = reader.available_bytes();
+        let Some(packet) =
+            self.packet.get_mut(..length).filter(|packet| packet.len() >= HEADER + LEAST_FRAME)
+        else {
+            let most = HEADER + MOST_FRAME;
+            self.complaints.warn(format_args!(
+                "the guest sends a frame of {length} bytes: it has {} to {most}",
+                HEADER + LEAST_FRAME
+            ));
+            return Ok(0);
+        };
+        reader.read_exact(packet).map_err(|e| Violation(format!("a frame to send: {e}")))?;
+        let Some(backend) = &mut self.backend else { return Ok(length) };
+        self.link.count_sent(&packet[HEADER..]);
+        if let Err(lost) = backend.send(packet) {
+            self.lose(lost);
+        }
+        Ok(length)
+    }
+
+    /// A command (section 5.1.6.5); what is not known is answered as failed.
+    fn control(&mut self, memory: &GuestMemory, chain: Chain<'_>) -> Result<u32, Violation> {
+        let wrong = Violation::from_error;
+        let mut reader = chain.clone().reader(memory).map_err(wrong("a control command"))?;
+        let mut writer = chain.writer(memory).map_err(wrong("a control command's answer"))?;
+        let mut command = [0; 2];
+        let whole = reader.read_exact(&mut command).is_ok();
+        let [class, command] = command.map(u32::from);
+        let done = whole && (class, command) == (VIRTIO_NET_CTRL_ANNOUNCE, VIRTIO_NET_CTRL_ANNOUNCE_ACK);
+        if done {
+            self.announce = false;
+        }
+        let answer = if done { VIRTIO_NET_OK } else { VIRTIO_NET_ERR };
+        // Both are one byte.
+        writer
+            .write_all(&[answer as u8])
+            .map_err(|e| Violation(format!("a control command has no place for its answer: {e}")))?;
+        Ok(1)
+    }
+
+    /// Serves a queue of requests to its end, or until it was enough for now.
+    fn serve_queue(
+        &mut self,
+        index: usize,
+        queue: &mut Queue,
+        memory: &GuestMemory,
+    ) -> Result<Turn, NotServed> {
+        let mut turn = Turn::Nothing;
+        if !queue.ready() {
+            return Ok(turn);
+        }
+        let mut bytes = 0;
+        for _ in 0..BATCH {
+            let blocked = self.backend.as_ref().is_some_and(|backend| backend.is_blocked());
+            if bytes >= BATCH_BYTES || (index == TRANSMIT && blocked) {
+                break;
+            }
+            let Some(chain) = next_chain(queue, memory)? else { break };
+            let head = chain.head_index();
+            let written = match index {
+                CONTROL => self.control(memory, chain)?,
+                _ => {
+                    bytes += self.transmit(memory, chain)?;
+                    0
+                }
+            };
+            queue
+                .add_used(memory, head, written)
+                .map_err(Violation::from_error("the used ring is broken"))?;
+            turn = Turn::Served { notify: false };
+        }
+        if turn != Turn::Nothing {
+            turn = Turn::Served { notify: needs_notification(queue, memory)? };
+        }
+        Ok(turn)
+    }
+}
+
+impl Device for Net {
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_NET
+    }
+
+    /// The same with every back-end, so that a guest can go on with another one.
+    fn features(&self) -> u64 {
+        [
+            VIRTIO_NET_F_CSUM,
+            VIRTIO_NET_F_GUEST_CSUM,
+            VIRTIO_NET_F_MTU,
+            VIRTIO_NET_F_MAC,
+            VIRTIO_NET_F_GUEST_TSO4,
+            VIRTIO_NET_F_GUEST_TSO6,
+            VIRTIO_NET_F_HOST_TSO4,
+            VIRTIO_NET_F_HOST_TSO6,
+            VIRTIO_NET_F_MRG_RXBUF,
+            VIRTIO_NET_F_STATUS,
+            VIRTIO_NET_F_CTRL_VQ,
+            VIRTIO_NET_F_GUEST_ANNOUNCE,
+        ]
+        .iter()
+        .fold(0, |all, feature| all | 1 << feature)
+    }
+
+    fn queue_sizes(&self) -> &'static [u16] {
+        &[256, 256, 16]
+    }
+
+    /// `struct virtio_net_config`: MAC address, status, one pair of queues, MTU.
+    fn config(&self) -> Vec<u8> {
+        let up = if self.backend.is_some() { VIRTIO_NET_S_LINK_UP } else { 0 };
+        let announce = if self.announce { VIRTIO_NET_S_ANNOUNCE } else { 0 };
+        let status = (up | announce) as u16;
+        let pairs: u16 = 1;
+        [&self.config.mac.0[..], &status.to_le_bytes(), &pairs.to_le_bytes(), &self.config.mtu.to_le_bytes()]
+            .concat()
+    }
+
+    fn activate(&mut self, features: u64) {
+        self.features = features;
+        if let Some(Err(lost)) = self.backend.as_mut().map(|backend| backend.set_offloads(features)) {
+            self.lose(lost);
+        }
+    }
+
+    fn reset(&mut self) {
+        self.features = 0;
+        self.announce = false;
+        self.starved = false;
+    }
+
+    fn turn(&mut self, queues: &mut [Queue], memory: &GuestMemory) -> Result<Turn, NotServed> {
+        let mut all = Turn::Nothing;
+        for (index, queue) in queues.iter_mut().enumerate() {
+            let turn = match index {
+                RECEIVE => self.receive(queue, memory)?,
+                _ => self.serve_queue(index, queue, memory)?,
+            };
+            all = all.and(turn);
+        }
+        if let Some(Err(lost)) = self.backend.as_mut().map(|backend| backend.flush()) {
+            self.lose(lost);
+        }
+        Ok(all)
+    }
+}

@@ -1,0 +1,159 @@
+//! A tap device: the guest is on whatever network of the host that is connected to.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use super::backend::{Backend, Incoming, Lost, MOST_FRAME};
+use super::packet::HEADER;
+
+const DEVICE: &str = "/dev/net/tun";
+
+/// Requests of `linux/if_tun.h`.
+const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
+const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
+const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
+
+/// What a driver takes (virtio 1.2, section 5.1.3), as the kernel is told it.
+const OFFLOADS: [(u64, libc::c_uint); 4] = [(1 << 1, 1), (1 << 7, 2), (1 << 8, 4), (1 << 9, 8)];
+
+#[derive(Debug, thiserror::Error)]
+pub enum TapError {
+    #[error(
+        "the tap device `{0}` does not exist, and making it is not permitted: `ip tuntap add {0} mode tap user $USER` as root makes one for you"
+    )]
+    Missing(String),
+    #[error("the tap device `{0}` is in use by another process: give this VM another one")]
+    Taken(String),
+    #[error(
+        "using the tap device `{0}` is not permitted: make it for yourself, with `ip tuntap add {0} mode tap user $USER` as root"
+    )]
+    NotPermitted(String),
+    #[error("`{0}` is a network interface, but no tap device: `ip tuntap add NAME mode tap` makes one")]
+    NoTap(String),
+    #[error("tap devices cannot be used here: {DEVICE}: {0}")]
+    Device(std::io::Error),
+    #[error("the tap device `{name}` cannot be used: {error}")]
+    Other { name: String, error: std::io::Error },
+}
+
+/// `struct ifreq` with flags.
+#[repr(C)]
+struct Request {
+    name: [u8; libc::IFNAMSIZ],
+    flags: libc::c_short,
+    rest: [u8; 22],
+}
+
+/// Takes the tap device `name`, which is made if there is none. Nobody else can until it is closed.
+pub fn open(name: &str) -> Result<File, TapError> {
+    let existed = Path::new("/sys/class/net").join(name).exists();
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .open(DEVICE)
+        .map_err(TapError::Device)?;
+    let flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+    let mut request = Request { name: [0; libc::IFNAMSIZ], flags, rest: [0; 22] };
+    // The last byte stays zero: names are checked to be shorter.
+    let (place, _) = request.name.split_at_mut(libc::IFNAMSIZ - 1);
+    place.iter_mut().zip(name.bytes()).for_each(|(place, byte)| *place = byte);
+    // SAFETY: the request is a whole `struct ifreq` that lives across the call.
+    let done = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &raw mut request) };
+    if done < 0 {
+        let error = std::io::Error::last_os_error();
+        let name = name.to_owned();
+        return Err(match error.raw_os_error() {
+            Some(libc::EBUSY) => TapError::Taken(name),
+            Some(libc::EPERM) if existed => TapError::NotPermitted(name),
+            Some(libc::EPERM) => TapError::Missing(name),
+            Some(libc::EINVAL) if existed => TapError::NoTap(name),
+            _ => TapError::Other { name, error },
+        });
+    }
+    let size = HEADER as libc::c_int;
+    // SAFETY: the request reads one int, which lives across the call.
+    if unsafe { libc::ioctl(file.as_raw_fd(), TUNSETVNETHDRSZ, &raw const size) } < 0 {
+        return Err(TapError::Other { name: name.to_owned(), error: std::io::Error::last_os_error() });
+    }
+    Ok(file)
+}
+
+pub struct Tap {
+    file: File,
+    /// A packet that came in, if its length is not zero.
+    packet: Box<[u8]>,
+    length: usize,
+    /// A packet that could not be sent yet.
+    waiting: Vec<u8>,
+}
+
+impl Tap {
+    pub fn new(file: File) -> Self {
+        Self { file, packet: vec![0; HEADER + MOST_FRAME].into(), length: 0, waiting: Vec::new() }
+    }
+
+    /// Whether it was taken.
+    fn write(file: &mut File, packet: &[u8]) -> Result<bool, Lost> {
+        match file.write(packet) {
+            Ok(_) => Ok(true),
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(false),
+            Err(e) if e.raw_os_error() == Some(libc::EBADFD) => Err(Lost::io("the tap device is gone")(e)),
+            // What the guest says of the packet makes no sense, or nobody is at the other end.
+            Err(_) => Ok(true),
+        }
+    }
+}
+
+impl Backend for Tap {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    fn peek(&mut self) -> Result<Option<Incoming<'_>>, Lost> {
+        if self.length == 0 {
+            match self.file.read(&mut self.packet) {
+                Ok(count) => self.length = count,
+                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+                Err(e) => return Err(Lost::io("the tap device cannot be read")(e)),
+            }
+        }
+        let packet = self.packet.get(..self.length).unwrap_or_default();
+        Ok(packet.split_first_chunk().map(|(header, frame)| Incoming { header: *header, frame }))
+    }
+
+    fn drop_frame(&mut self) {
+        self.length = 0;
+    }
+
+    fn is_blocked(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    fn send(&mut self, packet: &mut [u8]) -> Result<(), Lost> {
+        if !Self::write(&mut self.file, packet)? {
+            self.waiting.extend_from_slice(packet);
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Lost> {
+        if !self.waiting.is_empty() && Self::write(&mut self.file, &self.waiting)? {
+            self.waiting.clear();
+        }
+        Ok(())
+    }
+
+    fn set_offloads(&mut self, features: u64) -> Result<(), Lost> {
+        let takes = OFFLOADS.iter().filter(|(feature, _)| features & feature != 0);
+        let offloads = takes.fold(0, |all, (_, offload)| all | offload);
+        // SAFETY: the request takes a number.
+        match unsafe { libc::ioctl(self.file.as_raw_fd(), TUNSETOFFLOAD, libc::c_ulong::from(offloads)) } {
+            0.. => Ok(()),
+            _ => Err(Lost::io("the tap device cannot be set up")(std::io::Error::last_os_error())),
+        }
+    }
+}
