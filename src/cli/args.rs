@@ -71,6 +71,9 @@ pub enum Command {
         /// Repair what was found
         #[arg(long)]
         repair: bool,
+        /// Take layers whose checksums are lost as they are, and give them new ones
+        #[arg(long, requires = "repair")]
+        accept_unchecked: bool,
     },
 }
 

@@ -58,7 +58,9 @@ pub fn main() -> ExitCode {
         Command::Clone(args) => clone::run(&args, json),
         Command::Export(args) => transfer::export_now(&args, json),
         Command::Import(args) => transfer::import(&args, json),
-        Command::Doctor { name, repair } => checkpoint::doctor(&name, repair, json),
+        Command::Doctor { name, repair, accept_unchecked } => {
+            checkpoint::doctor(&name, repair, accept_unchecked, json)
+        }
     };
     let code = match result {
         Ok(()) => 0,

@@ -48,11 +48,20 @@ pub fn run(target: &CheckpointRef, guard: &GuardArgs, json: bool) -> anyhow::Res
     if json {
         let result = serde_json::json!({ "checkpoint": manifest.id, "bytes": bytes, "unchecked": unchecked });
         out::json_line(&result);
-        return Ok(());
+    } else if unchecked.is_empty() {
+        outln!("checkpoint `{}` is as it was written: {} read and checked", manifest.name, size(bytes));
+    } else {
+        outln!("{} read and checked", size(bytes));
+        for layer in &unchecked {
+            outln!("not checked, it has no checksums: {layer}");
+        }
     }
-    outln!("checkpoint `{}` is as it was written: {} read and checked", manifest.name, size(bytes));
-    for layer in unchecked {
-        outln!("not checked, it has no checksums: {layer}");
+    if !unchecked.is_empty() {
+        anyhow::bail!(
+            "checkpoint `{}` cannot be checked: layers of it have no checksums; `piton doctor {}` says what to do",
+            manifest.name,
+            folder.name()
+        );
     }
     Ok(())
 }

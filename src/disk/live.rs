@@ -12,6 +12,7 @@ use super::delta_format::{LayerId, Parent};
 use super::frozen::FrozenChain;
 use super::layer::LayerSpec;
 use super::merge::{Lower, Merge};
+use super::outlook::Outlook;
 use super::raw::RawDisk;
 use super::{Backing, Base, Disk, DiskError, ImageFormat, Result, open_base};
 use crate::storage::Storage;
@@ -58,17 +59,15 @@ impl LiveDisk {
         let inner = match layers.split_last() {
             None => Inner::Raw(RawDisk::open(storage, base)?),
             Some((top, below)) => {
-                let below = FrozenChain::open(storage, open_base(storage, base, format)?, below)?;
+                let base = open_base(storage, base, format)?;
+                let below = FrozenChain::open_checked(storage, base, below, sums)?;
                 // The guest's next flush is to cover what it wrote before a kill, wherever that is.
                 if let Base::Raw(image) = below.base() {
                     image.sync_former()?;
                 }
-                for layer in below.deltas() {
-                    match sums.get(&layer.id()) {
-                        // Taken of what was durable.
-                        Some(crc) => layer.attach_sums(storage, *crc)?,
-                        None => layer.sync_former()?,
-                    }
+                // Checksums are taken of what is durable.
+                for layer in below.deltas().iter().filter(|layer| !layer.has_sums()) {
+                    layer.sync_former()?;
                 }
                 Inner::Chain(Arc::new(Chain::new(below, Delta::open(storage, top)?)?))
             }
@@ -130,15 +129,28 @@ impl LiveDisk {
         self.chain()?.sync_layer(layer)
     }
 
-    /// Starts to merge a frozen layer with the one below it, whichever way moves fewer bytes. The
-    /// guest goes on.
-    pub fn begin_merge(&self, storage: &Storage, upper: LayerId) -> Result<Merge> {
-        self.chain()?.begin_merge(storage, upper, None)
+    /// See [`Chain::begin_merge`].
+    pub fn begin_merge(&self, storage: &Storage, upper: LayerId, outlook: Option<&Outlook>) -> Result<Merge> {
+        self.chain()?.begin_merge(storage, upper, None, outlook)
     }
 
     /// See [`Chain::finish_merge`].
-    pub fn finish_merge(&self, storage: &Storage, merge: Merge, others: &[LayerSpec]) -> Result<()> {
-        self.chain()?.finish_merge(storage, merge, others).map(|_| ())
+    pub fn finish_merge(
+        &self,
+        storage: &Storage,
+        merge: Merge,
+        others: &[LayerSpec],
+        outlook: Option<&Outlook>,
+    ) -> Result<()> {
+        self.chain()?.finish_merge(storage, merge, others, outlook).map(|_| ())
+    }
+
+    /// The layers below the writable one.
+    pub fn frozen(&self) -> Vec<Arc<FrozenDelta>> {
+        match &*self.read() {
+            Inner::Chain(chain) => chain.frozen(),
+            Inner::Raw(_) | Inner::Broken => Vec::new(),
+        }
     }
 
     /// See [`Chain::cancel_merge`].

@@ -21,6 +21,8 @@ mod limits;
 pub mod live;
 pub mod merge;
 mod probe;
+pub mod outlook;
+mod plan;
 pub mod qcow2;
 pub mod qcow2_write;
 pub mod raw;

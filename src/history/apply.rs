@@ -84,6 +84,7 @@ pub fn prepare(
             parent: Some(manifest.id),
             tops,
             layer_sums: definition.now.layer_sums.clone(),
+            unsealed: definition.now.unsealed.clone(),
             generation: Some(generation),
             ..Now::default()
         },

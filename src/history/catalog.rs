@@ -115,8 +115,14 @@ impl<'a> Catalog<'a> {
     /// Checksums of all frozen layers that have some.
     pub fn layer_sums(&self, definition: &Definition) -> Result<BTreeMap<Id, u32>> {
         let manifests = self.manifests()?;
-        Ok(definition.now.layer_sums.iter().map(|(id, crc)| (*id, *crc)).chain(sums_of(&manifests)).collect())
+        Ok(effective_sums(&manifests, definition))
     }
+}
+
+/// What vm.json says counts: it is replaced in one step, a number of manifests is not.
+pub(super) fn effective_sums(manifests: &[Manifest], definition: &Definition) -> BTreeMap<Id, u32> {
+    let own = definition.now.layer_sums.iter().map(|(id, crc)| (*id, *crc));
+    sums_of(manifests).chain(own).collect()
 }
 
 /// Checksums of the layers that manifests vouch for.

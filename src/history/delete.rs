@@ -133,7 +133,10 @@ fn reparent(
         catalog.store.update(*child, |manifest| manifest.parent = *parent)?;
     }
     let mut next = definition.clone();
-    next.now.layer_sums.extend(sums);
+    for (layer, crc) in sums {
+        // After a merge the manifest may be behind.
+        next.now.layer_sums.entry(layer).or_insert(crc);
+    }
     if let Some(parent) = plan.now {
         next.now.parent = parent;
     }

@@ -194,7 +194,8 @@ pub fn branch(
 pub fn remove_layers<'a>(folder: &VmFolder, layers: impl IntoIterator<Item = &'a LayerSpec>) {
     for layer in layers {
         // The checksums first: without their layer nobody would look for them.
-        for path in [&sums::path_of(&layer.path), &layer.path] {
+        let sums = sums::files_of(folder.storage(), &layer.path).unwrap_or_default();
+        for path in sums.iter().chain([&layer.path]) {
             if let Err(e) = folder.storage().remove_file_if_exists(path) {
                 log::warn!("{e}");
             }

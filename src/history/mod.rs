@@ -16,11 +16,13 @@ pub mod memory;
 pub mod merge;
 mod orphans;
 mod overlay;
+pub mod pair;
 pub mod policy;
 pub mod production;
 pub mod readers;
 pub mod recover;
 mod saving;
+pub mod sealing;
 mod shadow;
 mod tree;
 

@@ -153,13 +153,7 @@ fn open(
     let storage = folder.storage();
     let specs = top.map_or(Ok(Vec::new()), |top| layers.chain(top)).map_err(&failed)?;
     let base = open_base(storage, &base_path(folder, config), config.format).map_err(&failed)?;
-    let chain = FrozenChain::open(storage, base, &specs).map_err(&failed)?;
-    for layer in chain.deltas() {
-        if let Some(crc) = sums.get(&layer.id()) {
-            layer.attach_sums(storage, *crc).map_err(&failed)?;
-        }
-    }
-    Ok(chain)
+    FrozenChain::open_checked(storage, base, &specs, sums).map_err(&failed)
 }
 
 fn check_base(folder: &VmFolder, manifest: &Manifest, config: &DiskConfig, stamp: &BaseStamp) -> Result<()> {

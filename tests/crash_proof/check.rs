@@ -10,6 +10,7 @@ use piton::checkpoint::manifest::DiskPoint;
 use piton::checkpoint::state::read_state;
 use piton::checkpoint::tree::Tree;
 use piton::disk::frozen::FrozenChain;
+use piton::disk::layer::LayerSpec;
 use piton::disk::{Backing, open_base};
 use piton::folder::{Definition, Home, VmFolder, VmLock};
 use piton::history::disks::{self, Layers, base_path};
@@ -170,11 +171,11 @@ fn node_disks(
             DiskPoint::Base(_) => Vec::new(),
             DiskPoint::Layer { id, .. } => layers.chain(*id).map_err(failed)?,
         };
-        let chain = FrozenChain::open(storage, base, &specs).map_err(failed)?;
+        let chain = FrozenChain::open_checked(storage, base, &specs, sums).map_err(failed)?;
         for layer in chain.deltas() {
-            files.need_layer(layer.path());
-            if let Some(crc) = sums.get(&layer.id()) {
-                layer.attach_sums(storage, *crc).map_err(failed)?;
+            files.need_layer(layer.path(), sums.get(&layer.id()));
+            if !sums.contains_key(&layer.id()) {
+                return Err(format!("disk `{disk}`: {} has no checksums", layer.path().display()));
             }
         }
         let (found, expected) = (stamps(&chain)?, node.disks.get(disk).ok_or("an unknown disk")?);
@@ -240,7 +241,13 @@ fn now(folder: &VmFolder, definition: &Definition, expect: &Expect, files: &mut 
     let Definition { config, now, .. } = definition;
     for top in now.tops.values() {
         let chain = layers.chain(*top).map_err(|e| e.to_string())?;
-        chain.iter().for_each(|layer| files.need_layer(&layer.path));
+        chain.iter().for_each(|layer| files.need_layer(&layer.path, sums.get(&layer.id)));
+        let lost = |layer: &&LayerSpec| {
+            layer.id != *top && !sums.contains_key(&layer.id) && !now.unsealed.contains(&layer.id)
+        };
+        if let Some(layer) = chain.iter().find(lost) {
+            return Err(format!("{} lost its checksums", layer.path.display()));
+        }
     }
     let open = disks::open(folder, config, &now.tops, sums, &BTreeMap::new()).map_err(|e| e.to_string())?;
     let mut found = BTreeMap::new();
@@ -286,8 +293,8 @@ impl Files {
         self.needed.insert(path);
     }
 
-    fn need_layer(&mut self, path: &Path) {
-        self.needed.insert(piton::disk::sums::path_of(path));
+    fn need_layer(&mut self, path: &Path, sums: Option<&u32>) {
+        self.needed.extend(sums.map(|crc| piton::disk::sums::path_of(path, *crc)));
         self.needed.insert(path.to_owned());
     }
 

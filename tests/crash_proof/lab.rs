@@ -17,7 +17,7 @@ use piton::disk::{Backing, Disk};
 use piton::folder::{Definition, VmFolder, VmLock};
 use piton::history::create::{Origin, Subject, create};
 use piton::history::disks::{self, OpenDisks, base_path, new_layer_path};
-use piton::history::{Catalog, CheckpointError, apply, delete, merge, recover};
+use piton::history::{Catalog, CheckpointError, apply, delete, merge, recover, sealing};
 use piton::id::{self, Id};
 use piton::progress::Progress;
 use piton::storage::sim::{Rng, Sim};
@@ -300,6 +300,7 @@ impl Lab {
         }
         let mut next = self.definition.clone();
         next.now.creating = Some(id);
+        next.now.unsealed.extend(staged.iter().filter_map(|(.., before)| *before));
         next.now.tops.extend(staged.iter().map(|(disk, overlay, _)| (disk.clone(), overlay.spec().id)));
         self.folder.save(&self.lock, &next)?;
         self.definition = next;
@@ -327,6 +328,7 @@ impl Lab {
         }
         let state = write_state(&storage, &staging.state_path(), memory.state.as_bytes())?;
         let (mut points, mut bases) = (BTreeMap::new(), BTreeMap::new());
+        let sealed: Vec<Id> = frozen.values().flatten().map(|(layer, _)| *layer).collect();
         for config in &self.definition.config.disks {
             let stamp = BaseStamp::take(&storage, &base_path(&self.folder, config))?;
             bases.insert(config.id.clone(), stamp);
@@ -367,8 +369,10 @@ impl Lab {
             piton: "proof".into(),
             warnings: Vec::new(),
         };
+        sealing::seal_below(&self.folder, &self.lock, &mut self.definition, &self.disks.live, &manifest)?;
         store.publish(staging, &manifest)?;
         let mut next = self.definition.clone();
+        next.now.unsealed.retain(|layer| !sealed.contains(layer));
         (next.now.creating, next.now.parent) = (None, Some(id));
         self.folder.save(&self.lock, &next)?;
         self.definition = next;
