@@ -17,7 +17,7 @@ use crate::disk::DiskError;
 use crate::disk::delta::FrozenDelta;
 use crate::folder::{Definition, FolderError, VmFolder};
 use crate::history::disks::Layers;
-use crate::history::{Catalog, CheckpointError};
+use crate::history::{Catalog, CheckpointError, steady};
 use crate::progress::Progress;
 use crate::seccomp::Thread;
 use crate::storage::StorageError;
@@ -34,7 +34,11 @@ pub fn run(target: &CheckpointRef, guard: &GuardArgs, json: bool) -> anyhow::Res
     let folder = existing(&target.vm)?;
     let definition = folder.load()?;
     let manifest = Catalog::new(&folder, &definition).resolve(&definition, &target.checkpoint)?;
-    let checked = work::here(|progress| check(&folder, &definition, &manifest, progress))?;
+    let checked = work::here(|progress| {
+        steady::open(&folder, manifest.id, |definition, manifest| {
+            check(&folder, definition, manifest, progress)
+        })
+    })?;
     let Checked { bytes, unchecked } = checked.map_err(|e| match e {
         CheckpointError::Cancelled(_) => {
             anyhow::anyhow!("cancelled: what was read of it so far is not damaged")

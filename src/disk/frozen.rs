@@ -36,13 +36,26 @@ impl FrozenChain {
         deltas: &[LayerSpec],
         sums: &BTreeMap<LayerId, u32>,
     ) -> Result<Self> {
+        Self::open_sharing(storage, base, deltas, sums, &BTreeMap::new())
+    }
+
+    /// The same; a layer in `shared` is open already, and one open file is enough.
+    pub fn open_sharing(
+        storage: &Storage,
+        base: Base,
+        deltas: &[LayerSpec],
+        sums: &BTreeMap<LayerId, u32>,
+        shared: &BTreeMap<LayerId, Arc<FrozenDelta>>,
+    ) -> Result<Self> {
         let mut chain = Self {
             map: BlockMap::new(base.len().div_ceil(BLOCK), 0),
             base: Arc::new(base),
             deltas: Vec::with_capacity(deltas.len()),
         };
         for spec in deltas {
-            let delta = FrozenDelta::open(storage, spec)?;
+            // What a merge gave another parent since it was opened does not know of it.
+            let open = shared.get(&spec.id).filter(|layer| layer.parent() == chain.parent());
+            let delta = open.cloned().map_or_else(|| FrozenDelta::open(storage, spec), Ok)?;
             if let Some(crc) = sums.get(&spec.id) {
                 delta.attach_sums(storage, *crc)?;
             }

@@ -56,11 +56,23 @@ impl LiveDisk {
         layers: &[LayerSpec],
         sums: &BTreeMap<LayerId, u32>,
     ) -> Result<Self> {
+        Self::open_sharing(storage, base, format, layers, sums, &BTreeMap::new())
+    }
+
+    /// See [`FrozenChain::open_sharing`].
+    pub fn open_sharing(
+        storage: &Storage,
+        base: &Path,
+        format: ImageFormat,
+        layers: &[LayerSpec],
+        sums: &BTreeMap<LayerId, u32>,
+        shared: &BTreeMap<LayerId, Arc<FrozenDelta>>,
+    ) -> Result<Self> {
         let inner = match layers.split_last() {
             None => Inner::Raw(RawDisk::open(storage, base)?),
             Some((top, below)) => {
                 let base = open_base(storage, base, format)?;
-                let below = FrozenChain::open_checked(storage, base, below, sums)?;
+                let below = FrozenChain::open_sharing(storage, base, below, sums, shared)?;
                 // The guest's next flush is to cover what it wrote before a kill, wherever that is.
                 if let Base::Raw(image) = below.base() {
                     image.sync_former()?;

@@ -84,6 +84,21 @@ impl<'a> Catalog<'a> {
         Ok(self.store.load(id)?)
     }
 
+    /// The nearest of a checkpoint and those that it descends from that holds memory.
+    pub fn with_memory(&self, from: Option<Id>) -> Result<Option<Id>> {
+        let manifests = self.manifests()?;
+        let mut next = from;
+        // Were they a ring, it ends.
+        for _ in 0..manifests.len() {
+            let Some(manifest) = manifests.iter().find(|manifest| Some(manifest.id) == next) else { break };
+            if manifest.memory.is_some() {
+                return Ok(next);
+            }
+            next = manifest.parent;
+        }
+        Ok(None)
+    }
+
     /// The name, or the time's; unique in the VM.
     pub fn new_name(&self, asked: Option<&CheckpointName>) -> Result<CheckpointName> {
         let manifests = self.manifests()?;

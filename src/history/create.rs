@@ -14,7 +14,7 @@ use super::capture::{self, Plan};
 use super::catalog::sums_of;
 use super::overlay::{Frozen, Staged, stage_overlays, switch};
 use super::saving::{remove_unless_named, save};
-use super::{Catalog, CheckpointError, Result, sealing};
+use super::{Catalog, CheckpointError, Result, reserve, sealing};
 use crate::capture::chain::MemoryChain;
 use crate::capture::guest::CaptureError;
 use crate::checkpoint::manifest::{DiskPoint, LeftOut, LeftOutWhy, MemoryInfo};
@@ -76,6 +76,10 @@ pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Resul
     let name = catalog.new_name(body.name.as_ref())?;
     let id = Id::random().map_err(CheckpointError::Random)?;
 
+    reserve::keep(folder, definition);
+    // One without memory in between changes none.
+    let memory_parent = catalog.with_memory(definition.now.parent)?;
+
     // stage
     let staging = catalog.store.stage(id)?;
     let staged = stage_overlays(folder, disks)?;
@@ -98,7 +102,7 @@ pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Resul
     let captured = match machine {
         None => switch(folder.storage(), staged, &mut frozen).map(|()| None),
         Some(machine) => {
-            let (storage, parent) = (folder.storage(), before.now.parent);
+            let (storage, parent) = (folder.storage(), memory_parent);
             let plan = Plan { storage, id, parent, pending, image: &image, body, progress };
             capture::machine(&plan, machine, staged, &mut frozen).map(Some)
         }

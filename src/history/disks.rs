@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::config::{DiskConfig, DiskFormat, VmConfig};
-use crate::disk::delta::Delta;
+use crate::disk::delta::{Delta, FrozenDelta};
 use crate::disk::delta_format::Parent;
 use crate::disk::layer::{LayerInfo, LayerSpec, ancestry, inspect};
 use crate::disk::live::LiveDisk;
@@ -37,10 +37,15 @@ impl OpenDisks {
         }
     }
 
-    /// Those that no checkpoint touches; whatever the VM goes back to, they stay as they are.
-    pub fn left_alone(&self) -> BTreeMap<String, Arc<dyn Disk>> {
+    /// Those that no checkpoint touches, which stay as they are whatever the VM goes back to, and
+    /// frozen layers, which others may read, too.
+    pub fn reuse(&self) -> Reuse {
         let alone = self.machine.iter().filter(|disk| !self.live.contains_key(&disk.id));
-        alone.map(|disk| (disk.id.clone(), disk.disk.clone())).collect()
+        let layers = self.live.values().flat_map(|disk| disk.frozen());
+        Reuse {
+            disks: alone.map(|disk| (disk.id.clone(), disk.disk.clone())).collect(),
+            layers: layers.map(|layer| (layer.id(), layer)).collect(),
+        }
     }
 }
 
@@ -114,6 +119,13 @@ impl Layers {
     }
 }
 
+/// What is open already of a VM's disks.
+#[derive(Default)]
+pub struct Reuse {
+    disks: BTreeMap<String, Arc<dyn Disk>>,
+    layers: BTreeMap<Id, Arc<FrozenDelta>>,
+}
+
 /// Open disks of a VM.
 #[derive(Default)]
 pub struct OpenDisks {
@@ -130,7 +142,7 @@ pub fn open(
     config: &VmConfig,
     tops: &BTreeMap<String, Id>,
     crcs: &BTreeMap<Id, u32>,
-    reuse: &BTreeMap<String, Arc<dyn Disk>>,
+    reuse: &Reuse,
 ) -> Result<OpenDisks, DisksError> {
     let layers = Layers::read(folder)?;
     let mut disks = OpenDisks::default();
@@ -138,7 +150,7 @@ pub fn open(
         let storage = folder.storage();
         let path = base_path(folder, config);
         let failed = || DisksError::disk(config);
-        let disk: Arc<dyn Disk> = if let Some(open) = reuse.get(&config.id) {
+        let disk: Arc<dyn Disk> = if let Some(open) = reuse.disks.get(&config.id) {
             open.clone()
         } else if config.readonly {
             Arc::new(ReadOnly(open_base(storage, &path, config.format).map_err(failed())?))
@@ -150,7 +162,8 @@ pub fn open(
                 }
                 None => Vec::new(),
             };
-            let disk = LiveDisk::open(storage, &path, config.format, &chain, crcs).map_err(failed())?;
+            let disk = LiveDisk::open_sharing(storage, &path, config.format, &chain, crcs, &reuse.layers)
+                .map_err(failed())?;
             let disk = Arc::new(disk);
             if !config.passthrough {
                 disks.live.insert(config.id.clone(), disk.clone());

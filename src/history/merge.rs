@@ -242,6 +242,7 @@ impl Settler<'_> {
         }
         let mut next = self.definition.clone();
         next.now.merging = None;
+        sealing::forget_tops(&mut next.now);
         self.save(next)?;
         sealing::remove_strays(self.catalog.folder, self.definition);
         Ok(())
@@ -356,6 +357,7 @@ impl Settler<'_> {
         if merging.lower.is_none() {
             self.stamp_base(disk)?;
         }
+        sealing::forget_tops(&mut next.now);
         save(folder, self.lock, self.definition, next)?;
         orphans(self.catalog, self.definition, true)?;
         sealing::remove_strays(folder, self.definition);

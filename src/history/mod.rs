@@ -21,9 +21,11 @@ pub mod policy;
 pub mod production;
 pub mod readers;
 pub mod recover;
+pub mod reserve;
 mod saving;
 pub mod sealing;
 mod shadow;
+pub mod steady;
 mod tree;
 
 pub use catalog::Catalog;

@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 
 use super::orphans::orphans_of;
 use super::saving::save;
-use super::{Catalog, CheckpointError, Finding, Result, merge, sealing};
+use super::{Catalog, CheckpointError, Finding, Result, merge, reserve, sealing};
 use crate::checkpoint::store::{Listing, Recovery};
 use crate::folder::{Definition, VmFolder, VmLock};
 use crate::storage::{StorageError, is_temporary};
@@ -34,6 +34,9 @@ pub fn begin(
 ) -> Result<(Vec<Finding>, NamesBeingSynced)> {
     let catalog = Catalog::new(folder, definition);
     let listing = catalog.listing()?;
+    if !listing.manifests.is_empty() {
+        reserve::keep(folder, definition);
+    }
     let names = NamesBeingSynced::begin(&catalog, &listing)?;
     let found = find(&catalog, &listing, lock, &mut definition.clone(), false)?;
     if found.is_empty() {

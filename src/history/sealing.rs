@@ -20,7 +20,7 @@ use crate::disk::delta::FrozenDelta;
 use crate::disk::layer::LayerSpec;
 use crate::disk::live::LiveDisk;
 use crate::disk::sums;
-use crate::folder::{Definition, VmFolder, VmLock};
+use crate::folder::{Definition, Now, VmFolder, VmLock};
 use crate::id::Id;
 use crate::progress::Progress;
 
@@ -99,6 +99,15 @@ pub fn seal_below(
         }
     }
     if next == *definition { Ok(()) } else { save(folder, lock, definition, next) }
+}
+
+/// What the guest writes to next has no checksums, whatever it had.
+pub fn forget_tops(now: &mut Now) {
+    for top in now.tops.values() {
+        if now.layer_sums.remove(top).is_some() {
+            now.unsealed.insert(*top);
+        }
+    }
 }
 
 /// Somebody takes layers that lost their checksums for what they are: they get new ones.

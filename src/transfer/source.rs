@@ -13,12 +13,13 @@ use crate::checkpoint::state::read_state;
 use crate::checkpoint::{CheckpointName, Kind, Manifest};
 use crate::config::DiskConfig;
 use crate::disk::frozen::FrozenChain;
-use crate::disk::open_base;
+use crate::disk::{DiskError, open_base};
 use crate::folder::{CheckpointType, Definition, VmFolder, VmLock};
 use crate::history::disks::{Layers, base_path};
 use crate::history::readers::{self, Reading};
-use crate::history::{Catalog, CheckpointError};
+use crate::history::{Catalog, CheckpointError, steady};
 use crate::id::Id;
+use crate::storage::StorageError;
 
 pub struct Source {
     pub manifest: Manifest,
@@ -41,13 +42,29 @@ impl Source {
         let id = catalog.resolve(&definition, reference)?.id;
         // The note first: a checkpoint that is there afterwards stays.
         let reading = readers::begin(folder, command, &[id])?;
-        let manifest = catalog.store.load(id)?;
-        let (layers, sums) = (Layers::read(folder)?, catalog.layer_sums(&definition)?);
+        let opened = steady::open(folder, id, |definition, manifest| Self::open(folder, definition, manifest));
+        let source = opened.map_err(|e| match e {
+            TransferError::Disk { error: DiskError::Storage(StorageError::InUse { path }), .. }
+                if path.starts_with(folder.disks()) =>
+            {
+                TransferError::Refused(format!(
+                    "layers of the VM `{}` are being merged: `piton checkpoint jobs {0}` shows when that is done",
+                    folder.name()
+                ))
+            }
+            e => e,
+        })?;
+        Ok(Self { _reading: Some(reading), ..source })
+    }
+
+    fn open(folder: &VmFolder, definition: &Definition, manifest: &Manifest) -> Result<Self> {
+        let (catalog, id) = (Catalog::new(folder, definition), manifest.id);
+        let (layers, sums) = (Layers::read(folder)?, catalog.layer_sums(definition)?);
         let mut disks = BTreeMap::new();
         for config in &manifest.config.disks {
             let Some(point) = manifest.disks.get(&config.id) else { continue };
             if let Some(stamp) = manifest.bases.get(&config.id) {
-                check_base(folder, &manifest, config, stamp)?;
+                check_base(folder, manifest, config, stamp)?;
             }
             let top = match point {
                 DiskPoint::Base(_) => None,
@@ -57,19 +74,19 @@ impl Source {
         }
         let (memory, state) = match (&manifest.memory, &manifest.state) {
             (Some(_), Some(info)) => {
-                let chain = MemoryChain::open(folder.storage(), &catalog.store.memory_chain(&manifest)?)?;
+                let chain = MemoryChain::open(folder.storage(), &catalog.store.memory_chain(manifest)?)?;
                 (Some(chain), Some(read_state(folder.storage(), &catalog.store.state_path(id), info)?))
             }
             _ => (None, None),
         };
         Ok(Self {
-            manifest,
+            manifest: manifest.clone(),
             disks,
             memory,
             state,
             checkpoint_type: definition.checkpoint_type,
             auto_checkpoint: definition.auto_checkpoint,
-            _reading: Some(reading),
+            _reading: None,
         })
     }
 

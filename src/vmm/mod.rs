@@ -7,7 +7,6 @@ mod message;
 mod seen;
 mod series;
 
-use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -151,7 +150,7 @@ impl Vmm {
         }
         let sums = history::Catalog::new(&self.folder, &self.definition).layer_sums(&self.definition)?;
         let Definition { config, now, .. } = &self.definition;
-        self.disks = disks::open(&self.folder, config, &now.tops, &sums, &BTreeMap::new())?;
+        self.disks = disks::open(&self.folder, config, &now.tops, &sums, &Default::default())?;
         let machine = machine::boot(config, self.parts(self.boot, &self.disks))?;
         machine.take_console(&self.console)?;
         self.machine = Some(machine);
@@ -438,7 +437,10 @@ impl Vmm {
                 let catalog = Catalog::new(&self.folder, &self.definition);
                 let below = Below::of(&catalog, self.machine.as_ref());
                 let deleted = delete::run(&self.folder, &self.lock, &mut self.definition, id, body)?;
-                below.follow(self.machine.as_ref(), self.definition.now.parent);
+                let catalog = Catalog::new(&self.folder, &self.definition);
+                // What cannot be known makes the next one a full one.
+                let parent = catalog.with_memory(self.definition.now.parent).unwrap_or_default();
+                below.follow(self.machine.as_ref(), parent);
                 return Ok(Reply::Deleted(deleted));
             }
             (Request::CloneCheckpoint(reference, CloneBody { names }), _) => {

@@ -135,7 +135,7 @@ impl Lab {
         self.disks = OpenDisks::default();
         let sums = self.catalog().layer_sums(&self.definition)?;
         let Definition { config, now, .. } = &self.definition;
-        self.disks = disks::open(&self.folder, config, &now.tops, &sums, &BTreeMap::new())?;
+        self.disks = disks::open(&self.folder, config, &now.tops, &sums, &Default::default())?;
         Ok(())
     }
 
@@ -389,7 +389,7 @@ impl Lab {
         let act = |lab: &mut Self| {
             let manifest = lab.catalog().store.load(id)?;
             let Self { folder, lock, definition, disks, .. } = lab;
-            let reuse = disks.left_alone();
+            let reuse = disks.reuse();
             let ready = apply::prepare(
                 folder,
                 definition,
