@@ -21,9 +21,9 @@ fn long_merge() -> (Lab, Vm) {
     let lab = Lab::new();
     let big = lab.image("big.raw", 256 * MIB);
     let mut vm = lab.boot(&format!("--disk {big},id=big,overlay --memory 32M"));
-    vm.ok("blk 2 write 0 96M 1");
+    vm.ok("blk 2 write 0 64M 1");
     lab.create("one --full");
-    vm.ok("blk 2 write 48M 64M 2");
+    vm.ok("blk 2 write 32M 48M 2");
     lab.create("two --full");
     vm.ok("blk 0 write 0 64K 3");
     (lab, vm)
@@ -87,14 +87,14 @@ fn a_cancelled_merge_keeps_the_checksums() {
     lab.at_rest();
     assert_ne!(lab.list()["pending_merges"], 0);
     unchanged(&before, &lab.nodes());
-    flips_are_named(&lab, "two", "big", &[0, 50 * MIB, 100 * MIB]);
+    flips_are_named(&lab, "two", "big", &[0, 40 * MIB, 70 * MIB]);
     // Killed, started, and merged at the end: checked all the time.
     vm.signal(libc::SIGKILL);
     vm.exit();
-    flips_are_named(&lab, "two", "big", &[0, 50 * MIB, 100 * MIB]);
+    flips_are_named(&lab, "two", "big", &[0, 40 * MIB, 70 * MIB]);
     lab.piton("doctor demo --repair").ok();
     assert_eq!(lab.list()["pending_merges"], 0);
-    flips_are_named(&lab, "two", "big", &[0, 50 * MIB, 100 * MIB]);
+    flips_are_named(&lab, "two", "big", &[0, 40 * MIB, 70 * MIB]);
     unchanged(&before, &lab.nodes());
     lab.tidy();
 }

@@ -450,6 +450,9 @@ pub struct StartArgs {
     /// Stay in the foreground with the VM's console
     #[arg(long)]
     pub attach: bool,
+    /// Go on with what is on the disks, although a flush of one failed
+    #[arg(long)]
+    pub accept_lost_writes: bool,
     /// Do not restrict the system calls of the VM's process
     #[arg(long)]
     pub no_seccomp: bool,

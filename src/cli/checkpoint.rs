@@ -24,7 +24,7 @@ use crate::folder::{Definition, VmFolder, VmName};
 use crate::history::create::{Origin, Subject};
 use crate::history::disks;
 use crate::history::{
-    self, Catalog, CheckpointError, Finding, apply, delete, memory, merge, policy, recover, sealing,
+    self, Catalog, CheckpointError, Finding, apply, delete, lost, memory, merge, policy, recover, sealing,
 };
 use crate::id::Id;
 use crate::progress::Cancelled;
@@ -418,6 +418,8 @@ pub fn doctor(name: &VmName, repair: bool, accept_unchecked: bool, json: bool) -
     if merges > 0 {
         findings.push(Finding { text: pending(merges), mended: true });
     }
+    let lost = lost::list(&folder)?;
+    findings.extend(lost.into_iter().map(|lost| Finding { text: lost.to_string(), mended: false }));
     findings.extend(unchecked_layers(&folder, &definition, accept_unchecked)?);
     if accept_unchecked {
         sealing::accept(&folder, &lock, &mut definition)?;

@@ -20,7 +20,7 @@ use crate::config::{DiskArg, DiskConfig, DiskFormat, VmConfig};
 use crate::control::{GoBack, State, VmInfo};
 use crate::disk::{self, backing};
 use crate::folder::{Definition, FolderError, Home, VmFolder, VmLock};
-use crate::history::disks;
+use crate::history::{disks, lost};
 use crate::id::Id;
 use crate::seccomp;
 use crate::storage::Storage;
@@ -78,6 +78,9 @@ pub fn start(args: StartArgs, background: bool, json: bool) -> anyhow::Result<()
         drop(lock);
         manage::print_started(&detach(std::env::args_os().skip(1))?, json);
         return Ok(());
+    }
+    if args.accept_lost_writes {
+        lost::accept(&folder)?;
     }
     seccomp_unless(args.no_seccomp)?;
     let definition = folder.load()?;

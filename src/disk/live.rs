@@ -20,7 +20,12 @@ use crate::storage::Storage;
 pub struct LiveDisk {
     len: u64,
     inner: RwLock<Inner>,
+    /// Told of each sync that failed, before anybody else is.
+    on_loss: Option<OnLoss>,
 }
+
+/// With the file that could not be synced.
+pub type OnLoss = Arc<dyn Fn(&Path, &DiskError) + Send + Sync>;
 
 enum Inner {
     /// No layer yet: writes go into the image itself.
@@ -89,7 +94,21 @@ impl LiveDisk {
             Inner::Chain(chain) => chain.len(),
             Inner::Broken => 0,
         };
-        Ok(Self { len, inner: RwLock::new(inner) })
+        Ok(Self { len, inner: RwLock::new(inner), on_loss: None })
+    }
+
+    pub fn on_loss(self, tell: OnLoss) -> Self {
+        Self { on_loss: Some(tell), ..self }
+    }
+
+    /// What failed to be synced is lost, whatever a later sync says.
+    fn lost<T>(&self, done: Result<T>) -> Result<T> {
+        if let (Err(e), Some(tell)) = (&done, &self.on_loss)
+            && let Some(path) = e.file_not_synced()
+        {
+            tell(path, e);
+        }
+        done
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Inner> {
@@ -138,7 +157,7 @@ impl LiveDisk {
 
     /// See [`Chain::sync_layer`].
     pub fn sync_layer(&self, layer: LayerId) -> Result<()> {
-        self.chain()?.sync_layer(layer)
+        self.lost(self.chain()?.sync_layer(layer))
     }
 
     /// See [`Chain::begin_merge`].
@@ -248,7 +267,7 @@ impl Disk for LiveDisk {
         self.with(|disk| disk.discard(offset, len))
     }
     fn flush(&self) -> Result<()> {
-        self.with(|disk| disk.flush())
+        self.lost(self.with(|disk| disk.flush()))
     }
 }
 

@@ -60,7 +60,7 @@ impl Outlook {
         };
         let (mut merged, mut kept) = (Taking::new(left.id, size), Taking::new(left.id, size));
         let (mut under, mut over) = (Chunk::new(size), Chunk::new(size));
-        for (chunk, of_lower, of_upper) in pairs(&below.chunks(), &above.chunks()) {
+        for (chunk, of_lower, of_upper) in pairs(below.chunks(), above.chunks()) {
             let (mut mask, mut hidden) = (0, 0);
             if let Some(entry) = of_lower {
                 below.read_chunk(&mut under, entry)?;
@@ -91,15 +91,15 @@ impl Outlook {
 type Entry = (u32, u32, u32);
 
 /// Chunks that either has, in order, with what each has of them.
-fn pairs(lower: &[Entry], upper: &[Entry]) -> impl Iterator<Item = (u32, Option<Entry>, Option<Entry>)> {
-    let (mut lower, mut upper) =
-        (lower.to_vec().into_iter().peekable(), upper.to_vec().into_iter().peekable());
+fn pairs(
+    lower: impl IntoIterator<Item = Entry>,
+    upper: impl IntoIterator<Item = Entry>,
+) -> impl Iterator<Item = (u32, Option<Entry>, Option<Entry>)> {
+    let (mut lower, mut upper) = (lower.into_iter().peekable(), upper.into_iter().peekable());
     std::iter::from_fn(move || {
         let next = [lower.peek(), upper.peek()].into_iter().flatten().map(|entry| entry.0).min()?;
-        let of = |entries: &mut std::iter::Peekable<std::vec::IntoIter<Entry>>| {
-            entries.next_if(|entry| entry.0 == next)
-        };
-        Some((next, of(&mut lower), of(&mut upper)))
+        let of_lower = lower.next_if(|entry| entry.0 == next);
+        Some((next, of_lower, upper.next_if(|entry| entry.0 == next)))
     })
 }
 
@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn pairs_of_chunks_are_in_order() {
-        let found: Vec<_> = pairs(&[(1, 1, 1), (3, 1, 1)], &[(0, 2, 2), (3, 2, 2)]).collect();
+        let found: Vec<_> = pairs([(1, 1, 1), (3, 1, 1)], [(0, 2, 2), (3, 2, 2)]).collect();
         assert_eq!(
             found,
             [(0, None, Some((0, 2, 2))), (1, Some((1, 1, 1)), None), (3, Some((3, 1, 1)), Some((3, 2, 2)))]

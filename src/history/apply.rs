@@ -3,7 +3,6 @@
 //! Everything that can fail happens beside the running machine. The one step that counts is the
 //! replacement of vm.json; before it the VM is as it was, after it the VM is at the checkpoint.
 
-
 use super::orphans::orphans;
 use super::saving::{remove_unless_named, save};
 use super::{Catalog, CheckpointError, Result};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{CheckpointError, Result};
 use crate::checkpoint::manifest::DiskPoint;
-use crate::checkpoint::store::{Damaged, Listing, Store};
+use crate::checkpoint::store::{Damaged, Listing, Store, StoreError};
 use crate::checkpoint::tree::{MIN_PREFIX, ResolveError, Tree};
 use crate::checkpoint::{CheckpointName, Manifest};
 use crate::control::ChangeBody;
@@ -61,7 +61,12 @@ impl<'a> Catalog<'a> {
                 None => CheckpointError::Missing(text),
             });
         }
-        Ok(self.store.load(found?)?)
+        self.store.load(found?).map_err(|e| match e {
+            StoreError::Missing { .. } => {
+                CheckpointError::Refused(format!("checkpoint `{reference}` was deleted just now"))
+            }
+            e => e.into(),
+        })
     }
 
     /// As [`Catalog::resolve`], but a damaged one is found, too: its id, and what it is called.

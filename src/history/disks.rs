@@ -1,16 +1,17 @@
 //! The disks of a VM: its definition's images with the layers in its folder.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::config::{DiskConfig, DiskFormat, VmConfig};
 use crate::disk::delta::{Delta, FrozenDelta};
 use crate::disk::delta_format::Parent;
 use crate::disk::layer::{LayerInfo, LayerSpec, ancestry, inspect};
-use crate::disk::live::LiveDisk;
+use crate::disk::live::{LiveDisk, OnLoss};
 use crate::disk::{Backing, Disk, DiskError, ReadOnly, open_base, sums};
 use crate::folder::{Definition, FolderError, VmFolder};
+use crate::history::lost::{Lost, Note};
 use crate::id::Id;
 use crate::machine::MachineDisk;
 
@@ -20,6 +21,8 @@ pub enum DisksError {
     Disk { id: String, error: DiskError },
     #[error("disk `{0}` is a qcow2 image, which is only read: add ,overlay to write beside it, or ,readonly")]
     Qcow2NeedsOverlay(String),
+    #[error(transparent)]
+    Lost(#[from] Lost),
     #[error(transparent)]
     Layer(#[from] DiskError),
     #[error(transparent)]
@@ -146,6 +149,13 @@ pub fn open(
 ) -> Result<OpenDisks, DisksError> {
     let layers = Layers::read(folder)?;
     let mut disks = OpenDisks::default();
+    let note = match Note::open(folder) {
+        Ok(note) => Some(Arc::new(note)),
+        Err(e) => {
+            log::warn!("should a flush fail, it could not be written down: {e}");
+            None
+        }
+    };
     for config in &config.disks {
         let storage = folder.storage();
         let path = base_path(folder, config);
@@ -162,9 +172,26 @@ pub fn open(
                 }
                 None => Vec::new(),
             };
-            let disk = LiveDisk::open_sharing(storage, &path, config.format, &chain, crcs, &reuse.layers)
-                .map_err(failed())?;
-            let disk = Arc::new(disk);
+            let files: Vec<&Path> =
+                chain.iter().map(|layer| layer.path.as_path()).chain([path.as_path()]).collect();
+            if let Some(lost) = note.as_ref().and_then(|note| note.of(&config.id, &files)) {
+                return Err(lost.into());
+            }
+            let tell: Option<OnLoss> = note.clone().map(|note| {
+                let id = config.id.clone();
+                Arc::new(move |path: &Path, e: &DiskError| note.add(&id, path, e)) as OnLoss
+            });
+            let opened = LiveDisk::open_sharing(storage, &path, config.format, &chain, crcs, &reuse.layers);
+            if let (Err(e), Some(tell)) = (&opened, &tell)
+                && let Some(path) = e.file_not_synced()
+            {
+                tell(path, e);
+            }
+            let disk = opened.map_err(failed())?;
+            let disk = Arc::new(match tell {
+                Some(tell) => disk.on_loss(tell),
+                None => disk,
+            });
             if !config.passthrough {
                 disks.live.insert(config.id.clone(), disk.clone());
             }

@@ -12,6 +12,7 @@ pub mod delete;
 pub mod disks;
 mod error;
 mod finding;
+pub mod lost;
 pub mod memory;
 pub mod merge;
 mod orphans;

@@ -5,7 +5,7 @@
 
 use std::error::Error;
 use std::io::{self, ErrorKind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{CheckpointError, Result};
 use crate::folder::{Definition, VmFolder};
@@ -33,7 +33,7 @@ pub fn keep(folder: &VmFolder, definition: &Definition) {
     }
 }
 
-fn make(storage: &Storage, path: &PathBuf) -> std::result::Result<(), StorageError> {
+fn make(storage: &Storage, path: &Path) -> std::result::Result<(), StorageError> {
     match storage.metadata(path) {
         Ok(found) if found.len == LEN as u64 => return Ok(()),
         // Cut short.

@@ -11,7 +11,7 @@ use crate::folder::{Definition, VmFolder};
 use crate::id::Id;
 
 /// After so many changes in a row somebody is at work for longer.
-const TRIES: u32 = 10;
+const TRIES: u32 = 40;
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// What was there at one look.
@@ -32,7 +32,8 @@ impl Look {
 
     /// Whether what was opened by it may have been put together of what was and what is.
     fn mixes_with(&self, now: &Self, id: Id) -> bool {
-        let sums = |look: &Self| (look.definition.now.layer_sums.clone(), look.definition.now.merging.clone());
+        let sums =
+            |look: &Self| (look.definition.now.layer_sums.clone(), look.definition.now.merging.clone());
         let own = |look: &Self| look.manifests.iter().find(|manifest| manifest.id == id).cloned();
         sums(self) != sums(now) || own(self) != own(now)
     }
@@ -44,6 +45,7 @@ pub fn open<T, E: From<CheckpointError>>(
     id: Id,
     mut open: impl FnMut(&Definition, &Manifest) -> std::result::Result<T, E>,
 ) -> std::result::Result<T, E> {
+    let mut last = None;
     for _ in 0..TRIES {
         let before = Look::take(folder)?;
         let Some(manifest) = before.manifests.iter().find(|manifest| manifest.id == id) else {
@@ -51,14 +53,18 @@ pub fn open<T, E: From<CheckpointError>>(
         };
         let opened = open(&before.definition, manifest);
         let now = Look::take(folder)?;
-        let overtaken = match &opened {
-            Ok(_) => before.mixes_with(&now, id),
-            Err(_) => before != now,
+        last = match opened {
+            Ok(opened) if !before.mixes_with(&now, id) => return Ok(opened),
+            // Layers are given other parents before vm.json says so; or the merge was killed, and
+            // the error is there to stay.
+            Err(e) if before == now && now.definition.now.merging.is_some() => Some(e),
+            Err(e) if before == now => return Err(e),
+            Ok(_) | Err(_) => None,
         };
-        if !overtaken {
-            return opened;
-        }
         std::thread::sleep(PAUSE);
+    }
+    if let Some(error) = last {
+        return Err(error);
     }
     Err(CheckpointError::Refused(format!(
         "checkpoints of the VM `{}` are being changed: `piton checkpoint jobs {0}` shows when that is done",

@@ -17,7 +17,7 @@ use crate::disk::{DiskError, open_base};
 use crate::folder::{CheckpointType, Definition, VmFolder, VmLock};
 use crate::history::disks::{Layers, base_path};
 use crate::history::readers::{self, Reading};
-use crate::history::{Catalog, CheckpointError, steady};
+use crate::history::{Catalog, CheckpointError, lost, steady};
 use crate::id::Id;
 use crate::storage::StorageError;
 
@@ -42,7 +42,8 @@ impl Source {
         let id = catalog.resolve(&definition, reference)?.id;
         // The note first: a checkpoint that is there afterwards stays.
         let reading = readers::begin(folder, command, &[id])?;
-        let opened = steady::open(folder, id, |definition, manifest| Self::open(folder, definition, manifest));
+        let opened =
+            steady::open(folder, id, |definition, manifest| Self::open(folder, definition, manifest));
         let source = opened.map_err(|e| match e {
             TransferError::Disk { error: DiskError::Storage(StorageError::InUse { path }), .. }
                 if path.starts_with(folder.disks()) =>
@@ -93,6 +94,9 @@ impl Source {
     /// What a VM that is off would start from. The lock is to be held as long as this lives.
     pub fn now(folder: &VmFolder, _: &VmLock, definition: &Definition) -> Result<Self> {
         let storage = folder.storage();
+        if let Some(lost) = lost::list(folder)?.into_iter().next() {
+            return Err(TransferError::Disks(lost.into()));
+        }
         let catalog = Catalog::new(folder, definition);
         let (layers, sums) = (Layers::read(folder)?, catalog.layer_sums(definition)?);
         let Definition { config, now, .. } = definition;

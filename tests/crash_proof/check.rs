@@ -249,7 +249,8 @@ fn now(folder: &VmFolder, definition: &Definition, expect: &Expect, files: &mut 
             return Err(format!("{} lost its checksums", layer.path.display()));
         }
     }
-    let open = disks::open(folder, config, &now.tops, sums, &Default::default()).map_err(|e| e.to_string())?;
+    let open =
+        disks::open(folder, config, &now.tops, sums, &Default::default()).map_err(|e| e.to_string())?;
     let mut found = BTreeMap::new();
     for (id, disk) in &open.live {
         found.insert(id.clone(), stamps(disk as &dyn Backing).map_err(|e| format!("disk `{id}`: {e}"))?);
@@ -283,7 +284,8 @@ impl Files {
         let places = [folder.path().to_owned(), folder.checkpoints(definition)];
         let trees = places.iter().filter_map(|place| image.tree(place).ok());
         let there = trees.flatten().map(|(path, _)| path).collect();
-        let usual = ["", "vm.json", "lock", "disks/", "reserve"].map(|name| folder.path().join(name));
+        let usual =
+            ["", "vm.json", "lock", "disks/", "reserve", "lost-writes"].map(|name| folder.path().join(name));
         let mut needed = BTreeSet::from(usual);
         needed.extend(["", "reserve"].map(|name| folder.checkpoints(definition).join(name)));
         Self { there, needed }
