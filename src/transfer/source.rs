@@ -95,7 +95,7 @@ impl Source {
     pub fn now(folder: &VmFolder, _: &VmLock, definition: &Definition) -> Result<Self> {
         let storage = folder.storage();
         if let Some(lost) = lost::list(folder)?.into_iter().next() {
-            return Err(TransferError::Disks(lost.into()));
+            return Err(TransferError::Refused(lost.to_string()));
         }
         let catalog = Catalog::new(folder, definition);
         let (layers, sums) = (Layers::read(folder)?, catalog.layer_sums(definition)?);
