@@ -92,6 +92,7 @@ impl Chain {
         storage: &Storage,
         upper: LayerId,
         direction: Option<Direction>,
+        sums: Option<u32>,
         outlook: Option<&Outlook>,
     ) -> Result<Merge> {
         let (at, upper, lower, base) = {
@@ -112,7 +113,7 @@ impl Chain {
         self.read().below.lock_below(at, Lock::None)?;
         let started = match &lower {
             Some(lower) => Merge::open(storage, &lower.spec(), &upper.spec(), direction, outlook),
-            None => Merge::open_on_base(storage, base.path(), base.format(), &upper.spec()),
+            None => Merge::open_on_base(storage, base.path(), base.format(), &upper.spec(), sums),
         };
         let started = started.and_then(|mut merge| {
             match (merge.direction(), lower, outlook) {
@@ -125,7 +126,7 @@ impl Chain {
                     lower.detach_sums();
                     merge.read_through(upper);
                 }
-                (Direction::Commit, None, _) => merge.read_through(upper),
+                (Direction::Commit, None, _) => {}
                 (Direction::Pull, Some(lower), _) => merge.read_through(lower),
                 (Direction::Pull, None, _) => {}
             }
@@ -240,7 +241,7 @@ impl Chain {
                 Some(delta) => {
                     // Nobody vouches for them any more: it is about to be written again.
                     delta.detach_sums();
-                    Lower::Delta(Delta::open(storage, &delta.spec())?)
+                    Lower::Delta(Delta::open_again(storage, &delta.spec(), Lock::Exclusive)?)
                 }
                 None => Lower::Base(RawDisk::open(storage, below.base.path())?),
             };

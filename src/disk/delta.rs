@@ -66,6 +66,13 @@ impl Delta {
         Ok(Self { core: Core::open(file, spec)? })
     }
 
+    /// To be merged into: nobody knows what an earlier attempt left unsynced.
+    pub(super) fn open_again(storage: &Storage, spec: &LayerSpec, lock: Lock) -> Result<Self> {
+        let delta = Self::open_locked(storage, spec, lock)?;
+        delta.core.rewrite()?;
+        Ok(delta)
+    }
+
     /// Cannot fail and touches no file: it runs while the guest is paused.
     pub fn freeze(self) -> Arc<FrozenDelta> {
         Arc::new(FrozenDelta { core: self.core, sums: RwLock::new(None) })

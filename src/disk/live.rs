@@ -161,8 +161,14 @@ impl LiveDisk {
     }
 
     /// See [`Chain::begin_merge`].
-    pub fn begin_merge(&self, storage: &Storage, upper: LayerId, outlook: Option<&Outlook>) -> Result<Merge> {
-        self.chain()?.begin_merge(storage, upper, None, outlook)
+    pub fn begin_merge(
+        &self,
+        storage: &Storage,
+        upper: LayerId,
+        sums: Option<u32>,
+        outlook: Option<&Outlook>,
+    ) -> Result<Merge> {
+        self.chain()?.begin_merge(storage, upper, None, sums, outlook)
     }
 
     /// See [`Chain::finish_merge`].

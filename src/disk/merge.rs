@@ -96,7 +96,7 @@ impl Merge {
         outlook: Option<&Outlook>,
     ) -> Result<Self> {
         check_parent(storage, upper, Parent::Delta(lower.id), &lower.path)?;
-        let lower = Delta::open(storage, lower)?;
+        let lower = Delta::open_again(storage, lower, Lock::Exclusive)?;
         let frozen = FrozenDelta::open(storage, upper)?;
         check_size(upper, frozen.size(), lower.path(), lower.size())?;
         let below = lower.as_frozen();
@@ -113,7 +113,7 @@ impl Merge {
             Direction::Commit => (frozen, None),
             // Whoever reads this layer goes on reading the same, so its
             // lock is shared; the lower one's keeps a second merge away.
-            Direction::Pull => (below, Some(Delta::open_locked(storage, upper, Lock::Shared)?)),
+            Direction::Pull => (below, Some(Delta::open_again(storage, upper, Lock::Shared)?)),
         };
         Ok(Self {
             below: lower.parent(),
@@ -134,6 +134,7 @@ impl Merge {
         base: &Path,
         format: ImageFormat,
         upper: &LayerSpec,
+        sums: Option<u32>,
     ) -> Result<Self> {
         if format != ImageFormat::Raw {
             return Err(DiskError::Qcow2 {
@@ -144,6 +145,10 @@ impl Merge {
         check_parent(storage, upper, Parent::Base, base)?;
         let lower = RawDisk::open(storage, base)?;
         let frozen = FrozenDelta::open(storage, upper)?;
+        // Below it nothing is checked any more: what goes there is checked last.
+        if let Some(crc) = sums {
+            frozen.attach_sums(storage, crc)?;
+        }
         let plan = Plan::new(&[], &frozen.runs()?, Some(Direction::Commit));
         check_size(upper, frozen.size(), base, lower.len())?;
         Ok(Self {

@@ -119,8 +119,7 @@ impl Settler<'_> {
         progress.phase("verify", 0);
         let checked = self.check(&pair, false)?.run(&going_on(progress)).map_err(|e| pair.failed(e))?;
         self.nobody_reads()?;
-        let mut merge =
-            pair.open(self.catalog.folder, checked.outlook.as_ref()).map_err(|e| pair.failed(e))?;
+        let mut merge = pair.open(self.catalog.folder, &checked).map_err(|e| pair.failed(e))?;
         let merging = self.announce(&pair, merge.direction(), &checked)?;
         let copied = copy(&mut merge, progress, &|| Ok(progress.check()?)).and_then(|()| merge.sync());
         if let Err(e) = copied {
@@ -271,20 +270,26 @@ impl Settler<'_> {
         let sums = self.catalog.layer_sums(self.definition)?;
         match merging.lower {
             None => {
-                Merge::open_on_base(storage, &base_path(folder, &disk), disk.format, &upper)
-                    .and_then(|mut merge| merge.finish(storage, &children))
-                    .map_err(failed)?;
+                Merge::open_on_base(
+                    storage,
+                    &base_path(folder, &disk),
+                    disk.format,
+                    &upper,
+                    sums.get(&upper.id).copied(),
+                )
+                .and_then(|mut merge| merge.finish(storage, &children))
+                .map_err(failed)?;
             }
             Some(id) => {
                 let lower = spec(&layers, id)?;
                 let sum = |id: &Id| sums.get(id).copied();
-                let all = merging.left().zip(merging.sums).zip(sum(&id).zip(sum(&upper.id)));
-                match all {
-                    // All is there, and vouched for.
+                let merged = merging.left().zip(merging.sums);
+                match merged.map(|merged| (merged, sum(&id).zip(sum(&upper.id)))) {
+                    // All is there, and vouched for; of the other one perhaps nobody knows any more.
                     Some(((left, merged), _)) if sum(&left) == Some(merged) => {
                         merge::relink_all(storage, &lower, &upper, direction, &children).map_err(failed)?;
                     }
-                    Some(((left, merged), (lower_sums, upper_sums))) => {
+                    Some(((left, merged), Some((lower_sums, upper_sums)))) => {
                         let meanwhile = if merging.commit { lower_sums } else { upper_sums };
                         let outlook = Outlook {
                             direction,
@@ -303,7 +308,7 @@ impl Settler<'_> {
                         merge.finish(storage, &children).map_err(failed)?;
                     }
                     // Of an older piton, which had dropped the checksums before.
-                    None => {
+                    None | Some((_, None)) => {
                         self.forget_points(&disk, &[id, upper.id])?;
                         merge::resume(storage, &lower, &upper, direction, &children).map_err(failed)?;
                     }

@@ -98,17 +98,17 @@ impl Pair {
     }
 
     /// Opens two layers that nobody else has open.
-    pub fn open(
-        &self,
-        folder: &VmFolder,
-        outlook: Option<&Outlook>,
-    ) -> std::result::Result<Merge, DiskError> {
+    pub fn open(&self, folder: &VmFolder, checked: &Checked) -> std::result::Result<Merge, DiskError> {
         let storage = folder.storage();
         match self.lower_spec() {
-            None => {
-                Merge::open_on_base(storage, &base_path(folder, &self.disk), self.disk.format, &self.upper)
-            }
-            Some(lower) => Merge::open(storage, lower, &self.upper, None, outlook),
+            None => Merge::open_on_base(
+                storage,
+                &base_path(folder, &self.disk),
+                self.disk.format,
+                &self.upper,
+                checked.upper,
+            ),
+            Some(lower) => Merge::open(storage, lower, &self.upper, None, checked.outlook.as_ref()),
         }
     }
 }
@@ -129,6 +129,8 @@ pub(super) type Checkable = (LayerSpec, Option<u32>);
 pub struct Checked {
     /// First checksums of layers.
     pub sealed: BTreeMap<Id, u32>,
+    /// Checksums of the upper layer, if it is frozen.
+    pub upper: Option<u32>,
     /// Of two layers that are both frozen.
     pub outlook: Option<Outlook>,
 }
@@ -149,6 +151,7 @@ impl Check {
         };
         let lower = self.lower.as_ref().map(|one| Ok::<_, DiskError>((&one.0, known(one)?))).transpose()?;
         let upper = self.upper.as_ref().map(|one| Ok::<_, DiskError>((&one.0, known(one)?))).transpose()?;
+        checked.upper = upper.map(|(_, crc)| crc);
         match (lower, upper) {
             (Some(lower), Some(upper)) => {
                 checked.outlook = Some(Outlook::take(&self.storage, lower, upper, None, go_on)?);

@@ -230,8 +230,8 @@ impl Vmm {
         let storage = self.folder.storage().clone();
         let (way, outlook) = (self.live(&pair), checked.outlook);
         let merge = match &way {
-            Way::Live(disk) => disk.begin_merge(&storage, pair.upper.id, outlook.as_ref()),
-            Way::Aside => pair.open(&self.folder, outlook.as_ref()),
+            Way::Live(disk) => disk.begin_merge(&storage, pair.upper.id, checked.upper, outlook.as_ref()),
+            Way::Aside => pair.open(&self.folder, &checked),
         };
         let merge = merge.map_err(|e| pair.failed(e))?;
         let announced = self.with_settler(|settler| settler.announce(&pair, merge.direction(), &checked));

@@ -13,8 +13,8 @@ use piton::disk::frozen::FrozenChain;
 use piton::disk::layer::LayerSpec;
 use piton::disk::{Backing, open_base};
 use piton::folder::{Definition, Home, VmFolder, VmLock};
-use piton::history::disks::{self, Layers, base_path};
-use piton::history::{Catalog, merge, recover};
+use piton::history::disks::{self, DisksError, Layers, base_path};
+use piton::history::{Catalog, lost, merge, recover};
 use piton::id::Id;
 use piton::progress::Progress;
 use piton::storage::sim::Sim;
@@ -67,6 +67,7 @@ fn checked(sim: &Sim, expect: &Expect, settle: bool) -> Outcome<Seen> {
     if loaded != definition {
         return Err("recovery leaves another vm.json than it goes on with".into());
     }
+    accept_losses(&folder, &definition)?;
     let again = recover(&folder, &lock, &mut definition, false).map_err(|e| text("second look")(&e))?;
     if let Some(finding) = again.first() {
         return Err(format!("after recovery there still is: {}", finding.text));
@@ -76,6 +77,22 @@ fn checked(sim: &Sim, expect: &Expect, settle: bool) -> Outcome<Seen> {
         settled(sim, &folder, &lock, &mut definition, expect).map_err(|e| format!("after merging: {e}"))?;
     }
     Ok(Seen { checkpoints, recovered_at })
+}
+
+/// A disk whose flush failed is not opened until somebody accepts that; then it is what a power cut
+/// would have left of it.
+pub fn accept_losses(folder: &VmFolder, definition: &Definition) -> Outcome<()> {
+    if lost::list(folder).map_err(|e| text("failed flushes")(&e))?.is_empty() {
+        return Ok(());
+    }
+    let Definition { config, now, .. } = definition;
+    match disks::open(folder, config, &now.tops, &BTreeMap::new(), &Default::default()) {
+        Err(DisksError::Lost(_)) => {}
+        Err(e) => return Err(format!("instead of a failed flush there is: {e}")),
+        // It was of a layer that is gone.
+        Ok(_) => return Ok(()),
+    }
+    lost::accept(folder).map_err(|e| text("accepting a failed flush")(&e))
 }
 
 fn settled(

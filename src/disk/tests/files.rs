@@ -118,12 +118,12 @@ fn a_live_merge_needs_the_lower_layer_for_itself() {
 
     // A clone that reads the lower layer by itself.
     let clone = FrozenChain::open(&folder.storage, folder.base(), &[a.spec()]).unwrap();
-    let refused = chain.begin_merge(&folder.storage, b.id(), None, None);
+    let refused = chain.begin_merge(&folder.storage, b.id(), None, None, None);
     assert!(matches!(refused, Err(DiskError::Storage(StorageError::InUse { .. }))));
     drop(clone);
 
-    let merge = chain.begin_merge(&folder.storage, b.id(), Some(Direction::Commit), None).unwrap();
-    let second = chain.begin_merge(&folder.storage, b.id(), None, None);
+    let merge = chain.begin_merge(&folder.storage, b.id(), Some(Direction::Commit), None, None).unwrap();
+    let second = chain.begin_merge(&folder.storage, b.id(), None, None, None);
     assert!(matches!(second, Err(DiskError::Storage(StorageError::InUse { .. }))));
     let gone = chain.finish_merge(&folder.storage, merge, &[], None).unwrap();
     assert_eq!(gone, folder.path("b"));
@@ -131,9 +131,9 @@ fn a_live_merge_needs_the_lower_layer_for_itself() {
 
     // And down into the base, which another VM may not read meanwhile.
     let other = folder.base();
-    assert!(chain.begin_merge(&folder.storage, a.id(), None, None).is_err());
+    assert!(chain.begin_merge(&folder.storage, a.id(), None, None, None).is_err());
     drop(other);
-    let merge = chain.begin_merge(&folder.storage, a.id(), None, None).unwrap();
+    let merge = chain.begin_merge(&folder.storage, a.id(), None, None, None).unwrap();
     let gone = chain.finish_merge(&folder.storage, merge, &[], None).unwrap();
     assert_eq!(gone, folder.path("a"));
     drop(folder.base());

@@ -210,6 +210,7 @@ impl World {
                         base_path(),
                         ImageFormat::Raw,
                         &intent.upper,
+                        None,
                     );
                     merge.unwrap().finish(&self.storage, &intent.children)
                 }
@@ -325,7 +326,7 @@ impl World {
         if let Some(lower) = &lower {
             self.nodes.retain(|n| n.0 != lower.id);
         }
-        let mut merge = self.chain().begin_merge(&self.storage, upper.id, direction, None)?;
+        let mut merge = self.chain().begin_merge(&self.storage, upper.id, direction, None, None)?;
         for _ in 0..steps {
             merge.step(2 * BLOCK)?;
         }
