@@ -220,3 +220,37 @@ fn one_that_hangs_frozen_thaws_as_soon_as_it_answers() {
     vm.power_off();
     lab.tidy();
 }
+
+#[test]
+fn one_without_memory_in_between_makes_the_next_no_larger() {
+    let (lab, mut vm) = boot("on");
+    vm.ok("fill 24 1");
+    lab.cp("create demo s1 --type standard").ok();
+    let memory = |name: &str| lab.show(name)["memory"].clone();
+    for (production, standard) in [("p2", "s2"), ("p3", "s3")] {
+        lab.cp(&format!("create demo {production} --type production-only")).ok();
+        vm.ok("fill 1 2");
+        lab.cp(&format!("create demo {standard} --type standard")).ok();
+        assert!(memory(standard)["stored_bytes"].as_u64() < Some(16 << 20), "{}", memory(standard));
+    }
+    let id = |name: &str| lab.show(name)["id"].clone();
+    assert_eq!((memory("s2")["parent"].clone(), memory("s3")["parent"].clone()), (id("s1"), id("s2")));
+    let before = lab.nodes();
+    // What lies in between goes, and then what the memory lies on; the next one follows.
+    for name in ["p2", "s1", "p3", "s2"] {
+        lab.delete(name);
+    }
+    vm.ok("fill 1 3");
+    lab.cp("create demo p4 --type production-only").ok();
+    lab.delete("s3");
+    lab.cp("create demo s4 --type standard").ok();
+    assert_eq!(memory("s4")["parent"], json!(null));
+    lab.cp("create demo s5 --type standard").ok();
+    assert_eq!(memory("s5")["parent"], id("s4"));
+    ckpt_common::unchanged(&before, &lab.nodes());
+    lab.apply("s5", "--run");
+    vm.ok("agent on");
+    vm.journal();
+    vm.power_off();
+    lab.tidy();
+}

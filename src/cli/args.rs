@@ -72,6 +72,9 @@ pub enum Command {
         /// Repair what was found
         #[arg(long)]
         repair: bool,
+        /// Take layers whose checksums are lost as they are, and give them new ones
+        #[arg(long, requires = "repair")]
+        accept_unchecked: bool,
     },
 }
 
@@ -480,6 +483,9 @@ pub struct StartArgs {
     /// How long the guest has to shut down when this process gets a signal to end
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "30")]
     pub stop_timeout: Duration,
+    /// Go on with what is on the disks, although a flush of one failed
+    #[arg(long)]
+    pub accept_lost_writes: bool,
     /// Do not restrict the system calls of the VM's process
     #[arg(long)]
     pub no_seccomp: bool,

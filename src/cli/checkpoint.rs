@@ -24,8 +24,8 @@ use crate::folder::{Definition, VmFolder, VmName};
 use crate::history::create::{Origin, Subject};
 use crate::history::disks;
 use crate::history::{
-    self, Catalog, CheckpointError, Finding, apply, base_problems, delete, memory, merge, policy, recover,
-    seal,
+    self, Catalog, CheckpointError, Finding, apply, base_problems, delete, lost, memory, merge, policy,
+    recover, seal, sealing,
 };
 use crate::id::Id;
 use crate::progress::Cancelled;
@@ -388,7 +388,31 @@ fn delete_offline(folder: &VmFolder, id: Id, body: DeleteBody, no_wait: bool) ->
     Ok(deleted)
 }
 
-pub fn doctor(name: &VmName, repair: bool, json: bool) -> anyhow::Result<()> {
+/// Frozen layers that nothing checks; those that lost their checksums are mended if that is accepted.
+fn unchecked_layers(
+    folder: &VmFolder,
+    definition: &Definition,
+    accepted: bool,
+) -> anyhow::Result<Vec<Finding>> {
+    let listing = Catalog::new(folder, definition).listing()?;
+    let sealing::Unchecked { fresh, lost } = sealing::unchecked(folder, definition, &listing)?;
+    let fresh = fresh.into_iter().map(|layer| Finding {
+        text: format!("{} has no checksums yet", layer.path.display()),
+        mended: true,
+    });
+    let lost = lost.into_iter().map(|layer| Finding {
+        text: format!(
+            "{} has no checksums, and nobody knows whether it is as it was written; if it is good, \
+             `piton doctor {} --repair --accept-unchecked` gives it new ones",
+            layer.path.display(),
+            folder.name()
+        ),
+        mended: accepted,
+    });
+    Ok(fresh.chain(lost).collect())
+}
+
+pub fn doctor(name: &VmName, repair: bool, accept_unchecked: bool, json: bool) -> anyhow::Result<()> {
     let folder = existing(name)?;
     let lock = lock(&folder).map_err(|e| in_use(&folder, e))?;
     let mut definition = folder.load()?;
@@ -402,6 +426,12 @@ pub fn doctor(name: &VmName, repair: bool, json: bool) -> anyhow::Result<()> {
     };
     if merges > 0 {
         findings.push(Finding { text: pending(merges), mended: true });
+    }
+    let lost = lost::list(&folder)?;
+    findings.extend(lost.into_iter().map(|lost| Finding { text: lost.to_string(), mended: false }));
+    findings.extend(unchecked_layers(&folder, &definition, accept_unchecked)?);
+    if accept_unchecked {
+        sealing::accept(&folder, &lock, &mut definition)?;
     }
     let missing = memory::missing(&Catalog::new(&folder, &definition))?;
     findings.extend(missing.into_iter().map(|text| Finding { text, mended: false }));

@@ -67,7 +67,9 @@ pub fn main() -> ExitCode {
         Command::Export(args) => transfer::export_now(&args, json),
         Command::Import(args) => transfer::import(&args, json),
         Command::KeepNetwork => crate::net::keep().map_err(Into::into),
-        Command::Doctor { name, repair } => checkpoint::doctor(&name, repair, json),
+        Command::Doctor { name, repair, accept_unchecked } => {
+            checkpoint::doctor(&name, repair, accept_unchecked, json)
+        }
     };
     let code = match result {
         Ok(()) => 0,

@@ -21,7 +21,7 @@ use crate::control::{GoBack, State, VmInfo};
 use crate::devices::console::BACKLOG;
 use crate::disk::{self, DiskError, backing};
 use crate::folder::{Definition, FolderError, Home, VmFolder, VmLock};
-use crate::history::{disks, seal};
+use crate::history::{disks, lost, seal};
 use crate::id::Id;
 use crate::seccomp;
 use crate::storage::Storage;
@@ -87,6 +87,9 @@ pub fn start(args: StartArgs, background: bool, json: bool) -> anyhow::Result<()
         drop(lock);
         manage::print_started(&detach(std::env::args_os().skip(1))?, json);
         return Ok(());
+    }
+    if args.accept_lost_writes {
+        lost::accept(&folder)?;
     }
     seccomp_unless(args.no_seccomp)?;
     let definition = folder.load()?;

@@ -18,8 +18,7 @@ use crate::disk::delta::FrozenDelta;
 use crate::disk::{Backing, DiskError, open_base};
 use crate::folder::{Definition, FolderError, VmFolder};
 use crate::history::disks::{self, DisksError, Layers, base_path};
-use crate::history::{Catalog, CheckpointError};
-use crate::history::{bases, seal};
+use crate::history::{Catalog, CheckpointError, bases, seal, steady};
 use crate::progress::Progress;
 use crate::seccomp::Thread;
 use crate::storage::StorageError;
@@ -27,8 +26,10 @@ use crate::storage::StorageError;
 /// What was found of a checkpoint that is not damaged.
 struct Checked {
     bytes: u64,
-    /// Layers and bases without checksums.
-    unchecked: Vec<String>,
+    /// Bases without checksums.
+    bases: Vec<String>,
+    /// Layers without checksums, which all should have.
+    layers: Vec<String>,
 }
 
 pub fn run(target: &CheckpointRef, guard: &GuardArgs, json: bool) -> anyhow::Result<()> {
@@ -36,8 +37,12 @@ pub fn run(target: &CheckpointRef, guard: &GuardArgs, json: bool) -> anyhow::Res
     let folder = existing(&target.vm)?;
     let definition = folder.load()?;
     let manifest = Catalog::new(&folder, &definition).resolve(&definition, &target.checkpoint)?;
-    let checked = work::here(|progress| check(&folder, &definition, &manifest, progress))?;
-    let Checked { bytes, unchecked } = checked.map_err(|e| match e {
+    let checked = work::here(|progress| {
+        steady::open(&folder, manifest.id, |definition, manifest| {
+            check(&folder, definition, manifest, progress)
+        })
+    })?;
+    let Checked { bytes, bases, layers } = checked.map_err(|e| match e {
         CheckpointError::Cancelled(_) => {
             anyhow::anyhow!("cancelled: what was read of it so far is not damaged")
         }
@@ -50,12 +55,25 @@ pub fn run(target: &CheckpointRef, guard: &GuardArgs, json: bool) -> anyhow::Res
         e => e.into(),
     })?;
     if json {
+        let unchecked: Vec<&String> = bases.iter().chain(&layers).collect();
         let result = serde_json::json!({ "checkpoint": manifest.id, "bytes": bytes, "unchecked": unchecked });
         out::json_line(&result);
-        return Ok(());
+    } else {
+        if layers.is_empty() {
+            outln!("checkpoint `{}` is as it was written: {} read and checked", manifest.name, size(bytes));
+        } else {
+            outln!("{} read and checked", size(bytes));
+        }
+        output::unchecked(&bases);
+        output::unchecked(&layers);
     }
-    outln!("checkpoint `{}` is as it was written: {} read and checked", manifest.name, size(bytes));
-    output::unchecked(&unchecked);
+    if !layers.is_empty() {
+        anyhow::bail!(
+            "checkpoint `{}` cannot be checked: layers of it have no checksums; `piton doctor {}` says what to do",
+            manifest.name,
+            folder.name()
+        );
+    }
     Ok(())
 }
 
@@ -88,7 +106,7 @@ fn check(
         bytes += chain.images().iter().map(Image::stored_bytes).sum::<u64>();
     }
     let (layers, sums) = (Layers::read(folder)?, catalog.layer_sums(definition)?);
-    let mut unchecked = Vec::new();
+    let mut without = Vec::new();
     for disk in manifest.config.disks.iter().filter(|disk| manifest.disks.contains_key(&disk.id)) {
         let Some(sums) = disks::base_sums(folder, disk)? else { continue };
         let failed = |error| DisksError::Disk { id: disk.id.clone(), error };
@@ -103,7 +121,6 @@ fn check(
         checked.map_err(failed)?;
         bytes += base.len();
     }
-    unchecked.extend(seal::unchecked(folder, &manifest.config)?);
     for (disk, point) in &manifest.disks {
         let DiskPoint::Layer { id, .. } = point else { continue };
         for spec in layers.chain(*id)? {
@@ -118,9 +135,9 @@ fn check(
                     })?;
                     bytes += layer.allocated_bytes()?;
                 }
-                None => unchecked.push(format!("{} of disk `{disk}`", spec.path.display())),
+                None => without.push(format!("{} of disk `{disk}`", spec.path.display())),
             }
         }
     }
-    Ok(Checked { bytes, unchecked })
+    Ok(Checked { bytes, bases: seal::unchecked(folder, &manifest.config)?, layers: without })
 }

@@ -58,6 +58,12 @@ impl Bitmap {
         pages.filter_map(|(at, page)| Some((at, page.as_deref_mut().filter(|p| p.dirty)?)))
     }
 
+    /// All pages that have, or had, a bit.
+    pub fn pages(&self) -> impl Iterator<Item = (usize, &Page)> {
+        let pages = self.pages.iter().enumerate();
+        pages.filter_map(|(at, page)| Some((at, page.as_deref()?)))
+    }
+
     pub fn is_dirty(&self) -> bool {
         self.pages.iter().flatten().any(|page| page.dirty)
     }

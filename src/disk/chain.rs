@@ -11,8 +11,8 @@ use super::delta_format::{BLOCK, LayerId, Parent};
 use super::frozen::FrozenChain;
 use super::layer::LayerSpec;
 use super::merge::{CHUNK, Direction, Lower, Merge};
+use super::outlook::Outlook;
 use super::raw::RawDisk;
-use super::sums;
 use super::{Backing, Base, Disk, DiskError, MAX_LAYERS, Result, check_range};
 use crate::storage::{Lock, Storage};
 
@@ -85,12 +85,15 @@ impl Chain {
     }
 
     /// Starts to merge frozen layer `upper` with the one below it, while the
-    /// guest runs on above both. `None`: whichever way moves fewer bytes.
+    /// guest runs on above both. No outlook: into the base, or without
+    /// checksums; no direction: whichever way moves fewer bytes.
     pub fn begin_merge(
         &self,
         storage: &Storage,
         upper: LayerId,
         direction: Option<Direction>,
+        sums: Option<u32>,
+        outlook: Option<&Outlook>,
     ) -> Result<Merge> {
         let (at, upper, lower, base) = {
             let inner = self.read();
@@ -109,23 +112,28 @@ impl Chain {
         // and makes this fail; our own has to step aside.
         self.read().below.lock_below(at, Lock::None)?;
         let started = match &lower {
-            Some(lower) => Merge::open(storage, &lower.spec(), &upper.spec(), direction),
-            None => Merge::open_on_base(storage, base.path(), base.format(), &upper.spec()),
+            Some(lower) => Merge::open(storage, &lower.spec(), &upper.spec(), direction, outlook),
+            None => Merge::open_on_base(storage, base.path(), base.format(), &upper.spec(), sums),
         };
-        match started {
-            Ok(mut merge) => {
-                match (merge.direction(), lower) {
-                    (Direction::Commit, lower) => {
-                        if let Some(lower) = lower {
-                            lower.detach_sums();
-                        }
-                        merge.read_through(upper);
-                    }
-                    (Direction::Pull, Some(lower)) => merge.read_through(lower),
-                    (Direction::Pull, None) => {}
+        let started = started.and_then(|mut merge| {
+            match (merge.direction(), lower, outlook) {
+                (Direction::Commit, Some(lower), Some(outlook)) => {
+                    // What is read of it stays as it is; what the upper one hides does not.
+                    lower.attach_sums(storage, outlook.meanwhile)?;
+                    merge.read_through(upper);
                 }
-                Ok(merge)
+                (Direction::Commit, Some(lower), None) => {
+                    lower.detach_sums();
+                    merge.read_through(upper);
+                }
+                (Direction::Commit, None, _) => {}
+                (Direction::Pull, Some(lower), _) => merge.read_through(lower),
+                (Direction::Pull, None, _) => {}
             }
+            Ok(merge)
+        });
+        match started {
+            Ok(merge) => Ok(merge),
             Err(e) => {
                 self.read().below.lock_below(at, Lock::Shared)?;
                 Err(e)
@@ -136,7 +144,13 @@ impl Chain {
     /// Ends a merge whose steps are done: makes it durable, relinks what lies
     /// on the upper layer (in this chain, and `others`), and lets go of the
     /// file that is not needed any more, whose path is returned.
-    pub fn finish_merge(&self, storage: &Storage, mut merge: Merge, others: &[LayerSpec]) -> Result<PathBuf> {
+    pub fn finish_merge(
+        &self,
+        storage: &Storage,
+        mut merge: Merge,
+        others: &[LayerSpec],
+        outlook: Option<&Outlook>,
+    ) -> Result<PathBuf> {
         let mut children = others.to_vec();
         {
             let inner = self.read();
@@ -148,7 +162,13 @@ impl Chain {
         }
         // The guest goes on meanwhile; an overlay that is pushed now lies
         // above the child and changes none of this.
-        let gone = match merge.finish(storage, &children) {
+        let finished = merge.finish(storage, &children).and_then(|gone| {
+            if let Some(outlook) = outlook {
+                self.left(&merge)?.attach_sums(storage, outlook.merged)?;
+            }
+            Ok(gone)
+        });
+        let gone = match finished {
             Ok(gone) => gone,
             Err(e) => {
                 self.cancel_merge(merge)?;
@@ -168,6 +188,24 @@ impl Chain {
         }
         inner.below.map.collapse((at + 1) as Layer);
         Ok(gone)
+    }
+
+    /// Our handle of the layer that a merge of two deltas leaves.
+    fn left(&self, merge: &Merge) -> Result<Arc<FrozenDelta>> {
+        let inner = self.read();
+        let upper = inner.below.position(merge.upper().id, inner.top.path())?;
+        let at = match merge.direction() {
+            Direction::Commit => upper.checked_sub(1),
+            Direction::Pull => Some(upper),
+        };
+        let found = at.and_then(|at| inner.below.deltas.get(at));
+        found
+            .cloned()
+            .ok_or_else(|| DiskError::NoSuchLayer { id: merge.upper().id, top: inner.top.path().to_owned() })
+    }
+
+    pub(super) fn frozen(&self) -> Vec<Arc<FrozenDelta>> {
+        self.read().below.deltas.clone()
     }
 
     /// Gives a merge up; what it has moved changes nothing that is read.
@@ -207,11 +245,9 @@ impl Chain {
         let folded = (|| {
             let lower = match below.deltas.last() {
                 Some(delta) => {
+                    // Nobody vouches for them any more: it is about to be written again.
                     delta.detach_sums();
-                    if storage.remove_file_if_exists(&sums::path_of(delta.path()))? {
-                        storage.sync_parent(delta.path())?;
-                    }
-                    Lower::Delta(Delta::open(storage, &delta.spec())?)
+                    Lower::Delta(Delta::open_again(storage, &delta.spec(), Lock::Exclusive)?)
                 }
                 None => Lower::Base(RawDisk::open(storage, below.base.path())?),
             };

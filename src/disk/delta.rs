@@ -12,7 +12,7 @@ use super::delta_file::Core;
 use super::delta_format::{BLOCK, Geometry, Header, LayerId, Parent, header_offset};
 use super::delta_header::format_error;
 use super::layer::LayerSpec;
-use super::sums::{self, Seal, Sums};
+use super::sums::{self, Chunk, Seal, Sums};
 use super::{DiskError, Result};
 use crate::storage::{Access, Lock, Storage};
 
@@ -64,6 +64,13 @@ impl Delta {
         // durable, the next flush would overwrite the copy that is.
         file.sync_data()?;
         Ok(Self { core: Core::open(file, spec)? })
+    }
+
+    /// To be merged into: nobody knows what an earlier attempt left unsynced.
+    pub(super) fn open_again(storage: &Storage, spec: &LayerSpec, lock: Lock) -> Result<Self> {
+        let delta = Self::open_locked(storage, spec, lock)?;
+        delta.core.rewrite()?;
+        Ok(delta)
     }
 
     /// Cannot fail and touches no file: it runs while the guest is paused.
@@ -155,7 +162,7 @@ impl FrozenDelta {
     }
 
     /// Makes durable what a killed process wrote to it, too: before anything is built on it.
-    pub(super) fn sync_former(&self) -> Result<()> {
+    pub fn sync_former(&self) -> Result<()> {
         Ok(self.core.file.sync_data()?)
     }
 
@@ -185,8 +192,12 @@ impl FrozenDelta {
     }
 
     /// The blocks that this layer holds, as runs of block numbers: what
-    /// changed since its parent.
+    /// changed since its parent. Its checksums know better than its bitmap, in
+    /// which an unfinished merge may have left more.
     pub fn runs(&self) -> Result<Vec<Range<u64>>> {
+        if let Some(sums) = &*self.sums() {
+            return Ok(sums.runs());
+        }
         self.core.with_bitmap(|bitmap| bitmap.runs().collect())
     }
 
@@ -203,8 +214,8 @@ impl FrozenDelta {
         Ok(())
     }
 
-    /// Checksums of all its data, into the file [`sums::path_of`]. Sync first.
-    /// Stale as soon as a merge changes this file, which removes them.
+    /// Checksums of all its data, into the file [`sums::path_of`]. Sync first. Only of a layer
+    /// that never had any: what rotted since would be sealed as if it were good.
     pub fn seal(&self, storage: &Storage) -> Result<Seal> {
         self.seal_while(storage, &|_| Ok(()))
     }
@@ -223,7 +234,7 @@ impl FrozenDelta {
     /// From here on data is checked against its checksums when it is first
     /// read. `crc` is the [`Seal::crc`] that was recorded.
     pub fn attach_sums(&self, storage: &Storage, crc: u32) -> Result<()> {
-        let runs = self.runs()?;
+        let runs = self.core.with_bitmap(|bitmap| bitmap.runs().collect::<Vec<_>>())?;
         let sums = Sums::load(storage, self.path(), self.id(), self.size(), crc, &runs)?;
         *self.sums.write().unwrap_or_else(PoisonError::into_inner) = Some(sums);
         Ok(())
@@ -246,9 +257,32 @@ impl FrozenDelta {
         Ok(())
     }
 
-    /// A commit is about to change what they are of.
+    /// It is about to be written again.
     pub(super) fn detach_sums(&self) {
         *self.sums.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    pub(super) fn has_sums(&self) -> bool {
+        self.sums().is_some()
+    }
+
+    /// Chunks with their masks and checksums; none without checksums.
+    pub(super) fn chunks(&self) -> Vec<(u32, u32, u32)> {
+        self.sums().as_ref().map(|sums| sums.chunks().collect()).unwrap_or_default()
+    }
+
+    /// Reads a chunk whole, and checks the very bytes that it returns.
+    pub(super) fn read_chunk(&self, into: &mut Chunk, (number, mask, crc): (u32, u32, u32)) -> Result<()> {
+        into.read(number, mask, &|buf, at| self.core.read_data(buf, at))?;
+        if into.crc(mask) == crc { Ok(()) } else { Err(self.rotten(sums::start_of(number))) }
+    }
+
+    fn rotten(&self, at: u64) -> DiskError {
+        DiskError::Corrupt {
+            path: self.path().to_owned(),
+            offset: self.core.geometry.data_offset + at,
+            what: "data with a wrong checksum in the 128 KiB",
+        }
     }
 
     fn sums(&self) -> RwLockReadGuard<'_, Option<Sums>> {
@@ -263,11 +297,7 @@ impl FrozenDelta {
         let read = |buf: &mut [u8], at: u64| self.core.read_data(buf, at);
         match sums.check(range, self.size(), &read)? {
             None => Ok(()),
-            Some(at) => Err(DiskError::Corrupt {
-                path: self.path().to_owned(),
-                offset: self.core.geometry.data_offset + at,
-                what: "data with a wrong checksum in the 128 KiB",
-            }),
+            Some(at) => Err(self.rotten(at)),
         }
     }
 

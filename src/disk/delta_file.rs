@@ -10,7 +10,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::bitmap::{Bitmap, Page};
-use super::delta_format::{Geometry, Header, LayerId, PAGE, Parent, Slot, decode_page, encode_page};
+use super::delta_format::{
+    Geometry, Header, LayerId, PAGE, Parent, Slot, decode_page, encode_page, header_offset,
+};
 use super::delta_header::{check_id, format_error, read_header};
 use super::layer::LayerSpec;
 use super::{DiskError, Result};
@@ -82,6 +84,20 @@ impl Core {
         let start = self.geometry.data_offset;
         let found = self.file.next_data(start + offset)?;
         Ok(found.map(|data| data.start - start..data.end - start))
+    }
+
+    /// Writes again what was read of header and bitmap, where it was read, and makes it durable: a
+    /// sync that failed before, whoever's it was, may have left it in memory only. Where it is
+    /// on the disk nothing changes, however much of this gets there.
+    pub fn rewrite(&self) -> Result<()> {
+        let (header, slot) = read_header(&self.file)?;
+        self.file.write_at(&header.encode(self.geometry.data_offset), header_offset(slot))?;
+        let state = self.state();
+        for (at, page) in state.bitmap.iter().flat_map(|bitmap| bitmap.pages()) {
+            let bytes = encode_page(self.id, at, page.generation, &page.words);
+            self.file.write_at(&bytes, self.geometry.page_offset(at, page.slot))?;
+        }
+        Ok(self.file.sync_data()?)
     }
 
     /// Data, fdatasync, changed bitmap pages, fdatasync; each only if needed.

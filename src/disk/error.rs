@@ -86,6 +86,16 @@ fn options(unnamed: &[PathBuf]) -> String {
 }
 
 impl DiskError {
+    /// The file that could not be synced, if that is what failed.
+    pub fn file_not_synced(&self) -> Option<&Path> {
+        match self {
+            Self::Storage(StorageError::Path { op: "sync", path, .. }) | Self::FlushFailed(path) => {
+                Some(path)
+            }
+            _ => None,
+        }
+    }
+
     /// The file that cannot grow, if a write failed for want of room. Not a failed sync: what the
     /// kernel could not write then is lost, so it is of no use to try again.
     pub fn file_without_room(&self) -> Option<&Path> {

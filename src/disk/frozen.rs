@@ -1,5 +1,6 @@
 //! A chain of layers that is only read: a base, and deltas over it.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -24,13 +25,41 @@ impl FrozenChain {
     /// `deltas` from the base upwards. Every one has to be the layer that is
     /// named and to have been made over the one before it.
     pub fn open(storage: &Storage, base: Base, deltas: &[LayerSpec]) -> Result<Self> {
+        Self::open_checked(storage, base, deltas, &BTreeMap::new())
+    }
+
+    /// The same; of a layer in `sums`, the checksums of its checksums, every block is checked when
+    /// it is first read.
+    pub fn open_checked(
+        storage: &Storage,
+        base: Base,
+        deltas: &[LayerSpec],
+        sums: &BTreeMap<LayerId, u32>,
+    ) -> Result<Self> {
+        Self::open_sharing(storage, base, deltas, sums, &BTreeMap::new())
+    }
+
+    /// The same; a layer in `shared` is open already, and one open file is enough.
+    pub fn open_sharing(
+        storage: &Storage,
+        base: Base,
+        deltas: &[LayerSpec],
+        sums: &BTreeMap<LayerId, u32>,
+        shared: &BTreeMap<LayerId, Arc<FrozenDelta>>,
+    ) -> Result<Self> {
         let mut chain = Self {
             map: BlockMap::new(base.len().div_ceil(BLOCK), 0),
             base: Arc::new(base),
             deltas: Vec::with_capacity(deltas.len()),
         };
         for spec in deltas {
-            chain.add(FrozenDelta::open(storage, spec)?)?;
+            // What a merge gave another parent since it was opened does not know of it.
+            let open = shared.get(&spec.id).filter(|layer| layer.parent() == chain.parent());
+            let delta = open.cloned().map_or_else(|| FrozenDelta::open(storage, spec), Ok)?;
+            if let Some(crc) = sums.get(&spec.id) {
+                delta.attach_sums(storage, *crc)?;
+            }
+            chain.add(delta)?;
         }
         Ok(chain)
     }

@@ -58,13 +58,16 @@ pub fn relink(storage: &Storage, layer: &LayerSpec, parent: Parent) -> Result<()
     let file = storage.open(&layer.path, Access::ReadWrite)?;
     let (mut header, slot) = read_header(&file)?;
     check_id(&layer.path, header.id, layer.id)?;
-    if header.parent == parent {
-        // Perhaps from a relink whose sync did not come to its end.
-        return Ok(file.sync_data()?);
-    }
     let geometry = Geometry::new(header.size).map_err(|e| format_error(&layer.path, e))?;
-    header.parent = parent;
-    header.generation += 1;
-    file.write_at(&header.encode(geometry.data_offset), header_offset(1 - slot))?;
+    let slot = if header.parent == parent {
+        // Perhaps from a relink whose sync failed: what is read may be in memory only, and the
+        // kernel take it for written. So it is written again.
+        slot
+    } else {
+        header.parent = parent;
+        header.generation += 1;
+        1 - slot
+    };
+    file.write_at(&header.encode(geometry.data_offset), header_offset(slot))?;
     Ok(file.sync_data()?)
 }

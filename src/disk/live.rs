@@ -12,6 +12,7 @@ use super::delta_format::{LayerId, Parent};
 use super::frozen::FrozenChain;
 use super::layer::LayerSpec;
 use super::merge::{Lower, Merge};
+use super::outlook::Outlook;
 use super::raw::RawDisk;
 use super::{Backing, Disk, DiskError, ImageFormat, Result, open_base};
 use crate::storage::Storage;
@@ -19,7 +20,12 @@ use crate::storage::Storage;
 pub struct LiveDisk {
     len: u64,
     inner: RwLock<Inner>,
+    /// Told of each sync that failed, before anybody else is.
+    on_loss: Option<OnLoss>,
 }
+
+/// With the file that could not be synced.
+pub type OnLoss = Arc<dyn Fn(&Path, &DiskError) + Send + Sync>;
 
 enum Inner {
     /// No layer yet: writes go into the image itself.
@@ -55,20 +61,30 @@ impl LiveDisk {
         layers: &[LayerSpec],
         sums: &BTreeMap<LayerId, u32>,
     ) -> Result<Self> {
+        Self::open_sharing(storage, base, format, layers, sums, &BTreeMap::new())
+    }
+
+    /// See [`FrozenChain::open_sharing`].
+    pub fn open_sharing(
+        storage: &Storage,
+        base: &Path,
+        format: ImageFormat,
+        layers: &[LayerSpec],
+        sums: &BTreeMap<LayerId, u32>,
+        shared: &BTreeMap<LayerId, Arc<FrozenDelta>>,
+    ) -> Result<Self> {
         let inner = match layers.split_last() {
             None => Inner::Raw(RawDisk::open(storage, base)?),
             Some((top, below)) => {
-                let below = FrozenChain::open(storage, open_base(storage, base, format)?, below)?;
+                let base = open_base(storage, base, format)?;
+                let below = FrozenChain::open_sharing(storage, base, below, sums, shared)?;
                 // The guest's next flush is to cover what it wrote before a kill, wherever that is.
                 if let Some(image) = below.base().as_raw() {
                     image.sync_former()?;
                 }
-                for layer in below.deltas() {
-                    match sums.get(&layer.id()) {
-                        // Taken of what was durable.
-                        Some(crc) => layer.attach_sums(storage, *crc)?,
-                        None => layer.sync_former()?,
-                    }
+                // Checksums are taken of what is durable.
+                for layer in below.deltas().iter().filter(|layer| !layer.has_sums()) {
+                    layer.sync_former()?;
                 }
                 Inner::Chain(Arc::new(Chain::new(below, Delta::open(storage, top)?)?))
             }
@@ -78,7 +94,21 @@ impl LiveDisk {
             Inner::Chain(chain) => chain.len(),
             Inner::Broken => 0,
         };
-        Ok(Self { len, inner: RwLock::new(inner) })
+        Ok(Self { len, inner: RwLock::new(inner), on_loss: None })
+    }
+
+    pub fn on_loss(self, tell: OnLoss) -> Self {
+        Self { on_loss: Some(tell), ..self }
+    }
+
+    /// What failed to be synced is lost, whatever a later sync says.
+    fn lost<T>(&self, done: Result<T>) -> Result<T> {
+        if let (Err(e), Some(tell)) = (&done, &self.on_loss)
+            && let Some(path) = e.file_not_synced()
+        {
+            tell(path, e);
+        }
+        done
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Inner> {
@@ -132,18 +162,37 @@ impl LiveDisk {
 
     /// See [`Chain::sync_layer`].
     pub fn sync_layer(&self, layer: LayerId) -> Result<()> {
-        self.chain()?.sync_layer(layer)
+        self.lost(self.chain()?.sync_layer(layer))
     }
 
-    /// Starts to merge a frozen layer with the one below it, whichever way moves fewer bytes. The
-    /// guest goes on.
-    pub fn begin_merge(&self, storage: &Storage, upper: LayerId) -> Result<Merge> {
-        self.chain()?.begin_merge(storage, upper, None)
+    /// See [`Chain::begin_merge`].
+    pub fn begin_merge(
+        &self,
+        storage: &Storage,
+        upper: LayerId,
+        sums: Option<u32>,
+        outlook: Option<&Outlook>,
+    ) -> Result<Merge> {
+        self.chain()?.begin_merge(storage, upper, None, sums, outlook)
     }
 
     /// See [`Chain::finish_merge`].
-    pub fn finish_merge(&self, storage: &Storage, merge: Merge, others: &[LayerSpec]) -> Result<()> {
-        self.chain()?.finish_merge(storage, merge, others).map(|_| ())
+    pub fn finish_merge(
+        &self,
+        storage: &Storage,
+        merge: Merge,
+        others: &[LayerSpec],
+        outlook: Option<&Outlook>,
+    ) -> Result<()> {
+        self.chain()?.finish_merge(storage, merge, others, outlook).map(|_| ())
+    }
+
+    /// The layers below the writable one.
+    pub fn frozen(&self) -> Vec<Arc<FrozenDelta>> {
+        match &*self.read() {
+            Inner::Chain(chain) => chain.frozen(),
+            Inner::Raw(_) | Inner::Broken => Vec::new(),
+        }
     }
 
     /// See [`Chain::cancel_merge`].
@@ -229,7 +278,7 @@ impl Disk for LiveDisk {
         self.with(|disk| disk.discard(offset, len))
     }
     fn flush(&self) -> Result<()> {
-        self.with(|disk| disk.flush())
+        self.lost(self.with(|disk| disk.flush()))
     }
 }
 

@@ -22,18 +22,11 @@ use std::sync::Arc;
 use super::delta::{Delta, FrozenDelta};
 use super::delta_format::{BLOCK, Parent};
 use super::layer::{LayerSpec, inspect, relink};
+use super::outlook::Outlook;
+pub use super::plan::{Direction, Plan};
 use super::raw::RawDisk;
-use super::sums;
 use super::{Backing, Disk, DiskError, ImageFormat, Result};
 use crate::storage::{Lock, Storage};
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
-    /// The upper layer down into the lower one; the lower file stays.
-    Commit,
-    /// The lower layer up into the upper one; the upper file stays.
-    Pull,
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
@@ -45,64 +38,6 @@ impl Progress {
     pub fn is_done(&self) -> bool {
         self.done >= self.total
     }
-}
-
-/// Which way, and which blocks have to move.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Plan {
-    pub direction: Direction,
-    pub runs: Vec<Range<u64>>,
-}
-
-impl Plan {
-    /// Of the runs of blocks that each layer holds, sorted and apart.
-    pub fn new(lower: &[Range<u64>], upper: &[Range<u64>], direction: Option<Direction>) -> Self {
-        let up = subtract(lower, upper);
-        let direction = direction.unwrap_or(if count(upper) < count(&up) {
-            Direction::Commit
-        } else {
-            // Of two equals the one that relinks one layer only.
-            Direction::Pull
-        });
-        let runs = match direction {
-            Direction::Commit => upper.to_vec(),
-            Direction::Pull => up,
-        };
-        Self { direction, runs }
-    }
-
-    pub fn bytes(&self) -> u64 {
-        count(&self.runs) * BLOCK
-    }
-}
-
-fn count(runs: &[Range<u64>]) -> u64 {
-    runs.iter().map(|run| run.end - run.start).sum()
-}
-
-/// What of `from` is not in `without`.
-fn subtract(from: &[Range<u64>], without: &[Range<u64>]) -> Vec<Range<u64>> {
-    let mut rest = Vec::new();
-    let mut holes = without.iter().peekable();
-    for run in from {
-        let mut at = run.start;
-        while at < run.end {
-            while holes.next_if(|hole| hole.end <= at).is_some() {}
-            match holes.peek().filter(|hole| hole.start < run.end) {
-                None => {
-                    rest.push(at..run.end);
-                    break;
-                }
-                Some(hole) => {
-                    if at < hole.start {
-                        rest.push(at..hole.start);
-                    }
-                    at = hole.end;
-                }
-            }
-        }
-    }
-    rest
 }
 
 /// What blocks are copied down into.
@@ -158,25 +93,27 @@ impl Merge {
         lower: &LayerSpec,
         upper: &LayerSpec,
         direction: Option<Direction>,
+        outlook: Option<&Outlook>,
     ) -> Result<Self> {
         check_parent(storage, upper, Parent::Delta(lower.id), &lower.path)?;
-        let lower = Delta::open(storage, lower)?;
+        let lower = Delta::open_again(storage, lower, Lock::Exclusive)?;
         let frozen = FrozenDelta::open(storage, upper)?;
         check_size(upper, frozen.size(), lower.path(), lower.size())?;
-        let plan = Plan::new(&lower.runs()?, &frozen.runs()?, direction);
-        // The checksums of the file that changes go before its first change.
-        let changed = match plan.direction {
-            Direction::Commit => lower.path(),
-            Direction::Pull => &upper.path,
-        };
-        if storage.remove_file_if_exists(&sums::path_of(changed))? {
-            storage.sync_parent(changed)?;
+        let below = lower.as_frozen();
+        if let Some(outlook) = outlook {
+            below.attach_sums(storage, outlook.lower)?;
+            frozen.attach_sums(storage, outlook.upper)?;
         }
+        let plan = Plan::new(
+            &below.runs()?,
+            &frozen.runs()?,
+            outlook.map(|outlook| outlook.direction).or(direction),
+        );
         let (source, opened) = match plan.direction {
             Direction::Commit => (frozen, None),
             // Whoever reads this layer goes on reading the same, so its
             // lock is shared; the lower one's keeps a second merge away.
-            Direction::Pull => (lower.as_frozen(), Some(Delta::open_locked(storage, upper, Lock::Shared)?)),
+            Direction::Pull => (below, Some(Delta::open_again(storage, upper, Lock::Shared)?)),
         };
         Ok(Self {
             below: lower.parent(),
@@ -197,6 +134,7 @@ impl Merge {
         base: &Path,
         format: ImageFormat,
         upper: &LayerSpec,
+        sums: Option<u32>,
     ) -> Result<Self> {
         if format != ImageFormat::Raw {
             return Err(DiskError::Qcow2 {
@@ -207,6 +145,10 @@ impl Merge {
         check_parent(storage, upper, Parent::Base, base)?;
         let lower = RawDisk::open(storage, base)?;
         let frozen = FrozenDelta::open(storage, upper)?;
+        // Below it nothing is checked any more: what goes there is checked last.
+        if let Some(crc) = sums {
+            frozen.attach_sums(storage, crc)?;
+        }
         let plan = Plan::new(&[], &frozen.runs()?, Some(Direction::Commit));
         check_size(upper, frozen.size(), base, lower.len())?;
         Ok(Self {
@@ -234,12 +176,6 @@ impl Merge {
     pub(super) fn read_through(&mut self, source: Arc<FrozenDelta>) {
         debug_assert_eq!(source.id(), self.source.id());
         self.source = source;
-    }
-
-    /// Checks what is copied; `crc` as recorded for the layer that it is
-    /// copied from: of a commit the upper one, of a pull the lower.
-    pub fn attach_sums(&self, storage: &Storage, crc: u32) -> Result<()> {
-        self.source.attach_sums(storage, crc)
     }
 
     pub fn progress(&self) -> Progress {
@@ -338,13 +274,36 @@ pub fn resume(
     direction: Direction,
     children: &[LayerSpec],
 ) -> Result<PathBuf> {
-    let below = inspect(storage, &lower.path)?.parent;
     // A pull relinks as its last act, of which perhaps only the sync is missing.
-    if direction == Direction::Pull && inspect(storage, &upper.path)?.parent == below {
-        relink(storage, upper, below)?;
-        return Ok(lower.path.clone());
+    if direction == Direction::Pull
+        && inspect(storage, &upper.path)?.parent == inspect(storage, &lower.path)?.parent
+    {
+        return relink_all(storage, lower, upper, direction, children);
     }
-    Merge::open(storage, lower, upper, Some(direction))?.finish(storage, children)
+    Merge::open(storage, lower, upper, Some(direction), None)?.finish(storage, children)
+}
+
+/// Brings a merge of two deltas to its end, of which all is copied and durable; returns the file
+/// that is left over.
+pub fn relink_all(
+    storage: &Storage,
+    lower: &LayerSpec,
+    upper: &LayerSpec,
+    direction: Direction,
+    children: &[LayerSpec],
+) -> Result<PathBuf> {
+    let (left, gone) = match direction {
+        Direction::Commit => (lower, upper),
+        Direction::Pull => (upper, lower),
+    };
+    // Of a pull, too: a commit that failed at its end may have relinked some.
+    for child in children {
+        relink(storage, child, Parent::Delta(left.id))?;
+    }
+    if direction == Direction::Pull {
+        relink(storage, upper, inspect(storage, &lower.path)?.parent)?;
+    }
+    Ok(gone.path.clone())
 }
 
 fn put(into: &Delta, blocks: Range<u64>, buf: &[u8]) -> Result<()> {

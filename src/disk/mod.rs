@@ -22,6 +22,8 @@ pub mod layer;
 mod limits;
 pub mod live;
 pub mod merge;
+pub mod outlook;
+mod plan;
 mod probe;
 pub mod qcow2;
 pub mod qcow2_header;

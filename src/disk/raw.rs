@@ -15,6 +15,8 @@ pub struct RawImage {
     len: u64,
     /// It was written before it was frozen.
     unsynced: AtomicBool,
+    /// As of [`RawDisk`].
+    failed: AtomicBool,
 }
 
 /// For writing, under an exclusive lock.
@@ -50,13 +52,16 @@ fn open(storage: &Storage, path: &Path, access: Access) -> Result<(File, u64)> {
 impl RawImage {
     pub fn open(storage: &Storage, path: &Path) -> Result<Self> {
         let (file, len) = open(storage, path, Access::ReadOnly)?;
-        Ok(Self { file, len, unsynced: AtomicBool::new(false) })
+        Ok(Self { file, len, unsynced: AtomicBool::new(false), failed: AtomicBool::new(false) })
     }
 
     /// Makes durable what was written before [`RawDisk::freeze`].
     pub fn sync(&self) -> Result<()> {
+        if self.failed.load(Ordering::Acquire) {
+            return Err(DiskError::FlushFailed(self.path().to_owned()));
+        }
         if self.unsynced.load(Ordering::Acquire) {
-            self.file.sync_data()?;
+            self.file.sync_data().inspect_err(|_| self.failed.store(true, Ordering::Release))?;
             self.unsynced.store(false, Ordering::Release);
         }
         Ok(())
@@ -106,7 +111,7 @@ impl RawDisk {
         // From exclusive to shared is one step of the kernel's: nobody gets in between.
         self.file.lock(Lock::Shared)?;
         let Self { file, len, .. } = self;
-        Ok(RawImage { file, len, unsynced: AtomicBool::new(true) })
+        Ok(RawImage { file, len, unsynced: AtomicBool::new(true), failed: AtomicBool::new(false) })
     }
 }
 

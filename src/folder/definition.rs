@@ -1,6 +1,6 @@
 //! What vm.json says, as types; no files here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -113,9 +113,14 @@ pub struct Now {
     /// A checkpoint that is being made: once it is published, it is the parent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub creating: Option<Id>,
-    /// Checksums of layers whose checkpoint is gone while others still read through them.
+    /// Checksums of layers whose checkpoint is gone while others still read through them, and of
+    /// those that were merged. They count, whatever a manifest says.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub layer_sums: BTreeMap<Id, u32>,
+    /// Layers that were written and never had checksums. Of any other that is frozen and has none
+    /// they were lost, and nobody knows whether it is as it was.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub unsealed: BTreeSet<Id>,
     /// A merge of two layers that was begun.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub merging: Option<Merging>,
@@ -138,6 +143,16 @@ pub struct Merging {
     pub commit: bool,
     /// Layers on the upper one.
     pub children: Vec<Id>,
+    /// Checksums that the layer that is left will have; none of a base.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sums: Option<u32>,
+}
+
+impl Merging {
+    /// The layer that is left; none: the base.
+    pub fn left(&self) -> Option<Id> {
+        if self.commit { self.lower } else { Some(self.upper) }
+    }
 }
 
 /// Another place of a base image, so that all manifests learn of it after a crash, too.

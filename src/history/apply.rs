@@ -3,9 +3,6 @@
 //! Everything that can fail happens beside the running machine. The one step that counts is the
 //! replacement of vm.json; before it the VM is as it was, after it the VM is at the checkpoint.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-
 use super::orphans::orphans;
 use super::saving::{remove_unless_named, save};
 use super::{Catalog, CheckpointError, Result};
@@ -15,12 +12,11 @@ use crate::checkpoint::Manifest;
 use crate::checkpoint::state::read_state;
 use crate::config::VmConfig;
 use crate::control::GoBack;
-use crate::disk::Disk;
 use crate::disk::delta_format::Parent;
 use crate::disk::layer::LayerSpec;
 use crate::folder::{Definition, Now, VmFolder, VmLock};
 use crate::history::bases;
-use crate::history::disks::{self, Layers, OpenDisks};
+use crate::history::disks::{self, Layers, OpenDisks, Reuse};
 use crate::id::Id;
 use crate::layout::GENERATION_PAGE;
 use crate::machine::{self, Bare, Machine, MachineState, Parts};
@@ -45,7 +41,7 @@ pub type MakeParts<'a> = &'a dyn Fn(&VmConfig, &OpenDisks) -> Parts;
 /// What there is beside what is built.
 pub struct Around<'a> {
     /// Disks that are open and stay as they are.
-    pub reuse: &'a BTreeMap<String, Arc<dyn Disk>>,
+    pub reuse: &'a Reuse,
     /// Nothing runs, and no disk is open.
     pub idle: bool,
     /// KVM's side of the machine, if it was begun before.
@@ -88,6 +84,7 @@ pub fn prepare(
             parent: Some(manifest.id),
             tops,
             layer_sums: definition.now.layer_sums.clone(),
+            unsealed: definition.now.unsealed.clone(),
             generation: Some(generation),
             ..Now::default()
         },

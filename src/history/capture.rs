@@ -45,7 +45,7 @@ pub struct Captured {
 pub struct Plan<'a> {
     pub storage: &'a Storage,
     pub id: Id,
-    /// What Now descends from.
+    /// The nearest checkpoint with memory that Now descends from.
     pub parent: Option<Id>,
     /// Where memory that the machine does not have yet is read from.
     pub pending: Option<Arc<MemoryChain>>,
@@ -206,7 +206,8 @@ impl Below {
         Self(chain.and_then(Result::ok))
     }
 
-    /// Now descends from `parent`: the machine is tracked since that one from here on.
+    /// `parent` is the nearest checkpoint with memory that Now descends from: the machine is tracked
+    /// since that one from here on.
     pub fn follow(&self, machine: Option<&Machine>, parent: Option<Id>) {
         let (Some(machine), Some(chain)) = (machine, &self.0) else { return };
         let tracker = machine.tracker();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{CheckpointError, Result};
 use crate::checkpoint::manifest::DiskPoint;
-use crate::checkpoint::store::{Damaged, Listing, Store};
+use crate::checkpoint::store::{Damaged, Listing, Store, StoreError};
 use crate::checkpoint::tree::{MIN_PREFIX, ResolveError, Tree};
 use crate::checkpoint::{CheckpointName, Manifest};
 use crate::control::ChangeBody;
@@ -61,7 +61,12 @@ impl<'a> Catalog<'a> {
                 None => CheckpointError::Missing(text),
             });
         }
-        Ok(self.store.load(found?)?)
+        self.store.load(found?).map_err(|e| match e {
+            StoreError::Missing { .. } => {
+                CheckpointError::Refused(format!("checkpoint `{reference}` was deleted just now"))
+            }
+            e => e.into(),
+        })
     }
 
     /// As [`Catalog::resolve`], but a damaged one is found, too: its id, and what it is called.
@@ -82,6 +87,21 @@ impl<'a> Catalog<'a> {
             ))
         })?;
         Ok(self.store.load(id)?)
+    }
+
+    /// The nearest of a checkpoint and those that it descends from that holds memory.
+    pub fn with_memory(&self, from: Option<Id>) -> Result<Option<Id>> {
+        let manifests = self.manifests()?;
+        let mut next = from;
+        // Were they a ring, it ends.
+        for _ in 0..manifests.len() {
+            let Some(manifest) = manifests.iter().find(|manifest| Some(manifest.id) == next) else { break };
+            if manifest.memory.is_some() {
+                return Ok(next);
+            }
+            next = manifest.parent;
+        }
+        Ok(None)
     }
 
     /// The name, or the time's; unique in the VM.
@@ -115,8 +135,14 @@ impl<'a> Catalog<'a> {
     /// Checksums of all frozen layers that have some.
     pub fn layer_sums(&self, definition: &Definition) -> Result<BTreeMap<Id, u32>> {
         let manifests = self.manifests()?;
-        Ok(definition.now.layer_sums.iter().map(|(id, crc)| (*id, *crc)).chain(sums_of(&manifests)).collect())
+        Ok(effective_sums(&manifests, definition))
     }
+}
+
+/// What vm.json says counts: it is replaced in one step, a number of manifests is not.
+pub(super) fn effective_sums(manifests: &[Manifest], definition: &Definition) -> BTreeMap<Id, u32> {
+    let own = definition.now.layer_sums.iter().map(|(id, crc)| (*id, *crc));
+    sums_of(manifests).chain(own).collect()
 }
 
 /// Checksums of the layers that manifests vouch for.

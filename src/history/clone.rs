@@ -152,8 +152,10 @@ impl Source<'_> {
         let storage = place.storage();
         let disks = place.make_disks_folder()?;
         for layer in &self.layers {
-            for from in [&sums::path_of(&layer.path), &layer.path] {
-                if let Some(name) = from.file_name().filter(|_| from.exists()) {
+            let crc = self.definition.now.layer_sums.get(&layer.id);
+            let sums = crc.map(|crc| sums::locate(storage, &layer.path, *crc)).transpose()?;
+            for from in [sums.as_ref(), Some(&layer.path)].into_iter().flatten() {
+                if let Some(name) = from.file_name() {
                     storage.link(from, &disks.join(name))?;
                 }
             }

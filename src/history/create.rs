@@ -11,9 +11,10 @@ use std::time::Duration;
 use chrono::Utc;
 
 use super::capture::{self, Plan};
+use super::catalog::sums_of;
 use super::overlay::{Frozen, Staged, stage_overlays, switch};
 use super::saving::{remove_unless_named, save};
-use super::{Catalog, CheckpointError, Result};
+use super::{Catalog, CheckpointError, Result, reserve, sealing};
 use crate::capture::chain::MemoryChain;
 use crate::capture::guest::CaptureError;
 use crate::checkpoint::manifest::{DiskPoint, LeftOut, LeftOutWhy, MemoryInfo};
@@ -76,6 +77,10 @@ pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Resul
     let name = catalog.new_name(body.name.as_ref())?;
     let id = Id::random().map_err(CheckpointError::Random)?;
 
+    reserve::keep(folder, definition);
+    // One without memory in between changes none.
+    let memory_parent = catalog.with_memory(definition.now.parent)?;
+
     // stage
     let staging = catalog.store.stage(id)?;
     let staged = stage_overlays(folder, disks)?;
@@ -98,7 +103,7 @@ pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Resul
     let captured = match machine {
         None => switch(folder.storage(), staged, &mut frozen).map(|()| None),
         Some(machine) => {
-            let (storage, parent) = (folder.storage(), before.now.parent);
+            let (storage, parent) = (folder.storage(), memory_parent);
             let plan = Plan { storage, id, parent, pending, image: &image, body, progress };
             capture::machine(&plan, machine, staged, &mut frozen).map(Some)
         }
@@ -134,6 +139,7 @@ pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Resul
             disk.flush()?;
         }
         describe_disks(folder, &frozen, &mut manifest)?;
+        sealing::seal_below(folder, lock, definition, disks, &manifest)?;
         if progress.is_cancelled() {
             return Err(CaptureError::Cancelled.into());
         }
@@ -159,6 +165,7 @@ pub(super) fn take_back(
     let (pushed, unused): (BTreeMap<_, _>, BTreeMap<_, _>) =
         specs.into_iter().partition(|(disk, _)| frozen.contains_key(disk));
     let mut now = before.now.clone();
+    now.unsealed.extend(pushed.keys().filter_map(|disk| before.now.tops.get(disk)));
     now.tops.extend(pushed.into_iter().map(|(disk, layer)| (disk, layer.id)));
     match save(folder, lock, definition, Definition { now, ..before }) {
         Ok(()) => remove_layers(folder, unused.values()),
@@ -178,8 +185,9 @@ pub(super) fn conclude(
     let mut now = definition.now.clone();
     now.creating = None;
     // An error at the very end may leave it there.
-    if published.is_ok() || Catalog::new(folder, definition).store.load(id).is_ok() {
+    if let Ok(manifest) = Catalog::new(folder, definition).store.load(id) {
         now.parent = Some(id);
+        sums_of([&manifest]).for_each(|(layer, _)| _ = now.unsealed.remove(&layer));
     }
     let next = Definition { now, ..definition.clone() };
     if let Err(e) = save(folder, lock, definition, next.clone()) {
@@ -200,6 +208,8 @@ pub(super) fn announce(
 ) -> Result<()> {
     let mut next = definition.clone();
     next.now.creating = Some(id);
+    // What is frozen gets its checksums once nobody waits for them.
+    next.now.unsealed.extend(staged.values().filter_map(|one| one.before));
     next.now.tops.extend(staged.iter().map(|(disk, one)| (disk.clone(), one.overlay.spec().id)));
     save(folder, lock, definition, next)
 }
@@ -261,7 +271,11 @@ pub(super) fn describe_disks(
     for (config, one) in configs {
         let base = bases::stamp(folder, config)?;
         let point = match &one.layer {
-            Some((id, layer)) => DiskPoint::Layer { id: *id, sums: Some(layer.seal(storage)?.crc) },
+            Some((id, layer)) => {
+                let crc = layer.seal(storage)?.crc;
+                layer.attach_sums(storage, crc)?;
+                DiskPoint::Layer { id: *id, sums: Some(crc) }
+            }
             None => DiskPoint::Base(base.clone()),
         };
         manifest.bases.insert(config.id.clone(), base);

@@ -15,11 +15,21 @@ use crate::checkpoint::store::StoreError;
 use crate::checkpoint::tree::{DeletePlan, Tree};
 use crate::control::{CheckpointInfo, DeleteBody, DeletedInfo};
 use crate::folder::{Definition, VmFolder, VmLock};
-use crate::history::readers;
+use crate::history::{readers, reserve};
 use crate::id::Id;
 
-/// Forgets `id`, or it and all that descends from it.
+/// Forgets `id`, or it and all that descends from it. On a full disk, too: room is kept for it.
 pub fn run(
+    folder: &VmFolder,
+    lock: &VmLock,
+    definition: &mut Definition,
+    id: Id,
+    body: DeleteBody,
+) -> Result<DeletedInfo> {
+    reserve::with_room(folder, &definition.clone(), || delete(folder, lock, definition, id, body))
+}
+
+fn delete(
     folder: &VmFolder,
     lock: &VmLock,
     definition: &mut Definition,
@@ -46,7 +56,6 @@ pub fn run(
         return Ok(deleted);
     }
     readers::check(folder, &plan.gone)?;
-    super::memory::keep(&catalog, &manifests, &plan.gone)?;
     // Children and Now get their new parent before the old one goes, so that it is never missing.
     let former: Vec<(Id, Option<Id>)> =
         manifests.iter().map(|manifest| (manifest.id, manifest.parent)).collect();
@@ -54,6 +63,7 @@ pub fn run(
     let sums: BTreeMap<Id, u32> = sums_of(going).collect();
     let was = definition.now.parent;
     let undo = |definition: &mut Definition| {
+        super::memory::take_back(&catalog, &manifests);
         for (id, parent) in former.iter().filter(|(id, _)| plan.reparent.contains_key(id)) {
             if let Err(again) = catalog.store.update(*id, |manifest| manifest.parent = *parent) {
                 log::warn!("{again}");
@@ -67,7 +77,9 @@ pub fn run(
             log::warn!("{again}");
         }
     };
-    if let Err(e) = reparent(&catalog, lock, definition, &plan, sums) {
+    if let Err(e) = super::memory::keep(&catalog, &manifests, &plan.gone)
+        .and_then(|()| reparent(&catalog, lock, definition, &plan, sums))
+    {
         undo(definition);
         return Err(e);
     }
@@ -133,7 +145,10 @@ fn reparent(
         catalog.store.update(*child, |manifest| manifest.parent = *parent)?;
     }
     let mut next = definition.clone();
-    next.now.layer_sums.extend(sums);
+    for (layer, crc) in sums {
+        // After a merge the manifest may be behind.
+        next.now.layer_sums.entry(layer).or_insert(crc);
+    }
     if let Some(parent) = plan.now {
         next.now.parent = parent;
     }

@@ -1,17 +1,18 @@
 //! The disks of a VM: its definition's images with the layers in its folder.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::base_problem::{BaseProblem, look};
 use crate::config::{DiskConfig, DiskFormat, VmConfig};
-use crate::disk::delta::Delta;
+use crate::disk::delta::{Delta, FrozenDelta};
 use crate::disk::delta_format::Parent;
 use crate::disk::layer::{LayerInfo, LayerSpec, ancestry, inspect};
-use crate::disk::live::LiveDisk;
+use crate::disk::live::{LiveDisk, OnLoss};
 use crate::disk::{Backing, Disk, DiskError, ReadOnly, open_base, sums};
 use crate::folder::{Definition, FolderError, VmFolder};
+use crate::history::lost::{Lost, Note};
 use crate::id::Id;
 use crate::machine::MachineDisk;
 
@@ -25,6 +26,8 @@ pub enum DisksError {
     Disk { id: String, error: DiskError },
     #[error("disk `{0}` is a qcow2 image, which is only read: add ,overlay to write beside it, or ,readonly")]
     Qcow2NeedsOverlay(String),
+    #[error(transparent)]
+    Lost(#[from] Lost),
     #[error(transparent)]
     Layer(#[from] DiskError),
     #[error(transparent)]
@@ -42,10 +45,15 @@ impl OpenDisks {
         }
     }
 
-    /// Those that no checkpoint touches; whatever the VM goes back to, they stay as they are.
-    pub fn left_alone(&self) -> BTreeMap<String, Arc<dyn Disk>> {
+    /// Those that no checkpoint touches, which stay as they are whatever the VM goes back to, and
+    /// frozen layers, which others may read, too.
+    pub fn reuse(&self) -> Reuse {
         let alone = self.machine.iter().filter(|disk| !self.live.contains_key(&disk.id));
-        alone.map(|disk| (disk.id.clone(), disk.disk.clone())).collect()
+        let layers = self.live.values().flat_map(|disk| disk.frozen());
+        Reuse {
+            disks: alone.map(|disk| (disk.id.clone(), disk.disk.clone())).collect(),
+            layers: layers.map(|layer| (layer.id(), layer)).collect(),
+        }
     }
 }
 
@@ -119,6 +127,13 @@ impl Layers {
     }
 }
 
+/// What is open already of a VM's disks.
+#[derive(Default)]
+pub struct Reuse {
+    disks: BTreeMap<String, Arc<dyn Disk>>,
+    layers: BTreeMap<Id, Arc<FrozenDelta>>,
+}
+
 /// Open disks of a VM.
 #[derive(Default)]
 pub struct OpenDisks {
@@ -135,18 +150,25 @@ pub fn open(
     config: &VmConfig,
     tops: &BTreeMap<String, Id>,
     crcs: &BTreeMap<Id, u32>,
-    reuse: &BTreeMap<String, Arc<dyn Disk>>,
+    reuse: &Reuse,
 ) -> Result<OpenDisks, DisksError> {
     let layers = Layers::read(folder)?;
     let mut disks = OpenDisks::default();
+    let note = match Note::open(folder) {
+        Ok(note) => Some(Arc::new(note)),
+        Err(e) => {
+            log::warn!("should a flush fail, it could not be written down: {e}");
+            None
+        }
+    };
     for config in &config.disks {
         let storage = folder.storage();
         let path = base_path(folder, config);
         let failed = || DisksError::disk(config);
-        if !reuse.contains_key(&config.id) {
+        if !reuse.disks.contains_key(&config.id) {
             look(folder, config, tops.get(&config.id).and_then(|top| layers.size(*top)))?;
         }
-        let disk: Arc<dyn Disk> = if let Some(open) = reuse.get(&config.id) {
+        let disk: Arc<dyn Disk> = if let Some(open) = reuse.disks.get(&config.id) {
             open.clone()
         } else if config.readonly {
             {
@@ -164,11 +186,29 @@ pub fn open(
                 }
                 None => Vec::new(),
             };
-            let disk = LiveDisk::open(storage, &path, config.format, &chain, crcs).map_err(failed())?;
+            let files: Vec<&Path> =
+                chain.iter().map(|layer| layer.path.as_path()).chain([path.as_path()]).collect();
+            if let Some(lost) = note.as_ref().and_then(|note| note.of(&config.id, &files)) {
+                return Err(lost.into());
+            }
+            let tell: Option<OnLoss> = note.clone().map(|note| {
+                let id = config.id.clone();
+                Arc::new(move |path: &Path, e: &DiskError| note.add(&id, path, e)) as OnLoss
+            });
+            let opened = LiveDisk::open_sharing(storage, &path, config.format, &chain, crcs, &reuse.layers);
+            if let (Err(e), Some(tell)) = (&opened, &tell)
+                && let Some(path) = e.file_not_synced()
+            {
+                tell(path, e);
+            }
+            let disk = opened.map_err(failed())?;
             if let Some(sums) = base_sums(folder, config)? {
                 disk.attach_base_sums(storage, &sums).map_err(failed())?;
             }
-            let disk = Arc::new(disk);
+            let disk = Arc::new(match tell {
+                Some(tell) => disk.on_loss(tell),
+                None => disk,
+            });
             if !config.passthrough {
                 disks.live.insert(config.id.clone(), disk.clone());
             }
@@ -224,7 +264,8 @@ pub fn branch(
 pub fn remove_layers<'a>(folder: &VmFolder, layers: impl IntoIterator<Item = &'a LayerSpec>) {
     for layer in layers {
         // The checksums first: without their layer nobody would look for them.
-        for path in [&sums::path_of(&layer.path), &layer.path] {
+        let sums = sums::files_of(folder.storage(), &layer.path).unwrap_or_default();
+        for path in sums.iter().chain([&layer.path]) {
             if let Err(e) = folder.storage().remove_file_if_exists(path) {
                 log::warn!("{e}");
             }

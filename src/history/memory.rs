@@ -20,6 +20,19 @@ pub fn keep(catalog: &Catalog, manifests: &[Manifest], gone: &[Id]) -> Result<()
     Ok(())
 }
 
+/// Undoes [`keep`]: `manifests` are as they were before it.
+pub fn take_back(catalog: &Catalog, manifests: &[Manifest]) {
+    let kept = |manifest: &Manifest| manifest.memory.as_ref().map(|memory| memory.kept.clone());
+    for before in manifests {
+        let Ok(now) = catalog.store.load(before.id) else { continue };
+        if kept(&now) != kept(before)
+            && let Err(e) = catalog.store.unkeep_images(before)
+        {
+            log::warn!("{e}");
+        }
+    }
+}
+
 /// Checkpoints whose memory is not all there.
 pub fn missing(catalog: &Catalog) -> Result<Vec<String>> {
     let mut missing = Vec::new();

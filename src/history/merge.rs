@@ -1,33 +1,28 @@
 //! Merging layers that nothing needs apart: what to do, and what is written down of it.
 //!
 //! Every merge goes through the same stations, whether the VM is off ([`settle`]) or its guest
-//! runs (`crate::vmm::merging`): *verify* both layers, as what is damaged must not get new checksums;
-//! *forget* the checksums of what changes; *begin*; *announce* it in vm.json; copy; finish;
+//! runs (`crate::vmm::merging`): *check* both layers, which also takes the checksums of what they
+//! will be; *begin*; *announce* it in vm.json; copy; write down that all is *copied*; finish;
 //! *record* who is where now. A crash after *announce* is brought to its end by [`finish_merge`].
+//! At every station vm.json names checksums of all that is read of either layer.
 
-use std::collections::BTreeMap;
-use std::path::Path;
-
-use super::catalog::is_complete;
 use super::orphans::orphans;
+use super::pair::{Check, Checked, GoOn, Pair, graph, merged_disks, spec};
 use super::saving::{is_saved, save};
-use super::{Catalog, Result};
-use crate::checkpoint::layers::{BaseRole, LayerGraph, Step, User};
+use super::{Catalog, Result, sealing};
+use crate::checkpoint::layers::{LayerGraph, Step, User};
 use crate::checkpoint::manifest::DiskPoint;
-use crate::checkpoint::store::Listing;
-use crate::config::{DiskConfig, DiskFormat};
-use crate::disk::DiskError;
-use crate::disk::delta::FrozenDelta;
+use crate::config::DiskConfig;
 use crate::disk::delta_format::Parent;
 use crate::disk::layer::LayerSpec;
 use crate::disk::merge::{self, Direction, Merge};
+use crate::disk::outlook::Outlook;
 use crate::folder::{Definition, Merging, VmFolder, VmLock};
 use crate::history::bases;
 use crate::history::disks::{DisksError, Layers, base_path};
 use crate::history::readers;
 use crate::id::Id;
 use crate::progress::Progress;
-use crate::storage::{Storage, StorageError};
 
 /// Bytes moved between two looks at whether to stop.
 pub const STEP: u64 = 4 << 20;
@@ -44,11 +39,11 @@ pub fn settle(
     finish_merge(folder, lock, definition)?;
     let catalog = Catalog::new(folder, definition);
     let mut settler = Settler { catalog: &catalog, lock, definition };
+    sealing::seal_fresh(folder, lock, settler.definition, progress)?;
     for disk in settler.disks() {
         while let Some(pair) = settler.next(&disk)? {
             settler.merge(pair, progress)?;
         }
-        settler.seal(&disk, progress)?;
     }
     catalog.store.merge_images(progress)?;
     progress.check()?;
@@ -81,120 +76,6 @@ pub fn pending(catalog: &Catalog, definition: &Definition) -> Result<usize> {
     Ok(count)
 }
 
-fn merged_disks(definition: &Definition) -> impl Iterator<Item = &DiskConfig> {
-    definition.config.disks.iter().filter(|disk| !disk.readonly && !disk.passthrough)
-}
-
-/// The layers of one disk and who is on them.
-fn graph(
-    folder: &VmFolder,
-    definition: &Definition,
-    listing: &Listing,
-    disk: &DiskConfig,
-    layers: &Layers,
-) -> Result<LayerGraph> {
-    let mut users: Vec<(User, Parent)> = listing
-        .manifests
-        .iter()
-        .filter_map(|manifest| Some((User::Checkpoint(manifest.id), manifest.disks.get(&disk.id)?.top())))
-        .collect();
-    let now = definition.now.tops.get(&disk.id).map_or(Parent::Base, |top| Parent::Delta(*top));
-    users.push((User::Now, now));
-    // A layer's header does not say of which disk it is; who uses it does.
-    let mut parents: BTreeMap<Id, Parent> = BTreeMap::new();
-    for (_, top) in &users {
-        let Parent::Delta(top) = top else { continue };
-        for layer in layers.chain(*top)? {
-            let found = layers.found.iter().find(|found| found.id == layer.id);
-            parents.extend(found.map(|found| (found.id, found.parent)));
-        }
-    }
-    let is_linked = |path: &Path| match folder.storage().metadata(path) {
-        // A base that is gone is a finding of its own.
-        Err(e) if e.is_not_found() => Ok(false),
-        other => Ok::<_, StorageError>(other?.links > 1),
-    };
-    let mut shared = Vec::new();
-    for layer in layers.found.iter().filter(|layer| parents.contains_key(&layer.id)) {
-        if is_linked(&layer.path)? {
-            shared.push(layer.id);
-        }
-    }
-    let base = base_path(folder, disk);
-    // In the VM's own folder it is shared by another name, elsewhere by its path.
-    let is_others = || -> Result<bool> {
-        Ok((disk.path.is_relative() && is_linked(&base)?) || folder.others_rest_on(&base)?)
-    };
-    let own = disk.format == DiskFormat::Raw && !disk.overlay && !is_others()?;
-    let role = if own { BaseRole::Mergeable } else { BaseRole::Fixed };
-    Ok(LayerGraph::new(role, parents, users, is_complete(listing, definition)).share(shared))
-}
-
-/// Two layers of a disk to be merged.
-pub struct Pair {
-    pub disk: DiskConfig,
-    pub lower: Parent,
-    pub upper: LayerSpec,
-    /// Layers on the upper one.
-    pub children: Vec<LayerSpec>,
-    /// Now is on the upper one: a running guest writes to it.
-    pub upper_is_top: bool,
-    /// Both, but for the base.
-    specs: Vec<LayerSpec>,
-    graph: LayerGraph,
-}
-
-impl Pair {
-    pub fn lower_id(&self) -> Option<Id> {
-        match self.lower {
-            Parent::Base => None,
-            Parent::Delta(id) => Some(id),
-        }
-    }
-
-    /// The layer that is left after a merge; none: the base.
-    pub fn left(&self, direction: Direction) -> Option<&LayerSpec> {
-        match direction {
-            Direction::Pull => Some(&self.upper),
-            Direction::Commit => self.specs.iter().find(|spec| spec.id != self.upper.id),
-        }
-    }
-
-    /// Whether checkpoints are on the upper layer, so that what is left of both needs checksums.
-    pub fn is_used(&self) -> bool {
-        let users = self.graph.users().iter();
-        users.clone().any(|(user, on)| *user != User::Now && *on == Parent::Delta(self.upper.id))
-    }
-
-    pub fn failed(&self, error: DiskError) -> DisksError {
-        DisksError::Disk { id: self.disk.id.clone(), error }
-    }
-
-    /// Opens two layers that nobody else has open.
-    pub fn open(&self, folder: &VmFolder) -> std::result::Result<Merge, DiskError> {
-        let storage = folder.storage();
-        match self.specs.iter().find(|spec| spec.id != self.upper.id) {
-            None => {
-                Merge::open_on_base(storage, &base_path(folder, &self.disk), self.disk.format, &self.upper)
-            }
-            Some(lower) => Merge::open(storage, lower, &self.upper, None),
-        }
-    }
-}
-
-/// Checks layers against the checksums that are known of them.
-pub fn verify(storage: &Storage, layers: &[(LayerSpec, u32)], go_on: &dyn Fn(u64) -> GoOn) -> GoOn {
-    for (spec, crc) in layers {
-        let layer = FrozenDelta::open(storage, spec)?;
-        layer.attach_sums(storage, *crc)?;
-        layer.verify(go_on)?;
-    }
-    Ok(())
-}
-
-/// Whether long work is to go on; asked between its parts.
-pub type GoOn = std::result::Result<(), DiskError>;
-
 fn going_on(progress: &Progress) -> impl Fn(u64) -> GoOn + '_ {
     |bytes| {
         progress.add(bytes);
@@ -206,11 +87,6 @@ pub struct Settler<'a> {
     pub catalog: &'a Catalog<'a>,
     pub lock: &'a VmLock,
     pub definition: &'a mut Definition,
-}
-
-fn spec(layers: &Layers, id: Id) -> std::result::Result<LayerSpec, DiskError> {
-    let found = layers.found.iter().find(|layer| layer.id == id).ok_or(DiskError::NoParent(id))?;
-    Ok(LayerSpec { path: found.path.clone(), id })
 }
 
 impl Settler<'_> {
@@ -240,16 +116,21 @@ impl Settler<'_> {
     /// Does a merge of a VM that is off.
     fn merge(&mut self, pair: Pair, progress: &Progress) -> Result<()> {
         let storage = self.catalog.folder.storage();
-        let sums = self.sums(&pair)?;
         progress.phase("verify", 0);
-        verify(storage, &sums, &going_on(progress)).map_err(|e| pair.failed(e))?;
-        self.forget(&pair)?;
-        let mut merge = pair.open(self.catalog.folder).map_err(|e| pair.failed(e))?;
-        let merging = self.announce(&pair, merge.direction())?;
-        copy(&mut merge, progress, &|| Ok(progress.check()?)).map_err(|e| pair.failed(e))?;
+        let checked = self.check(&pair, false)?.run(&going_on(progress)).map_err(|e| pair.failed(e))?;
+        self.nobody_reads()?;
+        let mut merge = pair.open(self.catalog.folder, &checked).map_err(|e| pair.failed(e))?;
+        let merging = self.announce(&pair, merge.direction(), &checked)?;
+        let copied = copy(&mut merge, progress, &|| Ok(progress.check()?)).and_then(|()| merge.sync());
+        if let Err(e) = copied {
+            drop(merge);
+            self.give_up()?;
+            return Err(pair.failed(e).into());
+        }
+        self.copied(&merging)?;
         merge.finish(storage, &pair.children).map_err(|e| pair.failed(e))?;
         drop(merge);
-        self.record(&pair.disk, &merging, pair.graph, None)
+        self.record(&pair.disk, &merging, pair.graph)
     }
 
     pub fn save(&mut self, next: Definition) -> Result<()> {
@@ -278,38 +159,80 @@ impl Settler<'_> {
         orphans(self.catalog, self.definition, true).map(|_| ())
     }
 
-    /// Checksums that are known of the two layers.
-    pub fn sums(&self, pair: &Pair) -> Result<Vec<(LayerSpec, u32)>> {
+    /// What is to be checked of a pair before it is merged; of one whose upper layer a running
+    /// guest writes to, `live`, only the lower one.
+    pub fn check(&self, pair: &Pair, live: bool) -> Result<Check> {
         let sums = self.catalog.layer_sums(self.definition)?;
-        let known = pair.specs.iter().filter_map(|spec| Some((spec.clone(), *sums.get(&spec.id)?)));
-        Ok(known.collect())
+        let checkable = |spec: &LayerSpec| (spec.clone(), sums.get(&spec.id).copied());
+        Ok(Check {
+            storage: self.catalog.folder.storage().clone(),
+            // One that never had any becomes what it was: written by the guest.
+            lower: pair.lower_spec().map(checkable).filter(|(_, crc)| !live || crc.is_some()),
+            upper: Some(checkable(&pair.upper)).filter(|_| !live),
+        })
+    }
+
+    /// Who came since a pair was chosen would read what is about to be changed.
+    pub fn nobody_reads(&self) -> Result<()> {
+        readers::check_all(self.catalog.folder)
+    }
+
+    /// Before the guest's layer goes down into the one below it, which is written again from then
+    /// on, and has checksums no more.
+    pub fn thaw(&mut self, pair: &Pair) -> Result<()> {
+        let Parent::Delta(lower) = pair.lower else { return Ok(()) };
+        let mut next = self.definition.clone();
+        next.now.layer_sums.remove(&lower);
+        next.now.unsealed.insert(lower);
+        self.save(next)
     }
 
     /// Checksums of layers that are gone are of no use.
     pub fn prune_sums(&mut self) -> Result<()> {
         let layers = Layers::read(self.catalog.folder)?;
-        let there = |id: &Id| layers.found.iter().any(|layer| layer.id == *id);
-        if self.definition.now.layer_sums.keys().all(there) {
+        if !layers.broken.is_empty() {
+            // One that cannot be read now may be any of them.
             return Ok(());
         }
+        let there = |id: &Id| layers.found.iter().any(|layer| layer.id == *id);
         let mut next = self.definition.clone();
         next.now.layer_sums.retain(|id, _| there(id));
-        save(self.catalog.folder, self.lock, self.definition, next)
+        next.now.unsealed.retain(&there);
+        if next != *self.definition {
+            self.save(next)?;
+        }
+        sealing::remove_strays(self.catalog.folder, self.definition);
+        Ok(())
     }
 
-    /// Writes down which merge is begun, so that a crash finds it.
-    pub fn announce(&mut self, pair: &Pair, direction: Direction) -> Result<Merging> {
+    /// Writes down which merge is begun, so that a crash finds it, and by which checksums the layer
+    /// that changes is read meanwhile.
+    pub fn announce(&mut self, pair: &Pair, direction: Direction, checked: &Checked) -> Result<Merging> {
         let merging = Merging {
             disk: pair.disk.id.clone(),
             lower: pair.lower_id(),
             upper: pair.upper.id,
             commit: direction == Direction::Commit,
             children: pair.children.iter().map(|child| child.id).collect(),
+            sums: checked.outlook.map(|outlook| outlook.merged),
         };
         let mut next = self.definition.clone();
         next.now.merging = Some(merging.clone());
-        save(self.catalog.folder, self.lock, self.definition, next)?;
+        next.now.layer_sums.extend(&checked.sealed);
+        next.now.unsealed.retain(|id| !checked.sealed.contains_key(id));
+        if let Some(outlook) = checked.outlook {
+            next.now.layer_sums.insert(outlook.left, outlook.meanwhile);
+        }
+        self.save(next)?;
         Ok(merging)
+    }
+
+    /// Writes down that the layer that is left holds all of both, durably.
+    pub fn copied(&mut self, merging: &Merging) -> Result<()> {
+        let Some((left, sums)) = merging.left().zip(merging.sums) else { return Ok(()) };
+        let mut next = self.definition.clone();
+        next.now.layer_sums.insert(left, sums);
+        self.save(next)
     }
 
     /// See [`give_up`].
@@ -322,15 +245,15 @@ impl Settler<'_> {
         }
         let mut next = self.definition.clone();
         next.now.merging = None;
-        save(self.catalog.folder, self.lock, self.definition, next)
+        sealing::forget_tops(&mut next.now);
+        self.save(next)?;
+        sealing::remove_strays(self.catalog.folder, self.definition);
+        Ok(())
     }
 
-    /// Writes down a merge that is done, and gives what is left of both its checksums, if they
-    /// were taken.
-    pub fn done(&mut self, pair: Pair, merging: &Merging, sums: Option<u32>) -> Result<()> {
-        let direction = if merging.commit { Direction::Commit } else { Direction::Pull };
-        let left = pair.left(direction).map(|spec| spec.id);
-        self.record(&pair.disk, merging, pair.graph, left.zip(sums))
+    /// Writes down a merge that is done.
+    pub fn done(&mut self, pair: Pair, merging: &Merging) -> Result<()> {
+        self.record(&pair.disk, merging, pair.graph)
     }
 
     fn resume(&mut self, merging: &Merging) -> Result<()> {
@@ -347,35 +270,60 @@ impl Settler<'_> {
             .map(|id| spec(&layers, *id))
             .collect::<std::result::Result<Vec<_>, _>>()?;
         let upper = spec(&layers, merging.upper)?;
-        // It may have come so far that who was moved vouches for what is left; it is merged again,
-        // and loses its checksums in that.
-        let both: Vec<Id> = merging.lower.into_iter().chain([merging.upper]).collect();
-        self.forget_points(&disk, &both)?;
+        let direction = if merging.commit { Direction::Commit } else { Direction::Pull };
+        let sums = self.catalog.layer_sums(self.definition)?;
         match merging.lower {
             None => {
-                Merge::open_on_base(storage, &base_path(folder, &disk), disk.format, &upper)
-                    .and_then(|mut merge| merge.finish(storage, &children))
-                    .map_err(failed)?;
+                Merge::open_on_base(
+                    storage,
+                    &base_path(folder, &disk),
+                    disk.format,
+                    &upper,
+                    sums.get(&upper.id).copied(),
+                )
+                .and_then(|mut merge| merge.finish(storage, &children))
+                .map_err(failed)?;
             }
-            Some(lower) => {
-                let direction = if merging.commit { Direction::Commit } else { Direction::Pull };
-                merge::resume(storage, &spec(&layers, lower)?, &upper, direction, &children)
-                    .map_err(failed)?;
+            Some(id) => {
+                let lower = spec(&layers, id)?;
+                let sum = |id: &Id| sums.get(id).copied();
+                let merged = merging.left().zip(merging.sums);
+                match merged.map(|merged| (merged, sum(&id).zip(sum(&upper.id)))) {
+                    // All is there, and vouched for; of the other one perhaps nobody knows any more.
+                    Some(((left, merged), _)) if sum(&left) == Some(merged) => {
+                        merge::relink_all(storage, &lower, &upper, direction, &children).map_err(failed)?;
+                    }
+                    Some(((left, merged), Some((lower_sums, upper_sums)))) => {
+                        let meanwhile = if merging.commit { lower_sums } else { upper_sums };
+                        let outlook = Outlook {
+                            direction,
+                            left,
+                            lower: lower_sums,
+                            upper: upper_sums,
+                            meanwhile,
+                            merged,
+                        };
+                        let mut merge =
+                            Merge::open(storage, &lower, &upper, None, Some(&outlook)).map_err(failed)?;
+                        copy(&mut merge, &Progress::default(), &|| Ok(()))
+                            .and_then(|()| merge.sync())
+                            .map_err(failed)?;
+                        self.copied(merging)?;
+                        merge.finish(storage, &children).map_err(failed)?;
+                    }
+                    // Of an older piton, which had dropped the checksums before.
+                    None | Some((_, None)) => {
+                        self.forget_points(&disk, &[id, upper.id])?;
+                        merge::resume(storage, &lower, &upper, direction, &children).map_err(failed)?;
+                    }
+                }
             }
         }
-        self.record(&disk, merging, graph, None)?;
-        self.seal(&disk, &Progress::default())
+        self.record(&disk, merging, graph)
     }
 
     /// Writes down who is where after a merge; only then is the file that is left over nobody's.
-    /// `sealed` is the layer that is left with its checksums, if they were taken.
-    fn record(
-        &mut self,
-        disk: &DiskConfig,
-        merging: &Merging,
-        mut graph: LayerGraph,
-        sealed: Option<(Id, u32)>,
-    ) -> Result<()> {
+    fn record(&mut self, disk: &DiskConfig, merging: &Merging, mut graph: LayerGraph) -> Result<()> {
         let step = Step::Merge {
             lower: merging.lower.map_or(Parent::Base, Parent::Delta),
             upper: merging.upper,
@@ -385,12 +333,13 @@ impl Settler<'_> {
         let direction = if merging.commit { Direction::Commit } else { Direction::Pull };
         let done = graph.apply(&step, direction);
         let folder = self.catalog.folder;
-        let sums = |layer: Id| sealed.filter(|(left, _)| *left == layer).map(|(_, crc)| crc);
-        let point = |layer: Id| DiskPoint::Layer { id: layer, sums: sums(layer) };
-        // Who was on it already is on other contents now, with checksums that were forgotten.
-        if let Some((left, _)) = sealed {
+        let point = |layer: Id| DiskPoint::Layer { id: layer, sums: merging.sums };
+        // Who was on it already reads the same, of other contents of the file.
+        if let Some(left) = merging.left() {
             for manifest in self.catalog.manifests()? {
-                if manifest.disks.get(&disk.id) == Some(&DiskPoint::Layer { id: left, sums: None }) {
+                if let Some(DiskPoint::Layer { id, sums }) = manifest.disks.get(&disk.id)
+                    && (*id, true) == (left, *sums != merging.sums)
+                {
                     self.set_point(manifest.id, disk, point(left))?;
                 }
             }
@@ -417,8 +366,10 @@ impl Settler<'_> {
         if merging.lower.is_none() {
             self.stamp_base(disk)?;
         }
+        sealing::forget_tops(&mut next.now);
         save(folder, self.lock, self.definition, next)?;
         orphans(self.catalog, self.definition, true)?;
+        sealing::remove_strays(folder, self.definition);
         Ok(())
     }
 
@@ -442,40 +393,12 @@ impl Settler<'_> {
         Ok(())
     }
 
-    /// Beginning a merge drops the checksums of the layer that changes, so nobody may vouch for
-    /// them any more.
-    pub fn forget(&mut self, pair: &Pair) -> Result<()> {
-        // Who came since would make the merge fail only after this.
-        readers::check_all(self.catalog.folder)?;
-        let mut next = self.definition.clone();
-        next.now.layer_sums.retain(|id, _| pair.specs.iter().all(|spec| spec.id != *id));
-        if next != *self.definition {
-            save(self.catalog.folder, self.lock, self.definition, next)?;
-        }
-        self.forget_points(&pair.disk, &[pair.upper.id])
-    }
-
     fn forget_points(&self, disk: &DiskConfig, layers: &[Id]) -> Result<()> {
         for manifest in self.catalog.manifests()? {
             if let Some(DiskPoint::Layer { id, sums: Some(_) }) = manifest.disks.get(&disk.id)
                 && layers.contains(id)
             {
                 self.set_point(manifest.id, disk, DiskPoint::Layer { id: *id, sums: None })?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Gives checksums again to every layer of a checkpoint that has none.
-    pub fn seal(&self, disk: &DiskConfig, progress: &Progress) -> Result<()> {
-        let layers = Layers::read(self.catalog.folder)?;
-        for manifest in self.catalog.manifests()? {
-            if let Some(DiskPoint::Layer { id, sums: None }) = manifest.disks.get(&disk.id) {
-                let storage = self.catalog.folder.storage();
-                let layer = FrozenDelta::open(storage, &spec(&layers, *id)?)?;
-                progress.phase("checksums", layer.allocated_bytes()?);
-                let sums = Some(layer.seal_while(storage, &going_on(progress))?.crc);
-                self.set_point(manifest.id, disk, DiskPoint::Layer { id: *id, sums })?;
             }
         }
         Ok(())

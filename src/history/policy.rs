@@ -1,6 +1,5 @@
 //! What a VM's settings say about its checkpoints, and how they are changed.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::create::{self, Origin, Subject};
@@ -151,7 +150,7 @@ pub fn at_start(folder: &VmFolder, lock: &VmLock, definition: &mut Definition) -
     }
     let sums = catalog.layer_sums(definition)?;
     let Definition { config, now, .. } = &*definition;
-    let disks = disks::open(folder, config, &now.tops, &sums, &BTreeMap::new())?;
+    let disks = disks::open(folder, config, &now.tops, &sums, &Default::default())?;
     let origin = Origin { automatic: true, ..Origin::default() };
     let subject =
         Subject { folder, lock, definition, disks: &disks.live, machine: None, pending: None, origin };

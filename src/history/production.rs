@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::create::{Subject, announce, conclude, describe, describe_disks, take_back};
 use super::overlay::{self, Frozen, Staged, stage_overlays};
 use super::saving::remove_unless_named;
-use super::{Catalog, CheckpointError};
+use super::{Catalog, CheckpointError, reserve, sealing};
 use crate::agent::{self, Agent, AgentError, Outcome};
 use crate::checkpoint::{Kind, Manifest};
 use crate::control::CreateBody;
@@ -56,6 +56,8 @@ pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Resul
     progress.phase("agent", 0);
     let mut agent = Agent::connect(&*port, progress).map_err(Failure::Agent)?;
 
+    reserve::keep(folder, definition);
+
     // stage
     // What the disks have not written yet is written now and not in the freeze.
     for disk in disks.values() {
@@ -91,6 +93,7 @@ pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Resul
                 manifest.frozen_us = Some(micros(frozen.took));
                 manifest.automatic = origin.automatic;
                 describe_disks(folder, &layers, &mut manifest)?;
+                sealing::seal_below(folder, lock, definition, disks, &manifest)?;
                 if let Err(e) = frozen.thawed {
                     manifest.warnings.push(format!(
                         "{e}: the guest's file systems may still be frozen; its agent is asked again when it connects"

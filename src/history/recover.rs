@@ -5,9 +5,8 @@ use std::thread::JoinHandle;
 
 use super::orphans::orphans_of;
 use super::saving::save;
-use super::{Catalog, CheckpointError, Finding, Result, bases, merge, relocate};
+use super::{Catalog, CheckpointError, Finding, Result, bases, merge, relocate, reserve, sealing};
 use crate::checkpoint::store::{Listing, Recovery};
-use crate::disk::sums;
 use crate::folder::{Definition, VmFolder, VmLock};
 use crate::storage::{StorageError, is_temporary};
 
@@ -35,6 +34,9 @@ pub fn begin(
 ) -> Result<(Vec<Finding>, NamesBeingSynced)> {
     let catalog = Catalog::new(folder, definition);
     let listing = catalog.listing()?;
+    if !listing.manifests.is_empty() {
+        reserve::keep(folder, definition);
+    }
     let names = NamesBeingSynced::begin(&catalog, &listing)?;
     let found = find(&catalog, &listing, lock, &mut definition.clone(), false)?;
     if found.is_empty() {
@@ -132,7 +134,8 @@ fn find(
     }
     // What is missing may come back, and then its checksums are needed.
     if findings.iter().all(|finding| finding.mended) {
-        findings.extend(strays(folder, repair)?);
+        let changed = (repair && !findings.is_empty()).then(|| catalog.listing()).transpose()?;
+        findings.extend(strays(folder, definition, changed.as_ref().unwrap_or(listing), repair)?);
     }
     Ok(findings)
 }
@@ -145,25 +148,23 @@ fn is_base_gone(folder: &VmFolder, definition: &Definition) -> bool {
     disk.is_some_and(|disk| bases::look(folder, disk, None).is_err())
 }
 
-/// Files that belong to nothing: replacements that were not put in place, and checksums whose layer
-/// is gone, because names are not removed in order.
-fn strays(folder: &VmFolder, repair: bool) -> Result<Vec<Finding>> {
+/// Files that belong to nothing: replacements that were not put in place, and checksums that nobody
+/// vouches for.
+fn strays(
+    folder: &VmFolder,
+    definition: &Definition,
+    listing: &Listing,
+    repair: bool,
+) -> Result<Vec<Finding>> {
     let storage = folder.storage();
-    let mut found = Vec::new();
+    let mut found = sealing::strays(folder, definition, &listing.manifests)?;
     for dir in [folder.path().to_owned(), folder.disks()] {
         let names = match storage.list_dir(&dir) {
             Err(e) if e.is_not_found() => continue,
             other => other?,
         };
-        for path in names.iter().map(|name| dir.join(name)) {
-            let alone = match sums::layer_of(&path) {
-                Some(layer) => !storage.exists(&layer)?,
-                None => path.file_name().is_some_and(is_temporary),
-            };
-            if alone {
-                found.push(path);
-            }
-        }
+        let names = names.into_iter().filter(|name| is_temporary(name));
+        found.extend(names.map(|name| dir.join(name)));
     }
     if repair {
         for path in &found {

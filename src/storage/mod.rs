@@ -345,6 +345,12 @@ impl File {
         self.inner.sync_data().map_err(at("sync", &self.path))
     }
 
+    /// What is read next comes from the disk, whatever the host's memory has of it.
+    pub fn forget_cached(&self) -> Result<()> {
+        let len = self.len()?;
+        self.inner.let_go(0..len).map_err(|e| self.range("drop what is cached of", 0, len, e))
+    }
+
     pub fn sync_all(&self) -> Result<()> {
         self.inner.sync_all().map_err(at("sync", &self.path))
     }

@@ -13,13 +13,14 @@ use crate::checkpoint::state::read_state;
 use crate::checkpoint::{CheckpointName, Kind, Manifest};
 use crate::config::DiskConfig;
 use crate::disk::frozen::FrozenChain;
-use crate::disk::open_base;
+use crate::disk::{DiskError, open_base};
 use crate::folder::{CheckpointType, Definition, VmFolder, VmLock};
 use crate::history::bases;
 use crate::history::disks::{Layers, base_path, base_sums};
 use crate::history::readers::{self, Reading};
-use crate::history::{Catalog, CheckpointError};
+use crate::history::{Catalog, CheckpointError, lost, steady};
 use crate::id::Id;
+use crate::storage::StorageError;
 
 pub struct Source {
     pub manifest: Manifest,
@@ -42,9 +43,26 @@ impl Source {
         let id = catalog.resolve(&definition, reference)?.id;
         // The note first: a checkpoint that is there afterwards stays.
         let reading = readers::begin(folder, command, &[id])?;
-        let manifest = catalog.store.load(id)?;
-        bases::check(folder, &manifest, false)?;
-        let (layers, sums) = (Layers::read(folder)?, catalog.layer_sums(&definition)?);
+        let opened =
+            steady::open(folder, id, |definition, manifest| Self::open(folder, definition, manifest));
+        let source = opened.map_err(|e| match e {
+            TransferError::Disk { error: DiskError::Storage(StorageError::InUse { path, .. }), .. }
+                if path.starts_with(folder.disks()) =>
+            {
+                TransferError::Refused(format!(
+                    "layers of the VM `{}` are being merged: `piton checkpoint jobs {0}` shows when that is done",
+                    folder.name()
+                ))
+            }
+            e => e,
+        })?;
+        Ok(Self { _reading: Some(reading), ..source })
+    }
+
+    fn open(folder: &VmFolder, definition: &Definition, manifest: &Manifest) -> Result<Self> {
+        let (catalog, id) = (Catalog::new(folder, definition), manifest.id);
+        bases::check(folder, manifest, false)?;
+        let (layers, sums) = (Layers::read(folder)?, catalog.layer_sums(definition)?);
         let mut disks = BTreeMap::new();
         for config in &manifest.config.disks {
             let Some(point) = manifest.disks.get(&config.id) else { continue };
@@ -56,25 +74,28 @@ impl Source {
         }
         let (memory, state) = match (&manifest.memory, &manifest.state) {
             (Some(_), Some(info)) => {
-                let chain = MemoryChain::open(folder.storage(), &catalog.store.memory_chain(&manifest)?)?;
+                let chain = MemoryChain::open(folder.storage(), &catalog.store.memory_chain(manifest)?)?;
                 (Some(chain), Some(read_state(folder.storage(), &catalog.store.state_path(id), info)?))
             }
             _ => (None, None),
         };
         Ok(Self {
-            manifest,
+            manifest: manifest.clone(),
             disks,
             memory,
             state,
             checkpoint_type: definition.checkpoint_type,
             auto_checkpoint: definition.auto_checkpoint,
-            _reading: Some(reading),
+            _reading: None,
         })
     }
 
     /// What a VM that is off would start from. The lock is to be held as long as this lives.
     pub fn now(folder: &VmFolder, _: &VmLock, definition: &Definition) -> Result<Self> {
         let storage = folder.storage();
+        if let Some(lost) = lost::list(folder)?.into_iter().next() {
+            return Err(TransferError::Refused(lost.to_string()));
+        }
         let catalog = Catalog::new(folder, definition);
         let (layers, sums) = (Layers::read(folder)?, catalog.layer_sums(definition)?);
         let Definition { config, now, .. } = definition;
@@ -156,11 +177,5 @@ fn open(
     if let Some(sums) = base_sums(folder, config)? {
         base.attach_sums(storage, &sums).map_err(&failed)?;
     }
-    let chain = FrozenChain::open(storage, base, &specs).map_err(&failed)?;
-    for layer in chain.deltas() {
-        if let Some(crc) = sums.get(&layer.id()) {
-            layer.attach_sums(storage, *crc).map_err(&failed)?;
-        }
-    }
-    Ok(chain)
+    FrozenChain::open_checked(storage, base, &specs, sums).map_err(&failed)
 }

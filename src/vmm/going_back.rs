@@ -79,7 +79,7 @@ impl Vmm {
             return Err(CheckpointError::Refused(SetupError::TooLate.to_string()));
         }
         let boot = self.boot + 1;
-        let reuse = self.disks.left_alone();
+        let reuse = self.disks.reuse();
         let idle = self.machine.is_none() && self.disks.machine.is_empty();
         let (bare, names) = begun.map_or((None, None), |begun| (begun.bare, Some(begun.names)));
         let ready = apply::prepare(

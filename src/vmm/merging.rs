@@ -14,16 +14,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Vmm;
-use super::series::{MOST_ROUNDS, Outcome, Running, Series, Tell, Way, small};
+use super::series::{Begun, MOST_ROUNDS, Outcome, Running, Series, Tell, Way, small};
 use crate::control::jobs::JobKind;
 use crate::control::{Reply, RequestError};
 use crate::disk::DiskError;
-use crate::disk::delta_format::Parent;
 use crate::disk::live::LiveDisk;
-use crate::folder::Merging;
+use crate::disk::merge::Merge;
 use crate::history::disks::{new_layer_path, remove_layers};
-use crate::history::merge::{GoOn, Pair, Settler, verify};
-use crate::history::{Catalog, CheckpointError};
+use crate::history::merge::Settler;
+use crate::history::pair::{Checked, GoOn, Pair};
+use crate::history::{Catalog, CheckpointError, sealing};
 use crate::id::Id;
 use crate::progress::{Cancelled, Progress};
 
@@ -42,7 +42,8 @@ impl Vmm {
             }
             let job = self.jobs.add(None, JobKind::Merge, String::new()).ok()?;
             job.begin();
-            self.merging = Some(Series { job, running: None, rounds: BTreeMap::new(), threads: 0 });
+            let (rounds, sound) = (BTreeMap::new(), None);
+            self.merging = Some(Series { job, running: None, rounds, sound, threads: 0 });
         }
         let id = self.merging.as_ref().map(|series| series.job.id());
         self.advance();
@@ -105,8 +106,8 @@ impl Vmm {
                 return self.finish_series(Err("cancelled: what is left is merged when the VM stops"));
             }
             let step = match self.next_pair() {
-                Ok(Some(pair)) if pair.upper_is_top => self.shorten(&pair),
-                Ok(Some(pair)) => self.start_merge(pair),
+                Ok(Some(pair)) if pair.upper_is_top => self.shorten(pair),
+                Ok(Some(pair)) => self.start_check(pair, false),
                 Ok(None) => {
                     if let Err(e) = self.with_settler(|settler| settler.prune_sums()) {
                         log::warn!("{e}");
@@ -142,7 +143,7 @@ impl Vmm {
     }
 
     /// The layer that the guest writes to is to go: down if it holds little, else under a fresh one.
-    fn shorten(&mut self, pair: &Pair) -> Result<(), CheckpointError> {
+    fn shorten(&mut self, pair: Pair) -> Result<(), CheckpointError> {
         let id = &pair.disk.id;
         let Some(disk) = self.disks.live.get(id).cloned() else {
             return Err(CheckpointError::Refused(format!("disk `{id}` is not open")));
@@ -151,7 +152,12 @@ impl Vmm {
         let round = series.rounds.entry(id.clone()).or_default();
         let bytes = disk.overlay_bytes().map_err(|e| pair.failed(e))?;
         if bytes <= small(*round) {
-            return self.fold(pair, &disk);
+            // What is damaged is not written to as if it were good.
+            if pair.lower_id().is_some_and(|lower| series.sound != Some(lower)) {
+                return self.start_check(pair, true);
+            }
+            series.sound = None;
+            return self.fold(&pair, &disk);
         }
         if *round >= MOST_ROUNDS {
             return Err(CheckpointError::Refused(format!(
@@ -159,7 +165,7 @@ impl Vmm {
             )));
         }
         *round += 1;
-        self.freeze(pair, &disk)
+        self.freeze(&pair, &disk)
     }
 
     fn freeze(&mut self, pair: &Pair, disk: &LiveDisk) -> Result<(), CheckpointError> {
@@ -169,6 +175,7 @@ impl Vmm {
         let layer = overlay.spec();
         // Named before it is used; empty, it changes nothing that is read.
         let mut next = self.definition.clone();
+        next.now.unsealed.extend(next.now.tops.get(id).copied());
         next.now.tops.insert(id.clone(), layer.id);
         if let Err(e) = self.with_settler(|settler| settler.save(next)) {
             if self.folder.load().is_ok_and(|found| found == self.definition) {
@@ -181,32 +188,31 @@ impl Vmm {
     }
 
     fn fold(&mut self, pair: &Pair, disk: &LiveDisk) -> Result<(), CheckpointError> {
-        let mut next = self.definition.clone();
-        next.now.layer_sums.retain(|id, _| pair.lower != Parent::Delta(*id));
-        if next != self.definition {
-            self.with_settler(|settler| settler.save(next))?;
-        }
+        self.with_settler(|settler| settler.thaw(pair))?;
         let storage = self.folder.storage().clone();
         disk.fold(&storage, || self.with_settler(|settler| settler.folded(pair)))?;
-        self.with_settler(|settler| settler.remove_orphans())
+        self.with_settler(|settler| settler.remove_orphans())?;
+        sealing::remove_strays(&self.folder, &self.definition);
+        Ok(())
     }
 
-    fn start_merge(&mut self, pair: Pair) -> Result<(), CheckpointError> {
-        let sums = self.with_settler(|settler| settler.sums(&pair))?;
-        let storage = self.folder.storage().clone();
-        let (live, upper) = (self.live(&pair), pair.upper.id);
+    fn start_check(&mut self, pair: Pair, upper_is_written: bool) -> Result<(), CheckpointError> {
+        let check = self.with_settler(|settler| settler.check(&pair, upper_is_written))?;
+        let (live, both) = (self.live(&pair), pair.lower_id().into_iter().chain([pair.upper.id]));
         self.spawn(pair, None, move |progress, go_on| {
             progress.phase("verify", 0);
-            let checked = verify(&storage, &sums, &|bytes| {
-                progress.add(bytes);
-                go_on()
-            });
-            // So that it is not waited for when the merge begins.
-            let durable = checked.and_then(|()| match live {
-                Way::Live(disk) => disk.sync_layer(upper),
+            // Its first checksums may be taken; and it is not waited for when the merge begins.
+            let durable = match live {
+                Way::Live(disk) => both.into_iter().try_for_each(|layer| disk.sync_layer(layer)),
                 Way::Aside => Ok(()),
+            };
+            let checked = durable.and_then(|()| {
+                check.run(&|bytes| {
+                    progress.add(bytes);
+                    go_on()
+                })
             });
-            durable.map_or_else(Outcome::Stopped, |()| Outcome::Verified)
+            checked.map_or_else(Outcome::Stopped, Outcome::Verified)
         })
     }
 
@@ -219,16 +225,16 @@ impl Vmm {
     }
 
     /// Both layers are sound: now they may change.
-    fn begin(&mut self, pair: Pair) -> Result<(), CheckpointError> {
-        self.with_settler(|settler| settler.forget(&pair))?;
+    fn begin(&mut self, pair: Pair, checked: Checked) -> Result<(), CheckpointError> {
+        self.with_settler(|settler| settler.nobody_reads())?;
         let storage = self.folder.storage().clone();
-        let way = self.live(&pair);
+        let (way, outlook) = (self.live(&pair), checked.outlook);
         let merge = match &way {
-            Way::Live(disk) => disk.begin_merge(&storage, pair.upper.id),
-            Way::Aside => pair.open(&self.folder),
+            Way::Live(disk) => disk.begin_merge(&storage, pair.upper.id, checked.upper, outlook.as_ref()),
+            Way::Aside => pair.open(&self.folder, &checked),
         };
         let merge = merge.map_err(|e| pair.failed(e))?;
-        let announced = self.with_settler(|settler| settler.announce(&pair, merge.direction()));
+        let announced = self.with_settler(|settler| settler.announce(&pair, merge.direction(), &checked));
         let merging = match announced {
             Ok(merging) => merging,
             Err(e) => {
@@ -236,17 +242,27 @@ impl Vmm {
                 return Err(e);
             }
         };
-        let seal = if pair.is_used() { pair.left(merge.direction()).cloned() } else { None };
-        let children = pair.children.clone();
-        self.spawn(pair, Some(merging), move |progress, go_on| {
-            way.merge(&storage, merge, &children, seal.as_ref(), progress, go_on)
-        })
+        let begun = Begun { merging, outlook };
+        self.spawn(pair, Some(begun), move |progress, go_on| way.copy(merge, progress, go_on))
+    }
+
+    /// All is in one layer: now who lies on the other can be moved.
+    fn finish(&mut self, pair: Pair, begun: Begun, merge: Merge) -> Result<(), CheckpointError> {
+        let way = self.live(&pair);
+        if let Err(e) = self.with_settler(|settler| settler.copied(&begun.merging)) {
+            way.cancel(merge);
+            self.with_settler(|settler| settler.give_up())?;
+            return Err(e);
+        }
+        let (storage, children) = (self.folder.storage().clone(), pair.children.clone());
+        let outlook = begun.outlook;
+        self.spawn(pair, Some(begun), move |_, _| way.finish(&storage, merge, &children, outlook.as_ref()))
     }
 
     fn spawn(
         &mut self,
         pair: Pair,
-        merging: Option<Merging>,
+        begun: Option<Begun>,
         work: impl FnOnce(&Progress, &dyn Fn() -> GoOn) -> Outcome + Send + 'static,
     ) -> Result<(), CheckpointError> {
         let Some(series) = &mut self.merging else { return Ok(()) };
@@ -265,7 +281,7 @@ impl Vmm {
         });
         match thread {
             Ok(thread) => {
-                series.running = Some(Running { number, pair, merging, stop, thread });
+                series.running = Some(Running { number, pair, begun, stop, thread });
                 Ok(())
             }
             Err(error) => {
@@ -281,18 +297,27 @@ impl Vmm {
     /// Takes note of what a thread came to; waits for it if need be. Nothing new begins if it is to
     /// `park`.
     fn conclude(&mut self, running: Running, park: bool) {
-        let Running { pair, merging, thread, .. } = running;
+        let Running { pair, begun, thread, .. } = running;
         // One that panicked may have been anywhere.
         let outcome = thread.join().unwrap_or(Outcome::Halfway(DiskError::Broken));
-        let concluded = match (outcome, merging) {
+        let concluded = match (outcome, begun) {
             // Whoever stopped it goes on from here another time.
             (Outcome::Stopped(DiskError::Cancelled(_)), _) => self.with_settler(|settler| settler.give_up()),
-            (Outcome::Verified, _) if park => Ok(()),
-            (Outcome::Verified, _) => self.begin(pair),
-            (Outcome::Merged(sums), Some(merging)) => {
-                self.with_settler(|settler| settler.done(pair, &merging, sums))
+            (Outcome::Verified(_), _) if park => Ok(()),
+            (Outcome::Verified(_), _) if pair.upper_is_top => {
+                if let Some(series) = &mut self.merging {
+                    series.sound = pair.lower_id();
+                }
+                Ok(())
             }
-            (Outcome::Merged(_), None) => Ok(()),
+            (Outcome::Verified(checked), _) => self.begin(pair, checked),
+            (Outcome::Copied(merge), Some(begun)) if !park => self.finish(pair, begun, *merge),
+            (Outcome::Copied(merge), _) => {
+                self.live(&pair).cancel(*merge);
+                self.with_settler(|settler| settler.give_up())
+            }
+            (Outcome::Merged, Some(begun)) => self.with_settler(|settler| settler.done(pair, &begun.merging)),
+            (Outcome::Merged, None) => Ok(()),
             (Outcome::Stopped(e), _) => {
                 let given_up = self.with_settler(|settler| settler.give_up());
                 given_up.and(Err(pair.failed(e).into()))

@@ -11,7 +11,6 @@ mod seen;
 mod series;
 mod thaw;
 
-use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -170,7 +169,7 @@ impl Vmm {
         }
         let sums = history::Catalog::new(&self.folder, &self.definition).layer_sums(&self.definition)?;
         let Definition { config, now, .. } = &self.definition;
-        self.disks = disks::open(&self.folder, config, &now.tops, &sums, &BTreeMap::new())?;
+        self.disks = disks::open(&self.folder, config, &now.tops, &sums, &Default::default())?;
         let machine = machine::boot(config, self.parts(self.boot, config, &self.disks))?;
         machine.take_console(&self.console)?;
         self.machine = Some(machine);
@@ -498,7 +497,10 @@ impl Vmm {
                 let catalog = Catalog::new(&self.folder, &self.definition);
                 let below = Below::of(&catalog, self.machine.as_ref());
                 let deleted = delete::run(&self.folder, &self.lock, &mut self.definition, id, body)?;
-                below.follow(self.machine.as_ref(), self.definition.now.parent);
+                let catalog = Catalog::new(&self.folder, &self.definition);
+                // What cannot be known makes the next one a full one.
+                let parent = catalog.with_memory(self.definition.now.parent).unwrap_or_default();
+                below.follow(self.machine.as_ref(), parent);
                 return Ok(Reply::Deleted(deleted));
             }
             (Request::CloneCheckpoint(reference, CloneBody { names }), _) => {

@@ -9,12 +9,14 @@ use std::thread::JoinHandle;
 use super::message::Message;
 use crate::control::jobs::Job;
 use crate::disk::DiskError;
-use crate::disk::delta::FrozenDelta;
 use crate::disk::layer::LayerSpec;
 use crate::disk::live::LiveDisk;
 use crate::disk::merge::Merge;
+use crate::disk::outlook::Outlook;
 use crate::folder::Merging;
-use crate::history::merge::{GoOn, Pair, copy};
+use crate::history::merge::copy;
+use crate::history::pair::{Checked, GoOn, Pair};
+use crate::id::Id;
 use crate::progress::Progress;
 use crate::storage::Storage;
 
@@ -38,6 +40,8 @@ pub struct Series {
     pub running: Option<Running>,
     /// Fresh overlays that each disk got for it.
     pub rounds: BTreeMap<String, u32>,
+    /// A layer that was found to be sound, into which the one that the guest writes to can go.
+    pub sound: Option<Id>,
     /// Threads so far.
     pub threads: u64,
 }
@@ -48,17 +52,26 @@ pub struct Running {
     pub number: u64,
     pub pair: Pair,
     /// Once it is begun.
-    pub merging: Option<Merging>,
+    pub begun: Option<Begun>,
     pub stop: Arc<AtomicBool>,
     pub thread: JoinHandle<Outcome>,
+}
+
+/// A merge that is written down.
+#[derive(Clone)]
+pub struct Begun {
+    pub merging: Merging,
+    pub outlook: Option<Outlook>,
 }
 
 /// What a thread comes back with.
 pub enum Outcome {
     /// Both layers are as they were written, and durable.
-    Verified,
-    /// The layers are one; its checksums, if a checkpoint is on it.
-    Merged(Option<u32>),
+    Verified(Checked),
+    /// The one layer holds all of both, durably.
+    Copied(Box<Merge>),
+    /// The layers are one.
+    Merged,
     /// It was stopped, or it failed, and everything reads as before.
     Stopped(DiskError),
     /// It failed at its very end; vm.json says how to go on.
@@ -97,45 +110,28 @@ impl Way {
         }
     }
 
-    /// Everything from the first block moved to the checksums of what is left.
-    pub fn merge(
+    pub fn copy(&self, mut merge: Merge, progress: &Progress, go_on: &dyn Fn() -> GoOn) -> Outcome {
+        match copy(&mut merge, progress, go_on).and_then(|()| merge.sync()) {
+            Ok(()) => Outcome::Copied(Box::new(merge)),
+            Err(e) => {
+                self.cancel(merge);
+                Outcome::Stopped(e)
+            }
+        }
+    }
+
+    pub fn finish(
         &self,
         storage: &Storage,
         mut merge: Merge,
         children: &[LayerSpec],
-        seal: Option<&LayerSpec>,
-        progress: &Progress,
-        go_on: &dyn Fn() -> GoOn,
+        outlook: Option<&Outlook>,
     ) -> Outcome {
-        let copied = copy(&mut merge, progress, go_on).and_then(|()| merge.sync());
-        if let Err(e) = copied {
-            self.cancel(merge);
-            return Outcome::Stopped(e);
-        }
         let finished = match self {
-            Self::Live(disk) => disk.finish_merge(storage, merge, children),
+            Self::Live(disk) => disk.finish_merge(storage, merge, children, outlook),
             Self::Aside => merge.finish(storage, children).map(|_| ()),
         };
-        if let Err(e) = finished {
-            return Outcome::Halfway(e);
-        }
-        let sealed = seal.map(|spec| {
-            let layer = FrozenDelta::open(storage, spec)?;
-            progress.phase("checksums", layer.allocated_bytes()?);
-            layer.seal_while(storage, &|bytes| {
-                progress.add(bytes);
-                go_on()
-            })
-        });
-        match sealed.transpose() {
-            Ok(seal) => Outcome::Merged(seal.map(|seal| seal.crc)),
-            Err(e) => {
-                if !matches!(e, DiskError::Cancelled(_)) {
-                    log::warn!("checksums are taken later: {e}");
-                }
-                Outcome::Merged(None)
-            }
-        }
+        finished.map_or_else(Outcome::Halfway, |()| Outcome::Merged)
     }
 }
 

@@ -10,10 +10,11 @@ use piton::checkpoint::manifest::DiskPoint;
 use piton::checkpoint::state::read_state;
 use piton::checkpoint::tree::Tree;
 use piton::disk::frozen::FrozenChain;
+use piton::disk::layer::LayerSpec;
 use piton::disk::{Backing, open_base};
 use piton::folder::{Definition, Home, VmFolder, VmLock};
-use piton::history::disks::{self, Layers, base_path};
-use piton::history::{Catalog, merge, recover};
+use piton::history::disks::{self, DisksError, Layers, base_path};
+use piton::history::{Catalog, lost, merge, recover};
 use piton::id::Id;
 use piton::progress::Progress;
 use piton::storage::sim::Sim;
@@ -66,6 +67,7 @@ fn checked(sim: &Sim, expect: &Expect, settle: bool) -> Outcome<Seen> {
     if loaded != definition {
         return Err("recovery leaves another vm.json than it goes on with".into());
     }
+    accept_losses(&folder, &definition)?;
     let again = recover(&folder, &lock, &mut definition, false).map_err(|e| text("second look")(&e))?;
     if let Some(finding) = again.first() {
         return Err(format!("after recovery there still is: {}", finding.text));
@@ -75,6 +77,22 @@ fn checked(sim: &Sim, expect: &Expect, settle: bool) -> Outcome<Seen> {
         settled(sim, &folder, &lock, &mut definition, expect).map_err(|e| format!("after merging: {e}"))?;
     }
     Ok(Seen { checkpoints, recovered_at })
+}
+
+/// A disk whose flush failed is not opened until somebody accepts that; then it is what a power cut
+/// would have left of it.
+pub fn accept_losses(folder: &VmFolder, definition: &Definition) -> Outcome<()> {
+    if lost::list(folder).map_err(|e| text("failed flushes")(&e))?.is_empty() {
+        return Ok(());
+    }
+    let Definition { config, now, .. } = definition;
+    match disks::open(folder, config, &now.tops, &BTreeMap::new(), &Default::default()) {
+        Err(DisksError::Lost(_)) => {}
+        Err(e) => return Err(format!("instead of a failed flush there is: {e}")),
+        // It was of a layer that is gone.
+        Ok(_) => return Ok(()),
+    }
+    lost::accept(folder).map_err(|e| text("accepting a failed flush")(&e))
 }
 
 fn settled(
@@ -170,11 +188,11 @@ fn node_disks(
             DiskPoint::Base(_) => Vec::new(),
             DiskPoint::Layer { id, .. } => layers.chain(*id).map_err(failed)?,
         };
-        let chain = FrozenChain::open(storage, base, &specs).map_err(failed)?;
+        let chain = FrozenChain::open_checked(storage, base, &specs, sums).map_err(failed)?;
         for layer in chain.deltas() {
-            files.need_layer(layer.path());
-            if let Some(crc) = sums.get(&layer.id()) {
-                layer.attach_sums(storage, *crc).map_err(failed)?;
+            files.need_layer(layer.path(), sums.get(&layer.id()));
+            if !sums.contains_key(&layer.id()) {
+                return Err(format!("disk `{disk}`: {} has no checksums", layer.path().display()));
             }
         }
         let (found, expected) = (stamps(&chain)?, node.disks.get(disk).ok_or("an unknown disk")?);
@@ -240,9 +258,16 @@ fn now(folder: &VmFolder, definition: &Definition, expect: &Expect, files: &mut 
     let Definition { config, now, .. } = definition;
     for top in now.tops.values() {
         let chain = layers.chain(*top).map_err(|e| e.to_string())?;
-        chain.iter().for_each(|layer| files.need_layer(&layer.path));
+        chain.iter().for_each(|layer| files.need_layer(&layer.path, sums.get(&layer.id)));
+        let lost = |layer: &&LayerSpec| {
+            layer.id != *top && !sums.contains_key(&layer.id) && !now.unsealed.contains(&layer.id)
+        };
+        if let Some(layer) = chain.iter().find(lost) {
+            return Err(format!("{} lost its checksums", layer.path.display()));
+        }
     }
-    let open = disks::open(folder, config, &now.tops, sums, &BTreeMap::new()).map_err(|e| e.to_string())?;
+    let open =
+        disks::open(folder, config, &now.tops, sums, &Default::default()).map_err(|e| e.to_string())?;
     let mut found = BTreeMap::new();
     for (id, disk) in &open.live {
         found.insert(id.clone(), stamps(disk as &dyn Backing).map_err(|e| format!("disk `{id}`: {e}"))?);
@@ -276,9 +301,10 @@ impl Files {
         let places = [folder.path().to_owned(), folder.checkpoints(definition)];
         let trees = places.iter().filter_map(|place| image.tree(place).ok());
         let there = trees.flatten().map(|(path, _)| path).collect();
-        let usual = ["", "vm.json", "lock", "disks/"].map(|name| folder.path().join(name));
+        let usual =
+            ["", "vm.json", "lock", "disks/", "reserve", "lost-writes"].map(|name| folder.path().join(name));
         let mut needed = BTreeSet::from(usual);
-        needed.insert(folder.checkpoints(definition).join(""));
+        needed.extend(["", "reserve"].map(|name| folder.checkpoints(definition).join(name)));
         Self { there, needed }
     }
 
@@ -286,8 +312,8 @@ impl Files {
         self.needed.insert(path);
     }
 
-    fn need_layer(&mut self, path: &Path) {
-        self.needed.insert(piton::disk::sums::path_of(path));
+    fn need_layer(&mut self, path: &Path, sums: Option<&u32>) {
+        self.needed.extend(sums.map(|crc| piton::disk::sums::path_of(path, *crc)));
         self.needed.insert(path.to_owned());
     }
 

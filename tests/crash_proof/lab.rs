@@ -18,7 +18,7 @@ use piton::history::bases;
 use piton::history::create::{Origin, Subject, create};
 use piton::history::disks::{self, OpenDisks, base_path, new_layer_path};
 use piton::history::relocate::relocate;
-use piton::history::{Catalog, CheckpointError, apply, delete, merge, recover};
+use piton::history::{Catalog, CheckpointError, apply, delete, merge, recover, sealing};
 use piton::id::{self, Id};
 use piton::progress::Progress;
 use piton::storage::Access;
@@ -138,7 +138,7 @@ impl Lab {
         self.disks = OpenDisks::default();
         let sums = self.catalog().layer_sums(&self.definition)?;
         let Definition { config, now, .. } = &self.definition;
-        self.disks = disks::open(&self.folder, config, &now.tops, &sums, &BTreeMap::new())?;
+        self.disks = disks::open(&self.folder, config, &now.tops, &sums, &Default::default())?;
         Ok(())
     }
 
@@ -323,6 +323,7 @@ impl Lab {
         }
         let mut next = self.definition.clone();
         next.now.creating = Some(id);
+        next.now.unsealed.extend(staged.iter().filter_map(|(.., before)| *before));
         next.now.tops.extend(staged.iter().map(|(disk, overlay, _)| (disk.clone(), overlay.spec().id)));
         self.folder.save(&self.lock, &next)?;
         self.definition = next;
@@ -350,6 +351,7 @@ impl Lab {
         }
         let state = write_state(&storage, &staging.state_path(), memory.state.as_bytes())?;
         let (mut points, mut stamps) = (BTreeMap::new(), BTreeMap::new());
+        let sealed: Vec<Id> = frozen.values().flatten().map(|(layer, _)| *layer).collect();
         for config in &self.definition.config.disks {
             let stamp = bases::stamp(&self.folder, config)?;
             stamps.insert(config.id.clone(), stamp.clone());
@@ -390,8 +392,10 @@ impl Lab {
             piton: "proof".into(),
             warnings: Vec::new(),
         };
+        sealing::seal_below(&self.folder, &self.lock, &mut self.definition, &self.disks.live, &manifest)?;
         store.publish(staging, &manifest)?;
         let mut next = self.definition.clone();
+        next.now.unsealed.retain(|layer| !sealed.contains(layer));
         (next.now.creating, next.now.parent) = (None, Some(id));
         self.folder.save(&self.lock, &next)?;
         self.definition = next;
@@ -408,7 +412,7 @@ impl Lab {
         let act = |lab: &mut Self| {
             let manifest = lab.catalog().store.load(id)?;
             let Self { folder, lock, definition, disks, .. } = lab;
-            let reuse = disks.left_alone();
+            let reuse = disks.reuse();
             let ready = apply::prepare(
                 folder,
                 definition,

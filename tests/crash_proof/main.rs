@@ -5,6 +5,7 @@
 //! PITON_PROOF_SEED, PITON_PROOF_STATES (of a scenario) and PITON_PROOF_ONLY (part of a
 //! scenario's name) change what is tried; scripts/crash-proof sets them.
 
+mod between;
 mod check;
 mod explore;
 mod faults;

@@ -15,6 +15,7 @@ use crate::capture::chain::{ImageSpec, MAX_IMAGES};
 use crate::checkpoint::Manifest;
 use crate::checkpoint::manifest::KeptImage;
 use crate::id::Id;
+use crate::storage::Storage;
 
 use super::names::{MEMORY, kept_name, own_name};
 use super::{Result, Store, StoreError};
@@ -120,6 +121,7 @@ impl Store {
         let images = self.images_by(manifest, find)?;
         let folder = self.path(manifest.id);
         let mut kept = Vec::new();
+        let mut links = Links { storage: &self.storage, made: Vec::new() };
         // Behind another one that stays it is for that one to keep them.
         let own =
             images.iter().take_while(|image| image.holder == manifest.id || gone.contains(&image.holder));
@@ -128,17 +130,54 @@ impl Store {
             // One that no manifest names: left by a crash.
             self.storage.remove_file_if_exists(&path)?;
             self.storage.link(&image.spec.path, &path).map_err(|e| self.refine(e))?;
+            links.made.push(path);
             kept.push(KeptImage { id: image.spec.id, crc: image.spec.crc, parent: image.parent });
         }
         if kept.is_empty() {
             return Ok(());
         }
         self.storage.sync_dir(&folder)?;
-        self.update(manifest.id, |manifest| {
+        let named = self.update(manifest.id, |manifest| {
             if let Some(memory) = &mut manifest.memory {
-                memory.kept.extend(kept);
+                memory.kept.extend(kept.iter().copied());
+            }
+        });
+        // It may say so although that failed at its end.
+        let found = self.load(manifest.id).ok().and_then(|found| found.memory);
+        if found.is_none_or(|memory| kept.iter().any(|kept| memory.kept(kept.id).is_some())) {
+            links.made.clear();
+        }
+        named.map(drop)
+    }
+
+    /// A checkpoint has the images of others again that it had `before` they were kept.
+    pub fn unkeep_images(&self, before: &Manifest) -> Result<()> {
+        let Some(former) = before.memory.as_ref() else { return Ok(()) };
+        let mut kept = Vec::new();
+        self.update(before.id, |manifest| {
+            if let Some(memory) = &mut manifest.memory {
+                kept = std::mem::replace(&mut memory.kept, former.kept.clone());
             }
         })?;
+        for image in kept.iter().filter(|image| former.kept(image.id).is_none()) {
+            self.storage.remove_file_if_exists(&self.kept_path(before.id, image.id))?;
+        }
         Ok(())
+    }
+}
+
+/// Links that go again unless somebody names them.
+struct Links<'a> {
+    storage: &'a Storage,
+    made: Vec<PathBuf>,
+}
+
+impl Drop for Links<'_> {
+    fn drop(&mut self) {
+        for path in &self.made {
+            if let Err(e) = self.storage.remove_file_if_exists(path) {
+                log::warn!("{e}");
+            }
+        }
     }
 }

@@ -118,23 +118,23 @@ fn a_live_merge_needs_the_lower_layer_for_itself() {
 
     // A clone that reads the lower layer by itself.
     let clone = FrozenChain::open(&folder.storage, folder.base(), &[a.spec()]).unwrap();
-    let refused = chain.begin_merge(&folder.storage, b.id(), None);
+    let refused = chain.begin_merge(&folder.storage, b.id(), None, None, None);
     assert!(matches!(refused, Err(DiskError::Storage(StorageError::InUse { .. }))));
     drop(clone);
 
-    let merge = chain.begin_merge(&folder.storage, b.id(), Some(Direction::Commit)).unwrap();
-    let second = chain.begin_merge(&folder.storage, b.id(), None);
+    let merge = chain.begin_merge(&folder.storage, b.id(), Some(Direction::Commit), None, None).unwrap();
+    let second = chain.begin_merge(&folder.storage, b.id(), None, None, None);
     assert!(matches!(second, Err(DiskError::Storage(StorageError::InUse { .. }))));
-    let gone = chain.finish_merge(&folder.storage, merge, &[]).unwrap();
+    let gone = chain.finish_merge(&folder.storage, merge, &[], None).unwrap();
     assert_eq!(gone, folder.path("b"));
     fs::remove_file(gone).unwrap();
 
     // And down into the base, which another VM may not read meanwhile.
     let other = folder.base();
-    assert!(chain.begin_merge(&folder.storage, a.id(), None).is_err());
+    assert!(chain.begin_merge(&folder.storage, a.id(), None, None, None).is_err());
     drop(other);
-    let merge = chain.begin_merge(&folder.storage, a.id(), None).unwrap();
-    let gone = chain.finish_merge(&folder.storage, merge, &[]).unwrap();
+    let merge = chain.begin_merge(&folder.storage, a.id(), None, None, None).unwrap();
+    let gone = chain.finish_merge(&folder.storage, merge, &[], None).unwrap();
     assert_eq!(gone, folder.path("a"));
     drop(folder.base());
 
@@ -160,7 +160,7 @@ fn rotten_data_is_named_and_not_returned() {
     let a = folder.push(&chain, "b");
     a.sync().unwrap();
     let seal = a.seal(&folder.storage).unwrap();
-    assert_eq!((seal.bytes, &seal.path), (3 * BLOCK, &sums::path_of(a.path())));
+    assert_eq!((seal.bytes, &seal.path), (3 * BLOCK, &sums::path_of(a.path(), seal.crc)));
     let spec = a.spec();
     a.attach_sums(&folder.storage, seal.crc).unwrap();
     a.verify(|_| Ok(())).unwrap();

@@ -210,6 +210,7 @@ impl World {
                         base_path(),
                         ImageFormat::Raw,
                         &intent.upper,
+                        None,
                     );
                     merge.unwrap().finish(&self.storage, &intent.children)
                 }
@@ -325,7 +326,7 @@ impl World {
         if let Some(lower) = &lower {
             self.nodes.retain(|n| n.0 != lower.id);
         }
-        let mut merge = self.chain().begin_merge(&self.storage, upper.id, direction)?;
+        let mut merge = self.chain().begin_merge(&self.storage, upper.id, direction, None, None)?;
         for _ in 0..steps {
             merge.step(2 * BLOCK)?;
         }
@@ -335,7 +336,7 @@ impl World {
         let child = frozen.get(at + 1).unwrap_or(&top).clone();
         let intent = Intent { lower, upper, direction: merge.direction(), children: vec![child] };
         self.intent = Some(intent.clone());
-        let gone = self.chain().finish_merge(&self.storage, merge, &[])?;
+        let gone = self.chain().finish_merge(&self.storage, merge, &[], None)?;
         self.intent = None;
         if intent.lower.is_none() {
             // Written into the base: no earlier checkpoint was below it.

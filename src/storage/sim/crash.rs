@@ -7,7 +7,7 @@
 //! the last look. States that read the same under the same expectation are for the caller to try
 //! once ([`Image::print`]).
 
-use super::image::{Image, SECTOR, mix};
+use super::image::{Content, Image, SECTOR, mix};
 use super::op::{Ino, Logged, Op};
 
 /// SplitMix64: small, and the same everywhere.
@@ -87,6 +87,11 @@ pub fn end(start: &Image, log: &[Logged]) -> Point {
     cursor.point(log.len(), epoch)
 }
 
+/// What is read of a file whose cached contents were dropped by the last entry of `log`.
+pub(super) fn reread(start: &Image, log: &[Logged], ino: Ino) -> Option<Content> {
+    end(start, log).durable.file(ino).cloned()
+}
+
 /// All moments worth looking at.
 pub fn points(start: &Image, log: &[Logged]) -> Vec<Point> {
     let mut points = Vec::new();
@@ -125,7 +130,8 @@ fn object(op: &Op) -> Ino {
         | Op::Punch { ino, .. }
         | Op::SyncFile { ino }
         | Op::SyncDir { ino }
-        | Op::SyncFailed { ino } => *ino,
+        | Op::SyncFailed { ino }
+        | Op::Reread { ino, .. } => *ino,
         Op::Mark(_) => Ino::MAX,
     }
 }
@@ -145,8 +151,25 @@ impl Cursor {
                 let hit = self.pending.iter_mut().filter(|p| !p.forced && object(&p.logged.op) == ino);
                 hit.for_each(|p| p.doomed = true);
             }
+            Op::Reread { ino, seed } => self.reread(ino, seed),
             _ => self.push(logged),
         }
+    }
+
+    fn reread(&mut self, ino: Ino, seed: u64) {
+        let (point, mut rng) = (self.point(0, 0), Rng::new(seed));
+        let keep = |(index, _): &(usize, Part)| {
+            let lost = point.pending.get(*index).is_some_and(|pending| pending.doomed) && rng.below(2) == 1;
+            if lost { Keep::Lost } else { Keep::Whole }
+        };
+        let choice: Vec<Keep> = point.units.iter().map(keep).collect();
+        let Some(content) = point.state(&choice).file(ino).cloned() else { return };
+        for image in [&mut self.durable, &mut self.live] {
+            if let Some(file) = image.file_mut(ino) {
+                *file = content.clone();
+            }
+        }
+        self.pending.retain(|pending| object(&pending.logged.op) != ino);
     }
 
     fn push(&mut self, logged: &Logged) {

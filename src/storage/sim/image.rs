@@ -291,7 +291,11 @@ impl Image {
                     file.modified = clock;
                 }
             }
-            Op::SyncFile { .. } | Op::SyncDir { .. } | Op::SyncFailed { .. } | Op::Mark(_) => {}
+            Op::SyncFile { .. }
+            | Op::SyncDir { .. }
+            | Op::SyncFailed { .. }
+            | Op::Reread { .. }
+            | Op::Mark(_) => {}
         }
     }
 

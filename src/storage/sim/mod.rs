@@ -69,6 +69,20 @@ struct World {
     clock: u64,
     writes: u64,
     syncs: u64,
+    /// Reads of layers since the fault was planned, and which one fails.
+    reads: u64,
+    bad_read: Option<u64>,
+    hook: Hook,
+}
+
+/// Something that is to happen at a change.
+#[derive(Default)]
+struct Hook(Option<(u64, Box<dyn FnOnce() + Send>)>);
+
+impl std::fmt::Debug for Hook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Hook").field(&self.0.as_ref().map(|(at, _)| at)).finish()
+    }
 }
 
 /// The file system; a clone is the same one.
@@ -95,6 +109,9 @@ impl World {
     fn verdict(&mut self) -> Verdict {
         let number = self.changes;
         self.changes += 1;
+        if let Some((_, act)) = self.hook.0.take_if(|(at, _)| *at == number) {
+            act();
+        }
         match self.fault {
             Some(Fault::Error { at, errno, lasting }) if number == at || lasting && number > at => {
                 Verdict::Fail(io::Error::from_raw_os_error(errno))
@@ -114,7 +131,14 @@ impl World {
     fn record(&mut self, op: Op, path: &Path) {
         self.clock += 1;
         self.live.apply(&op, self.clock);
+        let dropped = if let Op::Reread { ino, .. } = op { Some(ino) } else { None };
         self.log.push(Logged { op, path: path.to_owned() });
+        if let Some(ino) = dropped
+            && let Some(content) = crash::reread(&self.start, &self.log, ino)
+            && let Some(file) = self.live.file_mut(ino)
+        {
+            *file = content;
+        }
     }
 
     fn metadata(&self, ino: Ino) -> Metadata {
@@ -201,6 +225,26 @@ impl Sim {
         let mut world = self.world();
         world.fault = fault;
         world.changes = 0;
+        world.reads = 0;
+        world.bad_read = None;
+        world.hook = Hook::default();
+    }
+
+    /// Read number `at` of a layer fails from here on.
+    pub fn fail_read(&self, at: u64) {
+        self.plan(None);
+        self.world().bad_read = Some(at);
+    }
+
+    /// Reads of layers since the last [`Sim::plan`].
+    pub fn reads(&self) -> u64 {
+        self.world().reads
+    }
+
+    /// `act` happens in change number `at` from here on; it must not touch this file system.
+    pub fn at_change(&self, at: u64, act: impl FnOnce() + Send + 'static) {
+        self.plan(None);
+        self.world().hook = Hook(Some((at, Box::new(act))));
     }
 
     /// Changes tried since the last [`Sim::plan`].
@@ -354,7 +398,13 @@ impl Handle {
 
 impl BackendFile for Handle {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        let world = self.sim.world();
+        let mut world = self.sim.world();
+        if self.path.extension().is_some_and(|extension| extension == "delta") {
+            world.reads += 1;
+            if world.bad_read.is_some_and(|at| at + 1 == world.reads) {
+                return Err(io::Error::from_raw_os_error(libc::EIO));
+            }
+        }
         let file = world.live.file(self.ino).ok_or(io::ErrorKind::IsADirectory)?;
         Ok(file.read(buf, offset))
     }
@@ -404,6 +454,16 @@ impl BackendFile for Handle {
 
     fn sync_all(&self) -> io::Result<()> {
         self.sync_data()
+    }
+
+    fn let_go(&self, _: Range<u64>) -> io::Result<()> {
+        let mut world = self.sim.world();
+        let failed = |logged: &Logged| matches!(logged.op, Op::SyncFailed { ino } if ino == self.ino);
+        if world.log.iter().any(failed) {
+            let seed = world.clock;
+            world.record(Op::Reread { ino: self.ino, seed }, &self.path);
+        }
+        Ok(())
     }
 
     fn try_lock(&self, lock: Lock) -> io::Result<bool> {

@@ -60,6 +60,12 @@ pub enum Op {
     SyncFailed {
         ino: Ino,
     },
+    /// What is in memory only, since a sync of it failed, is dropped: from now on the file is
+    /// what the disk has, which `seed` decides.
+    Reread {
+        ino: Ino,
+        seed: u64,
+    },
     /// No change; whoever records says here that something else holds from now on.
     Mark(u32),
 }
@@ -86,6 +92,7 @@ impl fmt::Display for Logged {
             Op::SyncFile { .. } => write!(f, "fdatasync {path}"),
             Op::SyncDir { .. } => write!(f, "fsync folder {path}"),
             Op::SyncFailed { .. } => write!(f, "fdatasync {path} (failed)"),
+            Op::Reread { .. } => write!(f, "drop what is cached of {path}"),
             Op::Mark(epoch) => write!(f, "-- {epoch} --"),
         }
     }
