@@ -213,3 +213,29 @@ fn a_missing_passt_is_named_with_its_package() {
     assert!(refused.stderr.contains("install the package `passt`"), "{}", refused.stderr);
     lab.home.is_empty();
 }
+
+#[test]
+fn each_clone_has_a_forward_of_its_own() {
+    if !has_passt() {
+        return;
+    }
+    let (lab, port) = (Lab::new(), free_port());
+    let mut guest = start(&lab, "demo", &format!("--forward 127.0.0.1:{port}:80"));
+    guest.ok("net serve 80");
+    served(port, 1);
+    lab.piton("checkpoint create demo warm --type standard").ok();
+    let refused =
+        lab.piton(&format!("clone demo@warm web --count 2 --run --forward-from 127.0.0.1:{port}:80"));
+    assert_eq!(refused.code, Some(3), "{}", refused.stderr);
+    assert!(refused.stderr.contains("is taken"), "{}", refused.stderr);
+    assert!(!lab.home.vm("web-1").exists(), "nothing is made");
+    // Two ports in a row that nobody has.
+    let first = until("two free ports", || {
+        let first = free_port();
+        std::net::TcpListener::bind(("127.0.0.1", first.checked_add(1)?)).ok().map(|_| first)
+    });
+    lab.piton(&format!("clone demo@warm web --count 2 --run --forward-from 127.0.0.1:{first}:80")).ok();
+    served(first, 2);
+    served(first + 1, 2);
+    served(port, 2);
+}

@@ -315,6 +315,10 @@ pub struct CloneArgs {
     /// Create this many, named NEW-1, NEW-2 and so on
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub count: Option<u32>,
+    /// Let a port of this host lead to each: [udp:][ADDRESS:]PORT:GUESTPORT, with PORT for the first,
+    /// the next port for the next, and so on; may be repeated
+    #[arg(long, value_name = "FORWARD")]
+    pub forward_from: Vec<Forward>,
     /// Run them at once
     #[arg(long)]
     pub run: bool,

@@ -3,18 +3,21 @@
 use std::ffi::OsString;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use super::args::CloneArgs;
 use super::error::{refused, usage};
 use super::manage::{existing, info};
 use super::offline::{Offline, answer, find};
 use super::out::{self, outln};
-use super::run;
+use super::{net, run};
 use crate::checkpoint::Manifest;
+use crate::config::{Forward, validate_forwards};
 use crate::control::client;
-use crate::control::{CloneBody, State, VmInfo};
+use crate::control::{CloneBody, SetBody, State, VmInfo};
 use crate::folder::VmName;
-use crate::history::clone;
+use crate::history::{clone, policy};
+use crate::net::check_free;
 
 pub fn run(args: &CloneArgs, json: bool) -> anyhow::Result<()> {
     let folder = existing(&args.checkpoint.vm)?;
@@ -32,11 +35,23 @@ pub fn run(args: &CloneArgs, json: bool) -> anyhow::Result<()> {
             manifest.name
         )));
     }
+    let forwards = net::numbered(&args.forward_from, names.len()).map_err(usage)?;
+    let all: Vec<Forward> = forwards.concat();
+    validate_forwards(&manifest.config.nets, &all).map_err(|e| refused(e.to_string()))?;
+    check_free(&all, Duration::ZERO)?;
     let body = CloneBody { names };
     let path = format!("/vm/checkpoints/{}/clone", manifest.id);
     if answer(client::post::<VmInfo>(&folder.socket(), &path, &body))?.is_none() {
         let vm = Offline::open(&folder)?;
         clone::make(&folder, &vm.definition, &manifest, &body.names)?;
+    }
+    for (name, forward) in body.names.iter().zip(forwards) {
+        if !forward.is_empty() {
+            let folder = existing(name)?;
+            let mut clone = Offline::open(&folder)?;
+            let body = SetBody { forward, ..Default::default() };
+            policy::set(&folder, &clone.lock, &mut clone.definition, &body)?;
+        }
     }
     let state = match (manifest.memory.is_some(), args.run) {
         (false, _) => State::Stopped,

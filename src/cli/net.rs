@@ -25,6 +25,16 @@ pub fn of_run(
     Ok((nets, forwards.to_vec()))
 }
 
+/// For each of `count` clones: these forwards, with ports that count up.
+pub fn numbered(first: &[Forward], count: usize) -> Result<Vec<Vec<Forward>>, NetError> {
+    let nth = |n: usize, forward: &Forward| {
+        let port = u16::try_from(n).ok().and_then(|n| forward.port.checked_add(n));
+        let port = port.ok_or(NetError::ForwardTooMany(*forward, count))?;
+        Ok(Forward { port, ..*forward })
+    };
+    (0..count).map(|n| first.iter().map(|forward| nth(n, forward)).collect()).collect()
+}
+
 /// The networks that were named; what was before keeps its addresses unless others are named.
 fn make(named: &[NetArg], before: &[NetConfig]) -> anyhow::Result<Vec<NetConfig>> {
     let ids = named.iter().map(|_| Id::random()).collect::<Result<Vec<Id>, _>>()?;

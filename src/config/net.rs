@@ -53,6 +53,8 @@ pub enum NetError {
     ForwardSyntax(String),
     #[error("port 0 cannot be forwarded: `{0}` needs a port of 1 to 65535 on both sides")]
     ForwardZero(String),
+    #[error("{1} forwards from {0} on go beyond port 65535: begin with a lower one")]
+    ForwardTooMany(Forward, usize),
     #[error("the forwards {0} and {1} want the same port of the host")]
     ForwardTwice(Forward, Forward),
 }
