@@ -9,6 +9,7 @@ pub const SERIAL: u8 = 0x50;
 pub const EVENTS: u8 = 0x58;
 pub const FIRST_DISK: u8 = 0x60;
 pub const FIRST_NIC: u8 = 0x70;
+pub const VSOCK: u8 = 0x78;
 pub const WAKE: u8 = 0xf0;
 const SPURIOUS: u8 = 0xff;
 

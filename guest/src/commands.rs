@@ -5,7 +5,7 @@ use crate::cpu::{self, tsc};
 use crate::guest::Guest;
 use crate::outcome::{Fail, Outcome};
 use crate::smp::{self, MODE_COUNT, MODE_GAPS};
-use crate::{cmd_disk, cmd_memory, memory, net, power, say, serial, time};
+use crate::{cmd_disk, cmd_memory, memory, net, power, say, serial, time, vsock};
 use core::sync::atomic::Ordering::SeqCst;
 
 const HELP: &str = "\
@@ -26,6 +26,8 @@ net [N]                MAC, link, address (by DHCP), counts
 net [N] address dhcp|A/BITS [GATEWAY]    net [N] ping HOST [COUNT [INTERVAL_MS]]
 net [N] get http://HOST[:PORT]/PATH      net [N] serve PORT|off (goes on in the background)
 net [N] flood [SECONDS [BYTES]]          net [N] bench tcp|tcp-in|udp|rtt A:PORT [SECONDS|COUNT]
+vsock [echo PORT|off]  streams to programs of the host: state, or echo what comes to a port
+vsock call PORT [TEXT | bytes N]         call a program of the host
 tick on|off            evt tick N each second
 numbers may be 0x hex or end in K, M, G; disk numbers start at 0";
 
@@ -71,6 +73,7 @@ pub fn run(g: &mut Guest, line: &str) {
             Err(Fail::Text("frozen: no disk is used until the thaw"))
         }
         "net" => net::commands::net(g, rest),
+        "vsock" => vsock::commands::vsock(g, rest),
         "blk" => cmd_disk::blk(g, rest),
         "journal" => journal(g, rest),
         "smp" => show_smp(),

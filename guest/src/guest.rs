@@ -14,6 +14,7 @@ use crate::serial::{self, Input};
 use crate::smp::{self, MODE_DIRTY, MODE_GAPS};
 use crate::time::{self, Every};
 use crate::virtio::MAX_DISKS;
+use crate::vsock::device as vsock;
 use crate::{apic, dirty, hash, journal, power, say};
 
 /// At most this long between two looks at everything, whatever gets lost.
@@ -32,6 +33,7 @@ pub struct Guest {
     pub journal: Journal,
     pub agent: Agent,
     pub net: [Option<Stack>; MAX_NICS],
+    pub vsock: Option<vsock::Device>,
     /// Differs from boot to boot.
     boot: u64,
     pub input: Input,
@@ -59,8 +61,10 @@ impl Guest {
         time::calibrate();
         let nics =
             devices(&info, &acpi).filter(|&(addr, _)| stack::is_at(addr)).take(MAX_NICS).count();
+        let socket = devices(&info, &acpi).find(|&(addr, _)| vsock::is_at(addr));
+        let more = nics as u64 * stack::MEMORY + socket.map_or(0, |_| vsock::MEMORY);
         let dma_mibs = if info.ram_bytes() > 64 * memory::MIB { 8 } else { 3 };
-        let mut dma = memory::init(&info.ram, dma_mibs + nics as u64 * stack::MEMORY / memory::MIB);
+        let mut dma = memory::init(&info.ram, dma_mibs + more / memory::MIB);
         smp::start(&acpi.apic_ids[..acpi.cpus]);
 
         apic::route(acpi.ioapics(), serial::IRQ, apic::SERIAL);
@@ -93,6 +97,11 @@ impl Guest {
             *slot = Stack::open(addr, n, vector, dma.split(stack::MEMORY as usize));
         }
         drop(places);
+        let vsock =
+            socket.filter(|_| dma.len() >= vsock::MEMORY as usize).and_then(|(addr, gsi)| {
+                apic::route(acpi.ioapics(), gsi, apic::VSOCK);
+                vsock::Device::open(addr, apic::VSOCK, dma.split(vsock::MEMORY as usize))
+            });
         let journal = Journal::new(&mut dma, &disks);
         Self {
             info,
@@ -102,6 +111,7 @@ impl Guest {
             journal,
             agent: Agent::new(),
             net,
+            vsock,
             boot: hash::word(tsc(), 3),
             input: Input::new(),
             filled: 0,
@@ -158,6 +168,9 @@ impl Guest {
         }
         let facts = Facts { boot: self.boot, generation: self.generation() };
         self.net.iter_mut().flatten().for_each(|stack| stack.poll(&facts));
+        if let Some(vsock) = &mut self.vsock {
+            vsock.poll();
+        }
         if let Some(tick) = &mut self.tick
             && tick.take().is_some()
         {
@@ -200,7 +213,11 @@ impl Guest {
         };
         let tick = self.tick.as_ref().map_or(LONGEST_IDLE_US, Every::left_us);
         let net = self.net.iter_mut().flatten().map(Stack::due_us).min().unwrap_or(LONGEST_IDLE_US);
-        journal.min(tick).min(agent).min(net)
+        let vsock = match &self.vsock {
+            Some(vsock) if vsock.is_due() => 0,
+            _ => LONGEST_IDLE_US,
+        };
+        journal.min(tick).min(agent).min(net).min(vsock)
     }
 
     /// Halts until something of the background is due, an interrupt after the `seen` first, or for

@@ -16,6 +16,27 @@ pub fn fill(out: &mut [u64], seed: u64, first: u64) {
     }
 }
 
+/// The bytes from `at` on of a seed's content, each word with its least significant byte first.
+pub fn bytes(out: &mut [u8], seed: u64, at: u64) {
+    let (mut at, mut out) = (at, out);
+    while !out.is_empty() {
+        let word = word(seed, at / 8).to_le_bytes();
+        let from = &word[(at % 8) as usize..];
+        let len = from.len().min(out.len());
+        let (now, rest) = out.split_at_mut(len);
+        now.copy_from_slice(&from[..len]);
+        at += len as u64;
+        out = rest;
+    }
+}
+
+pub const FNV_START: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// FNV-1a of more bytes.
+pub fn fnv(sum: u64, bytes: &[u8]) -> u64 {
+    bytes.iter().fold(sum, |sum, &byte| (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
 /// The index of the first word that differs from the seed's content.
 pub fn differs(data: &[u64], seed: u64, first: u64) -> Option<usize> {
     data.iter().enumerate().position(|(i, &w)| w != word(seed, first + i as u64))

@@ -35,6 +35,7 @@ mod text;
 mod time;
 mod transport;
 mod virtio;
+mod vsock;
 
 /// The stub's `iretq` lands here on each vCPU, with interrupts on and, on the
 /// boot vCPU, none enabled yet.

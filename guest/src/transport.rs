@@ -32,6 +32,7 @@ const F_VERSION_1: u64 = 1 << 32;
 pub const NET: u32 = 1;
 pub const BLOCK: u32 = 2;
 pub const CONSOLE: u32 = 3;
+pub const VSOCK: u32 = 19;
 
 #[derive(Clone, Copy)]
 pub struct Transport {

@@ -6,7 +6,7 @@ use crate::net::connect::{SILENCE_US, client, connect, need_address, read, resol
 use crate::net::error::Error;
 use crate::outcome::Fail;
 use crate::text::Text;
-use crate::{say, time};
+use crate::{hash, say, time};
 use core::fmt::Write;
 use core::net::SocketAddrV4;
 
@@ -41,9 +41,8 @@ impl Answer {
                 *place = byte;
             }
             self.bytes += 1;
-            // FNV-1a.
-            self.sum = (self.sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
         }
+        self.sum = hash::fnv(self.sum, bytes);
     }
 
     fn head(&self) -> &str {
@@ -105,7 +104,7 @@ pub fn get(g: &mut Guest, n: usize, url: &str) -> Result<(), Fail> {
         head_len: 0,
         in_body: false,
         bytes: 0,
-        sum: 0xcbf2_9ce4_8422_2325,
+        sum: hash::FNV_START,
         shown: [0; SHOWN],
     };
     let (mut last, mut longest) = (tsc(), 0);

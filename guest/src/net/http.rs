@@ -113,7 +113,7 @@ impl Connection {
         while at < end && socket.can_send() {
             let sent = socket.send(|room| {
                 let len = (room.len() as u64).min(*end - *at) as usize;
-                fill(&mut room[..len], *at);
+                hash::bytes(&mut room[..len], SEED, *at);
                 (len, len as u64)
             });
             *at += sent.unwrap_or(0);
@@ -157,19 +157,4 @@ fn answer(socket: &mut tcp::Socket<'static>, head: &[u8], seq: u64, facts: &Fact
     // A fresh connection has room for it.
     let _ = socket.send_slice(text.as_bytes());
     long
-}
-
-/// The bytes from `at` on of what any `/bytes/N` begins with.
-fn fill(out: &mut [u8], at: u64) {
-    let mut at = at;
-    let mut out = out;
-    while !out.is_empty() {
-        let word = hash::word(SEED, at / 8).to_le_bytes();
-        let from = &word[(at % 8) as usize..];
-        let len = from.len().min(out.len());
-        let (now, rest) = out.split_at_mut(len);
-        now.copy_from_slice(&from[..len]);
-        at += len as u64;
-        out = rest;
-    }
 }
