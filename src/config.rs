@@ -58,6 +58,8 @@ pub enum ConfigError {
         "{disks} disks and {nets} networks were asked for: a VM has at most {MAX_DISKS} of both together"
     )]
     TooManyDevices { disks: usize, nets: usize },
+    #[error("{0} disks and networks were asked for: with --vsock a VM has at most {max}", max = MAX_DISKS - 1)]
+    TooManyBesideVsock(usize),
     #[error(transparent)]
     Net(#[from] NetError),
     #[error("the disk `{0}` cannot be both {1} and {2}: leave one of them out")]
@@ -86,6 +88,9 @@ pub struct VmConfig {
     /// In the order the guest sees them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nets: Vec<NetConfig>,
+    /// Programs of the guest and of the host can talk to each other.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub vsock: bool,
 }
 
 /// How the bytes of a base image are laid out. Recorded when the disk is added and never
@@ -150,6 +155,10 @@ impl VmConfig {
         net::validate(&self.nets)?;
         if self.disks.len() + self.nets.len() > MAX_DISKS {
             return Err(ConfigError::TooManyDevices { disks: self.disks.len(), nets: self.nets.len() });
+        }
+        let count = self.disks.len() + self.nets.len();
+        if self.vsock && count == MAX_DISKS {
+            return Err(ConfigError::TooManyBesideVsock(count));
         }
         Ok(())
     }
@@ -357,6 +366,7 @@ mod tests {
             cmdline: String::new(),
             disks: vec![disk("a"), disk("b")],
             nets: Vec::new(),
+            vsock: false,
         };
         assert_eq!(config.validate(), Ok(()));
         for cpus in [0, 255, u32::MAX] {

@@ -467,6 +467,9 @@ pub struct RunArgs {
     /// Let the guest reach nothing but who comes through a forward
     #[arg(long)]
     pub isolated: bool,
+    /// Let programs of this host talk to programs of the guest, through the socket vsock.sock in the VM's folder
+    #[arg(long)]
+    pub vsock: bool,
     /// Run in the background; `piton console` attaches
     #[arg(long)]
     pub detach: bool,

@@ -4,6 +4,7 @@
 use crate::config::{ConfigError, NetError};
 use crate::control::client::ClientError;
 use crate::control::{RequestError, State};
+use crate::devices::virtio::vsock::host::HostError;
 use crate::folder::FolderError;
 use crate::history::CheckpointError;
 use crate::history::disks::DisksError;
@@ -104,6 +105,9 @@ fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
     if let Some(error) = error.downcast_ref::<NbdError>() {
         return !matches!(error, NbdError::Setup { .. });
     }
+    if let Some(error) = error.downcast_ref::<HostError>() {
+        return !matches!(error, HostError::Listen(..));
+    }
     match error.downcast_ref::<VmmError>() {
         // What a VM is made of is looked at before anything is done with it.
         Some(VmmError::Machine(error)) => match error {
@@ -113,6 +117,7 @@ fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
         },
         Some(VmmError::Folder(error)) => !matches!(error, FolderError::Storage(_)),
         Some(VmmError::Disks(_) | VmmError::Port(_)) => true,
+        Some(VmmError::Vsock(error)) => !matches!(error, HostError::Listen(..)),
         Some(VmmError::Network(error)) => !matches!(error, SetupError::Failed(_)),
         Some(VmmError::Checkpoint(error)) => error.is_refusal(),
         _ => false,

@@ -126,6 +126,9 @@ pub fn show(info: &VmInfo) {
     for (index, net) in info.config.nets.iter().enumerate() {
         line("network", network(net, info.networks.get(index)));
     }
+    if info.config.vsock {
+        line("vsock", info.folder.join("vsock.sock").display().to_string());
+    }
     for forward in &info.forwards {
         line("forward", forward.to_string());
     }

@@ -19,6 +19,7 @@ use super::{limits, log_file, manage, net, output, signals};
 use crate::config::{DiskArg, DiskConfig, DiskFormat, Forward, VmConfig};
 use crate::control::{GoBack, State, VmInfo};
 use crate::devices::console::BACKLOG;
+use crate::devices::virtio::vsock::host::check_path;
 use crate::disk::{self, DiskError, backing};
 use crate::folder::{Definition, FolderError, Home, VmFolder, VmLock};
 use crate::history::{disks, lost, seal};
@@ -56,6 +57,7 @@ pub fn run(args: RunArgs, background: bool, json: bool) -> anyhow::Result<()> {
             .map(|(index, disk)| named(index, disk))
             .collect::<Result<_, _>>()?,
         nets: Vec::new(),
+        vsock: args.vsock,
     };
     let (nets, forwards) = net::of_run(&args.nets, &args.forwards, args.isolated)?;
     config.nets = nets;
@@ -66,6 +68,9 @@ pub fn run(args: RunArgs, background: bool, json: bool) -> anyhow::Result<()> {
             Some(format) => format,
             None => look_at(disk)?,
         };
+    }
+    if config.vsock {
+        check_path(&folder.vsock_socket())?;
     }
     check_images(&config.disks, &args.backing)?;
     limits::check_memory(config.memory)?;

@@ -191,6 +191,11 @@ impl VmFolder {
         self.path.join("control.sock")
     }
 
+    /// Where programs of the host meet those of the guest.
+    pub fn vsock_socket(&self) -> PathBuf {
+        self.path.join("vsock.sock")
+    }
+
     fn exists(&self) -> Result<bool, FolderError> {
         Ok(self.storage.exists(&self.definition_path())?)
     }
@@ -459,6 +464,7 @@ mod tests {
             cmdline: String::new(),
             disks: Vec::new(),
             nets: Vec::new(),
+            vsock: false,
         }
     }
 

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::VcpuFd;
+use vmm_sys_util::epoll::Epoll;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::event_loop::{EventLoop, OnEvent};
@@ -24,6 +25,8 @@ use crate::devices::virtio::console_port::Port;
 use crate::devices::virtio::mmio::{DOORBELL, SaveTransport, Transport};
 use crate::devices::virtio::net::{self, Net};
 use crate::devices::virtio::rng::Rng;
+use crate::devices::virtio::vsock::host::Host;
+use crate::devices::virtio::vsock::{self, Vsock};
 use crate::devices::virtio::{Backend, Device, Worker};
 use crate::events::{EventSink, MachineEvent};
 use crate::id::Id;
@@ -40,6 +43,8 @@ use crate::vm::{Clock, DirtyLog, RestoredClock, Vm, VmError, open_kvm};
 pub struct Parts {
     pub disks: Vec<MachineDisk>,
     pub nets: Vec<NetConfig>,
+    /// Where programs of the host meet those of the guest.
+    pub vsock: Option<Arc<Host>>,
     pub console: Arc<Console>,
     pub events: EventSink,
     /// The VM generation id.
@@ -58,6 +63,7 @@ struct Assembled {
     rng: Arc<Backend<Rng>>,
     agent: AgentLine,
     cards: Vec<Card>,
+    vsock: Option<Arc<Backend<Vsock>>>,
     workers: Vec<Worker>,
     transports: Vec<Arc<dyn SaveTransport>>,
     serial: Arc<Serial>,
@@ -168,6 +174,9 @@ pub fn restore(
         // The link is down, which its driver does not know.
         card.device.owe_config();
     }
+    if let (Some(device), Some(saved)) = (&assembled.vsock, state.vsock) {
+        device.lock().device.restore(saved);
+    }
     assembled.serial.restore(&state.serial).map_err(|e| misfit(e.to_string()))?;
     assembled.power.restore(state.power_events);
     let machine = Machine { clock: Some(clock), ..assembled.start_threads()? };
@@ -207,6 +216,7 @@ impl Assembled {
             rng: self.rng,
             agent: self.agent,
             cards: self.cards,
+            vsock: self.vsock,
             transports: self.transports,
             serial: self.serial,
             console_input: self.console_input,
@@ -263,6 +273,12 @@ fn assemble(vm: Vm, vcpus: Vec<VcpuFd>, parts: Parts) -> Result<Assembled, Machi
         cards.push(card);
         workers.push(worker);
     }
+    let mut vsock = None;
+    if let Some(host) = parts.vsock {
+        let (device, worker) = plug_vsock(&mut slots, host)?;
+        vsock = Some(device);
+        workers.push(worker);
+    }
 
     let VirtioSlots { mmio, used: virtio, transports, .. } = slots;
     let event_loop = EventLoop::start(subscribers).map_err(MachineError::setup("the device loop"))?;
@@ -276,6 +292,7 @@ fn assemble(vm: Vm, vcpus: Vec<VcpuFd>, parts: Parts) -> Result<Assembled, Machi
         rng,
         agent,
         cards,
+        vsock,
         workers,
         transports,
         serial,
@@ -308,6 +325,18 @@ fn plug_card(slots: &mut VirtioSlots, index: usize, net: NetConfig) -> Result<(C
     let worker = net::spawn(format!("net {index}"), device.clone(), link.clone())
         .map_err(MachineError::setup("a network card's thread"))?;
     Ok((Card { device, link }, worker))
+}
+
+fn plug_vsock(
+    slots: &mut VirtioSlots,
+    host: Arc<Host>,
+) -> Result<(Arc<Backend<Vsock>>, Worker), MachineError> {
+    let epoll = Arc::new(Epoll::new().map_err(MachineError::setup("the vsock device"))?);
+    let device = Vsock::new(host, epoll.clone()).map_err(MachineError::setup("the vsock device"))?;
+    let device = slots.plug(device)?;
+    let worker =
+        vsock::spawn(device.clone(), epoll).map_err(MachineError::setup("the vsock device's thread"))?;
+    Ok((device, worker))
 }
 
 fn interrupt(vm: &Vm, gsi: u32) -> Result<EventFd, MachineError> {

@@ -25,6 +25,7 @@ use crate::devices::virtio::console_port::Port;
 use crate::devices::virtio::mmio::{SaveTransport, TransportState};
 use crate::devices::virtio::net::{Net, NetState};
 use crate::devices::virtio::rng::Rng;
+use crate::devices::virtio::vsock::{Vsock, VsockState};
 use crate::devices::virtio::{Backend, Worker};
 use crate::disk::Disk;
 use crate::memory::MemoryError;
@@ -89,6 +90,8 @@ pub struct MachineState {
     pub agent: ConsoleState,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nets: Vec<NetState>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<VsockState>,
 }
 
 /// The device that the guest's agent talks through, and our end of it.
@@ -115,6 +118,7 @@ pub struct Machine {
     rng: Arc<Backend<Rng>>,
     agent: AgentLine,
     cards: Vec<Card>,
+    vsock: Option<Arc<Backend<Vsock>>>,
     transports: Vec<Arc<dyn SaveTransport>>,
     serial: Arc<Serial>,
     console_input: EventFd,
@@ -195,6 +199,7 @@ impl Machine {
             power: self.power.clone(),
             agent: self.agent.device.clone(),
             cards: self.cards.iter().map(|card| card.device.clone()).collect(),
+            vsock: self.vsock.clone(),
             clock: self.clock.as_ref().map(|clock| clock.saved),
         };
         vcpu::gather(&self.vcpus, move |vcpus, waited| {
@@ -216,6 +221,7 @@ impl Machine {
         self.rng.pause();
         self.agent.device.pause();
         self.cards.iter().for_each(|card| card.device.pause());
+        self.vsock.iter().for_each(|device| device.pause());
     }
 
     fn resume_devices(&self) {
@@ -223,6 +229,7 @@ impl Machine {
         self.rng.resume();
         self.agent.device.resume();
         self.cards.iter().for_each(|card| card.device.resume());
+        self.vsock.iter().for_each(|device| device.resume());
     }
 
     /// Serves again what could not be served for want of room on the host.
@@ -279,6 +286,7 @@ struct Saver {
     power: Arc<Power>,
     agent: Arc<Backend<AgentConsole>>,
     cards: Vec<Arc<Backend<Net>>>,
+    vsock: Option<Arc<Backend<Vsock>>>,
     /// Of a restored machine that has not run.
     clock: Option<kvm_clock_data>,
 }
@@ -306,6 +314,7 @@ impl Standstill<'_> {
             virtio: saver.transports.iter().map(|transport| transport.save()).collect(),
             agent: saver.agent.lock().device.save(),
             nets: saver.cards.iter().map(|card| card.lock().device.save()).collect(),
+            vsock: saver.vsock.as_ref().map(|device| device.lock().device.save()),
         })
     }
 }

@@ -170,7 +170,7 @@ fn decimal(mut number: u32, digits: &mut [u8; 10]) -> &[u8] {
 mod tests {
     use super::*;
 
-    const ALL: [Thread; 12] = [
+    const ALL: [Thread; 14] = [
         Thread::Main,
         Thread::Vcpu,
         Thread::Disk,
@@ -180,6 +180,8 @@ mod tests {
         Thread::Fill,
         Thread::Net,
         Thread::Network,
+        Thread::Vsock,
+        Thread::VsockCalls,
         Thread::Signals,
         Thread::Terminal,
         Thread::Log,
@@ -208,7 +210,8 @@ mod tests {
     #[test]
     fn who_starts_threads_allows_what_they_do() {
         let main: Vec<_> = Thread::Main.tables().concat();
-        for thread in ALL {
+        // One begins before who starts it is confined.
+        for thread in ALL.into_iter().filter(|thread| *thread != Thread::VsockCalls) {
             for rule in thread.tables().concat() {
                 assert!(main.contains(&rule), "{thread:?}: {rule:?}");
             }
@@ -234,7 +237,9 @@ mod tests {
         ];
         for thread in ALL.into_iter().chain(COMMANDS) {
             for (call, ..) in thread.tables().concat() {
-                assert!(!never.contains(&call), "{thread:?}: {call}");
+                let calls =
+                    thread == Thread::VsockCalls && [libc::SYS_socket, libc::SYS_connect].contains(&call);
+                assert!(calls || !never.contains(&call), "{thread:?}: {call}");
             }
         }
         let files = [libc::SYS_unlink, libc::SYS_rename, libc::SYS_clone3, libc::SYS_accept4];

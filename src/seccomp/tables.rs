@@ -160,6 +160,24 @@ const NETWORK: &[Rule] = &[
     (libc::SYS_ioctl, request(0x5421), "sockets that do not block (FIONBIO)"),
 ];
 
+/// The socket device's thread.
+const VSOCK: &[Rule] = &[
+    (libc::SYS_epoll_wait, Always, "waits for its doorbell and for sockets"),
+    (libc::SYS_epoll_pwait, Always, "waits for its doorbell and for sockets"),
+    (libc::SYS_epoll_ctl, Always, "sockets to wait for"),
+    (libc::SYS_accept4, Always, "programs of the host that call the guest"),
+    (libc::SYS_ioctl, request(0x5421), "sockets that do not block (FIONBIO)"),
+    (libc::SYS_recvfrom, Always, "bytes for the guest"),
+    (libc::SYS_sendto, Always, "bytes of the guest"),
+    (libc::SYS_shutdown, Always, "one side has said all"),
+];
+
+/// The only thread that connects to anything, and to Unix sockets alone.
+const VSOCK_CALLS: &[Rule] = &[
+    (libc::SYS_socket, argument(0, libc::AF_UNIX as u64), "calls of the guest"),
+    (libc::SYS_connect, Always, "calls of the guest"),
+];
+
 const DEVICES: &[Rule] = &[(libc::SYS_epoll_wait, Always, "waits for events")];
 
 const CONSOLE: &[Rule] = &[
@@ -323,12 +341,14 @@ impl Thread {
             Self::Fill => &[RUNTIME, FILL],
             Self::Net => &[RUNTIME, NET],
             Self::Network => &[RUNTIME, NETWORK],
+            Self::Vsock => &[RUNTIME, VSOCK],
+            Self::VsockCalls => &[RUNTIME, VSOCK_CALLS],
             Self::Control => &[RUNTIME, CONTROL],
             Self::Signals => &[RUNTIME, SIGNALS],
             Self::Log => &[RUNTIME, LOG],
             Self::Terminal => &[RUNTIME, TERMINAL],
             Self::Main => &[
-                RUNTIME, VCPU, DISK, NET, NETWORK, DEVICES, CONSOLE, CONTROL, FILL, LOG, SIGNALS, TERMINAL,
+                RUNTIME, VCPU, DISK, NET, NETWORK, VSOCK, DEVICES, CONSOLE, CONTROL, FILL, LOG, SIGNALS, TERMINAL,
                 FILES, MAIN,
             ],
             Self::Files => &[RUNTIME, DISK, FILES, COMMAND],

@@ -13,6 +13,10 @@ pub enum Thread {
     Net,
     /// Plugs networks in.
     Network,
+    /// Moves bytes between programs of a guest and of the host.
+    Vsock,
+    /// Connects to programs that a guest calls. It begins before all others are confined.
+    VsockCalls,
     Signals,
     Terminal,
     /// All of a command without a machine that reads what others may have written: it works on files.
@@ -37,6 +41,8 @@ impl Thread {
             Self::Fill => "fill",
             Self::Net => "net",
             Self::Network => "network",
+            Self::Vsock => "vsock",
+            Self::VsockCalls => "vsock-calls",
             Self::Signals => "signals",
             Self::Terminal => "terminal",
             Self::Files => "files",

@@ -262,6 +262,7 @@ mod tests {
                 cmdline: String::new(),
                 disks: vec![],
                 nets: Vec::new(),
+                vsock: false,
             },
             checkpoint_type: CheckpointType::Standard,
             auto_checkpoint: false,

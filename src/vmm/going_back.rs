@@ -3,6 +3,7 @@
 use super::{Message, State, Vmm, VmmError};
 use crate::checkpoint::Manifest;
 use crate::control::{ApplyBody, CreateBody, GoBack};
+use crate::devices::virtio::vsock::host::HostError;
 use crate::folder::{Definition, VmFolder, VmLock};
 use crate::history::recover::NamesBeingSynced;
 use crate::history::{Catalog, CheckpointError, apply};
@@ -34,6 +35,7 @@ impl Vmm {
         let (mut vmm, names) = Self::recovering(folder, definition, lock)?;
         // What the checkpoint has is what is needed.
         vmm.start_network_for(&manifest.config.nets)?;
+        vmm.open_vsock(&manifest.config)?;
         let body = ApplyBody { discard_current: true, how, ..Default::default() };
         vmm.go_to(&manifest, &body, Some(Begun { bare, names }), &Progress::default())?;
         // Nobody has to wait for that.
@@ -75,9 +77,13 @@ impl Vmm {
             let body = CreateBody { name: body.name.clone(), ..Default::default() };
             self.create_checkpoint(&body, progress)?;
         }
+        if self.vsock.is_none() && manifest.config.vsock && manifest.memory.is_some() {
+            return Err(CheckpointError::Refused(HostError::TooLate.to_string()));
+        }
         if self.network.is_none() && !manifest.config.nets.is_empty() && manifest.memory.is_some() {
             return Err(CheckpointError::Refused(SetupError::TooLate.to_string()));
         }
+
         let boot = self.boot + 1;
         let reuse = self.disks.reuse();
         let idle = self.machine.is_none() && self.disks.machine.is_empty();

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::control::jobs::Jobs;
 use crate::control::server::{Asked, ServerError};
+use crate::devices::virtio::vsock::host::HostError;
 use crate::events::MachineEvent;
 use crate::folder::FolderError;
 use crate::history::CheckpointError;
@@ -30,6 +31,8 @@ pub enum VmmError {
     Network(#[from] SetupError),
     #[error(transparent)]
     Port(#[from] PortError),
+    #[error(transparent)]
+    Vsock(#[from] HostError),
 }
 
 /// What can happen to a VM while it runs.

@@ -26,6 +26,7 @@ use crate::control::{
     Answer, ApplyBody, CloneBody, CreateBody, GoBack, Reply, Request, RequestError, RevertBody, State, VmInfo,
 };
 use crate::devices::console::Console;
+use crate::devices::virtio::vsock::host::{Host, HostError};
 use crate::events::MachineEvent;
 use crate::folder::{CheckpointType, Definition, Ending, LastRun, VmFolder, VmLock};
 use crate::history::capture::Below;
@@ -63,6 +64,8 @@ pub struct Vmm {
     disks: OpenDisks,
     boot: u64,
     network: Option<Network>,
+    /// Where programs of the host meet those of the guest. Dropped before the lock, as is:
+    vsock: Option<Arc<Host>>,
     /// Dropped before the lock: nobody may find the socket of a VM that is not locked.
     server: Option<Server>,
     lock: VmLock,
@@ -105,6 +108,7 @@ impl Vmm {
             disks,
             boot: 0,
             network: None,
+            vsock: None,
             server: None,
             lock,
         };
@@ -138,6 +142,7 @@ impl Vmm {
         Parts {
             disks: disks.machine.clone(),
             nets: config.nets.clone(),
+            vsock: self.vsock.clone().filter(|_| config.vsock),
             console: self.console.clone(),
             events,
             generation: self.definition.now.generation.unwrap_or(Id::from_bytes([0; 16])),
@@ -145,9 +150,20 @@ impl Vmm {
         }
     }
 
+    /// Begins to listen for programs of the host that want to talk to the guest, if they may, before
+    /// this process is confined.
+    fn open_vsock(&mut self, config: &VmConfig) -> Result<(), HostError> {
+        if config.vsock && self.vsock.is_none() {
+            self.vsock = Some(Arc::new(Host::listen(&self.folder.vsock_socket())?));
+        }
+        Ok(())
+    }
+
     /// Makes a fresh machine, standing still, with its networks plugged in.
     pub fn boot(&mut self) -> Result<(), VmmError> {
         self.start_network()?;
+        let config = self.definition.config.clone();
+        self.open_vsock(&config)?;
         self.boot_machine()?;
         self.plug_in()
     }
@@ -329,6 +345,7 @@ impl Vmm {
             console,
             jobs,
             network,
+            vsock,
             server,
             lock,
             ..
@@ -342,6 +359,7 @@ impl Vmm {
         }
         // Guest and disks end first, so that what they last printed is still shown.
         drop(machine);
+        drop(vsock);
         drop(filling);
         disks.flush();
         drop(disks);

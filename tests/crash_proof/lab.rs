@@ -64,6 +64,7 @@ fn config() -> VmConfig {
         cmdline: String::new(),
         disks: DISKS.iter().map(|(id, _)| disk(id)).collect(),
         nets: Vec::new(),
+        vsock: false,
     }
 }
 

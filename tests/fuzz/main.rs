@@ -12,6 +12,7 @@ mod images;
 mod kernel;
 mod mutate;
 mod virtio;
+mod vsock;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -79,6 +80,7 @@ fn targets() -> Vec<(&'static str, Make)> {
         ("qcow2", images::qcow2),
         ("base-sums", images::base_sums),
         ("virtio", virtio::target),
+        ("vsock", vsock::target),
         ("elf", kernel::elf),
         ("bzimage", kernel::bzimage),
         ("control", http::target),

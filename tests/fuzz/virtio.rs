@@ -68,14 +68,14 @@ fn memory() -> GuestMemory {
     GuestMemory::from_ranges(&[(GuestAddress(0), HALF), (GuestAddress(2 * HALF as u64), HALF)]).unwrap()
 }
 
-struct Rig<D> {
-    memory: GuestMemory,
-    backend: Arc<Backend<D>>,
+pub struct Rig<D> {
+    pub memory: GuestMemory,
+    pub backend: Arc<Backend<D>>,
     transport: Transport<D>,
 }
 
 impl<D: Device> Rig<D> {
-    fn new(device: D) -> Self {
+    pub fn new(device: D) -> Self {
         let (memory, irq) = (memory(), EventFd::new(libc::EFD_NONBLOCK).unwrap());
         let backend = Arc::new(Backend::new(device, memory.clone(), irq).unwrap());
         backend.resume();
@@ -83,11 +83,11 @@ impl<D: Device> Rig<D> {
         Self { memory, backend, transport }
     }
 
-    fn write(&self, register: u64, value: u32) {
+    pub fn write(&self, register: u64, value: u32) {
         self.transport.write(register, &value.to_le_bytes());
     }
 
-    fn serve(&self) {
+    pub fn serve(&self) {
         if self.backend.doorbell.read().is_ok() {
             assert!(self.backend.serve());
         }

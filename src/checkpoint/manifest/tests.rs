@@ -32,6 +32,7 @@ pub(in crate::checkpoint) fn sample(id: Id, name: &str, parent: Option<Id>) -> M
             cmdline: "console=ttyS0".into(),
             disks: vec![disk("root"), disk("data"), disk("cd")],
             nets: Vec::new(),
+            vsock: false,
         },
         kernel: Some(FileStamp { path: "/boot/bzImage".into(), len: 9, modified: time, crc: 4 }),
         initrd: None,

@@ -13,6 +13,7 @@ pub mod net;
 mod queue;
 pub mod request;
 pub mod rng;
+pub mod vsock;
 
 pub use awaited::Awaited;
 pub use queue::{Active, Backend, Worker};
