@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::Vsock;
+use super::device::Vsock;
 use super::sockets::DOORBELL;
 use crate::devices::virtio::{Backend, Worker};
 use crate::seccomp;
