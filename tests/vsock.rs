@@ -23,11 +23,9 @@ fn call(home: &Home, vm: &str, port: u32) -> (UnixStream, String) {
     stream.write_all(format!("CONNECT {port}\n").as_bytes()).unwrap();
     let mut line = String::new();
     // Byte by byte, as what follows is not the line's.
-    for byte in Read::by_ref(&mut stream).bytes() {
-        match byte.unwrap() {
-            b'\n' => break,
-            byte => line.push(byte.into()),
-        }
+    let mut byte = [0];
+    while stream.read(&mut byte).unwrap() == 1 && byte != *b"\n" {
+        line.push(byte[0].into());
     }
     (stream, line)
 }
