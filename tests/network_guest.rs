@@ -86,7 +86,7 @@ fn a_client_sees_the_machine_go_back() {
     let [a, b, c] = [&first, &second, &again].map(|text| field(text, "seq"));
     // It was asked once before the checkpoint; what it was asked after it, it does not know.
     assert_eq!((a, b), (1, 2));
-    assert!(c >= 2 && c < 10, "{again}");
+    assert!((2..10).contains(&c), "{again}");
     assert_eq!(word(&first, "boot"), word(&again, "boot"));
     assert_eq!(word(&first, "generation"), word(&second, "generation"));
     assert_ne!(word(&first, "generation"), word(&again, "generation"));

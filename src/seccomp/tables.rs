@@ -348,8 +348,8 @@ impl Thread {
             Self::Log => &[RUNTIME, LOG],
             Self::Terminal => &[RUNTIME, TERMINAL],
             Self::Main => &[
-                RUNTIME, VCPU, DISK, NET, NETWORK, VSOCK, DEVICES, CONSOLE, CONTROL, FILL, LOG, SIGNALS, TERMINAL,
-                FILES, MAIN,
+                RUNTIME, VCPU, DISK, NET, NETWORK, VSOCK, DEVICES, CONSOLE, CONTROL, FILL, LOG, SIGNALS,
+                TERMINAL, FILES, MAIN,
             ],
             Self::Files => &[RUNTIME, DISK, FILES, COMMAND],
             Self::Import => &[RUNTIME, DISK, FILES, COMMAND, IMPORT],

@@ -1,0 +1,257 @@
+//! What can be typed.
+
+mod checkpoint;
+mod refs;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{DiskArg, Forward, NetArg, parse_cpus, parse_memory};
+use crate::folder::{CheckpointType, VmName};
+use crate::id::Id;
+use crate::vm::Clock;
+
+pub use checkpoint::{
+    ApplyArgs, CheckpointCommand, CloneArgs, DiffArgs, ExportArgs, ExportCheckpointArgs, GuardArgs,
+    ImportArgs, ServeArgs,
+};
+pub use refs::{CheckpointRef, Since, StateRef};
+
+#[derive(Debug, Parser)]
+#[command(name = "piton", version, about = "A small hypervisor with live checkpoints", max_term_width = 100)]
+pub struct Cli {
+    /// Print the result as JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// This process is the background one
+    #[arg(long, hide = true)]
+    pub background: bool,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Create a VM and boot it
+    Run(RunArgs),
+    /// Boot a stopped VM
+    Start(StartArgs),
+    /// Shut down a VM
+    Stop(StopArgs),
+    /// Pause a VM
+    Pause { name: VmName },
+    /// Resume a paused VM
+    Resume { name: VmName },
+    /// Attach this terminal to the console of a VM
+    Console(ConsoleArgs),
+    /// Show the definition and state of a VM
+    Show { name: VmName },
+    /// Remove a stopped VM and everything in its folder
+    Rm(RmArgs),
+    /// List all VMs
+    List,
+    /// Change the settings of VMs, running or stopped
+    Set(SetArgs),
+    /// Work with the checkpoints of a VM
+    #[command(subcommand, visible_alias = "cp")]
+    Checkpoint(CheckpointCommand),
+    /// Work with the images of a VM's disks
+    #[command(subcommand)]
+    Disk(DiskCommand),
+    /// Create VMs that start at a checkpoint
+    Clone(CloneArgs),
+    /// Export a VM as it is now to a self-contained folder
+    Export(ExportArgs),
+    /// Create a VM from an export
+    Import(ImportArgs),
+    /// Start passt for the VM whose process is at the other end of standard input
+    #[command(hide = true)]
+    KeepNetwork,
+    /// Find what a crash left behind, and repair it
+    Doctor {
+        name: VmName,
+        /// Repair what was found
+        #[arg(long)]
+        repair: bool,
+        /// Take layers whose checksums are lost as they are, and give them new ones
+        #[arg(long, requires = "repair")]
+        accept_unchecked: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DiskCommand {
+    /// Say where the base image of a disk is now; all checkpoints follow. The VM must be off
+    Relocate {
+        name: VmName,
+        /// The disk's id
+        #[arg(value_name = "ID")]
+        disk: String,
+        /// The image, which must be the one that it was
+        path: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Name of the new VM
+    pub name: VmName,
+    /// Kernel image: ELF (vmlinux) or bzImage (vmlinuz) [default: the bundled guest]
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Initial RAM disk
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line
+    #[arg(long, value_name = "STRING", default_value = "")]
+    pub cmdline: String,
+    /// Guest memory, such as 512M or 2G
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_memory)]
+    pub memory: u64,
+    /// Number of vCPUs
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = parse_cpus)]
+    pub cpus: u32,
+    /// Disk image, raw or qcow2: PATH[,id=NAME][,format=raw|qcow2][,readonly][,passthrough][,overlay];
+    /// may be repeated; write a comma in PATH twice
+    #[arg(long = "disk", value_name = "DISK")]
+    pub disks: Vec<DiskArg>,
+    /// File that a qcow2 image may read as its backing file; may be repeated
+    #[arg(long, value_name = "FILE")]
+    pub backing: Vec<PathBuf>,
+    /// Take checksums of base images in the background (of disks with overlay or readonly); they are
+    /// checked from then on
+    #[arg(long)]
+    pub seal_base: bool,
+    /// Network: user|tap=NAME|none[,mac=ADDRESS][,mtu=BYTES][,isolated]; may be repeated [default: none, or user with --forward]
+    #[arg(long = "net", value_name = "NET")]
+    pub nets: Vec<NetArg>,
+    /// Let a port of this host lead to the guest: [udp:][ADDRESS:]PORT:GUESTPORT; may be repeated
+    #[arg(long = "forward", value_name = "FORWARD")]
+    pub forwards: Vec<Forward>,
+    /// Let the guest reach nothing but who comes through a forward
+    #[arg(long)]
+    pub isolated: bool,
+    /// Let programs of this host talk to programs of the guest, through the socket vsock.sock in the VM's folder
+    #[arg(long)]
+    pub vsock: bool,
+    /// Run in the background; `piton console` attaches
+    #[arg(long)]
+    pub detach: bool,
+    /// How long the guest has to shut down when this process gets a signal to end
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "30")]
+    pub stop_timeout: Duration,
+    /// Do not restrict the system calls of the VM's process
+    #[arg(long)]
+    pub no_seccomp: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct StartArgs {
+    pub name: VmName,
+    /// Stay in the foreground with the VM's console
+    #[arg(long)]
+    pub attach: bool,
+    /// How long the guest has to shut down when this process gets a signal to end
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "30")]
+    pub stop_timeout: Duration,
+    /// Go on with what is on the disks, although a flush of one failed
+    #[arg(long)]
+    pub accept_lost_writes: bool,
+    /// Do not restrict the system calls of the VM's process
+    #[arg(long)]
+    pub no_seccomp: bool,
+    /// Go back to this checkpoint instead of booting
+    #[arg(long, hide = true)]
+    pub restore: Option<Id>,
+    /// And let it run
+    #[arg(long, hide = true)]
+    pub resume: bool,
+    #[arg(long, hide = true)]
+    pub force: bool,
+    #[arg(long, hide = true, value_enum, default_value_t = Clock::Saved)]
+    pub clock: Clock,
+}
+
+#[derive(Debug, Args)]
+pub struct ConsoleArgs {
+    pub name: VmName,
+    /// Begin with this many of the last lines; console.log has more [default: 10 at a terminal, else 0]
+    #[arg(long, value_name = "N")]
+    pub tail: Option<usize>,
+    /// Begin with nothing that was printed before
+    #[arg(long, conflicts_with = "tail")]
+    pub no_log: bool,
+    /// With input from a pipe or file: end when the guest has been quiet this long after its end
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "1")]
+    pub linger: Duration,
+    /// Takes the place of the option that all other commands have.
+    #[arg(id = "json", long = "json", hide = true)]
+    pub no_json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct StopArgs {
+    pub name: VmName,
+    /// Cut the power if the guest has not shut down in time
+    #[arg(long)]
+    pub force: bool,
+    /// How long the guest has to shut down
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub timeout: u64,
+}
+
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("setting").required(true).multiple(true)))]
+pub struct SetArgs {
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<VmName>,
+    /// Type of checkpoints: disabled, standard, production (standard if the guest cannot) or
+    /// production-only
+    #[arg(long, value_name = "TYPE", group = "setting")]
+    pub checkpoint_type: Option<CheckpointType>,
+    /// Keep checkpoints in this folder; there must be none yet
+    #[arg(long, value_name = "DIR", group = "setting")]
+    pub checkpoint_dir: Option<PathBuf>,
+    /// Let a port of this host lead to the guest: [udp:][ADDRESS:]PORT:GUESTPORT; may be repeated
+    #[arg(long = "forward", value_name = "FORWARD", group = "setting")]
+    pub forwards: Vec<Forward>,
+    /// Take a forward away, as `piton show` tells it; may be repeated
+    #[arg(long = "no-forward", value_name = "FORWARD", group = "setting")]
+    pub no_forwards: Vec<Forward>,
+    /// Create a checkpoint at every start if there is none, and delete it after a clean shutdown
+    #[arg(long, value_name = "on|off", group = "setting")]
+    pub auto_checkpoint: Option<Switch>,
+    /// Take checksums of base images once (of disks with overlay or readonly); they are checked from then on
+    #[arg(long, group = "setting")]
+    pub seal_base: bool,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub enum Switch {
+    On,
+    Off,
+}
+
+impl Switch {
+    pub fn is_on(self) -> bool {
+        matches!(self, Self::On)
+    }
+}
+
+/// Seconds, with a fraction or without.
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let time = text.parse().ok().and_then(|seconds: f64| Duration::try_from_secs_f64(seconds).ok());
+    // A year is as good as for ever, and can be added to any time.
+    time.map(|time| time.min(Duration::from_secs(365 * 24 * 3600)))
+        .ok_or_else(|| format!("`{}` is not a number of seconds", text.escape_debug()))
+}
+
+#[derive(Debug, Args)]
+pub struct RmArgs {
+    pub name: VmName,
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
+}
