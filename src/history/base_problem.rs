@@ -42,7 +42,7 @@ impl fmt::Display for BaseProblem {
             change => {
                 match &self.checkpoint {
                     Some(checkpoint) => {
-                        write!(f, " was changed since checkpoint `{checkpoint}` was made ({change})")?
+                        write!(f, " has changed since checkpoint `{checkpoint}` was created ({change})")?
                     }
                     None => write!(f, " was changed ({change})")?,
                 }
