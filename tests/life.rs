@@ -420,7 +420,7 @@ fn a_console_tells_how_the_run_ended() {
     let home = Home::new();
     for (command, code, says) in [("poweroff", 0, "has shut down"), ("crash", 1, "triple fault")] {
         home.piton("run demo --detach").ok();
-        let mut console = home.spawn("console demo");
+        let mut console = home.spawn("console demo --tail 100");
         console.ready();
         console.send(command);
         let exit = console.exit();

@@ -75,7 +75,7 @@ pub enum CheckpointCommand {
         /// Go back even if a base image has changed since the checkpoint
         #[arg(long)]
         force: bool,
-        /// Do not ask
+        /// Do not ask for confirmation
         #[arg(long, short)]
         yes: bool,
     },
@@ -89,10 +89,10 @@ pub enum CheckpointCommand {
         /// Only show what would be deleted
         #[arg(long)]
         dry_run: bool,
-        /// Do not wait until the layers are merged
+        /// Do not wait for the layers to be merged
         #[arg(long)]
         no_wait: bool,
-        /// Do not ask
+        /// Do not ask for confirmation
         #[arg(long, short)]
         yes: bool,
     },
@@ -113,7 +113,7 @@ pub enum CheckpointCommand {
     /// Cancel a job of a running VM
     Cancel {
         name: VmName,
-        /// Its id, or the start of it
+        /// Job id, or the start of it
         #[arg(value_parser = parse_job)]
         job: String,
     },
@@ -144,7 +144,7 @@ pub struct ApplyArgs {
     /// Go back even if a base image has changed since the checkpoint
     #[arg(long)]
     pub force: bool,
-    /// What the guest's clock goes on from
+    /// Where the guest's clock continues from
     #[arg(long, value_enum, default_value_t = Clock::Saved)]
     pub clock: Clock,
 }
@@ -229,16 +229,16 @@ pub struct ImportArgs {
     /// Only show what prevents it
     #[arg(long)]
     pub check: bool,
-    /// Image of a disk that is not in the export; may be repeated
+    /// Image of a disk that is not in the export; can be repeated
     #[arg(long = "disk", value_name = "ID=PATH", value_parser = parse_disk_path)]
     pub disks: Vec<(String, PathBuf)>,
-    /// File that such an image may read as its backing file; may be repeated
+    /// Allowed backing file of such an image; can be repeated
     #[arg(long, value_name = "FILE")]
     pub backing: Vec<PathBuf>,
-    /// Boot this kernel
+    /// Kernel to boot
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
-    /// With this initial RAM disk
+    /// Initial RAM disk
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
     /// Import only the disks

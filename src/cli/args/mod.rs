@@ -117,7 +117,7 @@ pub struct RunArgs {
     /// may be repeated; write a comma in PATH twice
     #[arg(long = "disk", value_name = "DISK")]
     pub disks: Vec<DiskArg>,
-    /// File that a qcow2 image may read as its backing file; may be repeated
+    /// Allowed backing file of a qcow2 image; can be repeated
     #[arg(long, value_name = "FILE")]
     pub backing: Vec<PathBuf>,
     /// Take checksums of base images in the background (of disks with overlay or readonly); they are
@@ -150,7 +150,7 @@ pub struct RunArgs {
 #[derive(Debug, Args)]
 pub struct StartArgs {
     pub name: VmName,
-    /// Stay in the foreground with the VM's console
+    /// Stay in the foreground, attached to the VM's console
     #[arg(long)]
     pub attach: bool,
     /// How long the guest has to shut down when this process gets a signal to end
@@ -251,7 +251,7 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
 #[derive(Debug, Args)]
 pub struct RmArgs {
     pub name: VmName,
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(long, short)]
     pub yes: bool,
 }
