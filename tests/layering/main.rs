@@ -56,6 +56,23 @@ fn rooms_import_from_lower_levels_only() {
     assert_none(&rooms::violations(&rooms, &sources));
 }
 
+/// docs/ARCHITECTURE.md tells more of each room, and nothing else about where it is.
+#[test]
+fn the_docs_have_the_same_levels() {
+    let rooms = rooms::table(&read("src/lib.rs".as_ref()).unwrap());
+    let docs = read("docs/ARCHITECTURE.md".as_ref()).unwrap();
+    let on = |level: u32, name: &str| {
+        let row = |line: &&str| line.starts_with(&format!("| {level} |"));
+        let names = [format!("`{name}/`"), format!("`{name}.rs`")];
+        docs.lines().filter(row).any(|line| names.iter().any(|name| line.contains(name)))
+    };
+    let lost = rooms.iter().filter(|room| !on(room.level, &room.name));
+    let wrong: Vec<_> = lost
+        .map(|room| format!("docs/ARCHITECTURE.md has no row of level {} with {}", room.level, room.name))
+        .collect();
+    assert_none(&wrong);
+}
+
 #[test]
 fn no_files_import_each_other_in_a_circle() {
     for (crate_root, _) in CRATES {
