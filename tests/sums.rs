@@ -11,7 +11,6 @@ use common::{Vm, until};
 use piton::checkpoint::manifest::DiskPoint;
 use piton::checkpoint::store::Store;
 use piton::storage::Storage;
-use serde_json::json;
 
 /// Where the data of a layer of a small disk begins.
 const DATA: u64 = 1 << 20;

@@ -13,7 +13,8 @@ use core::fmt::Write;
 pub const POLL_US: u64 = 5_000;
 const LATE_US: u64 = 4_000_000;
 const LINE: usize = 512;
-const USAGE: &str = "agent on|off|silent|garbage|endless|late|dies|mute|wake|zero|refuses|lies|reopens";
+const USAGE: &str =
+    "agent on|off|silent|garbage|endless|late|dies|mute|wake|zero|refuses|lies|reopens";
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mode {

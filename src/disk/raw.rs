@@ -15,21 +15,16 @@ pub struct RawImage {
     len: u64,
     /// It was written before it was frozen.
     unsynced: AtomicBool,
-    /// As of [`RawDisk`].
-    failed: AtomicBool,
-}
-
-/// For writing, under an exclusive lock.
-#[derive(Debug)]
-pub struct RawDisk {
-    file: File,
-    len: u64,
     /// After a failed fdatasync the kernel forgets what it could not write, so
     /// a later one that succeeds means nothing.
     failed: AtomicBool,
 }
 
-fn open(storage: &Storage, path: &Path, access: Access) -> Result<(File, u64)> {
+/// For writing, under an exclusive lock.
+#[derive(Debug)]
+pub struct RawDisk(RawImage);
+
+fn open(storage: &Storage, path: &Path, access: Access) -> Result<RawImage> {
     inspect(storage, path)?;
     let file = storage.open_named(path, access).map_err(|e| match e.kind() {
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
@@ -46,23 +41,31 @@ fn open(storage: &Storage, path: &Path, access: Access) -> Result<(File, u64)> {
     // Of the open file and under the lock, so that it holds from here on.
     let len = file.len()?;
     check_len(path, len)?;
-    Ok((file, len))
+    Ok(RawImage { file, len, unsynced: AtomicBool::new(false), failed: AtomicBool::new(false) })
 }
 
 impl RawImage {
     pub fn open(storage: &Storage, path: &Path) -> Result<Self> {
-        let (file, len) = open(storage, path, Access::ReadOnly)?;
-        Ok(Self { file, len, unsynced: AtomicBool::new(false), failed: AtomicBool::new(false) })
+        open(storage, path, Access::ReadOnly)
     }
 
     /// Makes durable what was written before [`RawDisk::freeze`].
     pub fn sync(&self) -> Result<()> {
+        if self.unsynced.load(Ordering::Acquire) {
+            self.sync_all()?;
+            self.unsynced.store(false, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    fn sync_all(&self) -> Result<()> {
+        self.check_flushed()?;
+        Ok(self.file.sync_data().inspect_err(|_| self.failed.store(true, Ordering::Release))?)
+    }
+
+    fn check_flushed(&self) -> Result<()> {
         if self.failed.load(Ordering::Acquire) {
             return Err(DiskError::FlushFailed(self.path().to_owned()));
-        }
-        if self.unsynced.load(Ordering::Acquire) {
-            self.file.sync_data().inspect_err(|_| self.failed.store(true, Ordering::Release))?;
-            self.unsynced.store(false, Ordering::Release);
         }
         Ok(())
     }
@@ -90,39 +93,27 @@ impl RawImage {
 
 impl RawDisk {
     pub fn open(storage: &Storage, path: &Path) -> Result<Self> {
-        let (file, len) = open(storage, path, Access::ReadWrite)?;
-        Ok(Self { file, len, failed: AtomicBool::new(false) })
+        open(storage, path, Access::ReadWrite).map(Self)
     }
 
     pub fn path(&self) -> &Path {
-        self.file.path()
+        self.0.path()
     }
 
     pub(super) fn lock(&self, lock: Lock) -> Result<()> {
-        Ok(self.file.lock(lock)?)
+        self.0.lock(lock)
     }
 
     /// From here on the image is only read, and others may read it too. What was not flushed
     /// still has to be synced.
     pub fn freeze(self) -> Result<RawImage> {
-        if self.failed.load(Ordering::Acquire) {
-            return Err(DiskError::FlushFailed(self.path().to_owned()));
-        }
+        let Self(image) = self;
+        image.check_flushed()?;
         // From exclusive to shared is one step of the kernel's: nobody gets in between.
-        self.file.lock(Lock::Shared)?;
-        let Self { file, len, .. } = self;
-        Ok(RawImage { file, len, unsynced: AtomicBool::new(true), failed: AtomicBool::new(false) })
+        image.lock(Lock::Shared)?;
+        image.unsynced.store(true, Ordering::Release);
+        Ok(image)
     }
-}
-
-fn read_at(file: &File, size: u64, buf: &mut [u8], offset: u64) -> Result<()> {
-    check_range(offset, buf.len() as u64, size)?;
-    Ok(file.read_at(buf, offset)?)
-}
-
-fn next_data(file: &File, size: u64, offset: u64) -> Result<Option<Range<u64>>> {
-    let found = file.next_data(offset)?;
-    Ok(found.map(|r| r.start..r.end.min(size)).filter(|r| r.start < r.end))
 }
 
 impl Backing for RawImage {
@@ -130,22 +121,24 @@ impl Backing for RawImage {
         self.len
     }
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        read_at(&self.file, self.len, buf, offset)
+        check_range(offset, buf.len() as u64, self.len)?;
+        Ok(self.file.read_at(buf, offset)?)
     }
     fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
-        next_data(&self.file, self.len, offset)
+        let found = self.file.next_data(offset)?;
+        Ok(found.map(|r| r.start..r.end.min(self.len)).filter(|r| r.start < r.end))
     }
 }
 
 impl Backing for RawDisk {
     fn len(&self) -> u64 {
-        self.len
+        self.0.len()
     }
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        read_at(&self.file, self.len, buf, offset)
+        self.0.read_at(buf, offset)
     }
     fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
-        next_data(&self.file, self.len, offset)
+        self.0.next_data(offset)
     }
 }
 
@@ -154,24 +147,18 @@ impl Disk for RawDisk {
         false
     }
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
-        check_range(offset, buf.len() as u64, self.len)?;
-        Ok(self.file.write_at(buf, offset)?)
+        check_range(offset, buf.len() as u64, self.len())?;
+        Ok(self.0.file.write_at(buf, offset)?)
     }
     fn write_zeroes(&self, offset: u64, len: u64) -> Result<()> {
-        check_range(offset, len, self.len)?;
-        Ok(self.file.punch_hole(offset, len)?)
+        check_range(offset, len, self.len())?;
+        Ok(self.0.file.punch_hole(offset, len)?)
     }
     fn discard(&self, offset: u64, len: u64) -> Result<()> {
         self.write_zeroes(offset, len)
     }
     fn flush(&self) -> Result<()> {
-        if self.failed.load(Ordering::Acquire) {
-            return Err(DiskError::FlushFailed(self.path().to_owned()));
-        }
-        self.file.sync_data().map_err(|e| {
-            self.failed.store(true, Ordering::Release);
-            e.into()
-        })
+        self.0.sync_all()
     }
 }
 

@@ -203,8 +203,11 @@ fn every_path_and_every_answer_is_as_documented() {
     }
 
     // The console, whose other answer is a stream.
-    let attach = walk.home.http("demo", "GET", "/vm/console", "");
-    walk.told(&walk.operation("/vm/console", "GET"), "/vm/console", "GET", attach);
+    for query in ["", "?past=x", "?surely=not"] {
+        let attach = walk.home.http("demo", "GET", &format!("/vm/console{query}"), "");
+        assert_eq!(attach.status, if query.is_empty() { 426 } else { 400 }, "{attach:?}");
+        walk.told(&walk.operation("/vm/console", "GET"), "/vm/console", "GET", attach);
+    }
     walk.home.attach("demo");
     walk.seen.insert(("/vm/console".into(), "get".into(), "101".into()));
 

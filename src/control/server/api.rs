@@ -335,6 +335,13 @@ async fn console(
     headers: HeaderMap,
     request: axum::extract::Request,
 ) -> Response {
+    let past = match query {
+        Ok(Query(ConsoleQuery { past })) => past.unwrap_or(PAST),
+        Err(e) => {
+            let text = format!("the query is not as documented: {}", e.body_text());
+            return error(StatusCode::BAD_REQUEST, text);
+        }
+    };
     if headers.get(UPGRADE).is_none_or(|value| value != CONSOLE_PROTOCOL) {
         return error(
             StatusCode::UPGRADE_REQUIRED,
@@ -343,13 +350,6 @@ async fn console(
             ),
         );
     }
-    let past = match query {
-        Ok(Query(ConsoleQuery { past })) => past.unwrap_or(PAST),
-        Err(e) => {
-            let text = format!("the query is not as documented: {}", e.body_text());
-            return error(StatusCode::BAD_REQUEST, text);
-        }
-    };
     let before = context.consoles.fetch_add(1, Ordering::SeqCst);
     let attached = Attached(context.consoles.clone());
     if before >= context.consoles_max {
