@@ -37,7 +37,7 @@ pub enum AgentError {
     Gone(&'static str),
     #[error("the guest agent refused {call}: {why}")]
     Refused { call: &'static str, why: String },
-    #[error("the guest agent does not offer {0}")]
+    #[error("the guest agent does not support {0}")]
     Lacks(&'static str),
     #[error("the guest agent gave no meaningful answer to {0}")]
     Senseless(&'static str),

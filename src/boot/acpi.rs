@@ -33,7 +33,7 @@ pub fn write_tables(memory: &GuestMemory, cpus: u32, virtio: &[(u64, u32)]) -> R
         let here = at;
         at = (at + bytes.len() as u64).next_multiple_of(16);
         if at > ACPI_END {
-            return Err(write_error("the ACPI tables")("they outgrow their place"));
+            return Err(write_error("the ACPI tables")("they are too large"));
         }
         memory.write_slice(bytes, GuestAddress(here)).map_err(write_error("the ACPI tables"))?;
         Ok(here)

@@ -148,7 +148,7 @@ fn check_elf<F: Read + Seek>(memory: &GuestMemory, file: &mut F, len: u64) -> Re
         }
         loads += 1;
         if segment.p_offset.checked_add(segment.p_filesz).is_none_or(|end| end > len) {
-            return Err("truncated: a segment reaches beyond the end of the file".into());
+            return Err("truncated: a segment extends beyond the end of the file".into());
         }
         let end = segment.p_paddr.saturating_add(segment.p_memsz.max(segment.p_filesz));
         if end > low_ram_end(memory) {

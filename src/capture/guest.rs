@@ -49,7 +49,7 @@ pub enum CaptureError {
     Watch(std::io::Error),
     #[error("a thread to fill memory cannot be started: {0}")]
     Thread(std::io::Error),
-    #[error("the image holds memory at {image:x?}, the VM has it at {vm:x?} (start, length)")]
+    #[error("the image has memory at {image:x?}, but the VM has it at {vm:x?} (start, length)")]
     OtherMemory { image: Vec<(u64, u64)>, vm: Vec<(u64, u64)> },
 }
 

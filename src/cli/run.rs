@@ -28,8 +28,8 @@ use crate::seccomp;
 use crate::storage::Storage;
 use crate::vmm::{Ender, Outcome, Vmm, VmmError};
 
-const KEYS: &str = "Ctrl-A x ends the VM; Ctrl-A h: help";
-const HELP: &str = "Ctrl-A x ends the VM; Ctrl-A Ctrl-A sends one Ctrl-A to the guest";
+const KEYS: &str = "Ctrl-A x stops the VM; Ctrl-A h: help";
+const HELP: &str = "Ctrl-A x stops the VM; Ctrl-A Ctrl-A sends one Ctrl-A to the guest";
 /// Size of the disk that a VM of the bundled guest gets for itself, in bytes.
 const OWN_DISK: u64 = 64 << 20;
 /// What a background process prints when its VM is there, before what `piton show` tells of it.
@@ -126,7 +126,7 @@ fn started_already(folder: &VmFolder, error: FolderError) -> anyhow::Error {
 /// A background process belongs to no terminal.
 fn leave_session(background: bool) -> anyhow::Result<()> {
     if background {
-        nix::unistd::setsid().context("the background process cannot leave its terminal")?;
+        nix::unistd::setsid().context("the background process cannot detach from its terminal")?;
     }
     Ok(())
 }

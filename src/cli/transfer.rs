@@ -295,7 +295,7 @@ fn show_changes(what: &str, changes: &Changes) {
         outln!("  {:#012x}  {}", range.offset, size(range.length));
     }
     if changes.ranges.len() > RANGES_SHOWN {
-        outln!("  and {} more: --json lists all", changes.ranges.len() - RANGES_SHOWN);
+        outln!("  and {} more; --json lists all", changes.ranges.len() - RANGES_SHOWN);
     }
 }
 
@@ -312,7 +312,7 @@ pub fn serve(args: &ServeArgs, json: bool) -> anyhow::Result<()> {
     let names: Vec<String> = disks.keys().cloned().collect();
     if let Some(wanted) = args.disk.as_ref().filter(|wanted| !names.contains(wanted)) {
         return Err(refused(format!(
-            "checkpoint `{}` holds no disk `{wanted}`: it has {}",
+            "checkpoint `{}` has no disk `{wanted}`: it has {}",
             source.name(),
             names.join(", ")
         )));
@@ -331,7 +331,7 @@ pub fn serve(args: &ServeArgs, json: bool) -> anyhow::Result<()> {
         })
         .collect();
     if exports.is_empty() {
-        return Err(refused(format!("checkpoint `{}` holds no disks", source.name())));
+        return Err(refused(format!("checkpoint `{}` has no disks", source.name())));
     }
     let names: Vec<String> = exports.iter().map(|export| export.name.clone()).collect();
     server.serve(exports)?;

@@ -36,7 +36,7 @@ pub enum DiskError {
         path.display(), options(unnamed)
     )]
     Unnamed { path: PathBuf, unnamed: Vec<PathBuf> },
-    #[error("{len} bytes at offset {offset} reach beyond the end of the disk ({size} bytes)")]
+    #[error("{len} bytes at offset {offset} extend beyond the end of the disk ({size} bytes)")]
     OutOfRange { offset: u64, len: u64, size: u64 },
     #[error("a layer that is needed may be the one in {}, which cannot be read: {reason}", path.display())]
     Unreadable { path: PathBuf, reason: String },
@@ -62,7 +62,7 @@ pub enum DiskError {
     WrongSize { path: PathBuf, size: u64, below: PathBuf, below_size: u64 },
     #[error("{} is of a disk of {size} bytes, but lies on one of {below}", path.display())]
     OtherSize { path: PathBuf, size: u64, below: u64 },
-    #[error("layer {id} is not among the frozen ones below {}", top.display())]
+    #[error("layer {id} is not one of the frozen layers below {}", top.display())]
     NoSuchLayer { id: LayerId, top: PathBuf },
     #[error("layer {0} is missing")]
     NoParent(LayerId),

@@ -50,7 +50,7 @@ pub enum FolderError {
     #[error("the path of the control socket, {}, has {len} bytes and at most {SOCKET_PATH_MAX} can be used: \
              set PITON_HOME to a shorter path", path.display())]
     SocketPath { path: PathBuf, len: usize },
-    #[error("{} was written by a newer piton (format {found}, this one knows up to {FORMAT}): use that one", path.display())]
+    #[error("{} was written by a newer piton (format {found}, this one supports up to {FORMAT}): use that version", path.display())]
     Newer { path: PathBuf, found: u64 },
     #[error("{} is damaged: {error}", path.display())]
     Damaged { path: PathBuf, error: String },

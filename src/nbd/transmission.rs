@@ -78,7 +78,7 @@ fn check(agreed: &Agreed, request: &Request, flags: u16) -> Result<u64, Failure>
     }
     match request.offset.checked_add(request.len.into()) {
         Some(end) if end <= agreed.export.disk.len() => Ok(end),
-        _ => Err(invalid("the request reaches beyond the end of the disk")),
+        _ => Err(invalid("the request extends beyond the end of the disk")),
     }
 }
 

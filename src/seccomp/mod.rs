@@ -136,7 +136,7 @@ extern "C" fn on_forbidden_call(_: libc::c_int, info: *mut libc::siginfo_t, _: *
         CONFINED.get().as_bytes(),
         b" made system call ",
         decimal(call.unsigned_abs(), &mut digits),
-        b", which its seccomp filter forbids: piton ends\r\n",
+        b", which its seccomp filter forbids; piton exits\r\n",
     ];
     // In one piece, so that nothing that others say comes in between.
     let mut text = [0; 160];

@@ -154,7 +154,7 @@ impl Export {
         let found = format.ok_or_else(|| wrong("it names no format version"))?;
         if found > FORMAT.into() || found == 0 {
             return Err(TransferError::Refused(format!(
-                "{} was written by a newer piton (format {found}, this one knows up to {FORMAT}): use that one",
+                "{} was written by a newer piton (format {found}, this one supports up to {FORMAT}): use that version",
                 path.display()
             )));
         }

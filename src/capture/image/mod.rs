@@ -40,7 +40,7 @@ pub enum ImageError {
     WrongImage { path: PathBuf, found: Id, expected: Id },
     #[error("memory image {} is not the one that the manifest speaks of: its index has checksum {found:08x}, not {expected:08x}", path.display())]
     WrongIndex { path: PathBuf, found: u32, expected: u32 },
-    #[error("memory image {} holds no page at guest address {gpa:#x}: its parent does", path.display())]
+    #[error("memory image {} has no page at guest address {gpa:#x}; its parent has it", path.display())]
     InParent { path: PathBuf, gpa: u64 },
     #[error("{len} bytes at guest address {gpa:#x} are not whole pages of guest memory")]
     NotRam { gpa: u64, len: u64 },

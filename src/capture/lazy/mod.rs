@@ -175,7 +175,7 @@ impl Filling {
         }) {
             Ok(thread) => lazy.fetcher = Some(thread),
             // What is touched comes all the same.
-            Err(e) => log::warn!("memory is not fetched ahead: {e}"),
+            Err(e) => log::warn!("memory is not fetched in the background: {e}"),
         }
     }
 

@@ -22,11 +22,13 @@ const CRC_KEY: &str = "crc";
 
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
-    #[error("it was written by a newer piton (format {found}, this one knows up to {FORMAT}): use that one")]
+    #[error(
+        "it was written by a newer piton (format {found}, this one supports up to {FORMAT}): use that version"
+    )]
     Newer { found: u64 },
     #[error("it is damaged: {0}")]
     Damaged(String),
-    #[error("it is damaged: its checksum is {found:08x}, but it says {recorded:08x}")]
+    #[error("it is damaged: its checksum is {found:08x}, but {recorded:08x} is recorded")]
     Checksum { found: u32, recorded: u32 },
     #[error("it is of checkpoint {found}, but {expected} is expected there")]
     WrongId { found: Id, expected: Id },
@@ -303,7 +305,7 @@ impl Manifest {
         match (self.kind, &self.memory, &self.state) {
             (Kind::Standard, Some(memory), Some(_)) if memory.guest_bytes != self.config.memory => {
                 refuse(format!(
-                    "it holds {} bytes of memory, but its VM has {}",
+                    "it has {} bytes of memory, but its VM has {}",
                     memory.guest_bytes, self.config.memory
                 ))
             }

@@ -29,7 +29,7 @@ fn hint(near: &[String]) -> String {
         return ": `piton checkpoint list` shows all checkpoints".to_owned();
     }
     let names: Vec<_> = near.iter().map(|name| format!("`{name}`")).collect();
-    format!(": did you mean {}?", names.join(" or "))
+    format!("; did you mean {}?", names.join(" or "))
 }
 
 fn list(candidates: &[(Id, String)]) -> String {

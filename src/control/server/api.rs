@@ -242,7 +242,7 @@ async fn wait(context: &Context, request: Request, job: Option<Job>) -> Response
         Ok(Err(e @ (RequestError::Failed(_) | RequestError::Cancelled(_)))) => {
             error(StatusCode::INTERNAL_SERVER_ERROR, e.to_string())
         }
-        Err(_) => error(StatusCode::CONFLICT, "the VM is ending"),
+        Err(_) => error(StatusCode::CONFLICT, "the VM is stopping"),
     }
 }
 
@@ -346,7 +346,7 @@ async fn console(
         return error(
             StatusCode::UPGRADE_REQUIRED,
             format!(
-                "the console is a byte stream: ask with `Connection: upgrade` and `Upgrade: {CONSOLE_PROTOCOL}`"
+                "the console is a byte stream: request it with `Connection: upgrade` and `Upgrade: {CONSOLE_PROTOCOL}`"
             ),
         );
     }
