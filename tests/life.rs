@@ -420,8 +420,8 @@ fn a_console_tells_how_the_run_ended() {
     let home = Home::new();
     for (command, code, says) in [("poweroff", 0, "has shut down"), ("crash", 1, "triple fault")] {
         home.piton("run demo --detach").ok();
-        let mut console = home.spawn("console demo --tail 100");
-        console.ready();
+        common::until("the guest", || home.console_log("demo").contains("evt journal").then_some(()));
+        let mut console = home.spawn("console demo");
         console.send(command);
         let exit = console.exit();
         assert_eq!(exit.code, Some(code), "{}", exit.stderr);

@@ -136,7 +136,7 @@ fn show_past(lines: &[u8]) -> io::Result<()> {
     if !lines.ends_with(b"\n") {
         print(b"\r\n")?;
     }
-    note("piton: -- up to here it was printed before --");
+    note("piton: -- end of earlier output --");
     Ok(())
 }
 
