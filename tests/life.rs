@@ -502,6 +502,14 @@ fn a_vm_that_does_not_answer_hangs_nobody() {
 /// So many wait to be accepted that connecting alone would hang.
 #[test]
 fn a_full_queue_before_a_vm_that_does_not_answer_hangs_nobody() {
+    // This test is the crowd, each of which takes a descriptor: at most net.core.somaxconn of them.
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    let most = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap();
+    let wanted = most.trim().parse::<u64>().unwrap() + 1024;
+    if setrlimit(Resource::RLIMIT_NOFILE, wanted.max(hard), wanted.max(hard)).is_err() {
+        return common::skip("too few files may be open here to fill the queue of a socket");
+    }
     let home = Home::new();
     home.piton("run demo --detach --memory 32M").ok();
     let pid = home.piton("show demo --json").json()["pid"].as_i64().unwrap() as i32;

@@ -56,8 +56,8 @@ fn memory() {
     // More than any host that these tests run on has.
     refused(&home, "--memory 4T", 3, &["4 TiB", "the host has", "--memory"]);
     // As on a host that has no room for it.
-    shell(&home, "ulimit -v 8000000; exec $PITON run demo --memory 16G")
-        .fails(3, &["cannot map 16384 MiB", "--memory"]);
+    shell(&home, "ulimit -v 1000000; exec $PITON run demo --memory 2G")
+        .fails(3, &["cannot map 2048 MiB", "--memory"]);
     home.is_empty();
 }
 
