@@ -646,7 +646,7 @@ fn a_pipe_talks_with_the_guest_and_comes_to_its_end() {
     let said = piped("console demo --tail 2 --linger 0.2", "");
     let past: Vec<&str> = said.stdout.lines().collect();
     assert_eq!((past.len(), past[1]), (2, "ok over a pipe"), "{said}");
-    assert!(said.stderr.contains("up to here"), "{said}");
+    assert!(said.stderr.contains("end of earlier output"), "{said}");
     let said = piped("console demo --no-log --linger 0.2", "");
     assert_eq!((said.stdout.as_str(), said.code), ("", Some(0)), "{said}");
     vm.power_off();

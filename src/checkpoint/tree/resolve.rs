@@ -151,7 +151,7 @@ mod tests {
         assert_eq!(near("something else"), [""; 0]);
         assert_eq!(near(""), [""; 0]);
         let error = tree().resolve("claen").unwrap_err().to_string();
-        assert_eq!(error, "there is no checkpoint `claen`: did you mean `clean`?");
+        assert_eq!(error, "there is no checkpoint `claen`; did you mean `clean`?");
     }
 
     #[test]
