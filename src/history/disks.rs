@@ -171,13 +171,11 @@ pub fn open(
         let disk: Arc<dyn Disk> = if let Some(open) = reuse.disks.get(&config.id) {
             open.clone()
         } else if config.readonly {
-            {
-                let base = open_base(storage, &path, config.format).map_err(failed())?;
-                if let Some(sums) = base_sums(folder, config)? {
-                    base.attach_sums(storage, &sums).map_err(failed())?;
-                }
-                Arc::new(ReadOnly(base))
+            let base = open_base(storage, &path, config.format).map_err(failed())?;
+            if let Some(sums) = base_sums(folder, config)? {
+                base.attach_sums(storage, &sums).map_err(failed())?;
             }
+            Arc::new(ReadOnly(base))
         } else {
             let chain = match tops.get(&config.id) {
                 Some(top) => layers.chain(*top).map_err(failed())?,
