@@ -108,6 +108,20 @@ fn stop_presses_the_power_button() {
     assert!(exit.console.contains("evt power button"));
 }
 
+/// The guest has its interrupts masked for its first moments, and hears of the button all the same.
+#[test]
+fn a_button_pressed_before_the_guest_listens_is_heard() {
+    let home = Home::new();
+    home.piton("run demo --detach --paused --memory 32M").ok();
+    for _ in 0..5 {
+        home.piton("resume demo").ok();
+        home.piton("stop demo").ok();
+        assert!(home.console_log("demo").ends_with("evt power button\r\n"), "{}", home.console_log("demo"));
+        home.piton("start demo --paused").ok();
+    }
+    home.piton("stop demo --force").ok();
+}
+
 #[test]
 fn stop_says_when_the_guest_does_not_heed_it() {
     let home = Home::new();

@@ -133,7 +133,8 @@ fn show_past(lines: &[u8]) -> io::Result<()> {
         return Ok(());
     }
     print(lines)?;
-    if !lines.ends_with(b"\n") {
+    // What is piped on stays as the guest wrote it.
+    if !lines.ends_with(b"\n") && io::stdout().is_terminal() {
         print(b"\r\n")?;
     }
     note("piton: -- end of earlier output --");

@@ -44,8 +44,8 @@ impl Power {
         self.pending.fetch_or(POWER_EVENT_GENERATION, Ordering::SeqCst);
     }
 
-    /// To be called once before a restored guest first runs: the saved interrupt controllers may
-    /// not have seen what is pending yet.
+    /// For a guest that has not read what is pending: a restored one, whose saved interrupt
+    /// controllers may not have seen it, or one that boots and had the interrupt masked.
     pub fn interrupt_again(&self) -> std::io::Result<()> {
         if self.pending.load(Ordering::SeqCst) == 0 { Ok(()) } else { self.irq.write(1) }
     }

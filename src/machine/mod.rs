@@ -268,6 +268,16 @@ impl Machine {
     pub fn press_power_button(&self) -> Result<(), MachineError> {
         self.power.press_button().map_err(MachineError::Button)
     }
+
+    /// Whether the guest was told of power events, or of a new generation id, and has not read what.
+    pub fn has_unread_power_events(&self) -> bool {
+        self.power.save() != 0
+    }
+
+    /// Raises their interrupt again.
+    pub fn repeat_power_events(&self) -> Result<(), MachineError> {
+        self.power.interrupt_again().map_err(MachineError::Button)
+    }
 }
 
 /// What came of standing still.
