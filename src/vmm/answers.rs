@@ -1,0 +1,165 @@
+//! What is asked of a VM over its control socket, one request after another.
+
+use std::sync::PoisonError;
+
+use super::Vmm;
+use crate::capture::lazy::Filling;
+use crate::checkpoint::Manifest;
+use crate::control::jobs::Job;
+use crate::control::{
+    Answer, ApplyBody, CloneBody, CreateBody, GoBack, Reply, Request, RequestError, RevertBody, State,
+};
+use crate::folder::CheckpointType;
+use crate::history::capture::Below;
+use crate::history::create::{Origin, Subject};
+use crate::history::{self, Catalog, CheckpointError, delete, policy};
+use crate::machine::{Machine, MachineError};
+use crate::progress::Progress;
+
+impl Vmm {
+    pub(super) fn answer(&mut self, request: Request, job: Option<&Job>) -> Answer {
+        let (changes, creates) = (request.job().is_some(), matches!(request, Request::CreateCheckpoint(_)));
+        let mut answer = self.do_request(request, job);
+        // It may have left layers that nothing needs apart; only a checkpoint that was made has not.
+        if changes && self.machine.is_some() && !(creates && answer.is_ok()) {
+            let merge_job = self.merge_layers();
+            if let Ok(Reply::Deleted(deleted)) = &mut answer
+                && !deleted.dry_run
+            {
+                deleted.merge_job = merge_job;
+                deleted.merge_later = merge_job.is_some();
+            }
+        }
+        answer
+    }
+
+    fn do_request(&mut self, request: Request, job: Option<&Job>) -> Answer {
+        let progress = &job.map(|job| job.progress().clone()).unwrap_or_default();
+        progress.check().map_err(CheckpointError::from)?;
+        if let Some(job) = job {
+            job.begin();
+        }
+        let about = |manifest: &Manifest| {
+            if let Some(job) = job {
+                job.set_subject(&manifest.name);
+            }
+        };
+        let failed = |e: MachineError| RequestError::Failed(e.to_string());
+        let catalog = Catalog::new(&self.folder, &self.definition);
+        match (request, self.state()) {
+            (Request::Pause, State::Running) => {
+                self.machine.as_mut().map_or(Ok(()), Machine::pause).map_err(failed)?;
+            }
+            (Request::Resume, State::Paused) => self.resume().map_err(failed)?,
+            (Request::Stop { .. }, State::Paused) => {
+                let name = self.folder.name();
+                return Err(RequestError::Refused(format!(
+                    "the VM `{name}` is paused, so its guest cannot shut down: \
+                     `piton resume {name}` first, or end it with `piton stop --force {name}`"
+                )));
+            }
+            (Request::Stop { .. }, _) => {
+                self.machine.as_ref().map_or(Ok(()), Machine::press_power_button).map_err(failed)?;
+            }
+            // Pausing what is paused and resuming what runs are done already.
+            (Request::Show | Request::Pause | Request::Resume, _) => {}
+            (Request::Set(body), _) => {
+                let (before, forwards) =
+                    (self.definition.forwards.clone(), policy::forwards(&self.definition, &body)?);
+                self.set_forwards(&before, &forwards)?;
+                if let Err(e) = policy::set(&self.folder, &self.lock, &mut self.definition, &body) {
+                    self.set_forwards(&forwards, &before)?;
+                    return Err(e.into());
+                }
+                self.seal_bases();
+                if self.definition.checkpoint_type == CheckpointType::Disabled
+                    && let Some(machine) = &self.machine
+                    && let Err(e) = machine.tracker().lock().unwrap_or_else(PoisonError::into_inner).stop()
+                {
+                    log::warn!("the guest's writes are still logged: {e}");
+                }
+            }
+            (Request::Checkpoints, _) => return Ok(Reply::Tree(history::tree(&catalog, &self.definition)?)),
+            (Request::Checkpoint(reference), _) => {
+                let manifest = catalog.resolve(&self.definition, &reference)?;
+                return Ok(Reply::Details(Box::new((&manifest).into())));
+            }
+            (Request::ChangeCheckpoint(reference, body), _) => {
+                return Ok(Reply::of(&catalog.change(&self.definition, &reference, &body)?));
+            }
+            (Request::CreateCheckpoint(body), _) => {
+                let manifest = self.create_checkpoint(&body, progress)?;
+                about(&manifest);
+                return Ok(Reply::of(&manifest));
+            }
+            (Request::ApplyCheckpoint(reference, body), _) => {
+                let manifest = catalog.resolve(&self.definition, &reference)?;
+                about(&manifest);
+                self.apply_checkpoint(&manifest, &body, progress)?;
+            }
+            (Request::DeleteCheckpoint(reference, body), _) => {
+                let (id, name) = catalog.resolve_any(&self.definition, &reference)?;
+                if let Some(job) = job {
+                    job.set_subject(name);
+                }
+                if !body.dry_run {
+                    self.park_merge();
+                }
+                let catalog = Catalog::new(&self.folder, &self.definition);
+                let below = Below::of(&catalog, self.machine.as_ref());
+                let deleted = delete::run(&self.folder, &self.lock, &mut self.definition, id, body)?;
+                let catalog = Catalog::new(&self.folder, &self.definition);
+                // What cannot be known makes the next one a full one.
+                let parent = catalog.with_memory(self.definition.now.parent).unwrap_or_default();
+                below.follow(self.machine.as_ref(), parent);
+                return Ok(Reply::Deleted(deleted));
+            }
+            (Request::CloneCheckpoint(reference, CloneBody { names }), _) => {
+                // What is shared is never written.
+                self.park_merge();
+                let catalog = Catalog::new(&self.folder, &self.definition);
+                let manifest = catalog.resolve(&self.definition, &reference)?;
+                history::clone::make(&self.folder, &self.definition, &manifest, &names)?;
+            }
+            (Request::Revert(RevertBody { run, force }), _) => {
+                let manifest = catalog.parent_of_now(&self.definition)?;
+                about(&manifest);
+                let how = GoBack { force, ..Default::default() };
+                let body = ApplyBody { discard_current: true, run, how, ..Default::default() };
+                self.apply_checkpoint(&manifest, &body, progress)?;
+            }
+        }
+        Ok(self.info().into())
+    }
+
+    pub(super) fn create_checkpoint(
+        &mut self,
+        body: &CreateBody,
+        progress: &Progress,
+    ) -> Result<Manifest, CheckpointError> {
+        let made = policy::create(
+            Subject {
+                folder: &self.folder,
+                lock: &self.lock,
+                definition: &mut self.definition,
+                disks: &self.disks.live,
+                machine: self.machine.as_mut(),
+                origin: Origin::default(),
+                pending: self.filling.as_ref().and_then(Filling::pending),
+            },
+            body,
+            progress,
+        );
+        // It may have taken the room that a guest's write needed, and has given it back.
+        if made.is_err()
+            && let Some(machine) = self.machine.as_ref().filter(|machine| machine.is_running())
+        {
+            machine.retry_requests();
+        }
+        let manifest = made?;
+        if body.pause_after {
+            self.machine.as_mut().map_or(Ok(()), Machine::pause)?;
+        }
+        Ok(manifest)
+    }
+}
