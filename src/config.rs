@@ -1,12 +1,12 @@
 //! What a VM is made of: the hardware definition that vm.json and every manifest hold.
 
 mod net;
+mod net_arg;
 
 use std::path::PathBuf;
 
-pub use net::{
-    Forward, MAX_NETS, Mac, NetArg, NetBackend, NetConfig, NetError, Protocol, networks, validate_forwards,
-};
+pub use net::{Forward, MAX_NETS, Mac, NetBackend, NetConfig, NetError, Protocol, validate_forwards};
+pub use net_arg::{NetArg, networks, replug};
 use serde::{Deserialize, Serialize};
 
 use crate::layout::{CMDLINE_MAX, MAX_CPUS, VIRTIO_GSIS};

@@ -14,6 +14,7 @@ use super::offline::{Offline, answer, find};
 use super::out::{self, outln};
 use super::{output, run, transfer, verify, work};
 use crate::checkpoint::Manifest;
+use crate::config::NetArg;
 use crate::control::client::{self, Wait};
 use crate::control::jobs::{JobInfo, JobList};
 use crate::control::{
@@ -24,8 +25,8 @@ use crate::folder::{Definition, VmFolder, VmName};
 use crate::history::create::{Origin, Subject};
 use crate::history::disks;
 use crate::history::{
-    self, Catalog, CheckpointError, Finding, apply, base_problems, delete, lost, memory, merge, policy,
-    recover, seal, sealing,
+    self, Catalog, CheckpointError, Finding, apply, base_problems, delete, lost, memory, merge, networks,
+    policy, recover, seal, sealing,
 };
 use crate::id::Id;
 use crate::progress::Cancelled;
@@ -206,7 +207,9 @@ fn change(target: &CheckpointRef, body: ChangeBody) -> anyhow::Result<Checkpoint
 fn apply_checkpoint(args: ApplyArgs, json: bool) -> anyhow::Result<()> {
     let (target, save_current) = args.target_and_save().map_err(usage)?;
     let folder = existing(&target.vm)?;
-    let manifest = find(&folder, &target.checkpoint)?;
+    let mut manifest = find(&folder, &target.checkpoint)?;
+    manifest.config.nets =
+        networks::renamed(&args.networks.nets, &manifest.config.nets, manifest.memory.is_some())?;
     let save = match (&save_current, args.discard_current) {
         (Some(_), _) => true,
         (None, true) => false,
@@ -226,6 +229,7 @@ fn apply_checkpoint(args: ApplyArgs, json: bool) -> anyhow::Result<()> {
         name: save_current.flatten(),
         run: args.run,
         how: GoBack { force: args.force, clock: args.clock },
+        net: args.networks.nets,
     };
     let path = format!("/vm/checkpoints/{}/apply", manifest.id);
     if let Some(info) = work::ask::<VmInfo>(&folder.socket(), Method::POST, &path, &body)? {
@@ -238,15 +242,17 @@ fn apply_checkpoint(args: ApplyArgs, json: bool) -> anyhow::Result<()> {
             created(&folder, &info);
         }
     }
-    go_back_offline(&folder, &manifest, body.run, body.how, json)
+    go_back_offline(&folder, &manifest, body.run, body.how, &body.net, json)
 }
 
-/// Goes to a checkpoint of a VM that is off.
+/// Goes to a checkpoint of a VM that is off. `manifest` has the networks that it is to have, and
+/// `nets` are those that were named.
 fn go_back_offline(
     folder: &VmFolder,
     manifest: &Manifest,
     run: bool,
     how: GoBack,
+    nets: &[NetArg],
     json: bool,
 ) -> anyhow::Result<()> {
     if manifest.memory.is_some() {
@@ -257,6 +263,7 @@ fn go_back_offline(
                 .into();
         let flags = [(run, "--resume"), (how.force, "--force"), (how.clock == Clock::Host, "--clock=host")];
         args.extend(flags.iter().filter(|(on, _)| *on).map(|(_, flag)| flag.into()));
+        args.extend(nets.iter().map(|net| format!("--net={net}").into()));
         return landed(folder, manifest, Some(run::detach(args)?), run, json);
     }
     let mut vm = Offline::open(folder)?;
@@ -329,7 +336,7 @@ fn revert(folder: &VmFolder, body: RevertBody, yes: bool, json: bool) -> anyhow:
         return landed(folder, &manifest, Some(info), body.run, json);
     }
     let how = GoBack { force: body.force, ..Default::default() };
-    go_back_offline(folder, &manifest, body.run, how, json)
+    go_back_offline(folder, &manifest, body.run, how, &[], json)
 }
 
 fn delete_checkpoint(

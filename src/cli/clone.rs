@@ -16,8 +16,8 @@ use crate::config::{Forward, validate_forwards};
 use crate::control::client;
 use crate::control::{CloneBody, SetBody, State, VmInfo};
 use crate::folder::VmName;
-use crate::history::{clone, policy};
-use crate::net::check_free;
+use crate::history::{clone, networks, policy};
+use crate::net::{check_free, check_taps};
 
 pub fn run(args: &CloneArgs, json: bool) -> anyhow::Result<()> {
     let folder = existing(&args.checkpoint.vm)?;
@@ -37,13 +37,20 @@ pub fn run(args: &CloneArgs, json: bool) -> anyhow::Result<()> {
     }
     let forwards = net::numbered(&args.forward_from, names.len()).map_err(usage)?;
     let all: Vec<Forward> = forwards.concat();
-    validate_forwards(&manifest.config.nets, &all).map_err(|e| refused(e.to_string()))?;
+    let nets =
+        networks::of_new(&args.networks.nets, &manifest.config.nets, manifest.memory.is_some(), names.len())?;
+    validate_forwards(&nets, &all).map_err(|e| refused(e.to_string()))?;
     check_free(&all, Duration::ZERO)?;
-    let body = CloneBody { names };
+    if manifest.memory.is_some() {
+        // Each of them is started.
+        names.iter().try_for_each(|name| networks::check_addresses(&folder.sibling(name), &nets))?;
+        check_taps(&nets)?;
+    }
+    let body = CloneBody { names, net: args.networks.nets.clone() };
     let path = format!("/vm/checkpoints/{}/clone", manifest.id);
     if answer(client::post::<VmInfo>(&folder.socket(), &path, &body))?.is_none() {
         let vm = Offline::open(&folder)?;
-        clone::make(&folder, &vm.definition, &manifest, &body.names)?;
+        clone::make(&folder, &vm.definition, &manifest, &body)?;
     }
     for (name, forward) in body.names.iter().zip(forwards) {
         if !forward.is_empty() {

@@ -8,10 +8,11 @@ use crate::devices::virtio::vsock::host::HostError;
 use crate::folder::FolderError;
 use crate::history::CheckpointError;
 use crate::history::disks::DisksError;
+use crate::history::networks::MacInUse;
 use crate::machine::MachineError;
 use crate::memory::MemoryError;
 use crate::nbd::NbdError;
-use crate::net::{PortError, SetupError};
+use crate::net::{PortError, SetupError, TapError};
 use crate::transfer::TransferError;
 use crate::vm::VmError;
 use crate::vmm::VmmError;
@@ -93,7 +94,12 @@ fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
                 | ClientError::Request(RequestError::Refused(_) | RequestError::Missing(_))
         );
     }
-    if error.is::<DisksError>() || error.is::<NetError>() || error.is::<PortError>() {
+    if error.is::<DisksError>()
+        || error.is::<NetError>()
+        || error.is::<PortError>()
+        || error.is::<MacInUse>()
+        || error.is::<TapError>()
+    {
         return true;
     }
     if let Some(error) = error.downcast_ref::<CheckpointError>() {
@@ -116,7 +122,9 @@ fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
             _ => false,
         },
         Some(VmmError::Folder(error)) => !matches!(error, FolderError::Storage(_)),
-        Some(VmmError::Disks(_) | VmmError::Port(_)) => true,
+        Some(VmmError::Disks(_) | VmmError::Port(_) | VmmError::Address(_) | VmmError::Elsewhere { .. }) => {
+            true
+        }
         Some(VmmError::Vsock(error)) => !matches!(error, HostError::Listen(..)),
         Some(VmmError::Network(error)) => !matches!(error, SetupError::Failed(_)),
         Some(VmmError::Checkpoint(error)) => error.is_refusal(),

@@ -17,7 +17,7 @@ use super::paths::absolute;
 use super::terminal::{RawTerminal, print, read_keys};
 use super::{limits, log_file, manage, net, output, signals};
 use crate::config::{DiskArg, DiskConfig, DiskFormat, Forward, VmConfig};
-use crate::control::{GoBack, State, VmInfo};
+use crate::control::{ApplyBody, GoBack, State, VmInfo};
 use crate::devices::console::BACKLOG;
 use crate::devices::virtio::vsock::host::check_path;
 use crate::disk::{self, DiskError, backing};
@@ -105,7 +105,8 @@ pub fn start(args: StartArgs, background: bool, json: bool) -> anyhow::Result<()
         return serve(vmm, &folder, true, background, patience);
     };
     let how = GoBack { force: args.force, clock: args.clock };
-    let vmm = Vmm::restore(folder.clone(), definition, lock, id, how)?;
+    let body = ApplyBody { discard_current: true, how, net: args.nets, ..Default::default() };
+    let vmm = Vmm::restore(folder.clone(), definition, lock, id, &body)?;
     serve(vmm, &folder, args.resume, background, patience)
 }
 

@@ -180,6 +180,7 @@ pub fn import(args: &ImportArgs, json: bool) -> anyhow::Result<()> {
         initrd: args.initrd.as_deref().map(absolute).transpose()?,
         backing: args.backing.iter().map(|path| absolute(path)).collect::<anyhow::Result<_>>()?,
         without_memory: args.without_memory,
+        nets: args.networks.nets.clone(),
         ..Default::default()
     };
     for (id, path) in &args.disks {

@@ -9,11 +9,9 @@ use serde::{Deserialize, Serialize};
 /// Most network interfaces of a VM.
 pub const MAX_NETS: usize = 4;
 /// Smallest MTU: what IPv6 needs.
-const MIN_MTU: u16 = 1280;
+pub(super) const MIN_MTU: u16 = 1280;
 /// Largest MTU: what passt takes.
-const MAX_MTU: u16 = 65520;
-/// MTU of an Ethernet.
-const TAP_MTU: u16 = 1500;
+pub(super) const MAX_MTU: u16 = 65520;
 /// Longest name of a network interface of Linux.
 const MAX_TAP_NAME: usize = 15;
 
@@ -21,7 +19,7 @@ const MAX_TAP_NAME: usize = 15;
 pub enum NetError {
     #[error("`{0}` is no network: there are user, tap=NAME and none")]
     Kind(String),
-    #[error("`{0}` is no option of a network: there are mac=ADDRESS, mtu=BYTES and isolated")]
+    #[error("`{0}` is no option of a network: there are mac=ADDRESS, mtu=BYTES, isolated and shared-mac")]
     Option(String),
     #[error("`{0}` is no MAC address: give it as 52:54:00:12:34:56")]
     MacSyntax(String),
@@ -49,6 +47,14 @@ pub enum NetError {
     NeedsUser,
     #[error("`none` says that there is no network: leave the other --net, --forward and --isolated out")]
     NoneAndMore,
+    #[error("shared-mac is for tap devices: guests behind `user` never meet")]
+    SharedMacNeedsTap,
+    #[error(
+        "the guest continues with the network cards that it has ({cards}), and {named} networks were named: give --net once for each, or --net none for all"
+    )]
+    Cards { cards: usize, named: usize },
+    #[error("the guest continues with its network card, whose {what} is {is}: leave {what}= out")]
+    CardStays { what: &'static str, is: String },
     #[error("`{0}` is no forward: give it as [udp:][ADDRESS:]PORT:GUESTPORT")]
     ForwardSyntax(String),
     #[error("port 0 cannot be forwarded: `{0}` needs a port of 1 to 65535 on both sides")]
@@ -69,6 +75,9 @@ pub struct NetConfig {
     /// The guest reaches nothing but who comes through a forward.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub isolated: bool,
+    /// Another VM on the same bridge may have the same address.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shared_mac: bool,
 }
 
 /// What is at the host's end of it.
@@ -96,6 +105,18 @@ impl Display for NetBackend {
 impl NetConfig {
     pub fn is_user(&self) -> bool {
         self.backend == NetBackend::User
+    }
+
+    /// Whether anything is at the other end.
+    pub fn is_connected(&self) -> bool {
+        self.backend != NetBackend::None
+    }
+
+    pub fn tap(&self) -> Option<&str> {
+        match &self.backend {
+            NetBackend::Tap(name) => Some(name),
+            NetBackend::User | NetBackend::None => None,
+        }
     }
 
     fn validate(&self) -> Result<(), NetError> {
@@ -147,7 +168,7 @@ pub fn validate_forwards(nets: &[NetConfig], forwards: &[Forward]) -> Result<(),
 }
 
 /// As the kernel checks the name of a network interface.
-fn check_tap_name(name: &str) -> Result<(), NetError> {
+pub(super) fn check_tap_name(name: &str) -> Result<(), NetError> {
     let bad = |c: char| c.is_whitespace() || c.is_control() || "/%:,".contains(c);
     let ok = (1..=MAX_TAP_NAME).contains(&name.len()) && !name.contains(bad) && name != "." && name != "..";
     ok.then_some(()).ok_or_else(|| NetError::TapName(name.to_owned()))
@@ -164,7 +185,7 @@ impl Mac {
         Self([0x52, 0x54, 0, a, b, c])
     }
 
-    fn check(self) -> Result<(), NetError> {
+    pub(super) fn check(self) -> Result<(), NetError> {
         match self.0 {
             [0, 0, 0, 0, 0, 0] => Err(NetError::MacZero),
             [first, ..] if first & 1 == 1 => Err(NetError::MacGroup(self)),
@@ -295,127 +316,15 @@ macro_rules! as_text {
     };
 }
 
+pub(super) use as_text;
+
 as_text!(Mac);
 as_text!(Forward);
-
-/// A network as the user named it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NetArg {
-    /// Nothing: `none`.
-    pub backend: Option<NetBackend>,
-    pub mac: Option<Mac>,
-    pub mtu: Option<u16>,
-    pub isolated: bool,
-}
-
-impl NetArg {
-    /// A network with nothing said about it.
-    pub const USER: Self = Self { backend: Some(NetBackend::User), mac: None, mtu: None, isolated: false };
-}
-
-impl FromStr for NetArg {
-    type Err = NetError;
-
-    /// `user|tap=NAME|none[,mac=ADDRESS][,mtu=BYTES][,isolated]`.
-    fn from_str(text: &str) -> Result<Self, NetError> {
-        let mut parts = text.split(',');
-        let kind = parts.next().unwrap_or_default();
-        let backend = match kind.split_once('=') {
-            None if kind == "user" => Some(NetBackend::User),
-            None if kind == "none" => None,
-            Some(("tap", name)) => {
-                check_tap_name(name)?;
-                Some(NetBackend::Tap(name.to_owned()))
-            }
-            _ => return Err(NetError::Kind(kind.to_owned())),
-        };
-        let mut net = Self { backend, mac: None, mtu: None, isolated: false };
-        for option in parts {
-            match option.split_once('=') {
-                _ if net.backend.is_none() => return Err(NetError::NoneAndMore),
-                None if option == "isolated" => net.isolated = true,
-                Some(("mac", mac)) => {
-                    let mac: Mac = mac.parse()?;
-                    mac.check()?;
-                    net.mac = Some(mac);
-                }
-                Some(("mtu", mtu)) => {
-                    let number = mtu.parse().ok().filter(|mtu| (MIN_MTU..=MAX_MTU).contains(mtu));
-                    net.mtu = Some(number.ok_or_else(|| NetError::Mtu(mtu.to_owned()))?);
-                }
-                _ => return Err(NetError::Option(option.to_owned())),
-            }
-        }
-        if net.isolated && net.backend != Some(NetBackend::User) {
-            return Err(NetError::NeedsUser);
-        }
-        Ok(net)
-    }
-}
-
-/// The networks that were named, all of them. `before` are those whose addresses and MTUs stay
-/// unless said otherwise; `random` is for the addresses of others, as many as are named.
-pub fn networks(
-    args: &[NetArg],
-    before: &[NetConfig],
-    random: &[[u8; 3]],
-) -> Result<Vec<NetConfig>, NetError> {
-    if args.iter().any(|arg| arg.backend.is_none()) {
-        return if args.len() == 1 { Ok(Vec::new()) } else { Err(NetError::NoneAndMore) };
-    }
-    let mut nets = Vec::new();
-    for ((index, arg), random) in args.iter().enumerate().zip(random) {
-        let Some(backend) = arg.backend.clone() else { continue };
-        let before = before.get(index);
-        let mac = arg.mac.or(before.map(|net| net.mac)).unwrap_or(Mac::local(*random));
-        let usual = if backend == NetBackend::User { MAX_MTU } else { TAP_MTU };
-        let mtu = arg.mtu.or(before.map(|net| net.mtu)).unwrap_or(usual);
-        nets.push(NetConfig { backend, mac, mtu, isolated: arg.isolated });
-    }
-    validate(&nets)?;
-    Ok(nets)
-}
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn net(text: &str) -> Result<NetArg, NetError> {
-        text.parse()
-    }
-
-    #[test]
-    fn networks_as_they_are_named() {
-        assert_eq!(net("user"), Ok(NetArg::USER));
-        assert_eq!(net("none").map(|net| net.backend), Ok(None));
-        let tap = net("tap=tap0,mac=52:54:00:12:34:56,mtu=9000").unwrap();
-        assert_eq!(tap.backend, Some(NetBackend::Tap("tap0".into())));
-        assert_eq!(tap.mac.map(|mac| mac.to_string()).as_deref(), Some("52:54:00:12:34:56"));
-        assert_eq!(tap.mtu, Some(9000));
-        assert!(net("user,isolated").unwrap().isolated);
-        for (wrong, error) in [
-            ("", NetError::Kind(String::new())),
-            ("bridge", NetError::Kind("bridge".into())),
-            ("user=1", NetError::Kind("user=1".into())),
-            ("tap=", NetError::TapName(String::new())),
-            ("tap=a/b", NetError::TapName("a/b".into())),
-            ("tap=..", NetError::TapName("..".into())),
-            ("tap=0123456789abcdef", NetError::TapName("0123456789abcdef".into())),
-            ("user,x", NetError::Option("x".into())),
-            ("user,mac=1", NetError::MacSyntax("1".into())),
-            ("user,mac=52:54:00:12:34:56:78", NetError::MacSyntax("52:54:00:12:34:56:78".into())),
-            ("user,mac=52:54:00:12:34:+5", NetError::MacSyntax("52:54:00:12:34:+5".into())),
-            ("user,mac=53:54:00:12:34:56", NetError::MacGroup(Mac([0x53, 0x54, 0, 0x12, 0x34, 0x56]))),
-            ("user,mac=00:00:00:00:00:00", NetError::MacZero),
-            ("user,mtu=1279", NetError::Mtu("1279".into())),
-            ("user,mtu=65521", NetError::Mtu("65521".into())),
-            ("user,mtu=many", NetError::Mtu("many".into())),
-            ("tap=tap0,isolated", NetError::NeedsUser),
-            ("none,isolated", NetError::NoneAndMore),
-        ] {
-            assert_eq!(net(wrong), Err(error), "{wrong}");
-        }
-    }
+    use crate::config::{NetArg, networks};
 
     #[test]
     fn forwards_are_read_as_they_are_told() {
@@ -448,31 +357,5 @@ mod tests {
         }
         let forward = ["80:80".parse().unwrap()];
         assert_eq!(validate_forwards(&[], &forward), Err(NetError::NeedsUser));
-    }
-
-    #[test]
-    fn addresses_stay_and_differ() {
-        let random = [[0, 0, 1], [0, 0, 2], [0, 0, 3], [0, 0, 4], [0, 0, 5]];
-        let two = networks(&[NetArg::USER, net("tap=t0").unwrap()], &[], &random).unwrap();
-        assert_ne!(two[0].mac, two[1].mac);
-        assert_eq!((two[0].mtu, two[1].mtu), (65520, 1500));
-        let moved = networks(&[net("tap=t1").unwrap()], &two, &random).unwrap();
-        assert_eq!((moved[0].mac, moved[0].mtu), (two[0].mac, 65520));
-        assert_eq!(networks(&[net("none").unwrap()], &two, &random), Ok(Vec::new()));
-        let mix = [net("none").unwrap(), NetArg::USER];
-        assert_eq!(networks(&mix, &[], &random), Err(NetError::NoneAndMore));
-        let same = [net("tap=t0").unwrap(), net("tap=t0").unwrap()];
-        assert_eq!(networks(&same, &[], &random), Err(NetError::TapTwice("t0".into())));
-        let mac = net("user,mac=52:54:00:00:00:01").unwrap();
-        assert!(matches!(networks(&[mac.clone(), mac], &[], &random), Err(NetError::MacTwice(_))));
-        assert_eq!(networks(&vec![NetArg::USER; 5], &[], &random), Err(NetError::TooMany(5)));
-    }
-
-    #[test]
-    fn what_is_written_is_read_again() {
-        let nets = networks(&[NetArg::USER, net("tap=t0").unwrap()], &[], &[[1; 3], [2; 3]]).unwrap();
-        let json = serde_json::to_string(&nets).unwrap();
-        assert_eq!(serde_json::from_str::<Vec<NetConfig>>(&json).unwrap(), nets);
-        assert!(serde_json::from_str::<Forward>("\"80:0\"").is_err());
     }
 }

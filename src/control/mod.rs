@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::manifest::{CaptureInfo, DiskPoint, LeftOut, Mode};
 use crate::checkpoint::{CheckpointName, Kind, Manifest};
-use crate::config::{Forward, VmConfig};
+use crate::config::{Forward, NetArg, VmConfig};
 use crate::folder::{CheckpointType, Definition, LastRun, VmFolder, VmName};
 use crate::id::Id;
 use crate::vm::Clock;
@@ -403,6 +403,9 @@ pub struct ApplyBody {
     pub run: bool,
     #[serde(flatten)]
     pub how: GoBack,
+    /// Other networks than the checkpoint has.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub net: Vec<NetArg>,
 }
 
 /// [`ApplyBody`] as it is read: serde cannot refuse unknown fields beside a flattened part.
@@ -415,12 +418,13 @@ struct ApplyFields {
     run: bool,
     force: bool,
     clock: Clock,
+    net: Vec<NetArg>,
 }
 
 impl From<ApplyFields> for ApplyBody {
     fn from(fields: ApplyFields) -> Self {
-        let ApplyFields { save_current, discard_current, name, run, force, clock } = fields;
-        Self { save_current, discard_current, name, run, how: GoBack { force, clock } }
+        let ApplyFields { save_current, discard_current, name, run, force, clock, net } = fields;
+        Self { save_current, discard_current, name, run, how: GoBack { force, clock }, net }
     }
 }
 
@@ -479,6 +483,9 @@ pub struct RevertBody {
 pub struct CloneBody {
     /// Of the new VMs, one at least.
     pub names: Vec<VmName>,
+    /// Other networks than the checkpoint has; a tap device's has to be said anew.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub net: Vec<NetArg>,
 }
 
 /// [`CloneBody`] before it is known that there is something to make.
@@ -486,13 +493,15 @@ pub struct CloneBody {
 #[serde(deny_unknown_fields)]
 struct CloneFields {
     names: Vec<VmName>,
+    #[serde(default)]
+    net: Vec<NetArg>,
 }
 
 impl TryFrom<CloneFields> for CloneBody {
     type Error = &'static str;
 
-    fn try_from(CloneFields { names }: CloneFields) -> Result<Self, Self::Error> {
-        if names.is_empty() { Err("`names` is empty: name the new VMs") } else { Ok(Self { names }) }
+    fn try_from(CloneFields { names, net }: CloneFields) -> Result<Self, Self::Error> {
+        if names.is_empty() { Err("`names` is empty: name the new VMs") } else { Ok(Self { names, net }) }
     }
 }
 

@@ -332,6 +332,13 @@ impl VmFolder {
         Ok(())
     }
 
+    /// The definitions of all other VMs of this home that can be read.
+    pub fn others(&self) -> Result<Vec<(VmName, Definition)>, FolderError> {
+        let home = Home { root: self.home.clone(), storage: self.storage.clone() };
+        let others = home.all()?.into_iter().filter(|other| other.path != self.path);
+        Ok(others.filter_map(|other| Some((other.name.clone(), other.load().ok()?))).collect())
+    }
+
     /// Whether a VM of this home but this one has `base` for an image of a disk, or may have: of
     /// what cannot be read nothing is known.
     pub fn others_rest_on(&self, base: &Path) -> Result<bool, FolderError> {

@@ -8,12 +8,13 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::{Catalog, CheckpointError, Result, apply};
+use super::{Catalog, CheckpointError, Result, apply, networks};
 use crate::capture::chain::MemoryChain;
 use crate::checkpoint::Manifest;
 use crate::checkpoint::manifest::{KeptImage, LeftOutWhy};
 use crate::checkpoint::store::Store;
-use crate::control::GoBack;
+use crate::config::NetArg;
+use crate::control::{CloneBody, GoBack};
 use crate::disk::delta_format::Parent;
 use crate::disk::layer::LayerSpec;
 use crate::disk::sums;
@@ -37,9 +38,14 @@ struct Source<'a> {
 
 /// Makes VMs that stand at `manifest`, off. All are checked before any is made, and each is there
 /// whole or not at all. Whoever calls this holds the lock of the VM that they are made of.
-pub fn make(folder: &VmFolder, definition: &Definition, manifest: &Manifest, names: &[VmName]) -> Result<()> {
+pub fn make(
+    folder: &VmFolder,
+    definition: &Definition,
+    manifest: &Manifest,
+    CloneBody { names, net }: &CloneBody,
+) -> Result<()> {
     let catalog = Catalog::new(folder, definition);
-    let source = check(&catalog, definition, manifest, names)?;
+    let source = check(&catalog, definition, manifest, names, net)?;
     let mut staged: Vec<(VmFolder, VmFolder, VmLock)> = Vec::new();
     let made = names.iter().try_for_each(|name| {
         let clone = folder.sibling(name);
@@ -69,6 +75,7 @@ fn check<'a>(
     definition: &Definition,
     manifest: &'a Manifest,
     names: &[VmName],
+    net: &[NetArg],
 ) -> Result<Source<'a>> {
     let refuse = |text: String| Err(CheckpointError::Refused(text));
     let (folder, store, storage) = (catalog.folder, &catalog.store, catalog.folder.storage());
@@ -78,6 +85,7 @@ fn check<'a>(
     }
     names.iter().try_for_each(|name| folder.sibling(name).make_room())?;
     apply::check(folder, manifest, GoBack::default())?;
+    let nets = networks::of_new(net, &manifest.config.nets, manifest.memory.is_some(), names.len())?;
     if let Some(merging) = &definition.now.merging {
         return refuse(format!(
             "a merge of layers of disk `{}` was interrupted: `piton doctor {} --repair` finishes it, then clone again",
@@ -112,6 +120,7 @@ fn check<'a>(
         }
     }
     let mut config = manifest.config.clone();
+    config.nets = nets;
     for disk in config.disks.iter_mut().filter(|disk| manifest.disks.contains_key(&disk.id)) {
         // Others rest on the base.
         disk.overlay = true;

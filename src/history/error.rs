@@ -51,6 +51,8 @@ pub enum CheckpointError {
     Random(std::io::Error),
     #[error("{0}")]
     NoProduction(String),
+    #[error("{0}")]
+    Network(String),
     #[error("a thread cannot be started: {0}")]
     Thread(std::io::Error),
     #[error("cancelled: the VM is as it was, and nothing is left behind")]

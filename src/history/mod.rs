@@ -18,6 +18,7 @@ mod finding;
 pub mod lost;
 pub mod memory;
 pub mod merge;
+pub mod networks;
 mod orphans;
 mod overlay;
 pub mod pair;

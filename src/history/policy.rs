@@ -107,8 +107,11 @@ pub fn forwards(definition: &Definition, body: &SetBody) -> Result<Vec<Forward>>
     let fresh =
         body.forward.iter().filter(|one| !definition.forwards.contains(one) || body.no_forward.contains(one));
     forwards.extend(fresh);
-    validate_forwards(&definition.config.nets, &forwards)
-        .map_err(|e| CheckpointError::Refused(e.to_string()))?;
+    // Those that there are stay, whatever network the VM has now.
+    if !body.forward.is_empty() {
+        validate_forwards(&definition.config.nets, &forwards)
+            .map_err(|e| CheckpointError::Refused(e.to_string()))?;
+    }
     Ok(forwards)
 }
 

@@ -49,6 +49,7 @@ enum Order {
     /// Cards of a machine, in place of all others.
     Attach(Vec<Arc<Link>>, Vec<NetConfig>, Vec<Forward>, Option<Sender<Result<(), SetupError>>>),
     Forwards(Vec<Forward>, Sender<Result<(), SetupError>>),
+    Reserve(Vec<NetConfig>, Sender<Result<(), SetupError>>),
     Lost {
         network: usize,
         /// Which of the back-ends it was.
@@ -73,10 +74,8 @@ impl Network {
             return Err(UserError::Missing.into());
         }
         let mut taps = BTreeMap::new();
-        for net in nets {
-            if let NetBackend::Tap(name) = &net.backend {
-                taps.insert(name.clone(), tap::open(name)?);
-            }
+        for name in nets.iter().filter_map(NetConfig::tap) {
+            taps.insert(name.to_owned(), tap::open(name)?);
         }
         let (orders, queue) = channel();
         let own_orders = orders.clone();
@@ -123,6 +122,12 @@ impl Network {
     /// Other forwards from now on. If they cannot be, the former ones are there again.
     pub fn set_forwards(&self, forwards: Vec<Forward>) -> Result<(), SetupError> {
         self.ask(|reply| Order::Forwards(forwards, reply))
+    }
+
+    /// Takes what these networks need, for [`Self::attach`] soon; what was taken before and is
+    /// neither used nor wanted is given back.
+    pub fn reserve(&self, nets: Vec<NetConfig>) -> Result<(), SetupError> {
+        self.ask(|reply| Order::Reserve(nets, reply))
     }
 
     fn ask(&self, order: impl FnOnce(Sender<Result<(), SetupError>>) -> Order) -> Result<(), SetupError> {
@@ -186,6 +191,9 @@ impl Supervisor {
                 Ok(Order::Forwards(forwards, reply)) => {
                     let _ = reply.send(self.set_forwards(forwards));
                 }
+                Ok(Order::Reserve(nets, reply)) => {
+                    let _ = reply.send(self.reserve(&nets));
+                }
                 Ok(Order::Lost { network, serial, why }) => self.lost(network, serial, &why),
                 Ok(Order::End) | Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => self.plug_due(),
@@ -204,13 +212,28 @@ impl Supervisor {
         forwards: Vec<Forward>,
     ) -> Result<(), SetupError> {
         self.cards.iter().for_each(|card| card.link.unplug());
-        self.taps.retain(|name, _| nets.iter().any(|net| net.backend == NetBackend::Tap(name.clone())));
+        self.taps.retain(|name, _| nets.iter().any(|net| net.tap() == Some(name)));
         self.forwards = forwards;
         let now = Instant::now();
         let card = |(link, net)| Card { link, net, serial: 0, since: now, wait: FIRST_WAIT, due: None };
         self.cards = links.into_iter().zip(nets).map(card).collect();
         let results: Vec<_> = (0..self.cards.len()).map(|network| self.plug(network)).collect();
         results.into_iter().collect::<Result<(), String>>().map_err(SetupError::Failed)
+    }
+
+    fn reserve(&mut self, nets: &[NetConfig]) -> Result<(), SetupError> {
+        let cards = self.cards.iter().map(|card| &card.net);
+        let wanted: Vec<&str> = cards.chain(nets).filter_map(NetConfig::tap).collect();
+        self.taps.retain(|name, _| wanted.contains(&name.as_str()));
+        if nets.iter().any(NetConfig::is_user) && self.passt.is_none() {
+            return Err(UserError::Missing.into());
+        }
+        for name in nets.iter().filter_map(NetConfig::tap) {
+            if !self.taps.contains_key(name) {
+                self.taps.insert(name.to_owned(), tap::open(name)?);
+            }
+        }
+        Ok(())
     }
 
     fn set_forwards(&mut self, forwards: Vec<Forward>) -> Result<(), SetupError> {

@@ -8,8 +8,11 @@ use std::path::Path;
 
 use super::backend::{Backend, Incoming, Lost, MOST_FRAME};
 use super::packet::HEADER;
+use crate::config::NetConfig;
 
 const DEVICE: &str = "/dev/net/tun";
+/// A folder for each network interface.
+const INTERFACES: &str = "/sys/class/net";
 
 /// Requests of `linux/if_tun.h`.
 const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
@@ -49,7 +52,7 @@ struct Request {
 
 /// Takes the tap device `name`, which is made if there is none. Nobody else can until it is closed.
 pub fn open(name: &str) -> Result<File, TapError> {
-    let existed = Path::new("/sys/class/net").join(name).exists();
+    let existed = Path::new(INTERFACES).join(name).exists();
     let file = File::options()
         .read(true)
         .write(true)
@@ -80,6 +83,23 @@ pub fn open(name: &str) -> Result<File, TapError> {
         return Err(TapError::Other { name: name.to_owned(), error: std::io::Error::last_os_error() });
     }
     Ok(file)
+}
+
+/// Whether all tap devices of `nets` can be had.
+pub fn check_taps(nets: &[NetConfig]) -> Result<(), TapError> {
+    nets.iter().filter_map(NetConfig::tap).try_for_each(|name| open(name).map(drop))
+}
+
+/// The bridge that a network interface is a port of.
+pub fn bridge_of(name: &str) -> Option<String> {
+    let master = std::fs::read_link(Path::new(INTERFACES).join(name).join("master")).ok()?;
+    Some(master.file_name()?.to_str()?.to_owned())
+}
+
+/// Whether a process has the tap device open, and it is up.
+pub fn is_used(name: &str) -> bool {
+    let carrier = std::fs::read_to_string(Path::new(INTERFACES).join(name).join("carrier"));
+    carrier.is_ok_and(|carrier| carrier.trim() == "1")
 }
 
 pub struct Tap {

@@ -91,6 +91,7 @@ const VCPU: &[Rule] = &[
     (libc::SYS_ioctl, request(0xaec0), "KVM_CLEAR_DIRTY_LOG"),
     (libc::SYS_fcntl, argument(1, F_OFD_SETLK), "the lock of an image that is frozen"),
     (libc::SYS_ioctl, request(0xae46), "KVM_SET_USER_MEMORY_REGION, to begin a dirty log"),
+    (libc::SYS_ioctl, request(0x54d0), "what a tap device may send unfinished, as the driver begins"),
     // A checkpoint with `--mode stop` is written by the vCPU that stops last.
     (libc::SYS_openat, READ_ONLY, "which pages were touched (/proc/self/pagemap)"),
     (libc::SYS_pread64, Always, "which pages were touched; a memory image"),

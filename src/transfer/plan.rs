@@ -11,11 +11,12 @@ use super::format::{Export, FileFormat, FileSum, INDEX, INITRD, KERNEL, damaged}
 use super::{Result, TransferError, sum};
 use crate::capture::chain::{ImageSpec, MemoryChain};
 use crate::checkpoint::state::{StateInfo, read_state};
-use crate::config::{DiskFormat, VmConfig};
+use crate::config::{DiskFormat, NetArg, VmConfig};
 use crate::disk::delta::FrozenDelta;
 use crate::disk::flat::{Patched, Zeros};
 use crate::disk::layer::LayerSpec;
 use crate::disk::{Backing, backing, open_base, probe};
+use crate::history::networks;
 use crate::machine::{self, MachineState};
 use crate::progress::{Cancelled, Progress};
 use crate::storage::{Access, DOCUMENT_MAX, File, FileKind, Storage};
@@ -31,12 +32,14 @@ pub struct Remap {
     pub initrd: Option<PathBuf>,
     /// Take neither memory nor state: the VM boots from its disks.
     pub without_memory: bool,
+    /// Other networks; a tap device's has to be said anew.
+    pub nets: Vec<NetArg>,
 }
 
 /// Something that is in the way of an import.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Problem {
-    /// `export`, `file`, `disk`, `kernel`, `initrd`, `processor` or `name`.
+    /// `export`, `file`, `disk`, `kernel`, `initrd`, `processor`, `network` or `name`.
     pub about: &'static str,
     /// One sentence, with what helps.
     pub text: String,
@@ -93,6 +96,10 @@ pub fn plan(
             Err(TransferError::Cancelled(cancelled)) => return Err(cancelled.into()),
             Err(e) => problems.add("file", e.to_string(), true),
             Ok((disks, memory, state)) => {
+                match networks::of_new(&remap.nets, &last.config.nets, memory.is_some(), 1) {
+                    Ok(nets) => config.nets = nets,
+                    Err(e) => problems.add("network", e.to_string(), false),
+                }
                 if let Some(state) = &state {
                     check_processor(&last.config, state, &mut problems);
                 }

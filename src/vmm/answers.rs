@@ -7,7 +7,7 @@ use crate::capture::lazy::Filling;
 use crate::checkpoint::Manifest;
 use crate::control::jobs::Job;
 use crate::control::{
-    Answer, ApplyBody, CloneBody, CreateBody, GoBack, Reply, Request, RequestError, RevertBody, State,
+    Answer, ApplyBody, CreateBody, GoBack, Reply, Request, RequestError, RevertBody, State,
 };
 use crate::folder::CheckpointType;
 use crate::history::capture::Below;
@@ -114,12 +114,12 @@ impl Vmm {
                 below.follow(self.machine.as_ref(), parent);
                 return Ok(Reply::Deleted(deleted));
             }
-            (Request::CloneCheckpoint(reference, CloneBody { names }), _) => {
+            (Request::CloneCheckpoint(reference, body), _) => {
                 // What is shared is never written.
                 self.park_merge();
                 let catalog = Catalog::new(&self.folder, &self.definition);
                 let manifest = catalog.resolve(&self.definition, &reference)?;
-                history::clone::make(&self.folder, &self.definition, &manifest, &names)?;
+                history::clone::make(&self.folder, &self.definition, &manifest, &body)?;
             }
             (Request::Revert(RevertBody { run, force }), _) => {
                 let manifest = catalog.parent_of_now(&self.definition)?;

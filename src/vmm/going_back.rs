@@ -2,14 +2,13 @@
 
 use super::{Message, State, Vmm, VmmError};
 use crate::checkpoint::Manifest;
-use crate::control::{ApplyBody, CreateBody, GoBack};
+use crate::control::{ApplyBody, CreateBody};
 use crate::devices::virtio::vsock::host::HostError;
 use crate::folder::{Definition, VmFolder, VmLock};
 use crate::history::recover::NamesBeingSynced;
-use crate::history::{Catalog, CheckpointError, apply};
+use crate::history::{Catalog, CheckpointError, apply, networks};
 use crate::id::Id;
 use crate::machine::{Bare, Machine};
-use crate::net::SetupError;
 use crate::progress::Progress;
 
 /// What was begun before a VM goes to a checkpoint.
@@ -19,6 +18,13 @@ struct Begun {
     names: NamesBeingSynced,
 }
 
+/// Gives the copy of a checkpoint that is gone to the networks that were asked for.
+fn rename_networks(manifest: &mut Manifest, body: &ApplyBody) -> Result<(), CheckpointError> {
+    let config = &mut manifest.config;
+    config.nets = networks::renamed(&body.net, &config.nets, manifest.memory.is_some())?;
+    Ok(())
+}
+
 impl Vmm {
     /// One of a VM that was off, at a checkpoint, standing still.
     pub fn restore(
@@ -26,18 +32,18 @@ impl Vmm {
         definition: Definition,
         lock: VmLock,
         checkpoint: Id,
-        how: GoBack,
+        body: &ApplyBody,
     ) -> Result<Self, VmmError> {
         let manifest = Catalog::new(&folder, &definition).store.load(checkpoint);
-        let manifest = manifest.map_err(CheckpointError::from)?;
+        let mut manifest = manifest.map_err(CheckpointError::from)?;
+        rename_networks(&mut manifest, body)?;
         // It takes longer than all else, and needs none of it.
         let bare = manifest.memory.is_some().then(|| Bare::begin(&manifest.config));
         let (mut vmm, names) = Self::recovering(folder, definition, lock)?;
         // What the checkpoint has is what is needed.
-        vmm.start_network_for(&manifest.config.nets)?;
+        vmm.start_network_for(&manifest.config.nets).map_err(|e| vmm.with_a_way_out(e, &manifest))?;
         vmm.open_vsock(&manifest.config)?;
-        let body = ApplyBody { discard_current: true, how, ..Default::default() };
-        vmm.go_to(&manifest, &body, Some(Begun { bare, names }), &Progress::default())?;
+        vmm.go_to(&manifest, body, Some(Begun { bare, names }), &Progress::default())?;
         // Nobody has to wait for that.
         let _ = vmm.sender.send(Message::ForgetFormer);
         Ok(vmm)
@@ -70,7 +76,24 @@ impl Vmm {
         }
         self.park_merge();
         // A merge may have put it on another layer, or changed the base below it.
-        let manifest = &Catalog::new(&self.folder, &self.definition).store.load(manifest.id)?;
+        let mut manifest = Catalog::new(&self.folder, &self.definition).store.load(manifest.id)?;
+        rename_networks(&mut manifest, body)?;
+        let manifest = &manifest;
+        self.reserve_networks(manifest)?;
+        let done = self.go_there(manifest, body, begun, progress);
+        if done.is_err() {
+            self.keep_networks();
+        }
+        done
+    }
+
+    fn go_there(
+        &mut self,
+        manifest: &Manifest,
+        body: &ApplyBody,
+        begun: Option<Begun>,
+        progress: &Progress,
+    ) -> Result<(), CheckpointError> {
         if body.save_current {
             // Not saved for an apply that is refused.
             apply::check(&self.folder, manifest, body.how)?;
@@ -79,9 +102,6 @@ impl Vmm {
         }
         if self.vsock.is_none() && manifest.config.vsock && manifest.memory.is_some() {
             return Err(CheckpointError::Refused(HostError::TooLate.to_string()));
-        }
-        if self.network.is_none() && !manifest.config.nets.is_empty() && manifest.memory.is_some() {
-            return Err(CheckpointError::Refused(SetupError::TooLate.to_string()));
         }
 
         let boot = self.boot + 1;

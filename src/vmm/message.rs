@@ -10,6 +10,7 @@ use crate::events::MachineEvent;
 use crate::folder::FolderError;
 use crate::history::CheckpointError;
 use crate::history::disks::DisksError;
+use crate::history::networks::MacInUse;
 use crate::machine::MachineError;
 use crate::net::{PortError, SetupError};
 
@@ -31,6 +32,13 @@ pub enum VmmError {
     Network(#[from] SetupError),
     #[error(transparent)]
     Port(#[from] PortError),
+    #[error(transparent)]
+    Address(#[from] MacInUse),
+    /// A network of a checkpoint is not to be had here.
+    #[error(
+        "{error}; or go there with another network: `piton checkpoint apply {checkpoint} --net none` (or `user`, or `tap=NAME`)"
+    )]
+    Elsewhere { error: Box<VmmError>, checkpoint: String },
     #[error(transparent)]
     Vsock(#[from] HostError),
 }

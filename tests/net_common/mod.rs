@@ -1,6 +1,8 @@
 //! Guests with a network, and who they talk to.
 
-#![allow(dead_code, reason = "each test binary uses a part of this")]
+#![allow(dead_code, unused_imports, reason = "each test binary uses a part of this")]
+
+mod island;
 
 use std::io::{BufRead, BufReader, Error, Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
@@ -8,6 +10,8 @@ use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+pub use island::{ask, ip, on_an_island, powerless, taken};
 
 use crate::ckpt_common::Lab;
 use crate::common::{Terminal, is_root, skip, until};
@@ -117,7 +121,7 @@ pub fn served(port: u16, number: u64) {
     assert!(answer.contains(&format!("seq={number} ")), "{answer}");
 }
 
-/// A web server on the loopback of this host. `/hang` is never answered.
+/// A web server, on the loopback of this host unless said otherwise. `/hang` is never answered.
 pub struct Host {
     port: u16,
     hanging: Arc<AtomicUsize>,
@@ -125,7 +129,12 @@ pub struct Host {
 
 impl Host {
     pub fn new() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::at("127.0.0.1")
+    }
+
+    /// On another address of this host.
+    pub fn at(address: &str) -> Self {
+        let listener = TcpListener::bind((address, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
         let hanging = Arc::new(AtomicUsize::new(0));
         let count = hanging.clone();

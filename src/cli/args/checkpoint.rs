@@ -9,7 +9,7 @@ use super::refs::{CheckpointRef, Since, StateRef};
 use crate::checkpoint::CheckpointName;
 use crate::checkpoint::manifest::Mode;
 use crate::checkpoint::name::NameError as CheckpointNameError;
-use crate::config::Forward;
+use crate::config::{Forward, NetArg};
 use crate::control::jobs::MIN_PREFIX;
 use crate::folder::{CheckpointType, VmName};
 use crate::history::production::{FREEZE_TIMEOUT_MAX, FREEZE_TIMEOUT_MIN};
@@ -127,6 +127,15 @@ pub struct GuardArgs {
     pub no_seccomp: bool,
 }
 
+/// Of commands that begin at a checkpoint.
+#[derive(Debug, Args)]
+pub struct OtherNetworks {
+    /// Network in place of the one it had: user|tap=NAME|none[,mac=ADDRESS][,mtu=BYTES][,isolated][,shared-mac];
+    /// once for each network card if the guest continues from memory
+    #[arg(long = "net", value_name = "NET")]
+    pub nets: Vec<NetArg>,
+}
+
 #[derive(Debug, Args)]
 #[command(override_usage = "piton checkpoint apply [OPTIONS] <VM@CHECKPOINT>")]
 pub struct ApplyArgs {
@@ -147,6 +156,8 @@ pub struct ApplyArgs {
     /// Where the guest's clock continues from
     #[arg(long, value_enum, default_value_t = Clock::Saved)]
     pub clock: Clock,
+    #[command(flatten)]
+    pub networks: OtherNetworks,
 }
 
 impl ApplyArgs {
@@ -177,6 +188,8 @@ pub struct CloneArgs {
     /// the next port for the next, and so on; may be repeated
     #[arg(long, value_name = "FORWARD")]
     pub forward_from: Vec<Forward>,
+    #[command(flatten)]
+    pub networks: OtherNetworks,
     /// Run them at once
     #[arg(long)]
     pub run: bool,
@@ -244,6 +257,8 @@ pub struct ImportArgs {
     /// Import only the disks
     #[arg(long)]
     pub without_memory: bool,
+    #[command(flatten)]
+    pub networks: OtherNetworks,
     #[command(flatten)]
     pub guard: GuardArgs,
 }

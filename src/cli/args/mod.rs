@@ -124,7 +124,7 @@ pub struct RunArgs {
     /// checked from then on
     #[arg(long)]
     pub seal_base: bool,
-    /// Network: user|tap=NAME|none[,mac=ADDRESS][,mtu=BYTES][,isolated]; may be repeated [default: none, or user with --forward]
+    /// Network: user|tap=NAME|none[,mac=ADDRESS][,mtu=BYTES][,isolated][,shared-mac]; may be repeated [default: none, or user with --forward]
     #[arg(long = "net", value_name = "NET")]
     pub nets: Vec<NetArg>,
     /// Let a port of this host lead to the guest: [udp:][ADDRESS:]PORT:GUESTPORT; may be repeated
@@ -172,6 +172,8 @@ pub struct StartArgs {
     pub force: bool,
     #[arg(long, hide = true, value_enum, default_value_t = Clock::Saved)]
     pub clock: Clock,
+    #[arg(long = "net", hide = true, requires = "restore")]
+    pub nets: Vec<NetArg>,
 }
 
 #[derive(Debug, Args)]
