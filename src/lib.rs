@@ -23,6 +23,7 @@
 //! | 3 | [`capture`] | guest memory to an image and back |
 //! | 2 | [`vm`] | the KVM virtual machine |
 //! | 2 | [`disk`] | disk images and chains of them |
+//! | 2 | [`image`] | what is inside a disk image: partitions, file systems, kernels |
 //! | 1 | [`storage`] | the one door to the file system for what must survive |
 //! | 1 | [`bus`] | port and MMIO buses |
 //! | 1 | [`memory`] | guest memory |
@@ -53,6 +54,7 @@ pub mod events;
 pub mod folder;
 pub mod history;
 pub mod id;
+pub mod image;
 pub mod layout;
 pub mod machine;
 pub mod memory;

@@ -7,6 +7,7 @@ mod console;
 mod disk;
 mod error;
 mod guard;
+mod image;
 mod limits;
 mod log_file;
 mod manage;
@@ -63,6 +64,7 @@ pub fn main() -> ExitCode {
         Command::Set(args) => set::run(args, json),
         Command::Checkpoint(command) => checkpoint::run(command, json),
         Command::Disk(command) => disk::run(command, json),
+        Command::Image(command) => image::run(command, json),
         Command::Clone(args) => clone::run(&args, json),
         Command::Export(args) => transfer::export_now(&args, json),
         Command::Import(args) => transfer::import(&args, json),

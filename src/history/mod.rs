@@ -10,6 +10,7 @@ pub mod bases;
 pub mod capture;
 mod catalog;
 pub mod clone;
+pub mod contents;
 pub mod create;
 pub mod delete;
 pub mod disks;

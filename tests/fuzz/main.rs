@@ -6,6 +6,7 @@
 //! PITON_FUZZ_SEED, PITON_FUZZ_ONLY). Findings are kept in tests/fuzz/corpus and tried each time.
 
 mod agent;
+mod contents;
 mod files;
 mod http;
 mod images;
@@ -79,6 +80,8 @@ fn targets() -> Vec<(&'static str, Make)> {
         ("image-kind", images::kind),
         ("qcow2", images::qcow2),
         ("base-sums", images::base_sums),
+        ("image", contents::image),
+        ("grub", contents::grub),
         ("virtio", virtio::target),
         ("vsock", vsock::target),
         ("elf", kernel::elf),

@@ -1,6 +1,7 @@
 //! What can be typed.
 
 mod checkpoint;
+mod image;
 mod refs;
 
 use std::path::PathBuf;
@@ -17,6 +18,7 @@ pub use checkpoint::{
     ApplyArgs, CheckpointCommand, CloneArgs, DiffArgs, ExportArgs, ExportCheckpointArgs, GuardArgs,
     ImportArgs, ServeArgs,
 };
+pub use image::{ImageArgs, ImageCommand};
 pub use refs::{CheckpointRef, Since, StateRef};
 
 #[derive(Debug, Parser)]
@@ -60,6 +62,9 @@ pub enum Command {
     /// Work with the images of a VM's disks
     #[command(subcommand)]
     Disk(DiskCommand),
+    /// Look into disk images
+    #[command(subcommand)]
+    Image(ImageCommand),
     /// Create VMs that start at a checkpoint
     Clone(CloneArgs),
     /// Export a VM as it is now to a self-contained folder

@@ -1,0 +1,96 @@
+//! Files on ext2, ext3 and ext4, read by the `ext4-view` crate, which reads through the journal: a
+//! guest whose power was cut left a file system that only its journal makes whole.
+
+use ext4_view::{Ext4, Ext4Error, Ext4Read};
+
+use super::source::{Part, le16, le32};
+
+/// Block groups of a file system: at 128 MiB each these are 128 TiB. The crate has room for all.
+const MAX_GROUPS: u64 = 1 << 20;
+const MAX_NAMES: usize = 4096;
+const SUPER: u64 = 1024;
+
+struct Reader(Part);
+
+impl Ext4Read for Reader {
+    fn read(
+        &mut self,
+        start: u64,
+        into: &mut [u8],
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync + 'static>> {
+        Ok(self.0.read(into, start).map_err(|e| e.to_string())?)
+    }
+}
+
+pub struct Ext(Ext4);
+
+impl Ext {
+    /// What is wrong with it is a sentence's end.
+    pub fn open(part: &Part) -> Result<Self, String> {
+        check(part)?;
+        Ext4::load(Box::new(Reader(part.clone()))).map(Self).map_err(|e| e.to_string())
+    }
+
+    /// Bytes of a file, links followed; none: there is no such file.
+    pub fn len(&self, path: &str) -> Result<Option<u64>, String> {
+        match self.0.metadata(path) {
+            Ok(meta) if meta.file_type().is_regular_file() => Ok(Some(meta.len())),
+            Ok(_) | Err(Ext4Error::NotFound | Ext4Error::NotADirectory) => Ok(None),
+            Err(e) => Err(e.to_string()),
+        }
+    }
+
+    /// A file of `len` bytes, as [`Self::len`] has it.
+    pub fn read(&self, path: &str, len: usize) -> Result<Vec<u8>, String> {
+        let mut file = self.0.open(path).map_err(|e| e.to_string())?;
+        let mut bytes = vec![0; len];
+        let mut got = 0;
+        while got < len {
+            match file.read_bytes(&mut bytes[got..]).map_err(|e| e.to_string())? {
+                0 => return Err(format!("it ends after {got} of {len} bytes")),
+                more => got += more,
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// Names in a folder, sorted; none: there is no such folder.
+    pub fn names(&self, path: &str) -> Result<Option<Vec<String>>, String> {
+        let entries = match self.0.read_dir(path) {
+            Ok(entries) => entries,
+            Err(Ext4Error::NotFound | Ext4Error::NotADirectory) => return Ok(None),
+            Err(e) => return Err(e.to_string()),
+        };
+        let mut names = Vec::new();
+        for entry in entries.take(MAX_NAMES) {
+            let entry = entry.map_err(|e| e.to_string())?;
+            if let Ok(name) = entry.file_name().as_str()
+                && !matches!(name, "." | "..")
+            {
+                names.push(name.to_owned());
+            }
+        }
+        names.sort_unstable();
+        Ok(Some(names))
+    }
+}
+
+/// What the crate would take for true: how many things it has to make room for.
+fn check(part: &Part) -> Result<(), String> {
+    let block = part.bytes(SUPER, 1024).map_err(|e| e.to_string())?.ok_or("it is cut off")?;
+    let high = if le32(&block, 0x60) & 0x80 == 0 { 0 } else { u64::from(le32(&block, 0x150)) << 32 };
+    let blocks = u64::from(le32(&block, 4)) | high;
+    let size = 1024u64.checked_shl(le32(&block, 0x18)).filter(|size| *size <= 1 << 16);
+    let size = size.ok_or("its blocks are too large")?;
+    let per_group = u64::from(le32(&block, 0x20));
+    if per_group == 0 || blocks.div_ceil(per_group) > MAX_GROUPS || le16(&block, 0x38) != 0xef53 {
+        return Err("its superblock is damaged".into());
+    }
+    if blocks.checked_mul(size).is_none_or(|len| len > part.len) {
+        return Err(format!(
+            "it is of {blocks} blocks of {size} bytes, and there is room for {} bytes",
+            part.len
+        ));
+    }
+    Ok(())
+}
