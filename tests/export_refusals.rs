@@ -124,7 +124,7 @@ fn all_that_is_missing_is_told_at_once_and_can_be_remapped() {
     vm.power_off();
     let one = dir(&lab, "one");
     let said = lab.cp(&format!("export demo@one {one}")).ok();
-    assert!(said.contains("disk `shared` is not part of it: it is passthrough"), "{said}");
+    assert!(said.contains("disk `shared` is not included: it is passthrough"), "{said}");
     assert!(!lab.beside("one/disks/shared.raw").exists());
     let (elsewhere, third) = (lab.image("elsewhere.raw", MIB), lab.image("third.raw", MIB));
     [&shared, &more].iter().for_each(|path| fs::remove_file(path).unwrap());
@@ -332,7 +332,7 @@ fn an_export_takes_the_place_of_an_empty_folder() {
     let (link, folder) = (lab.beside("link"), lab.beside("folder"));
     std::os::unix::fs::symlink("folder", &link).unwrap();
     let shown = link.to_str().unwrap();
-    lab.cp(&format!("export demo@one {shown}")).fails(3, &[shown, "leads to nothing"]);
+    lab.cp(&format!("export demo@one {shown}")).fails(3, &[shown, "dangling symbolic link"]);
     fs::create_dir(&folder).unwrap();
     lab.cp(&format!("export demo@one {shown}")).ok();
     assert!(link.is_symlink() && folder.join("export.json").exists());

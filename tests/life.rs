@@ -128,7 +128,7 @@ fn stop_says_when_the_guest_does_not_heed_it() {
     let mut vm = home.boot("run demo");
     vm.send("hang");
     vm.line(&["evt hang"]);
-    home.piton("stop demo --timeout 1").fails(1, &["has not shut down", "--force"]);
+    home.piton("stop demo --timeout 1").fails(1, &["did not shut down", "--force"]);
     assert!(vm.is_running());
     home.piton("stop demo --force --timeout 1").ok();
     let exit = vm.exits_well();
@@ -151,7 +151,7 @@ fn what_runs_is_not_started_again_or_removed() {
     let home = Home::new();
     let mut vm = home.boot("run demo");
     for line in ["start demo", "start demo --attach"] {
-        home.piton(line).fails(3, &["`demo` is running already", "piton console demo"]);
+        home.piton(line).fails(3, &["`demo` is already running", "piton console demo"]);
     }
     home.piton("doctor demo").fails(3, &["`demo` is running", "piton stop demo"]);
     home.piton("pause demo").ok();
@@ -264,7 +264,7 @@ fn a_guest_that_does_not_heed_a_signal_is_cut_off() {
     vm.signal(libc::SIGTERM);
     let exit = vm.exits_well();
     assert!(exit.stderr.contains("did not shut down in time"), "{}", exit.stderr);
-    assert!(exit.stderr.contains("was ended by a termination signal"), "{}", exit.stderr);
+    assert!(exit.stderr.contains("was stopped by SIGTERM"), "{}", exit.stderr);
 
     // A second signal waits for nothing.
     let mut vm = home.boot("start demo --attach --stop-timeout 3600");
@@ -274,7 +274,7 @@ fn a_guest_that_does_not_heed_a_signal_is_cut_off() {
     until("the first signal to be told", || vm.stderr().contains("another signal").then_some(()));
     assert!(vm.is_running());
     vm.signal(libc::SIGINT);
-    assert!(vm.exits_well().stderr.contains("was ended by an interrupt signal"));
+    assert!(vm.exits_well().stderr.contains("was stopped by SIGINT"));
 }
 
 #[test]
@@ -495,7 +495,7 @@ fn a_vm_that_does_not_answer_hangs_nobody() {
         "checkpoint create dead x",
         "set dead --auto-checkpoint on",
     ] {
-        home.piton(command).fails(1, &["`dead`", "does not answer", "piton stop --force dead"]);
+        home.piton(command).fails(1, &["`dead`", "is not responding", "piton stop --force dead"]);
     }
     home.piton("pause live").ok();
     home.piton("resume live").ok();
@@ -549,7 +549,7 @@ fn a_full_queue_before_a_vm_that_does_not_answer_hangs_nobody() {
         held.push(stream);
     }
     assert_eq!(home.piton("list --json").json()[0]["state"], "unresponsive");
-    home.piton("pause demo").fails(1, &["does not answer"]);
+    home.piton("pause demo").fails(1, &["is not responding"]);
     home.piton("stop demo --force").ok();
     drop((connected, held));
     crowd.into_iter().for_each(|thread| thread.join().unwrap());
@@ -564,8 +564,8 @@ fn only_a_vm_is_killed_by_a_forced_stop() {
     let vms = piton::folder::Home::at(home.root(), piton::storage::Storage::os());
     let lock = vms.folder(&"demo".parse().unwrap()).lock().unwrap();
     let me = format!("process {}", std::process::id());
-    home.piton("stop demo --force").fails(3, &["another command works on the VM `demo`", &me]);
-    home.piton("doctor demo").fails(3, &["another command works on the VM `demo`", &me]);
+    home.piton("stop demo --force").fails(3, &["another command is working on the VM `demo`", &me]);
+    home.piton("doctor demo").fails(3, &["another command is working on the VM `demo`", &me]);
     drop(lock);
     home.piton("stop demo --force").ok();
     let mut vm = home.boot("start demo --attach");

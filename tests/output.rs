@@ -59,7 +59,7 @@ fn output_that_has_no_room_is_an_error() {
     for line in ["--help", "list", "show demo", "checkpoint create demo one --type standard", "pause demo"] {
         let finished = shell(&home, &format!("exec $PITON {line} > /dev/full"));
         assert_eq!(finished.code, Some(1), "{finished}");
-        assert!(finished.stderr.starts_with("piton: standard output cannot be written"), "{finished}");
+        assert!(finished.stderr.starts_with("piton: cannot write to standard output"), "{finished}");
     }
     assert_eq!(home.piton("checkpoint list demo --json").json()["checkpoints"][0]["name"], "one");
     assert_eq!(home.piton("show demo --json").json()["state"], "paused");

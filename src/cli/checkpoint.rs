@@ -80,7 +80,7 @@ pub fn run(command: CheckpointCommand, json: bool) -> anyhow::Result<()> {
             if json {
                 output::job(&job, json);
             } else {
-                outln!("the job {} ({}) is being cancelled", job.id, job.kind);
+                outln!("job {} ({}) is being cancelled", job.id, job.kind);
             }
         }
         CheckpointCommand::List { name, flat } => list(&existing(&name)?, flat, json)?,
@@ -95,7 +95,7 @@ pub fn run(command: CheckpointCommand, json: bool) -> anyhow::Result<()> {
         }
         CheckpointCommand::Rename { checkpoint, new_name } => {
             let info = change(&checkpoint, ChangeBody { name: Some(new_name), note: None })?;
-            print_info(&info, json, |info| outln!("the checkpoint is now called `{}`", info.name));
+            print_info(&info, json, |info| outln!("the checkpoint has been renamed to `{}`", info.name));
         }
         CheckpointCommand::Note { checkpoint, text } => {
             let info = change(&checkpoint, ChangeBody { name: None, note: Some(text) })?;
@@ -188,8 +188,8 @@ fn list(folder: &VmFolder, flat: bool, json: bool) -> anyhow::Result<()> {
 }
 
 fn pending(merges: usize) -> String {
-    let what = if merges == 1 { "merge of layers is" } else { "merges of layers are" };
-    format!("{merges} {what} pending, which will free disk space")
+    let what = if merges == 1 { "layer merge is" } else { "layer merges are" };
+    format!("{merges} {what} pending and will free disk space")
 }
 
 fn change(target: &CheckpointRef, body: ChangeBody) -> anyhow::Result<CheckpointInfo> {
@@ -214,7 +214,7 @@ fn apply_checkpoint(args: ApplyArgs, json: bool) -> anyhow::Result<()> {
         (Some(_), _) => true,
         (None, true) => false,
         (None, false) if std::io::stdin().is_terminal() => {
-            confirm("Save the current state as a checkpoint first? Otherwise it is lost.")?
+            confirm("Save the current state as a checkpoint first? Otherwise it will be lost.")?
         }
         (None, false) => {
             return Err(refused(
@@ -296,7 +296,8 @@ fn landed(
         // The process that ran it ends first; it may have layers to merge.
         if !has_ended(folder, PATIENCE) {
             return Err(anyhow!(
-                "the VM `{name}` is at checkpoint `{}` and its process has not ended yet: `piton start {name}` boots it",
+                "the VM `{name}` is at checkpoint `{}`, but its process is still exiting: boot it with \
+                `piton start {name}`",
                 manifest.name
             ));
         }
@@ -316,7 +317,7 @@ fn landed(
     }
     let next = match state {
         State::Running => "running".to_owned(),
-        State::Paused => format!("paused; `piton resume {name}` lets it continue"),
+        State::Paused => format!("paused; `piton resume {name}` resumes it"),
         State::Stopped => format!("stopped; `piton start {name}` boots it"),
         State::Unresponsive => format!("unresponsive: see `piton show {name}`"),
     };
@@ -328,7 +329,7 @@ fn landed(
 fn revert(folder: &VmFolder, body: RevertBody, yes: bool, json: bool) -> anyhow::Result<()> {
     let definition = folder.load()?;
     let manifest = Catalog::new(folder, &definition).parent_of_now(&definition)?;
-    let question = format!("Go back to checkpoint `{}`? What came after it is lost.", manifest.name);
+    let question = format!("Go back to checkpoint `{}`? All changes since then will be lost.", manifest.name);
     if !yes && !confirm(&question)? {
         return Err(refused("nothing was changed"));
     }
@@ -349,7 +350,7 @@ fn delete_checkpoint(
     let folder = existing(&target.vm)?;
     let definition = folder.load()?;
     let (id, name) = Catalog::new(&folder, &definition).resolve_any(&definition, &target.checkpoint)?;
-    let what = if body.subtree { " and all that descends from it" } else { "" };
+    let what = if body.subtree { " and all its descendants" } else { "" };
     if !yes && !body.dry_run && !confirm(&format!("Delete checkpoint `{name}`{what}?"))? {
         return Err(refused("nothing was deleted"));
     }
@@ -388,7 +389,7 @@ fn delete_offline(folder: &VmFolder, id: Id, body: DeleteBody, no_wait: bool) ->
         };
         match settled {
             Err(CheckpointError::Cancelled(_)) => deleted.merge_later = true,
-            Err(e) => log::warn!("layers that could be merged are not merged yet: {e}"),
+            Err(e) => log::warn!("layers could not be merged yet: {e}"),
             Ok(()) => {}
         }
     }
@@ -409,8 +410,8 @@ fn unchecked_layers(
     });
     let lost = lost.into_iter().map(|layer| Finding {
         text: format!(
-            "{} has no checksums, and nobody knows whether it is as it was written; if it is good, \
-             `piton doctor {} --repair --accept-unchecked` gives it new ones",
+            "{} has no checksums, so damage in it would go unnoticed; if you trust it, `piton doctor {} \
+             --repair --accept-unchecked` computes new ones",
             layer.path.display(),
             folder.name()
         ),
@@ -454,7 +455,7 @@ pub fn doctor(name: &VmName, repair: bool, accept_unchecked: bool, json: bool) -
             .collect();
         out::json(&serde_json::json!(list));
     } else if findings.is_empty() {
-        outln!("the VM `{name}` is sound");
+        outln!("no problems found in the VM `{name}`");
     } else {
         for finding in &findings {
             let what = match (finding.mended, repair) {

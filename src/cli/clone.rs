@@ -31,7 +31,8 @@ pub fn run(args: &CloneArgs, json: bool) -> anyhow::Result<()> {
     };
     if args.run && manifest.memory.is_none() {
         return Err(refused(format!(
-            "checkpoint `{}` holds no memory to continue from: clone it without --run, then `piton start` the clones",
+            "checkpoint `{}` has no memory to resume from: clone it without --run, then `piton start` the \
+            clones",
             manifest.name
         )));
     }
@@ -77,7 +78,7 @@ pub fn run(args: &CloneArgs, json: bool) -> anyhow::Result<()> {
     for name in &body.names {
         let next = match state {
             State::Running => "running".to_owned(),
-            State::Paused => format!("paused; `piton resume {name}` lets it continue"),
+            State::Paused => format!("paused; `piton resume {name}` resumes it"),
             State::Stopped => format!("stopped; `piton start {name}` boots it"),
             State::Unresponsive => format!("unresponsive: see `piton show {name}`"),
         };

@@ -16,8 +16,8 @@ use crate::control::client::{self, ClientError, ConsoleStream};
 use crate::devices::console::BACKLOG;
 use crate::folder::{Ending, LastRun, VmFolder};
 
-const KEYS: &str = "Ctrl-A x leaves it, the VM keeps running; Ctrl-A h: help";
-const HELP: &str = "Ctrl-A x leaves the console; Ctrl-A Ctrl-A sends one Ctrl-A to the guest";
+const KEYS: &str = "Ctrl-A x detaches and leaves the VM running, Ctrl-A h shows help";
+const HELP: &str = "Ctrl-A x detaches from the console, Ctrl-A Ctrl-A sends one Ctrl-A to the guest";
 /// Lines of the past that a user at a terminal is shown.
 const TAIL: usize = 10;
 
@@ -59,11 +59,11 @@ pub fn run(args: &ConsoleArgs) -> anyhow::Result<()> {
     let past = if lines == 0 { 0 } else { BACKLOG };
     let ConsoleStream { mut stream, past } = must_run(&folder, client::console(&folder.socket(), past))?;
     if at_terminal {
-        note(&format!("piton: console of `{name}`. {KEYS}."));
+        note(&format!("piton: attached to the console of `{name}`. {KEYS}."));
     }
-    let terminal = RawTerminal::enter().context("the terminal cannot be used")?;
+    let terminal = RawTerminal::enter().context("cannot set up the terminal")?;
     let mut before = vec![0; past];
-    stream.read_exact(&mut before).context("the console cannot be read")?;
+    stream.read_exact(&mut before).context("cannot read the console")?;
     let shown = show_past(last_lines(&before, lines));
     let ended = shown.and_then(|()| {
         let (sender, events) = channel();
@@ -75,13 +75,13 @@ pub fn run(args: &ConsoleArgs) -> anyhow::Result<()> {
     match ended {
         Ok(End::Quiet | End::Unread) => Ok(()),
         Ok(End::Left) => {
-            note(&format!("piton: left the console of `{name}`, which keeps running"));
+            note(&format!("piton: detached from the VM `{name}`, which keeps running"));
             Ok(())
         }
         Ok(End::Closed) if is_gone(&folder.socket()) => run_ended(&folder),
         Ok(End::Closed) => Err(anyhow!("the connection to the console of `{name}` was lost")),
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        Err(e) => Err(e).context("the console's output cannot be shown"),
+        Err(e) => Err(e).context("cannot print the console's output"),
     }
 }
 
@@ -108,7 +108,7 @@ fn run_ended(folder: &VmFolder) -> anyhow::Result<()> {
             Err(anyhow!("the process of the VM `{name}` was killed"))
         }
         Some(LastRun { how: Ending::Ended { by }, .. }) => {
-            note(&format!("piton: the VM `{name}` was ended by {by}"));
+            note(&format!("piton: the VM `{name}` was stopped by {by}"));
             Ok(())
         }
         Some(LastRun { how: Ending::Off, .. }) | None => {

@@ -30,9 +30,9 @@ fn move_base(name: &VmName, disk: &str, path: &Path, json: bool) -> anyhow::Resu
     }
     let checkpoints = match done.checkpoints {
         0 => String::new(),
-        1 => ", and for its checkpoint, too".into(),
-        n => format!(", and for its {n} checkpoints, too"),
+        1 => ", also for its checkpoint".into(),
+        n => format!(", also for its {n} checkpoints"),
     };
-    outln!("disk `{disk}` of the VM `{name}` has its base image at {} now{checkpoints}", done.to.display());
+    outln!("the base image of disk `{disk}` of the VM `{name}` is now {}{checkpoints}", done.to.display());
     Ok(())
 }

@@ -13,7 +13,7 @@ pub fn raise_open_files() {
         false => Ok(()),
     });
     if let Err(e) = raised {
-        log::warn!("the limit of open files stays as it is: {e}");
+        log::warn!("cannot raise the limit on open files: {e}");
     }
 }
 
@@ -51,8 +51,8 @@ const OVERCOMMIT: u64 = 2;
 pub fn check_memory(bytes: u64) -> anyhow::Result<()> {
     match HostMemory::now() {
         Some(host) if bytes > host.total.saturating_mul(OVERCOMMIT) => Err(refused(format!(
-            "the guest would have {} of memory, more than {OVERCOMMIT} times the {} that the host has with its \
-             swap: give it less (--memory)",
+            "{} of guest memory is more than {OVERCOMMIT} times what the host has including swap ({}): \
+             use a smaller --memory",
             size(bytes),
             size(host.total)
         ))),
@@ -64,8 +64,8 @@ pub fn check_memory(bytes: u64) -> anyhow::Result<()> {
 pub fn warn_of_memory(bytes: u64) {
     if let Some(host) = HostMemory::now().filter(|host| bytes > host.available) {
         log::warn!(
-            "the guest has {} of memory, and the host has {} left with its swap: should the guest use more, \
-             the kernel ends the VM",
+            "the guest has {} of memory, but the host has only {} available including swap: if the guest \
+             uses more, the host's kernel kills the VM",
             size(bytes),
             size(host.available)
         );

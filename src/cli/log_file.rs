@@ -29,7 +29,7 @@ pub fn begin(path: PathBuf) -> io::Result<File> {
             if let Err(e) = open(&path).and_then(|log| redirect(&log)) {
                 // Tried again when as much was written once more.
                 LEN.store(0, Ordering::Relaxed);
-                log::warn!("{} cannot be rotated: {e}", path.display());
+                log::warn!("cannot rotate {}: {e}", path.display());
             }
         }
     })?;

@@ -48,11 +48,11 @@ pub fn in_use(folder: &VmFolder, error: FolderError) -> anyhow::Error {
     let text = match state {
         Some(State::Running) => format!("the VM `{name}` is running: stop it first with `piton stop {name}`"),
         Some(State::Paused) => format!(
-            "the VM `{name}` is paused: resume it with `piton resume {name}` and stop it with \
-             `piton stop {name}`, or end it with `piton stop --force {name}`"
+            "the VM `{name}` is paused: resume it with `piton resume {name}` and stop it with `piton stop \
+             {name}`, or force it off with `piton stop --force {name}`"
         ),
         Some(State::Unresponsive) => {
-            format!("the VM `{name}` does not answer: `piton stop --force {name}` ends it")
+            format!("the VM `{name}` is not responding: force it off with `piton stop --force {name}`")
         }
         Some(State::Stopped) | None => {
             if let Ok(Some(holder)) = folder.holder().map(|holder| holder.filter(|it| !it.runs_a_vm())) {
@@ -71,7 +71,7 @@ pub fn must_run<T>(folder: &VmFolder, answer: Result<T, ClientError>) -> anyhow:
         ClientError::NotRunning => {
             refused(format!("the VM `{name}` is stopped: start it first with `piton start {name}`"))
         }
-        ClientError::Ended => anyhow!("the VM `{name}` ended before it answered"),
+        ClientError::Ended => anyhow!("the VM `{name}` stopped before it responded"),
         e => e.into(),
     })
 }
@@ -95,7 +95,7 @@ pub fn lock(folder: &VmFolder) -> Result<VmLock, FolderError> {
 
 fn other_command(folder: &VmFolder, holder: &Holder) -> anyhow::Error {
     refused(format!(
-        "another command works on the VM `{}`: wait for `{}` (process {})",
+        "another command is working on the VM `{}`: wait for `{}` (process {}) to finish",
         folder.name(),
         holder.command(),
         holder.pid()
@@ -121,10 +121,12 @@ fn told(folder: &VmFolder, answer: Result<VmInfo, ClientError>, deadline: Instan
         Err(ClientError::Silent { .. }) => {
             let holder = folder.holder().ok().flatten();
             let why = match &holder {
-                Some(holder) if holder.is_stopped() => "its process is stopped (SIGSTOP) and does not answer",
-                _ => "its process does not answer",
+                Some(holder) if holder.is_stopped() => {
+                    "its process is suspended (SIGSTOP) and not responding"
+                }
+                _ => "its process is not responding",
             };
-            let reason = format!("{why}: `piton stop --force {}` ends it", folder.name());
+            let reason = format!("{why}: `piton stop --force {}` kills it", folder.name());
             let pid = holder.map(|holder| holder.pid());
             let known = VmInfo::new(folder, &folder.load()?, State::Unresponsive, pid);
             Ok(VmInfo { reason: Some(reason), ..known })
@@ -192,7 +194,7 @@ pub fn list(json: bool) -> anyhow::Result<()> {
     if json {
         out::json(&output::list_json(&vms));
     } else if vms.is_empty() {
-        outln!("there are no VMs yet: `piton run demo` makes one");
+        outln!("there are no VMs yet: `piton run demo` creates one");
     } else {
         output::list(&vms);
     }
@@ -255,7 +257,8 @@ fn ask_to_stop(folder: &VmFolder, args: &StopArgs) -> anyhow::Result<()> {
     }
     if !args.force {
         return Err(anyhow!(
-            "the guest of `{name}` has not shut down within {} s: it may need longer, or end it with `piton stop --force {name}`",
+            "the guest of `{name}` did not shut down within {} s: wait longer (--timeout), or force it \
+            off with `piton stop --force {name}`",
             args.timeout,
         ));
     }
@@ -277,8 +280,8 @@ fn ends_by_itself(folder: &VmFolder, args: &StopArgs, patience: Duration) -> any
         _ if args.force && has_ended(folder, FORCED) => Ok(()),
         _ if args.force => kill(folder),
         _ => Err(anyhow!(
-            "the guest of `{name}` has shut down; its process is not done with the disks yet, \
-             which can take a while: `piton stop --force {name}` ends it, and nothing is lost",
+            "the guest of `{name}` has shut down, but its process is still working on the disks, which \
+             can take a while; `piton stop --force {name}` kills it without losing data",
             name = args.name
         )),
     }
@@ -287,24 +290,25 @@ fn ends_by_itself(folder: &VmFolder, args: &StopArgs, patience: Duration) -> any
 /// Ends a VM's process, whatever it is at. Its files are made for that.
 fn kill(folder: &VmFolder) -> anyhow::Result<()> {
     let name = folder.name();
-    let holder = folder.holder().context("processes cannot be looked at")?;
+    let holder = folder.holder().context("cannot list processes")?;
     let Some(holder) = holder else {
         if has_ended(folder, LAST_BREATH) {
             return Ok(());
         }
-        return Err(anyhow!("the process of the VM `{name}` cannot be found: does it run as another user?"));
+        return Err(anyhow!("cannot find the process of the VM `{name}`: does it run as another user?"));
     };
     if !holder.runs_a_vm() {
         return Err(other_command(folder, &holder));
     }
     let pid = holder.pid();
-    holder.kill().with_context(|| format!("process {pid} cannot be ended"))?;
-    if !holder.has_ended(FORCED).with_context(|| format!("process {pid} cannot be waited for"))? {
+    holder.kill().with_context(|| format!("cannot kill process {pid}"))?;
+    if !holder.has_ended(FORCED).with_context(|| format!("cannot wait for process {pid}"))? {
         return Err(anyhow!(
-            "process {pid} of the VM `{name}` was killed and has not ended yet: it waits for the host, most likely for a disk"
+            "process {pid} of the VM `{name}` was killed but has not exited yet: it is waiting for the \
+            host, most likely for a disk"
         ));
     }
-    output::complain(&format!("the VM `{name}` did not end by itself: its process {pid} was killed"));
+    output::complain(&format!("the VM `{name}` did not stop on its own: its process {pid} was killed"));
     Ok(())
 }
 
@@ -326,7 +330,7 @@ pub fn remove(args: RmArgs, json: bool) -> anyhow::Result<()> {
     let folder = home()?.folder(&args.name);
     let lock = folder.lock().map_err(|e| in_use(&folder, e))?;
     if !args.yes
-        && !confirm(&format!("Remove the VM `{}` with all in {}?", args.name, folder.path().display()))?
+        && !confirm(&format!("Remove the VM `{}` and everything in {}?", args.name, folder.path().display()))?
     {
         return Err(refused("nothing was removed"));
     }
@@ -342,7 +346,7 @@ pub fn remove(args: RmArgs, json: bool) -> anyhow::Result<()> {
 /// Asks on the terminal; without one there is nobody to ask.
 pub fn confirm(question: &str) -> anyhow::Result<bool> {
     if !std::io::stdin().is_terminal() {
-        return Err(refused("there is no terminal to ask on: give --yes to go ahead"));
+        return Err(refused("cannot ask for confirmation without a terminal: use --yes to proceed"));
     }
     out::to_stderr(&format!("{} [y/N] ", out::harmless(question)));
     let mut answer = String::new();

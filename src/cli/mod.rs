@@ -54,9 +54,9 @@ pub fn main() -> ExitCode {
         Command::Stop(args) => manage::stop(args, json),
         Command::Pause { name } => manage::pause(&name, json),
         Command::Resume { name } => manage::resume(&name, json),
-        Command::Console(args) if args.no_json => {
-            Err(error::usage("`piton console` has no --json: it passes on what the guest prints"))
-        }
+        Command::Console(args) if args.no_json => Err(error::usage(
+            "`piton console` does not support --json: it prints the guest's output as it is",
+        )),
         Command::Console(args) => console::run(&args),
         Command::Show { name } => manage::show(&name, json),
         Command::Rm(args) => manage::remove(args, json),
@@ -123,7 +123,7 @@ fn leave(code: u8, written: io::Result<()>) -> ExitCode {
     match written {
         Err(e) if code == 0 => {
             output::complain(&format!(
-                "standard output cannot be written ({e}); the command was carried out"
+                "cannot write to standard output ({e}), but the command was carried out"
             ));
             ExitCode::from(error::FAILED)
         }

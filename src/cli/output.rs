@@ -57,7 +57,7 @@ pub fn start_logging() -> Result<(), String> {
     let level = match std::env::var_os("PITON_LOG").filter(|level| !level.is_empty()) {
         None => log::LevelFilter::Warn,
         Some(level) => level.to_str().and_then(|level| level.parse().ok()).ok_or_else(|| {
-            format!("PITON_LOG is `{}`: set it to off, error, warn, info or debug", level.display())
+            format!("PITON_LOG is set to `{}`: use off, error, warn, info or debug", level.display())
         })?,
     };
     if log::set_logger(&LOGGER).is_ok() {
@@ -90,9 +90,9 @@ fn ending(last: &LastRun) -> String {
     let at = last.ended.map_or(String::new(), |time| format!(" at {}", when(&time)));
     match &last.how {
         Ending::Off => format!("shut down{at}"),
-        Ending::Ended { by } => format!("ended{at} by {by}"),
+        Ending::Ended { by } => format!("stopped{at} by {by}"),
         Ending::Crashed { why } => format!("crashed{at}: {why}"),
-        Ending::Killed => "cut short: its process was killed, or the host went down".into(),
+        Ending::Killed => "interrupted: its process was killed, or the host went down".into(),
     }
 }
 
@@ -173,14 +173,14 @@ fn network(net: &NetConfig, now: Option<&NetworkInfo>) -> String {
 pub fn settings(info: &VmInfo) {
     outln!("checkpoints of the VM `{}`: {}", info.name, checkpoints(info));
     for forward in &info.forwards {
-        outln!("forward {forward} leads to the VM `{}`", info.name);
+        outln!("{forward} is forwarded to the VM `{}`", info.name);
     }
 }
 
 /// What no checksums vouch for.
 pub fn unchecked(what: &[String]) {
     for one in what {
-        outln!("not checked, it has no checksums: {one}");
+        outln!("not checked (no checksums): {one}");
     }
 }
 
@@ -248,7 +248,7 @@ pub fn done(info: &VmInfo, json: bool) {
             State::Running => "is running",
             State::Paused => "is paused",
             State::Stopped => "is stopped",
-            State::Unresponsive => "does not answer",
+            State::Unresponsive => "is not responding",
         };
         outln!("the VM `{}` {state}", info.name);
     }
@@ -267,11 +267,12 @@ pub fn created(vm: &VmName, info: &CheckpointInfo, explain: bool) {
     );
     if let Some(why) = info.fallback.as_ref().filter(|_| explain) {
         outln!(
-            "not a production checkpoint: {why} (`piton set {vm} --checkpoint-type standard` chooses standard ones)"
+            "not a production checkpoint: {why} (`piton set {vm} --checkpoint-type standard` makes \
+            standard the default)"
         );
     }
     for left in &info.left_out {
-        outln!("disk `{}` is not part of it: it is {}", left.disk, left.why);
+        outln!("disk `{}` is not included: it is {}", left.disk, left.why);
     }
     for warning in &info.warnings {
         complain(&format!("warning: {warning}"));
@@ -293,13 +294,13 @@ pub fn merges(vm: &VmName, runs: bool, merged: Option<&JobInfo>) {
     match merged {
         Some(JobInfo { state: JobState::Done, .. }) => outln!("their layers have been merged"),
         Some(JobInfo { state: JobState::Cancelled, .. }) => {
-            outln!("their layers are not merged for now; they will be when the VM stops");
+            outln!("their layers will be merged when the VM stops");
         }
         Some(JobInfo { error: Some(why), .. }) => complain(&format!("warning: {why}")),
         _ if runs => {
             outln!("their layers are being merged; `piton checkpoint jobs {vm}` shows the progress");
         }
-        _ => outln!("their layers are not merged yet: `piton doctor --repair {vm}` continues"),
+        _ => outln!("their layers have not been merged yet: `piton doctor --repair {vm}` merges them"),
     }
 }
 
@@ -411,7 +412,7 @@ pub fn show_checkpoint(manifest: &Manifest) {
     }
     line("created", when(&manifest.created));
     if manifest.automatic {
-        line("made by", "a start; a clean shutdown removes it".into());
+        line("created by", "a start of the VM (automatic); deleted after a clean shutdown".into());
     }
     if !manifest.note.is_empty() {
         line("note", manifest.note.clone());
@@ -431,7 +432,7 @@ pub fn show_checkpoint(manifest: &Manifest) {
     line("cpus", manifest.config.cpus.to_string());
     line("kernel", boots(&manifest.config));
     for left in &manifest.left_out {
-        line("without", format!("disk `{}`, which is {}", left.disk, left.why));
+        line("without", format!("disk `{}` ({})", left.disk, left.why));
     }
     for warning in &manifest.warnings {
         line("warning", warning.clone());

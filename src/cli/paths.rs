@@ -7,7 +7,7 @@ use anyhow::Context;
 use super::error::refused;
 
 pub fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
-    std::path::absolute(path).with_context(|| format!("the path {} cannot be made absolute", path.display()))
+    std::path::absolute(path).with_context(|| format!("cannot resolve the path {}", path.display()))
 }
 
 /// A folder to make, or an empty one to take the place of: a link to one is that one.
@@ -16,7 +16,7 @@ pub fn target_folder(path: &Path) -> anyhow::Result<PathBuf> {
     match path.canonicalize() {
         Ok(real) => Ok(real),
         Err(_) if path.is_symlink() => Err(refused(format!(
-            "{} is a symbolic link that leads to nothing: make the folder that it names, or choose another",
+            "{} is a dangling symbolic link: create the folder it points to, or choose another one",
             path.display()
         ))),
         Err(_) => Ok(path),

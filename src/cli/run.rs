@@ -28,8 +28,8 @@ use crate::seccomp;
 use crate::storage::Storage;
 use crate::vmm::{Ender, Outcome, Vmm, VmmError};
 
-const KEYS: &str = "Ctrl-A x stops the VM; Ctrl-A h: help";
-const HELP: &str = "Ctrl-A x stops the VM; Ctrl-A Ctrl-A sends one Ctrl-A to the guest";
+const KEYS: &str = "Ctrl-A x stops the VM, Ctrl-A h shows help";
+const HELP: &str = "Ctrl-A x stops the VM, Ctrl-A Ctrl-A sends one Ctrl-A to the guest";
 /// Size of the disk that a VM of the bundled guest gets for itself, in bytes.
 const OWN_DISK: u64 = 64 << 20;
 /// What a background process prints when its VM is there, before what `piton show` tells of it.
@@ -115,10 +115,10 @@ fn started_already(folder: &VmFolder, error: FolderError) -> anyhow::Error {
     let (name, error) = (folder.name(), manage::in_use(folder, error));
     match error.downcast_ref().and_then(|in_use: &InUse| in_use.state) {
         Some(State::Running) => {
-            refused(format!("the VM `{name}` is running already: `piton console {name}` attaches to it"))
+            refused(format!("the VM `{name}` is already running: `piton console {name}` attaches to it"))
         }
         Some(State::Paused) => {
-            refused(format!("the VM `{name}` is paused: `piton resume {name}` lets it continue"))
+            refused(format!("the VM `{name}` is paused: `piton resume {name}` resumes it"))
         }
         _ => error,
     }
@@ -143,7 +143,7 @@ fn seccomp_unless(off: bool) -> anyhow::Result<()> {
 /// What kind of image a disk is.
 fn look_at(disk: &DiskConfig) -> anyhow::Result<DiskFormat> {
     disk::probe(&Storage::os(), &disk.path, !disk.readonly && !disk.overlay).map_err(|e| match e {
-        DiskError::Foreign { .. } => refused(format!("{e}; or add ,format=raw to take it as it lies")),
+        DiskError::Foreign { .. } => refused(format!("{e}; or add ,format=raw to use it as a raw image")),
         e => refused(e.to_string()),
     })
 }
@@ -209,7 +209,7 @@ fn boot_new(
     if seal_base {
         seal::want(folder, &mut definition)?;
     }
-    definition.now.generation = Some(Id::random().context("no random bytes are available")?);
+    definition.now.generation = Some(Id::random().context("cannot get random bytes")?);
     disks::create_overlays(folder, &mut definition)?;
     let mut vmm = Vmm::new(folder.clone(), definition, lock)?;
     vmm.boot()?;
@@ -223,7 +223,7 @@ fn abandon(folder: &VmFolder) {
     if let Ok(lock) = folder.lock_leftover()
         && let Err(e) = folder.remove(lock)
     {
-        output::complain(&format!("{} could not be removed: {e}", folder.path().display()));
+        output::complain(&format!("cannot remove {}: {e}", folder.path().display()));
     }
 }
 
@@ -237,11 +237,11 @@ fn serve(vmm: Vmm, folder: &VmFolder, run: bool, background: bool, patience: Dur
             // Whoever waits is woken once: by then its other pipe has ended, too.
             let path = folder.vmm_log();
             let log = log_file::begin(path.clone());
-            let log = log.with_context(|| format!("{} cannot be written", path.display()))?;
+            let log = log.with_context(|| format!("cannot write {}", path.display()))?;
             let ready = format!("{READY} {}\n", serde_json::json!(info));
             // The VM is there, also if who started it was killed meanwhile.
             let _ = print(ready.as_bytes());
-            nix::unistd::dup2_stdout(&log).context("standard output cannot be redirected")
+            nix::unistd::dup2_stdout(&log).context("cannot redirect standard output")
         })?
     } else {
         serve_terminal(vmm, folder, run)?
@@ -253,10 +253,12 @@ fn serve(vmm: Vmm, folder: &VmFolder, run: bool, background: bool, patience: Dur
             Ok(())
         }
         Outcome::Ended(by) => {
-            note(&format!("piton: the VM `{name}` was ended by {by}"));
+            note(&format!("piton: the VM `{name}` was stopped by {by}"));
             Ok(())
         }
-        Outcome::Crashed(why) => Err(anyhow!("{why}; its console is in {}", folder.console_log().display())),
+        Outcome::Crashed(why) => {
+            Err(anyhow!("{why}; its console output is in {}", folder.console_log().display()))
+        }
     }
 }
 
@@ -277,7 +279,7 @@ fn begin(
 
 fn serve_terminal(vmm: Vmm, folder: &VmFolder, run: bool) -> anyhow::Result<Outcome> {
     note(&format!("piton: the VM `{}` is booting. {KEYS}.", folder.name()));
-    let terminal = RawTerminal::enter().context("the terminal cannot be used")?;
+    let terminal = RawTerminal::enter().context("cannot set up the terminal")?;
     // Attached before the guest runs, so that its first byte is shown at once.
     let output = vmm.console().attach(BACKLOG);
     let shown = std::thread::spawn(move || {
@@ -313,21 +315,22 @@ fn serve_terminal(vmm: Vmm, folder: &VmFolder, run: bool) -> anyhow::Result<Outc
 /// ends the VM at once.
 fn end_on_signals(ender: Ender, patience: Duration) -> anyhow::Result<()> {
     let mut signals =
-        signal_hook::iterator::Signals::new(signals::ending()).context("signals cannot be received")?;
+        signal_hook::iterator::Signals::new(signals::ending()).context("cannot set up signal handling")?;
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         seccomp::confine(seccomp::Thread::Signals);
         let mut first = true;
         for signal in signals.forever() {
             let name = match signal {
-                SIGHUP => "a hang-up of its terminal",
-                SIGINT => "an interrupt signal",
-                _ => "a termination signal",
+                SIGHUP => "SIGHUP",
+                SIGINT => "SIGINT",
+                _ => "SIGTERM",
             };
             // After the VMM's end there is nothing left to end.
             if std::mem::take(&mut first) && !patience.is_zero() {
                 let within = patience.as_secs();
                 note(&format!(
-                    "piton: {name}: the guest has {within} s to shut down; another signal ends the VM at once"
+                    "piton: {name}: the guest has {within} s to shut down; another signal cuts its power \
+                    immediately"
                 ));
                 ender.shut_down(name, patience);
             } else {
@@ -340,29 +343,29 @@ fn end_on_signals(ender: Ender, patience: Duration) -> anyhow::Result<()> {
 
 /// Runs piton in a background process with `args`, and waits until its VM is there or it failed.
 pub fn detach(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<VmInfo> {
-    let program = std::env::current_exe().context("piton cannot find itself")?;
+    let program = std::env::current_exe().context("cannot find the piton executable")?;
     let mut command = Command::new(program);
     // In front: the words may end with `--` and a name.
     command.arg("--background").args(args);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // It leaves this session by itself: with a closure of ours between, it would have to be forked,
     // and that takes longer than to spawn it.
-    let mut child = command.spawn().context("the background process cannot be started")?;
+    let mut child = command.spawn().context("cannot start the background process")?;
     let mut line = String::new();
     if let Some(stdout) = child.stdout.take() {
-        BufReader::new(stdout).read_line(&mut line).context("the background process cannot be read")?;
+        BufReader::new(stdout).read_line(&mut line).context("cannot read from the background process")?;
     }
     let mut told = String::new();
     if let Some(mut stderr) = child.stderr.take() {
         // It ends when the process does, or points its output elsewhere because it is ready.
-        stderr.read_to_string(&mut told).context("the background process cannot be read")?;
+        stderr.read_to_string(&mut told).context("cannot read from the background process")?;
     }
     told.lines().for_each(note);
     if let Some(info) = line.strip_prefix(READY) {
-        return serde_json::from_str(info).context("the background process cannot be understood");
+        return serde_json::from_str(info).context("unexpected output from the background process");
     }
     // With --json what went wrong.
     out::to_stdout(&line);
-    let status = child.wait().context("the background process is lost")?;
+    let status = child.wait().context("lost track of the background process")?;
     Err(Told { code: status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1) }.into())
 }

@@ -74,7 +74,7 @@ fn tell(folder: &VmFolder, export: &Export, dir: &Path, json: bool) -> anyhow::R
         return Ok(());
     }
     let what = match &export.since {
-        Some(since) => format!("what changed from `{}` to `{}`", since.name, export.name),
+        Some(since) => format!("changes from `{}` to `{}`", since.name, export.name),
         None => format!("`{}`", export.name),
     };
     let memory = export.memory.as_ref().map(|memory| format!(", memory {}", size(memory.stored_bytes)));
@@ -83,13 +83,13 @@ fn tell(folder: &VmFolder, export: &Export, dir: &Path, json: bool) -> anyhow::R
         count => format!("{count} disks"),
     };
     outln!(
-        "{what} of `{}` has been exported to {}: {disks}{}",
+        "{what} of the VM `{}` exported to {}: {disks}{}",
         export.vm,
         dir.display(),
         memory.unwrap_or_default()
     );
     for left in &export.left_out {
-        outln!("disk `{}` is not part of it: it is {}", left.disk, left.why);
+        outln!("disk `{}` is not included: it is {}", left.disk, left.why);
     }
     output::unchecked(&unchecked);
     for warning in &export.warnings {
@@ -116,8 +116,8 @@ pub fn export_now(args: &ExportArgs, json: bool) -> anyhow::Result<()> {
         }
         Err(e) if !is_running(&e) => Err(e),
         Err(_) if !args.live => Err(refused(format!(
-            "the VM `{name}` is running or paused: --live exports it as it is now, by a checkpoint that is \
-             deleted again; or stop it first with `piton stop {name}`",
+            "the VM `{name}` is running or paused: use --live to export it through a temporary \
+             checkpoint, or stop it first with `piton stop {name}`",
             name = args.name
         ))),
         Err(_) => with_live_checkpoint(&folder, "piton export --live", &args.guard, json, |at| {
@@ -145,14 +145,14 @@ fn with_live_checkpoint(
 ) -> anyhow::Result<()> {
     let socket = folder.socket();
     let body = CreateBody {
-        note: format!("made by `{command}`, which deletes it when it is done"),
+        note: format!("temporary, made by `{command}`, which deletes it when done"),
         // The current state is all of it, whatever checkpoints of the VM usually are.
         kind: Some(CheckpointType::Standard),
         ..Default::default()
     };
     let created: Option<CheckpointInfo> = work::ask(&socket, Method::POST, "/vm/checkpoints", &body)?;
     let Some(CheckpointInfo { id, .. }) = created else {
-        return Err(refused(format!("the VM `{}` has just ended: try again", folder.name())));
+        return Err(refused(format!("the VM `{}` has just stopped: try again", folder.name())));
     };
     // A process of its own, as this one has to ask the VM once more: who reads files may not.
     let flags = [(json, "--json"), (guard.no_seccomp, "--no-seccomp")];
@@ -164,7 +164,7 @@ fn with_live_checkpoint(
     let path = format!("/vm/checkpoints/{id}");
     if let Err(e) = work::ask::<DeletedInfo>(&socket, Method::DELETE, &path, &DeleteBody::default()) {
         output::complain(&format!(
-            "warning: the checkpoint {id} made by `{command}` could not be deleted: {e}"
+            "warning: cannot delete the temporary checkpoint {id} of `{command}`: {e}"
         ));
     }
     done
@@ -185,7 +185,7 @@ pub fn import(args: &ImportArgs, json: bool) -> anyhow::Result<()> {
     };
     for (id, path) in &args.disks {
         if remap.disks.insert(id.clone(), absolute(path)?).is_some() {
-            return Err(usage(format!("disk `{id}` is named twice")));
+            return Err(usage(format!("disk `{id}` is given twice")));
         }
     }
     let wanted = Wanted { dirs: &dirs, name: args.name.clone(), new_id: args.new_id, remap: &remap };
@@ -206,11 +206,11 @@ pub fn import(args: &ImportArgs, json: bool) -> anyhow::Result<()> {
     } else if let Ok(imported) = &outcome {
         let (vm, name) = (&imported.vm, &imported.name);
         if args.check {
-            outln!("nothing is in the way of importing it as `{vm}`");
+            outln!("no problems found: it can be imported as `{vm}`");
         } else {
             outln!(
-                "the VM `{vm}` is imported, at checkpoint `{name}`: `piton checkpoint revert {vm}` goes there, \
-                 `piton start {vm}` boots it from its disks"
+                "the VM `{vm}` has been imported with checkpoint `{name}`: `piton checkpoint revert {vm}` \
+                 goes to the checkpoint, `piton start {vm}` boots from the disks"
             );
         }
     }
@@ -222,7 +222,7 @@ pub fn import(args: &ImportArgs, json: bool) -> anyhow::Result<()> {
         return Err(Told { code: if damage { FAILED } else { REFUSED } }.into());
     }
     let sentences: Vec<&str> = problems.iter().map(|problem| problem.text.as_str()).collect();
-    let text = format!("it cannot be imported: {}", sentences.join("; "));
+    let text = format!("cannot import: {}", sentences.join("; "));
     Err(if damage { anyhow!(text) } else { refused(text) })
 }
 
@@ -248,8 +248,8 @@ pub fn diff(args: &DiffArgs, json: bool) -> anyhow::Result<()> {
                 Err(e) if !is_running(&e) => return Err(e),
                 Err(_) if !args.live => {
                     return Err(refused(format!(
-                        "the VM `{name}` is running or paused: --live compares what it is now, by a checkpoint \
-                         that is deleted again; or stop it first with `piton stop {name}`"
+                        "the VM `{name}` is running or paused: use --live to compare it through a \
+                         temporary checkpoint, or stop it first with `piton stop {name}`"
                     )));
                 }
                 Err(_) => {
@@ -276,17 +276,17 @@ pub fn diff(args: &DiffArgs, json: bool) -> anyhow::Result<()> {
     }
     match &changes.memory {
         Some(changed) => show_changes("memory", changed),
-        None => outln!("memory: not both have some of the same size"),
+        None => outln!("memory: not compared, as it is missing in one or differs in size"),
     }
     for disk in &changes.incomparable {
-        outln!("disk `{disk}`: not both have it in the same size");
+        outln!("disk `{disk}`: not compared, as it is missing in one or differs in size");
     }
     Ok(())
 }
 
 fn show_changes(what: &str, changes: &Changes) {
     if changes.ranges.is_empty() {
-        outln!("{what}: the same");
+        outln!("{what}: identical");
         return;
     }
     let count = changes.ranges.len();
@@ -304,7 +304,7 @@ pub fn serve(args: &ServeArgs, json: bool) -> anyhow::Result<()> {
     let folder = existing(&args.checkpoint.vm)?;
     let socket = absolute(&args.socket)?;
     let mut signals = signal_hook::iterator::Signals::new(super::signals::ending())
-        .context("signals cannot be received")?;
+        .context("cannot set up signal handling")?;
     // Made first: what reads the disks can make none, and connect to none.
     let mut server = nbd::Server::bind(&socket)?;
     guard::enter(&args.guard, Thread::Serve)?;

@@ -44,7 +44,7 @@ pub fn run(target: &CheckpointRef, guard: &GuardArgs, json: bool) -> anyhow::Res
     })?;
     let Checked { bytes, bases, layers } = checked.map_err(|e| match e {
         CheckpointError::Cancelled(_) => {
-            anyhow::anyhow!("cancelled: what was read of it so far is not damaged")
+            anyhow::anyhow!("cancelled: no damage found in what was read so far")
         }
         e if is_merged(&e, &folder) => refused(format!(
             "layers of the VM `{}` are being merged: `piton checkpoint jobs {0}` shows when that is done",
@@ -60,7 +60,7 @@ pub fn run(target: &CheckpointRef, guard: &GuardArgs, json: bool) -> anyhow::Res
         out::json_line(&result);
     } else {
         if layers.is_empty() {
-            outln!("checkpoint `{}` is as it was written: {} read and checked", manifest.name, size(bytes));
+            outln!("checkpoint `{}` is intact: {} read and checked", manifest.name, size(bytes));
         } else {
             outln!("{} read and checked", size(bytes));
         }
@@ -69,7 +69,8 @@ pub fn run(target: &CheckpointRef, guard: &GuardArgs, json: bool) -> anyhow::Res
     }
     if !layers.is_empty() {
         anyhow::bail!(
-            "checkpoint `{}` cannot be checked: layers of it have no checksums; `piton doctor {}` says what to do",
+            "checkpoint `{}` cannot be fully checked: some of its layers have no checksums; `piton doctor \
+            {}` says what to do",
             manifest.name,
             folder.name()
         );

@@ -43,7 +43,7 @@ impl Interrupt {
         for signal in ending() {
             flag::register_conditional_default(signal, asked.clone())
                 .and_then(|_| flag::register(signal, asked.clone()))
-                .context("signals cannot be received")?;
+                .context("cannot set up signal handling")?;
         }
         Ok(Self(asked))
     }
@@ -96,7 +96,7 @@ pub fn line(phase: &str, done: u64, total: u64, rate: u64, cancelling: bool) -> 
         line += &format!(", {}/s", size(rate));
     }
     if cancelling {
-        line += ", being cancelled";
+        line += ", cancelling";
     }
     line
 }
@@ -129,7 +129,7 @@ pub fn ask<T: DeserializeOwned + Send>(
         // Off, and no thread has to find that out.
         return Ok(None);
     }
-    let job = Id::random().context("no random bytes are available")?;
+    let job = Id::random().context("cannot get random bytes")?;
     let body = as_job(body, &[("job", serde_json::json!(job))])?;
     let interrupt = Interrupt::take()?;
     let mut meter = Meter::new();
@@ -145,7 +145,7 @@ pub fn ask<T: DeserializeOwned + Send>(
                 Ok(answer) => return answer,
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
-                    return Err(ClientError::Broken("its answer was lost".into()));
+                    return Err(ClientError::Broken("no response was received".into()));
                 }
             }
             if interrupt.came() && !cancelled {
@@ -231,12 +231,12 @@ pub fn here<T>(work: impl FnOnce(&Progress) -> T) -> anyhow::Result<T> {
 
 /// Runs piton once more with these words, which shows for itself how far it is; Ctrl-C calls it off.
 pub fn in_a_process(words: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
-    let program = std::env::current_exe().context("piton cannot find itself")?;
+    let program = std::env::current_exe().context("cannot find the piton executable")?;
     let interrupt = Interrupt::take()?;
-    let mut child = Command::new(program).args(words).spawn().context("piton cannot be started")?;
+    let mut child = Command::new(program).args(words).spawn().context("cannot start piton")?;
     let mut told = false;
     let status = loop {
-        if let Some(status) = child.try_wait().context("the other process is lost")? {
+        if let Some(status) = child.try_wait().context("lost track of the other process")? {
             break status;
         }
         if interrupt.came() && !std::mem::replace(&mut told, true) {
@@ -262,7 +262,7 @@ mod tests {
         assert_eq!(line("memory", 5 << 20, 0, 0, false), "memory: 5 MiB");
         assert_eq!(
             line("memory", 512 << 20, 2 << 30, 3 << 20, true),
-            "memory: 512 MiB of 2 GiB (25 %), 3 MiB/s, being cancelled"
+            "memory: 512 MiB of 2 GiB (25 %), 3 MiB/s, cancelling"
         );
     }
 }

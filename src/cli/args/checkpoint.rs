@@ -18,35 +18,35 @@ use crate::vm::Clock;
 
 #[derive(Debug, Subcommand)]
 pub enum CheckpointCommand {
-    /// Create a checkpoint of a VM as it is now
+    /// Create a checkpoint of a VM's current state
     Create {
         name: VmName,
         /// Name of the checkpoint [default: the time]
         checkpoint: Option<CheckpointName>,
         #[arg(long, value_name = "TEXT", default_value = "")]
         note: String,
-        /// Leave the VM paused
+        /// Leave the VM paused afterwards
         #[arg(long)]
         pause_after: bool,
         /// standard, production or production-only [default: as set with `piton set`]
         #[arg(long = "type", value_name = "TYPE", value_parser = parse_made_type)]
         kind: Option<CheckpointType>,
-        /// How long the guest's file systems may be frozen [default: 2]
+        /// Longest time the guest's file systems may stay frozen [default: 2]
         #[arg(long, value_name = "SECONDS", value_parser = parse_freeze_timeout)]
         freeze_timeout: Option<Duration>,
-        /// Copy memory while the guest runs, or while it is paused
+        /// When to copy memory: while the guest runs, or while it is paused
         #[arg(long, value_enum, default_value_t)]
         mode: Mode,
-        /// Store all memory, not only what has changed since the parent
+        /// Store all memory, not only what changed since the parent
         #[arg(long)]
         full: bool,
         /// Compress memory (zstd) once the guest is running again
         #[arg(long)]
         compress: bool,
-        /// How long, in milliseconds, the guest may be paused for its memory [default: 10]
+        /// Longest pause for copying memory, in milliseconds [default: 10]
         #[arg(long, value_name = "MS")]
         max_pause: Option<u32>,
-        /// Print the id of the job and return at once
+        /// Print the job's id and return immediately
         #[arg(long)]
         no_wait: bool,
     },
@@ -54,7 +54,7 @@ pub enum CheckpointCommand {
     #[command(visible_alias = "ls")]
     List {
         name: VmName,
-        /// One line per checkpoint, by age
+        /// One line per checkpoint, oldest first
         #[arg(long)]
         flat: bool,
     },
@@ -64,12 +64,12 @@ pub enum CheckpointCommand {
     Rename { checkpoint: CheckpointRef, new_name: CheckpointName },
     /// Replace the note of a checkpoint
     Note { checkpoint: CheckpointRef, text: String },
-    /// Make a checkpoint the current state; the VM is then paused, or stopped if there is no memory in it
+    /// Go to a checkpoint; the VM is then paused, or stopped if the checkpoint has no memory
     Apply(ApplyArgs),
-    /// Go back to the parent of the current state; everything since is lost
+    /// Go back to the parent of the current state; all changes since then are lost
     Revert {
         name: VmName,
-        /// Resume at once
+        /// Run the VM afterwards instead of leaving it paused or stopped
         #[arg(long)]
         run: bool,
         /// Go back even if a base image has changed since the checkpoint
@@ -96,24 +96,24 @@ pub enum CheckpointCommand {
         #[arg(long, short)]
         yes: bool,
     },
-    /// Check all of a checkpoint against its checksums
+    /// Check all data of a checkpoint against its checksums
     Verify {
         checkpoint: CheckpointRef,
         #[command(flatten)]
         guard: GuardArgs,
     },
-    /// Export a checkpoint to a self-contained folder: a backup
+    /// Export a checkpoint to a self-contained folder, as a backup or for another host
     Export(ExportCheckpointArgs),
-    /// Show what differs between two checkpoints: ranges of disks and memory
+    /// Show which ranges of disks and memory differ between two checkpoints
     Diff(DiffArgs),
     /// Serve the disks of a checkpoint read-only over a socket (NBD)
     Serve(ServeArgs),
-    /// List the running and the latest finished jobs of a VM
+    /// List the running and recently finished jobs of a VM
     Jobs { name: VmName },
     /// Cancel a job of a running VM
     Cancel {
         name: VmName,
-        /// Job id, or the start of it
+        /// Job id, or the first digits of it
         #[arg(value_parser = parse_job)]
         job: String,
     },
@@ -147,7 +147,7 @@ pub struct ApplyArgs {
     /// Discard the current state
     #[arg(long)]
     pub discard_current: bool,
-    /// Resume at once
+    /// Run the VM afterwards instead of leaving it paused or stopped
     #[arg(long)]
     pub run: bool,
     /// Go back even if a base image has changed since the checkpoint
@@ -181,16 +181,16 @@ pub struct CloneArgs {
     pub checkpoint: CheckpointRef,
     /// Name of the new VM
     pub new: VmName,
-    /// Create this many, named NEW-1, NEW-2 and so on
+    /// Create this many clones, named NEW-1, NEW-2 and so on
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub count: Option<u32>,
-    /// Let a port of this host lead to each: [udp:][ADDRESS:]PORT:GUESTPORT, with PORT for the first,
-    /// the next port for the next, and so on; may be repeated
+    /// Forward a port of this host to each clone: [udp:][ADDRESS:]PORT:GUESTPORT, with PORT for the
+    /// first clone, PORT+1 for the second, and so on; may be repeated
     #[arg(long, value_name = "FORWARD")]
     pub forward_from: Vec<Forward>,
     #[command(flatten)]
     pub networks: OtherNetworks,
-    /// Run them at once
+    /// Run the clones immediately
     #[arg(long)]
     pub run: bool,
 }
@@ -200,10 +200,10 @@ pub struct ExportCheckpointArgs {
     pub checkpoint: CheckpointRef,
     /// Folder to create
     pub dir: PathBuf,
-    /// Only what has changed since this checkpoint, to go with an export of it
+    /// Export only what changed since this checkpoint, as an increment to an export of it
     #[arg(long, value_name = "[VM@]CHECKPOINT")]
     pub since: Option<Since>,
-    /// Format of the disks; with --since they are always layers of piton
+    /// Disk format; increments (--since) always contain piton layers
     #[arg(long, value_enum, default_value_t)]
     pub format: FileFormat,
     #[command(flatten)]
@@ -215,13 +215,13 @@ pub struct ExportArgs {
     pub name: VmName,
     /// Folder to create
     pub dir: PathBuf,
-    /// Export a running or paused VM: create a checkpoint, export it, delete it
+    /// Export a running or paused VM, through a temporary checkpoint
     #[arg(long)]
     pub live: bool,
-    /// Only what has changed since this checkpoint, to go with an export of it
+    /// Export only what changed since this checkpoint, as an increment to an export of it
     #[arg(long, value_name = "[VM@]CHECKPOINT")]
     pub since: Option<Since>,
-    /// Format of the disks; with --since they are always layers of piton
+    /// Disk format; increments (--since) always contain piton layers
     #[arg(long, value_enum, default_value_t)]
     pub format: FileFormat,
     #[command(flatten)]
@@ -230,22 +230,22 @@ pub struct ExportArgs {
 
 #[derive(Debug, Args)]
 pub struct ImportArgs {
-    /// Folder of an export, followed by those with later changes, in order
+    /// Folder of an export, followed by its increments (--since), in order
     #[arg(required = true, value_name = "DIR")]
     pub dirs: Vec<PathBuf>,
     /// Name of the new VM [default: as exported]
     #[arg(long)]
     pub name: Option<VmName>,
-    /// Give its checkpoint a new id
+    /// Give the imported checkpoint a new id
     #[arg(long)]
     pub new_id: bool,
-    /// Only show what prevents it
+    /// Do not import; only report what would prevent it
     #[arg(long)]
     pub check: bool,
-    /// Image of a disk that is not in the export; can be repeated
+    /// Image of a disk that is not in the export; may be repeated
     #[arg(long = "disk", value_name = "ID=PATH", value_parser = parse_disk_path)]
     pub disks: Vec<(String, PathBuf)>,
-    /// Allowed backing file of such an image; can be repeated
+    /// Backing file that such an image may use; may be repeated
     #[arg(long, value_name = "FILE")]
     pub backing: Vec<PathBuf>,
     /// Kernel to boot
@@ -275,10 +275,10 @@ pub struct DiffArgs {
     /// The checkpoint to compare with
     #[arg(value_name = "VM@CHECKPOINT")]
     pub a: CheckpointRef,
-    /// The one whose changes are shown; a VM alone stands for its current state
+    /// The checkpoint whose changes are shown; VM alone means its current state
     #[arg(value_name = "VM[@CHECKPOINT]")]
     pub b: StateRef,
-    /// Compare a running or paused VM: create a checkpoint, compare it, delete it
+    /// Compare a running or paused VM, through a temporary checkpoint
     #[arg(long)]
     pub live: bool,
     /// Write the new contents of the changed ranges to this file
@@ -291,7 +291,7 @@ pub struct DiffArgs {
 #[derive(Debug, Args)]
 pub struct ServeArgs {
     pub checkpoint: CheckpointRef,
-    /// Only this disk
+    /// Serve only this disk
     #[arg(long, value_name = "ID")]
     pub disk: Option<String>,
     /// Unix socket to create
@@ -306,7 +306,7 @@ fn parse_freeze_timeout(text: &str) -> Result<Duration, String> {
     let time = text.parse().ok().and_then(|seconds: f64| Duration::try_from_secs_f64(seconds).ok());
     time.filter(|time| (FREEZE_TIMEOUT_MIN..=FREEZE_TIMEOUT_MAX).contains(time)).ok_or_else(|| {
         format!(
-            "give it in seconds, from {} to {}",
+            "must be between {} and {} seconds",
             FREEZE_TIMEOUT_MIN.as_secs_f64(),
             FREEZE_TIMEOUT_MAX.as_secs_f64()
         )
@@ -317,7 +317,8 @@ fn parse_freeze_timeout(text: &str) -> Result<Duration, String> {
 fn parse_made_type(text: &str) -> Result<CheckpointType, String> {
     match text.parse()? {
         CheckpointType::Disabled => {
-            Err("`disabled` is a setting: give standard, production or production-only".into())
+            Err("`disabled` is a setting, not a checkpoint type: use standard, production or production-only"
+                .into())
         }
         kind => Ok(kind),
     }
@@ -329,6 +330,6 @@ fn parse_job(text: &str) -> Result<String, String> {
         return Ok(text.to_owned());
     }
     Err(format!(
-        "give a job's id, or at least {MIN_PREFIX} digits of its start: `piton checkpoint jobs` shows them"
+        "use a job's id, or at least its first {MIN_PREFIX} digits: `piton checkpoint jobs VM` lists the jobs"
     ))
 }

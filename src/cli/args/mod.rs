@@ -46,7 +46,7 @@ pub enum Command {
     Pause { name: VmName },
     /// Resume a paused VM
     Resume { name: VmName },
-    /// Attach this terminal to the console of a VM
+    /// Attach to the console of a VM
     Console(ConsoleArgs),
     /// Show the definition and state of a VM
     Show { name: VmName },
@@ -54,12 +54,12 @@ pub enum Command {
     Rm(RmArgs),
     /// List all VMs
     List,
-    /// Change the settings of VMs, running or stopped
+    /// Change settings of running or stopped VMs
     Set(SetArgs),
-    /// Work with the checkpoints of a VM
+    /// Manage the checkpoints of a VM
     #[command(subcommand, visible_alias = "cp")]
     Checkpoint(CheckpointCommand),
-    /// Work with the images of a VM's disks
+    /// Manage the disk images of a VM
     #[command(subcommand)]
     Disk(DiskCommand),
     /// Look into disk images
@@ -74,13 +74,13 @@ pub enum Command {
     /// Start passt for the VM whose process is at the other end of standard input
     #[command(hide = true)]
     KeepNetwork,
-    /// Find what a crash left behind, and repair it
+    /// Check a VM for damage and for leftovers of a crash
     Doctor {
         name: VmName,
         /// Repair what was found
         #[arg(long)]
         repair: bool,
-        /// Take layers whose checksums are lost as they are, and give them new ones
+        /// Accept layers that lost their checksums as they are, and compute new ones
         #[arg(long, requires = "repair")]
         accept_unchecked: bool,
     },
@@ -88,13 +88,13 @@ pub enum Command {
 
 #[derive(Debug, Subcommand)]
 pub enum DiskCommand {
-    /// Say where the base image of a disk is now; all checkpoints follow. The VM must be off
+    /// Record the new path of a base image that was moved, for a stopped VM and all its checkpoints
     Relocate {
         name: VmName,
         /// The disk's id
         #[arg(value_name = "ID")]
         disk: String,
-        /// The image, which must be the one that it was
+        /// New path of the image; its contents must be unchanged
         path: PathBuf,
     },
 }
@@ -122,29 +122,29 @@ pub struct RunArgs {
     /// may be repeated; write a comma in PATH twice
     #[arg(long = "disk", value_name = "DISK")]
     pub disks: Vec<DiskArg>,
-    /// Allowed backing file of a qcow2 image; can be repeated
+    /// Backing file that a qcow2 image may use; may be repeated
     #[arg(long, value_name = "FILE")]
     pub backing: Vec<PathBuf>,
-    /// Take checksums of base images in the background (of disks with overlay or readonly); they are
-    /// checked from then on
+    /// Compute checksums of base images (disks with overlay or readonly) in the background, and check
+    /// them from then on
     #[arg(long)]
     pub seal_base: bool,
     /// Network: user|tap=NAME|none[,mac=ADDRESS][,mtu=BYTES][,isolated][,shared-mac]; may be repeated [default: none, or user with --forward]
     #[arg(long = "net", value_name = "NET")]
     pub nets: Vec<NetArg>,
-    /// Let a port of this host lead to the guest: [udp:][ADDRESS:]PORT:GUESTPORT; may be repeated
+    /// Forward a port of this host to the guest: [udp:][ADDRESS:]PORT:GUESTPORT; may be repeated
     #[arg(long = "forward", value_name = "FORWARD")]
     pub forwards: Vec<Forward>,
-    /// Let the guest reach nothing but who comes through a forward
+    /// Block all network traffic of the guest except connections through a forward
     #[arg(long)]
     pub isolated: bool,
-    /// Let programs of this host talk to programs of the guest, through the socket vsock.sock in the VM's folder
+    /// Add a vsock device: programs on this host reach the guest through vsock.sock in the VM's folder
     #[arg(long)]
     pub vsock: bool,
-    /// Run in the background; `piton console` attaches
+    /// Run in the background; `piton console` attaches to it
     #[arg(long)]
     pub detach: bool,
-    /// How long the guest has to shut down when this process gets a signal to end
+    /// Time the guest has to shut down after SIGTERM, SIGINT or SIGHUP
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "30")]
     pub stop_timeout: Duration,
     /// Do not restrict the system calls of the VM's process
@@ -158,10 +158,10 @@ pub struct StartArgs {
     /// Stay in the foreground, attached to the VM's console
     #[arg(long)]
     pub attach: bool,
-    /// How long the guest has to shut down when this process gets a signal to end
+    /// Time the guest has to shut down after SIGTERM, SIGINT or SIGHUP
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "30")]
     pub stop_timeout: Duration,
-    /// Go on with what is on the disks, although a flush of one failed
+    /// Start although a flush of a disk failed and writes may be lost
     #[arg(long)]
     pub accept_lost_writes: bool,
     /// Do not restrict the system calls of the VM's process
@@ -184,13 +184,13 @@ pub struct StartArgs {
 #[derive(Debug, Args)]
 pub struct ConsoleArgs {
     pub name: VmName,
-    /// Begin with this many of the last lines; console.log has more [default: 10 at a terminal, else 0]
+    /// Show this many lines of earlier output first; console.log has all of it [default: 10 at a terminal, else 0]
     #[arg(long, value_name = "N")]
     pub tail: Option<usize>,
-    /// Begin with nothing that was printed before
+    /// Show no earlier output
     #[arg(long, conflicts_with = "tail")]
     pub no_log: bool,
-    /// With input from a pipe or file: end when the guest has been quiet this long after its end
+    /// With input from a pipe or file: exit once it has ended and the guest has been quiet this long
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "1")]
     pub linger: Duration,
     /// Takes the place of the option that all other commands have.
@@ -204,7 +204,7 @@ pub struct StopArgs {
     /// Cut the power if the guest has not shut down in time
     #[arg(long)]
     pub force: bool,
-    /// How long the guest has to shut down
+    /// Time the guest has to shut down
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub timeout: u64,
 }
@@ -214,23 +214,23 @@ pub struct StopArgs {
 pub struct SetArgs {
     #[arg(required = true, value_name = "NAME")]
     pub names: Vec<VmName>,
-    /// Type of checkpoints: disabled, standard, production (standard if the guest cannot) or
+    /// Checkpoint type: disabled, standard, production (standard if the guest cannot) or
     /// production-only
     #[arg(long, value_name = "TYPE", group = "setting")]
     pub checkpoint_type: Option<CheckpointType>,
-    /// Keep checkpoints in this folder; there must be none yet
+    /// Keep checkpoints in this folder; only possible while the VM has none
     #[arg(long, value_name = "DIR", group = "setting")]
     pub checkpoint_dir: Option<PathBuf>,
-    /// Let a port of this host lead to the guest: [udp:][ADDRESS:]PORT:GUESTPORT; may be repeated
+    /// Forward a port of this host to the guest: [udp:][ADDRESS:]PORT:GUESTPORT; may be repeated
     #[arg(long = "forward", value_name = "FORWARD", group = "setting")]
     pub forwards: Vec<Forward>,
-    /// Take a forward away, as `piton show` tells it; may be repeated
+    /// Remove a forward, written as `piton show` prints it; may be repeated
     #[arg(long = "no-forward", value_name = "FORWARD", group = "setting")]
     pub no_forwards: Vec<Forward>,
     /// Create a checkpoint at every start if there is none, and delete it after a clean shutdown
     #[arg(long, value_name = "on|off", group = "setting")]
     pub auto_checkpoint: Option<Switch>,
-    /// Take checksums of base images once (of disks with overlay or readonly); they are checked from then on
+    /// Compute checksums of base images (disks with overlay or readonly) once, and check them from then on
     #[arg(long, group = "setting")]
     pub seal_base: bool,
 }

@@ -62,7 +62,7 @@ impl Since {
     pub fn of(&self, vm: &VmName) -> Result<&str, String> {
         match &self.vm {
             Some(other) if other != vm => {
-                Err(format!("--since names the VM `{other}`, but it is `{vm}` that is exported"))
+                Err(format!("--since names the VM `{other}`, but the VM to export is `{vm}`"))
             }
             _ => Ok(&self.checkpoint),
         }
