@@ -22,47 +22,47 @@ pub const MAX_DISKS: usize = VIRTIO_GSIS.len() - OWN_SLOTS;
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ConfigError {
-    #[error("memory of {kib} KiB is too small: at least {min}M is needed", kib = .0 >> 10, min = MIN_MEMORY >> 20)]
+    #[error("{kib} KiB of memory is too little: the minimum is {min}M", kib = .0 >> 10, min = MIN_MEMORY >> 20)]
     MemoryTooSmall(u64),
-    #[error("memory of {mib} MiB is too much: at most {max}T can be given", mib = .0 >> 20, max = MAX_MEMORY >> 40)]
+    #[error("{mib} MiB of memory is too much: the maximum is {max}T", mib = .0 >> 20, max = MAX_MEMORY >> 40)]
     MemoryTooLarge(u64),
-    #[error("memory of {kib} KiB is not a whole number of MiB: give it as 512M or 2G", kib = .0 >> 10)]
+    #[error("{kib} KiB of memory is not a whole number of MiB: use a size such as 512M or 2G", kib = .0 >> 10)]
     MemoryNotWhole(u64),
-    #[error("`{0}` is not a memory size: give it as 512M or 2G")]
+    #[error("`{0}` is not a memory size: use a size such as 512M or 2G")]
     MemorySyntax(String),
-    #[error("{0} CPUs were asked for: a VM has 1 to {MAX_CPUS}")]
+    #[error("{0} is not a valid number of vCPUs: a VM can have 1 to {MAX_CPUS}")]
     Cpus(u32),
-    #[error("{0} disks were asked for: a VM has at most {MAX_DISKS}")]
+    #[error("{0} disks are too many: a VM can have up to {MAX_DISKS}")]
     TooManyDisks(usize),
-    #[error("two disks have the id `{0}`: give one of them another id with ,id=NAME")]
+    #[error("two disks have the id `{0}`: set another one with ,id=NAME")]
     DiskIdTaken(String),
     #[error(
         "`{0}` is not a disk id: use 1 to 20 letters, digits, `-`, `_` or `.`, not starting with `.` or `-`"
     )]
     DiskId(String),
     #[error(
-        "the disk `{0}` has no path: give it as PATH[,id=NAME][,format=raw|qcow2][,readonly][,passthrough][,overlay]"
+        "the disk `{0}` has no path: write it as \
+         PATH[,id=NAME][,format=raw|qcow2][,readonly][,passthrough][,overlay]"
     )]
     DiskPath(String),
     #[error(
-        "`{0}` is not a disk option: the options are id=NAME, format=raw, format=qcow2, readonly, passthrough and overlay (write a comma in a path twice)"
+        "`{0}` is not a disk option: the options are id=NAME, format=raw, format=qcow2, readonly, \
+         passthrough and overlay (in a path, double each comma)"
     )]
     DiskOption(String),
-    #[error("the disk `{0}` has the option `{1}` twice: leave one of them out")]
+    #[error("the disk `{0}` has the option `{1}` twice: remove one of them")]
     DiskOptionTwice(String, String),
-    #[error("the command line has {0} characters: at most {max} fit", max = CMDLINE_MAX - 1)]
+    #[error("the kernel command line has {0} characters: the maximum is {max}", max = CMDLINE_MAX - 1)]
     CmdlineTooLong(usize),
-    #[error("the command line has a character that is not printable ASCII")]
+    #[error("the kernel command line contains a character that is not printable ASCII")]
     CmdlineNotAscii,
-    #[error(
-        "{disks} disks and {nets} networks were asked for: a VM has at most {MAX_DISKS} of both together"
-    )]
+    #[error("{disks} disks and {nets} networks are too many: a VM can have up to {MAX_DISKS} together")]
     TooManyDevices { disks: usize, nets: usize },
-    #[error("{0} disks and networks were asked for: with --vsock a VM has at most {max}", max = MAX_DISKS - 1)]
+    #[error("{0} disks and networks are too many: with --vsock a VM can have up to {max} together", max = MAX_DISKS - 1)]
     TooManyBesideVsock(usize),
     #[error(transparent)]
     Net(#[from] NetError),
-    #[error("the disk `{0}` cannot be both {1} and {2}: leave one of them out")]
+    #[error("the disk `{0}` cannot be both {1} and {2}: remove one of them")]
     DiskConflict(String, &'static str, &'static str),
 }
 
@@ -199,7 +199,7 @@ fn check_memory(bytes: u64) -> Result<u64, ConfigError> {
 pub fn parse_cpus(text: &str) -> Result<u32, String> {
     match text.parse() {
         Ok(cpus) if (1..=MAX_CPUS).contains(&cpus) => Ok(cpus),
-        _ => Err(format!("a VM has 1 to {MAX_CPUS} CPUs")),
+        _ => Err(format!("a VM can have 1 to {MAX_CPUS} vCPUs")),
     }
 }
 

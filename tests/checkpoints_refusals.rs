@@ -25,10 +25,10 @@ fn names_that_cannot_be() {
     lab.args(["checkpoint", "create", "demo", "a\nb"]).fails(2, &[]);
     let long = "x".repeat(65);
     lab.args(["checkpoint", "create", "demo", &long]).fails(2, &["65 characters"]);
-    lab.cp("create demo one").fails(3, &["`one` exists"]);
+    lab.cp("create demo one").fails(3, &["`one` already exists"]);
     assert_eq!(lab.names(), ["one"]);
     vm.power_off();
-    lab.cp("create demo one").fails(3, &["`one` exists"]);
+    lab.cp("create demo one").fails(3, &["`one` already exists"]);
     lab.cp("create demo a@b").fails(2, &["'@'"]);
     lab.args(["checkpoint", "create", "demo", "Ünïcode 名 \"quoted\""]).ok();
     assert_eq!(lab.names().len(), 2);

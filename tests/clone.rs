@@ -168,11 +168,11 @@ fn what_cannot_be_cloned_is_refused_before_anything_is_made() {
     lab.create("one");
     lab.piton("clone demo@none web").fails(3, &["no checkpoint `none`"]);
     lab.piton("clone nobody@one web").fails(3, &["no VM `nobody`"]);
-    lab.piton("clone demo@one demo").fails(3, &["`demo` exists"]);
+    lab.piton("clone demo@one demo").fails(3, &["`demo` already exists"]);
     lab.piton("clone demo@one ../x").fails(2, &["not a VM name"]);
     lab.piton("clone demo@one web --count 0").fails(2, &["count"]);
     lab.piton("clone demo@one web-2").ok();
-    lab.piton("clone demo@one web --count 3").fails(3, &["`web-2` exists"]);
+    lab.piton("clone demo@one web --count 3").fails(3, &["`web-2` already exists"]);
     let names = |lab: &Lab| {
         let home = files(&lab.root()).into_iter();
         home.map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect::<Vec<_>>()
@@ -212,5 +212,5 @@ fn another_file_system_is_refused() {
     lab.piton("start demo").ok();
     lab.attach("demo").ready();
     lab.create("one");
-    lab.piton("clone demo@one web").fails(3, &["another file system", "hard links"]);
+    lab.piton("clone demo@one web").fails(3, &["not on the same file system", "hard links"]);
 }

@@ -192,10 +192,13 @@ fn a_base_that_is_gone_or_has_another_length_is_one_finding() {
     home.piton("doctor demo").ok();
     let moved = home.beside("moved.raw");
     std::fs::rename(&base, &moved).unwrap();
-    told_by_all(&home, &[&base, "is gone", "`piton disk relocate demo root PATH`"]);
+    told_by_all(&home, &[&base, "is missing", "`piton disk relocate demo root PATH`"]);
     std::fs::copy(&moved, &base).unwrap();
     std::fs::File::options().write(true).open(&base).unwrap().set_len(5 << 20).unwrap();
-    told_by_all(&home, &[&base, "had 4194304 bytes and has 5242880", "piton disk relocate demo root"]);
+    told_by_all(
+        &home,
+        &[&base, "its size is 5242880 bytes instead of 4194304", "piton disk relocate demo root"],
+    );
 }
 
 #[test]
@@ -213,7 +216,7 @@ fn a_base_that_was_moved_is_given_anew() {
     relocate("root", &longer).fails(3, &["longer.raw", "bytes"]);
     relocate("root", "/nowhere").fails(3, &["/nowhere", "does not exist"]);
     relocate("data", moved).fails(3, &["no disk `data`", "root"]);
-    home.piton("start demo").fails(3, &["is gone"]);
+    home.piton("start demo").fails(3, &["is missing"]);
     let done = home.piton(&format!("disk relocate demo root {moved} --json")).json();
     assert_eq!((&done["path"], &done["checkpoints"]), (&moved.into(), &1.into()));
     home.piton("doctor demo").ok();
@@ -252,7 +255,7 @@ fn a_change_below_a_qcow2_base_is_noticed() {
     home.piton("checkpoint verify demo@one").ok();
     home.piton("doctor demo").ok();
     std::fs::remove_file(&low).unwrap();
-    home.piton("checkpoint revert demo --yes").fails(3, &["lvl0.raw", "backing file", "is gone"]);
+    home.piton("checkpoint revert demo --yes").fails(3, &["lvl0.raw", "backing file", "is missing"]);
 }
 
 /// `qemu-nbd` with an image; it ends with this.

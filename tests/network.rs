@@ -176,16 +176,16 @@ fn what_cannot_be_is_said_before_anything_is_made() {
     let port = taken.local_addr().unwrap().port();
     let taken = format!("--forward 127.0.0.1:{port}:80");
     let mut cases = vec![
-        (2, "--net bridge", "is no network"),
-        (2, "--net tap=", "cannot be the name of a tap device"),
-        (2, "--net user,mac=53:54:00:12:34:56", "is one of a group"),
-        (2, "--net user,mac=zz", "is no MAC address"),
-        (2, "--net user,mtu=100", "the MTU"),
-        (2, "--net none --forward 80:80", "`none` says that there is no network"),
-        (2, "--net tap=piton-none --forward 80:80", "go with the network user"),
+        (2, "--net bridge", "is not a network"),
+        (2, "--net tap=", "is not a valid tap device name"),
+        (2, "--net user,mac=53:54:00:12:34:56", "multicast MAC address"),
+        (2, "--net user,mac=zz", "is not a MAC address"),
+        (2, "--net user,mtu=100", "not a valid MTU"),
+        (2, "--net none --forward 80:80", "`--net none` means no network"),
+        (2, "--net tap=piton-none --forward 80:80", "require --net user"),
         (2, "--forward 80:0", "port 0 cannot be forwarded"),
-        (2, "--forward 80", "is no forward"),
-        (2, "--forward 8080:80 --forward 127.0.0.1:8080:81", "the same port of the host"),
+        (2, "--forward 80", "is not a port forward"),
+        (2, "--forward 8080:80 --forward 127.0.0.1:8080:81", "the same host port"),
         (2, "--net user,mac=52:54:00:00:00:01 --net user,mac=52:54:00:00:00:01", "two networks of this VM"),
     ];
     if has_passt() {

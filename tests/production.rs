@@ -58,17 +58,17 @@ fn production_only_makes_no_other() {
     for (asked, refused) in [("--type production-only", true), ("--type production", false)] {
         let finished = lab.cp(&format!("create demo {asked}"));
         if refused {
-            finished.fails(3, &["no production checkpoint", NO_AGENT]);
+            finished.fails(3, &["cannot create a production checkpoint", NO_AGENT]);
         } else {
             finished.ok();
         }
     }
     lab.home.piton("set demo --checkpoint-type production-only").ok();
-    lab.cp("create demo").fails(3, &["no production checkpoint", NO_AGENT]);
+    lab.cp("create demo").fails(3, &["cannot create a production checkpoint", NO_AGENT]);
     let answer = lab.home.http("demo", "POST", "/vm/checkpoints", "");
     assert!(answer.error(409).contains(NO_AGENT));
     lab.home.piton("pause demo").ok();
-    lab.cp("create demo").fails(3, &["no production checkpoint", "paused"]);
+    lab.cp("create demo").fails(3, &["cannot create a production checkpoint", "paused"]);
     lab.home.piton("resume demo").ok();
     // The settings are what is meant if nothing else is said.
     let info = lab.cp("create demo exception --type standard --json").json();

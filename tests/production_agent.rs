@@ -64,7 +64,7 @@ fn bad(behaviour: &str, why: &str, stays_frozen: bool) {
     let (lab, mut vm) = boot(behaviour);
     let only = "create demo --type production-only --freeze-timeout 1";
     let refused = lab.cp(only);
-    refused.fails(1, &["no production checkpoint", why]);
+    refused.fails(1, &["cannot create a production checkpoint", why]);
     assert_eq!(lab.names(), [""; 0]);
     assert_eq!(
         lab.deltas("a").len() + lab.deltas("b").len(),

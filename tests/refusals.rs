@@ -36,7 +36,8 @@ fn a_name_that_is_taken() {
     let home = Home::new();
     home.boot("run demo").power_off();
     let before = std::fs::read(home.vm("demo").join("vm.json")).unwrap();
-    home.piton("run demo").fails(3, &["a VM `demo` exists", "piton start demo", "piton rm demo"]);
+    home.piton("run demo")
+        .fails(3, &["a VM named `demo` already exists", "piton start demo", "piton rm demo"]);
     assert_eq!(std::fs::read(home.vm("demo").join("vm.json")).unwrap(), before);
     assert!(home.vm("demo").join("disks/root.raw").exists());
     home.boot("start demo --attach").power_off();
@@ -45,8 +46,8 @@ fn a_name_that_is_taken() {
 #[test]
 fn memory() {
     let home = Home::new();
-    refused(&home, "--memory 0", 2, &["too small", "8M"]);
-    refused(&home, "--memory 1K", 2, &["too small", "8M"]);
+    refused(&home, "--memory 0", 2, &["too little", "8M"]);
+    refused(&home, "--memory 1K", 2, &["too little", "8M"]);
     refused(&home, "--memory 10000K", 2, &["whole number of MiB"]);
     refused(&home, "--memory lots", 2, &["`lots` is not a memory size", "512M"]);
     refused(&home, "--memory 512X", 2, &["is not a memory size"]);
@@ -158,7 +159,7 @@ fn disks() {
     std::os::unix::fs::symlink(&good, &link).unwrap();
     refused(&home, &format!("--disk {good} --disk {},overlay", link.display()), 3, &["are the same file"]);
     let comma = home.image("a,b.raw", 1000);
-    refused(&home, &format!("--disk {comma}"), 2, &["`b.raw` is not a disk option", "comma in a path twice"]);
+    refused(&home, &format!("--disk {comma}"), 2, &["`b.raw` is not a disk option", "double each comma"]);
     refused(&home, &format!("--disk {}", comma.replace(',', ",,")), 3, &["a,b.raw", "1000 bytes"]);
     let fifo = home.beside("fifo");
     assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
@@ -182,7 +183,7 @@ fn a_disk_that_went_away_is_named_at_start() {
     let image = home.image("a.raw", 1 << 20);
     home.boot(&format!("run demo --disk {image}")).power_off();
     std::fs::remove_file(&image).unwrap();
-    home.piton("start demo").fails(3, &["a.raw", "is gone", "piton disk relocate demo disk0 PATH"]);
+    home.piton("start demo").fails(3, &["a.raw", "is missing", "piton disk relocate demo disk0 PATH"]);
     home.image("a.raw", 1000);
     home.piton("start demo").fails(3, &["a.raw", "1000 bytes"]);
     home.image("a.raw", 1 << 20);
@@ -217,7 +218,7 @@ fn definitions() {
         (&half, "damaged"),
         (r#"{"format": 999, "new": {}}"#, "newer piton (format 999"),
         (r#"{"format": 1}"#, "damaged"),
-        (&many_cpus, "impossible definition"),
+        (&many_cpus, "invalid definition"),
     ] {
         std::fs::write(&path, text).unwrap();
         for command in ["start", "show"] {

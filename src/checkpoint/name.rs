@@ -19,9 +19,9 @@ pub enum NameError {
         "`{shown}...` is not a checkpoint name: it has {len} characters, and at most {NAME_MAX} are allowed"
     )]
     TooLong { shown: String, len: usize },
-    #[error("`{name}` is not a checkpoint name: {char:?} cannot be in one")]
+    #[error("`{name}` is not a checkpoint name: {char:?} is not allowed")]
     Char { name: String, char: char },
-    #[error("`{0}` is not a checkpoint name: one needs more than dots")]
+    #[error("`{0}` is not a checkpoint name: it consists of dots only")]
     Dots(String),
     #[error("`{0}` is not a checkpoint name: it begins or ends with a space")]
     Space(String),

@@ -62,10 +62,10 @@ impl std::fmt::Display for BaseChange {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Same => f.write_str("it is unchanged"),
-            Self::Touched => f.write_str("it has another modification time"),
-            Self::Length { then, now } => write!(f, "it had {then} bytes and has {now}"),
-            Self::Contents => f.write_str("its contents changed"),
-            Self::Gone => f.write_str("it is gone"),
+            Self::Touched => f.write_str("its modification time differs"),
+            Self::Length { then, now } => write!(f, "its size is {now} bytes instead of {then}"),
+            Self::Contents => f.write_str("its contents differ"),
+            Self::Gone => f.write_str("it is missing"),
         }
     }
 }

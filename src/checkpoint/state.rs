@@ -17,7 +17,8 @@ pub enum StateError {
     Storage(#[from] StorageError),
     #[error("{} is not a checkpoint's state file, or is damaged at offset 0", .0.display())]
     Magic(PathBuf),
-    #[error("{} was written by a newer piton (format {found}, this one supports up to {VERSION}): use that version", path.display())]
+    #[error("{} was written by a newer version of piton (format {found}, this version supports up to \
+     {VERSION}): use that version", path.display())]
     Newer { path: PathBuf, found: u32 },
     #[error("{} is {found} bytes long, but {expected} were written", path.display())]
     Length { path: PathBuf, found: u64, expected: u64 },

@@ -17,51 +17,58 @@ const MAX_TAP_NAME: usize = 15;
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum NetError {
-    #[error("`{0}` is no network: there are user, tap=NAME and none")]
+    #[error("`{0}` is not a network: use user, tap=NAME or none")]
     Kind(String),
-    #[error("`{0}` is no option of a network: there are mac=ADDRESS, mtu=BYTES, isolated and shared-mac")]
-    Option(String),
-    #[error("`{0}` is no MAC address: give it as 52:54:00:12:34:56")]
-    MacSyntax(String),
-    #[error(
-        "the MAC address {0} is one of a group: a network card's first byte is even, as in 52:54:00:12:34:56"
-    )]
-    MacGroup(Mac),
-    #[error("the MAC address 00:00:00:00:00:00 is nobody's: give another one")]
-    MacZero,
-    #[error("the MAC address {0} was given to two networks of this VM: give one of them another")]
-    MacTwice(Mac),
-    #[error("the MTU `{0}` cannot be: it is {MIN_MTU} to {MAX_MTU} bytes")]
-    Mtu(String),
-    #[error(
-        "`{0}` cannot be the name of a tap device: it has 1 to {MAX_TAP_NAME} characters, without `/`, `%`, `:` and spaces"
-    )]
-    TapName(String),
-    #[error("the tap device `{0}` was given to two networks of this VM")]
-    TapTwice(String),
-    #[error("{0} networks were asked for: a VM has at most {MAX_NETS}")]
-    TooMany(usize),
-    #[error(
-        "isolated and forwards go with the network user; who may reach a guest on a tap is for the host's firewall to say"
-    )]
-    NeedsUser,
-    #[error("`none` says that there is no network: leave the other --net, --forward and --isolated out")]
-    NoneAndMore,
-    #[error("shared-mac is for tap devices: guests behind `user` never meet")]
+    #[error("shared-mac only works with tap devices: guests behind `user` never share a network")]
     SharedMacNeedsTap,
     #[error(
-        "the guest continues with the network cards that it has ({cards}), and {named} networks were named: give --net once for each, or --net none for all"
+        "the guest keeps its {cards} network cards, but {named} networks were given: give --net once for each card, or --net none for all"
     )]
     Cards { cards: usize, named: usize },
-    #[error("the guest continues with its network card, whose {what} is {is}: leave {what}= out")]
+    #[error("the guest keeps its network card, whose {what} is {is}: omit {what}=")]
     CardStays { what: &'static str, is: String },
-    #[error("`{0}` is no forward: give it as [udp:][ADDRESS:]PORT:GUESTPORT")]
+    #[error("`{0}` is not a network option: the options are mac=ADDRESS, mtu=BYTES and isolated")]
+    Option(String),
+    #[error("`{0}` is not a MAC address: write it like 52:54:00:12:34:56")]
+    MacSyntax(String),
+    #[error("{0} is a multicast MAC address: use one whose first byte is even, such as 52:54:00:12:34:56")]
+    MacGroup(Mac),
+    #[error("the MAC address 00:00:00:00:00:00 cannot be used: choose another one")]
+    MacZero,
+    #[error("two networks of this VM have the MAC address {0}: give each its own")]
+    MacTwice(Mac),
+    #[error("`{0}` is not a valid MTU: use {MIN_MTU} to {MAX_MTU} bytes")]
+    Mtu(String),
+    #[error(
+        "`{0}` is not a valid tap device name: use 1 to {MAX_TAP_NAME} characters without `/`, `%`, `:` \
+         and spaces"
+    )]
+    TapName(String),
+    #[error("two networks of this VM use the tap device `{0}`: give each its own")]
+    TapTwice(String),
+    #[error("{0} networks are too many: a VM can have up to {MAX_NETS}")]
+    TooMany(usize),
+    #[error("isolated and --forward require --net user; with a tap device, use the host's firewall")]
+    NeedsUser,
+    #[error(
+        "`--net none` means no network: it cannot be combined with another --net, --forward or --isolated"
+    )]
+    NoneAndMore,
+    #[error("shared-mac only works with tap devices: guests behind `user` never share a network")]
+    SharedMacNeedsTap,
+    #[error(
+        "the guest keeps its {cards} network cards, but {named} networks were given: give --net once for each card, or --net none for all"
+    )]
+    Cards { cards: usize, named: usize },
+    #[error("the guest keeps its network card, whose {what} is {is}: omit {what}=")]
+    CardStays { what: &'static str, is: String },
+    #[error("`{0}` is not a port forward: write it as [udp:][ADDRESS:]PORT:GUESTPORT")]
     ForwardSyntax(String),
-    #[error("port 0 cannot be forwarded: `{0}` needs a port of 1 to 65535 on both sides")]
+    #[error("port 0 cannot be forwarded: both ports of `{0}` must be between 1 and 65535")]
     ForwardZero(String),
-    #[error("{1} forwards from {0} on go beyond port 65535: begin with a lower one")]
+    #[error("{1} forwards starting at {0} exceed port 65535: start at a lower port")]
     ForwardTooMany(Forward, usize),
-    #[error("the forwards {0} and {1} want the same port of the host")]
+    #[error("the forwards {0} and {1} use the same host port")]
     ForwardTwice(Forward, Forward),
 }
 

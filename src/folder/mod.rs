@@ -37,9 +37,12 @@ const SOCKET_PATH_MAX: usize = 107;
 pub enum FolderError {
     #[error(transparent)]
     Name(#[from] NameError),
-    #[error("no folder for VMs is known: set PITON_HOME, XDG_DATA_HOME or HOME")]
+    #[error("cannot tell where VMs are stored: set PITON_HOME, XDG_DATA_HOME or HOME")]
     NoHome,
-    #[error("a VM `{name}` exists: start it with `piton start {name}`, or remove it with `piton rm {name}`")]
+    #[error(
+        "a VM named `{name}` already exists: start it with `piton start {name}`, or remove it with \
+     `piton rm {name}`"
+    )]
     Taken { name: VmName },
     #[error("there is no VM `{name}` in {}: `piton list` shows all VMs", home.display())]
     Missing { name: VmName, home: PathBuf },
@@ -47,14 +50,15 @@ pub enum FolderError {
     Busy(VmName),
     #[error(transparent)]
     Trust(#[from] TrustError),
-    #[error("the path of the control socket, {}, has {len} bytes and at most {SOCKET_PATH_MAX} can be used: \
-             set PITON_HOME to a shorter path", path.display())]
+    #[error("the path of the control socket, {}, is too long ({len} bytes, at most {SOCKET_PATH_MAX}): \
+     set PITON_HOME to a shorter path", path.display())]
     SocketPath { path: PathBuf, len: usize },
-    #[error("{} was written by a newer piton (format {found}, this one supports up to {FORMAT}): use that version", path.display())]
+    #[error("{} was written by a newer version of piton (format {found}, this version supports up to \
+     {FORMAT}): use that version", path.display())]
     Newer { path: PathBuf, found: u64 },
     #[error("{} is damaged: {error}", path.display())]
     Damaged { path: PathBuf, error: String },
-    #[error("{} has an impossible definition: {error}", path.display())]
+    #[error("{} has an invalid definition: {error}", path.display())]
     Impossible { path: PathBuf, error: ConfigError },
     #[error(transparent)]
     Storage(#[from] StorageError),
@@ -379,7 +383,7 @@ impl VmFolder {
         // The version is looked at first: a newer format may have anything beside it.
         let mut value: Value = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
         let format = value.get("format").and_then(Value::as_u64);
-        let found = format.ok_or_else(|| damaged("it names no format version".into()))?;
+        let found = format.ok_or_else(|| damaged("it has no format version".into()))?;
         if found > FORMAT.into() {
             return Err(FolderError::Newer { path, found });
         }
@@ -391,7 +395,7 @@ impl VmFolder {
         }
         // None: written by an older piton, or by hand.
         if let Some(recorded) = recorded.filter(|recorded| recorded.as_u64() != Some(found.into())) {
-            return Err(damaged(format!("its checksum is {found}, but it says {recorded}")));
+            return Err(damaged(format!("its checksum is {found}, but {recorded} is recorded")));
         }
         if let Some(dir) = &definition.checkpoint_dir {
             trust::parent(dir)?;
@@ -530,7 +534,7 @@ mod tests {
         assert!(write("{}").contains("no format version"));
         assert!(write(r#"{"format": 2, "new": true}"#).contains("newer piton"));
         let text = serde_json::to_string(&Definition::new(VmConfig { cpus: 0, ..config() })).unwrap();
-        assert!(write(&text).contains("impossible definition"));
+        assert!(write(&text).contains("invalid definition"));
     }
 
     #[test]

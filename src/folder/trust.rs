@@ -13,18 +13,18 @@ pub enum TrustError {
     )]
     OtherUser { path: PathBuf, owner: u32 },
     #[error(
-        "other users can write to {0} (mode {mode:03o}), and so could choose what piton opens for you: \
-         see what is in it, then take that right away with `chmod go-w {0}`",
+        "other users can write to {0} (mode {mode:03o}), and so could make piton open any of your files: \
+         check its contents, then run `chmod go-w {0}`",
         path.display()
     )]
     Writable { path: PathBuf, mode: u32 },
     #[error(
-        "{} is a symbolic link, and the folder of a VM may not be one: move the folder itself there, or set \
+        "{} is a symbolic link, which a VM's folder must not be: move the folder itself here, or set \
          PITON_HOME to where it is",
         .0.display()
     )]
     Link(PathBuf),
-    #[error("{} is in the place of a VM's folder, and is no folder", .0.display())]
+    #[error("{} is not a folder, but is where a VM's folder should be", .0.display())]
     NotAFolder(PathBuf),
 }
 

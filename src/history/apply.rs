@@ -186,6 +186,6 @@ pub fn forget_former(folder: &VmFolder, definition: &Definition) {
     let catalog = Catalog::new(folder, definition);
     let removed = orphans(&catalog, definition, true);
     if let Err(e) = removed {
-        log::warn!("layers of the former state are left behind: {e}");
+        log::warn!("cannot remove the layers of the former state: {e}");
     }
 }

@@ -31,24 +31,24 @@ impl fmt::Display for BaseProblem {
         match change {
             BaseChange::Gone if file == base => write!(
                 f,
-                " is gone: put it back, or say where it is now with `piton disk relocate {vm} {disk} PATH`"
+                " is missing: put it back, or give its new path with `piton disk relocate {vm} {disk} PATH`"
             ),
-            BaseChange::Gone => f.write_str(" is gone: put it back"),
+            BaseChange::Gone => f.write_str(" is missing: put it back"),
             BaseChange::Length { then, now } if file == base => write!(
                 f,
-                " was changed: it had {then} bytes and has {now}; put back what it was, or say where that is \
-                 with `piton disk relocate {vm} {disk} PATH`"
+                " has changed: its size is {now} bytes instead of {then}; restore the original, or give \
+                 its path with `piton disk relocate {vm} {disk} PATH`"
             ),
             change => {
                 match &self.checkpoint {
                     Some(checkpoint) => {
                         write!(f, " has changed since checkpoint `{checkpoint}` was created ({change})")?
                     }
-                    None => write!(f, " was changed ({change})")?,
+                    None => write!(f, " has changed ({change})")?,
                 }
                 f.write_str(
-                    ": what is above it is no longer known; put it back, or go back all the same with \
-                     `piton checkpoint apply --force`",
+                    ", so layers and checkpoints on top of it may be invalid: restore the original, or go \
+                     back anyway with `piton checkpoint apply --force`",
                 )
             }
         }

@@ -122,7 +122,7 @@ pub fn machine(
             let Work { tracker, image, staging, progress, report, .. } = &mut work;
             let nap = |time| {
                 if let Err(e) = machine.nap(time) {
-                    log::warn!("the guest cannot be slowed down: {e}");
+                    log::warn!("cannot throttle the guest: {e}");
                 }
             };
             let left = live::copy_rounds(&mut lock(tracker), image, staging, &limits, progress, report, nap)?;
@@ -215,7 +215,7 @@ impl Below {
         if tracker.parent() != parent
             && let Err(e) = tracker.go_up(parent, chain)
         {
-            log::warn!("the next checkpoint stores all of memory: {e}");
+            log::warn!("the next checkpoint will store all memory: {e}");
         }
     }
 }

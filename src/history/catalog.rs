@@ -34,7 +34,7 @@ impl<'a> Catalog<'a> {
         let dir = self.store.dir();
         if self.external && !self.folder.storage().exists(dir)? {
             return Err(CheckpointError::Refused(format!(
-                "the folder of checkpoints {} is not there: is its disk mounted?",
+                "the checkpoint folder {} does not exist: is its file system mounted?",
                 dir.display()
             )));
         }
@@ -54,7 +54,7 @@ impl<'a> Catalog<'a> {
         {
             let ids: Vec<String> = listing.damaged.iter().map(|one| one.id.to_string()).collect();
             let text =
-                format!("{unknown}; of those that are damaged only the id is known: {}", ids.join(", "));
+                format!("{unknown}; damaged checkpoints are known only by their id: {}", ids.join(", "));
             // It is there and cannot be read, which is another matter.
             return Err(match damaged(listing, reference) {
                 Some(one) => one.error.into(),
@@ -63,7 +63,7 @@ impl<'a> Catalog<'a> {
         }
         self.store.load(found?).map_err(|e| match e {
             StoreError::Missing { .. } => {
-                CheckpointError::Refused(format!("checkpoint `{reference}` was deleted just now"))
+                CheckpointError::Refused(format!("checkpoint `{reference}` has just been deleted"))
             }
             e => e.into(),
         })
@@ -111,7 +111,7 @@ impl<'a> Catalog<'a> {
         match asked {
             None => Ok(CheckpointName::of_time(&chrono::Utc::now(), taken)),
             Some(name) if taken(name.as_str()) => Err(CheckpointError::Refused(format!(
-                "a checkpoint `{name}` exists: choose another name, or rename that one"
+                "a checkpoint named `{name}` already exists: choose another name, or rename the existing one"
             ))),
             Some(name) => Ok(name.clone()),
         }

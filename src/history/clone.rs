@@ -88,14 +88,16 @@ fn check<'a>(
     let nets = networks::of_new(net, &manifest.config.nets, manifest.memory.is_some(), names.len())?;
     if let Some(merging) = &definition.now.merging {
         return refuse(format!(
-            "a merge of layers of disk `{}` was interrupted: `piton doctor {} --repair` finishes it, then clone again",
+            "a layer merge of disk `{}` was interrupted: finish it with `piton doctor {} --repair`, then \
+             clone again",
             merging.disk,
             folder.name()
         ));
     }
     if let Some(left) = manifest.left_out.iter().find(|left| left.why == LeftOutWhy::Passthrough) {
         return refuse(format!(
-            "disk `{}` is not part of checkpoints (passthrough), so two VMs would write to it: it cannot be cloned",
+            "cannot clone disk `{}`: it is passthrough, so it is not in the checkpoint and two VMs would \
+             write to it",
             left.disk
         ));
     }
@@ -103,7 +105,8 @@ fn check<'a>(
     let checkpoint = store.path(manifest.id);
     if storage.metadata(&checkpoint)?.dev != home {
         return refuse(format!(
-            "{} is on another file system than {}: a clone shares its files by hard links, which cannot cross file systems",
+            "{} is not on the same file system as {}: a clone shares files through hard links, which \
+             cannot cross file systems",
             checkpoint.display(),
             folder.path().display()
         ));
@@ -151,7 +154,7 @@ impl Source<'_> {
             let start = |_| std::thread::Builder::new().name("clone".into()).spawn_scoped(scope, work).ok();
             let helpers: Vec<_> = more.filter_map(start).collect();
             let own = work();
-            let failed = |_| CheckpointError::Thread(std::io::Error::other("it ended too early"));
+            let failed = |_| CheckpointError::Thread(std::io::Error::other("its thread exited unexpectedly"));
             helpers.into_iter().try_for_each(|helper| helper.join().map_err(failed)?).and(own)
         })
     }

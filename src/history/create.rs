@@ -229,7 +229,7 @@ pub(super) fn describe(
     let mut warnings = Vec::new();
     let mut stamp_or_warn = |path| {
         stamp(path).unwrap_or_else(|e| {
-            warnings.push(format!("{e}; a cold start from this checkpoint may find another file"));
+            warnings.push(format!("{e}; a cold boot from this checkpoint may use a different file"));
             None
         })
     };

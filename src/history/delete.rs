@@ -114,14 +114,15 @@ fn plan_damaged(
 ) -> Result<DeletePlan> {
     if body.subtree {
         return Err(CheckpointError::Refused(format!(
-            "checkpoint {id} is damaged: delete it without --subtree, and those that descend from it each"
+            "checkpoint {id} is damaged: delete it without --subtree, and delete its descendants one by one"
         )));
     }
     let needs =
         |manifest: &&Manifest| manifest.memory.as_ref().is_some_and(|memory| memory.parent == Some(id));
     if let Some(child) = manifests.iter().find(needs) {
         return Err(CheckpointError::Refused(format!(
-            "the memory of checkpoint `{}` lies on that of {id}, which is damaged: delete that one first",
+            "the memory of checkpoint `{}` is stored as changes to that of {id}, which is damaged: delete \
+             `{0}` first",
             child.name
         )));
     }

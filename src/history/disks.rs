@@ -24,7 +24,10 @@ pub enum DisksError {
     Base(#[from] Box<BaseProblem>),
     #[error("disk `{id}`: {error}")]
     Disk { id: String, error: DiskError },
-    #[error("disk `{0}` is a qcow2 image, which is only read: add ,overlay to write beside it, or ,readonly")]
+    #[error(
+        "disk `{0}` is a qcow2 image, which piton does not write to: add ,overlay to keep the guest's \
+     writes in a separate file, or ,readonly"
+    )]
     Qcow2NeedsOverlay(String),
     #[error(transparent)]
     Lost(#[from] Lost),
@@ -157,7 +160,7 @@ pub fn open(
     let note = match Note::open(folder) {
         Ok(note) => Some(Arc::new(note)),
         Err(e) => {
-            log::warn!("should a flush fail, it could not be written down: {e}");
+            log::warn!("a failed flush could not be recorded: {e}");
             None
         }
     };

@@ -31,7 +31,7 @@ pub enum CheckpointError {
     Store(#[from] StoreError),
     #[error("the saved state {0}")]
     State(#[from] StateError),
-    #[error("the saved state cannot be understood: {0}")]
+    #[error("the saved state is invalid: {0}")]
     Decode(serde_json::Error),
     #[error(transparent)]
     Image(ImageError),
@@ -47,15 +47,15 @@ pub enum CheckpointError {
     Folder(#[from] FolderError),
     #[error(transparent)]
     Storage(#[from] StorageError),
-    #[error("no random bytes are available: {0}")]
+    #[error("cannot get random bytes: {0}")]
     Random(std::io::Error),
     #[error("{0}")]
     NoProduction(String),
     #[error("{0}")]
     Network(String),
-    #[error("a thread cannot be started: {0}")]
+    #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
-    #[error("cancelled: the VM is as it was, and nothing is left behind")]
+    #[error("cancelled: nothing was changed")]
     Cancelled(#[from] Cancelled),
 }
 

@@ -8,7 +8,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use chrono::{DateTime, Local, Utc};
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::disk::DiskError;
@@ -24,10 +24,10 @@ const MOST_TEXT: usize = 200;
 /// A flush that failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error(
-    "disk `{disk}`: a flush of {} failed on {}, so what was written to it since the flush before may be lost ({error}); \
-     `piton start --accept-lost-writes` goes on with what is there",
+    "disk `{disk}`: a flush of {} failed on {} ({error}), so writes since the last successful flush may \
+     be lost; `piton start --accept-lost-writes` starts the VM anyway",
     path.display(),
-    time.with_timezone(&Local).format("%F %T")
+    time.format("%F %TZ")
 )]
 pub struct Lost {
     pub disk: String,
@@ -56,7 +56,7 @@ impl Note {
         bytes.truncate(got);
         let lost = decode(&bytes).unwrap_or_else(|| {
             // Cut short while it was written: something failed.
-            let error = format!("{} cannot be read", path.display());
+            let error = format!("cannot read {}", path.display());
             vec![Lost { disk: String::new(), path: PathBuf::new(), time: Utc::now(), error }]
         });
         Ok(Self { file, lost: Mutex::new(lost) })
@@ -85,7 +85,7 @@ impl Note {
         let error = error.to_string().chars().take(MOST_TEXT).collect();
         lost.push(Lost { disk: disk.to_owned(), path: path.to_owned(), time: Utc::now(), error });
         if let Err(e) = self.write(&lost) {
-            log::error!("a flush of {} failed, which cannot be written down: {e}", path.display());
+            log::error!("a flush of {} failed, and this could not be recorded: {e}", path.display());
         }
     }
 

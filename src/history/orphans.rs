@@ -47,9 +47,7 @@ pub(super) fn orphans_of(
         .map(|layer| LayerSpec { path: layer.path.clone(), id: layer.id })
         .collect();
     let names = orphans.iter().map(|layer| &layer.path).chain(layers.broken.iter().map(|(path, _)| path));
-    findings.extend(
-        names.map(|path| Finding::mended(format!("{} is a layer that nothing needs", path.display()))),
-    );
+    findings.extend(names.map(|path| Finding::mended(format!("{} is an unused layer", path.display()))));
     if repair {
         remove_layers(catalog.folder, &orphans);
         for (path, _) in &layers.broken {

@@ -33,7 +33,7 @@ pub fn create(mut subject: Subject, body: &CreateBody, progress: &Progress) -> R
         };
         if kind == CheckpointType::ProductionOnly {
             let text =
-                format!("no production checkpoint could be created, and no other type is allowed: {why}");
+                format!("cannot create a production checkpoint, and the VM allows no other type: {why}");
             return Err(if tried {
                 CheckpointError::NoProduction(text)
             } else {
@@ -49,13 +49,14 @@ fn kind(folder: &VmFolder, definition: &Definition, body: &CreateBody) -> Result
     let name = folder.name();
     if definition.checkpoint_type == CheckpointType::Disabled {
         return Err(CheckpointError::Refused(format!(
-            "checkpoints of the VM `{name}` are disabled: going back could corrupt what its guest shares with others \
-             (docs/when-not-to.md); `piton set {name} --checkpoint-type production` allows them"
+            "checkpoints of the VM `{name}` are disabled, as going back could corrupt data that its guest \
+             shares with other machines (docs/when-not-to.md); `piton set {name} --checkpoint-type \
+             production` enables them"
         )));
     }
     match body.kind {
         Some(CheckpointType::Disabled) => Err(CheckpointError::Refused(
-            "`disabled` is a setting, not a checkpoint type: ask for standard, production or production-only"
+            "`disabled` is a setting, not a checkpoint type: use standard, production or production-only"
                 .into(),
         )),
         asked => Ok(asked.unwrap_or(definition.checkpoint_type)),
@@ -98,9 +99,7 @@ pub fn forwards(definition: &Definition, body: &SetBody) -> Result<Vec<Forward>>
         let before = forwards.len();
         forwards.retain(|one| one != gone);
         if forwards.len() == before {
-            return Err(CheckpointError::Refused(format!(
-                "there is no forward {gone} that could be taken away"
-            )));
+            return Err(CheckpointError::Refused(format!("there is no forward {gone} to remove")));
         }
     }
     // One that is there already is there.
@@ -130,7 +129,8 @@ fn make_dir(folder: &VmFolder, definition: &Definition, next: &Definition, dir: 
     let same = |a: &Path, b: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
     if same(&folder.checkpoints(next), folder.path()) {
         return Err(CheckpointError::Refused(format!(
-            "{} is where the VM's folder is: its checkpoints would be among its other files",
+            "{} contains the VM's folder: checkpoints would be mixed with its other files; choose another \
+             folder",
             dir.display()
         )));
     }

@@ -96,7 +96,8 @@ pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Resul
                 sealing::seal_below(folder, lock, definition, disks, &manifest)?;
                 if let Err(e) = frozen.thawed {
                     manifest.warnings.push(format!(
-                        "{e}: the guest's file systems may still be frozen; its agent is asked again when it connects"
+                        "{e}: the guest's file systems may still be frozen; piton thaws them when its \
+                         agent connects again"
                     ));
                 }
                 catalog.store.publish(staging, &manifest)?;
@@ -124,7 +125,7 @@ fn freeze_timeout(body: &CreateBody) -> Result<Duration, CheckpointError> {
     let asked = body.freeze_timeout_ms.map_or(FREEZE_TIMEOUT, Duration::from_millis);
     if !(FREEZE_TIMEOUT_MIN..=FREEZE_TIMEOUT_MAX).contains(&asked) {
         return Err(CheckpointError::Refused(format!(
-            "file systems can be frozen for 1 to {} ms, not {}",
+            "the freeze timeout must be between 1 and {} ms, not {}",
             FREEZE_TIMEOUT_MAX.as_millis(),
             asked.as_millis()
         )));

@@ -102,7 +102,8 @@ pub fn check(folder: &VmFolder, going: &[Id]) -> Result<()> {
     match list(folder)?.into_iter().find(reads) {
         None => Ok(()),
         Some(Reader { what, .. }) => Err(CheckpointError::Refused(format!(
-            "the checkpoint is being read by {what}: wait until it has ended, or end it, and delete then"
+            "the checkpoint is being read by {what}: wait for it to finish, or stop it, then delete the \
+             checkpoint"
         ))),
     }
 }
@@ -112,7 +113,8 @@ pub fn check_all(folder: &VmFolder) -> Result<()> {
     match list(folder)?.into_iter().next() {
         None => Ok(()),
         Some(Reader { what, .. }) => Err(CheckpointError::Refused(format!(
-            "{what} reads a checkpoint of the VM: once it has ended, the next stop or `piton doctor --repair` merges them"
+            "{what} is reading a checkpoint of the VM: the layers will be merged when the VM stops, or by \
+             `piton doctor --repair`"
         ))),
     }
 }

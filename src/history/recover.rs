@@ -69,7 +69,7 @@ impl NamesBeingSynced {
 
     pub fn wait(self) -> Result<()> {
         let Some(thread) = self.0 else { return Ok(()) };
-        let failed = |_| CheckpointError::Thread(std::io::Error::other("it ended too early"));
+        let failed = |_| CheckpointError::Thread(std::io::Error::other("its thread exited unexpectedly"));
         Ok(thread.join().map_err(failed)??)
     }
 }
@@ -85,7 +85,7 @@ fn find(
     let mut findings = Vec::new();
     if let Some(relocating) = &definition.now.relocating {
         findings.push(Finding::mended(format!(
-            "giving disk `{}` its base image at {} was interrupted",
+            "relocating the base image of disk `{}` to {} was interrupted",
             relocating.disk,
             relocating.to.display()
         )));
@@ -96,9 +96,9 @@ fn find(
     if let Some(id) = definition.now.creating {
         let published = listing.manifests.iter().any(|manifest| manifest.id == id);
         findings.push(Finding::mended(if published {
-            format!("checkpoint {id} was complete but not yet recorded; it is now the parent of Now")
+            format!("checkpoint {id} was complete but not recorded; it becomes the parent of Now")
         } else {
-            format!("creating checkpoint {id} was interrupted; it is dropped")
+            format!("creating checkpoint {id} was interrupted; it is discarded")
         }));
         if repair {
             let mut next = definition.clone();
@@ -113,13 +113,12 @@ fn find(
     findings.extend(catalog.store.recover(how)?.into_iter().map(|found| Finding::mended(found.to_string())));
     findings.extend(listing.damaged.iter().map(|damaged| Finding::damage(damaged.error.to_string())));
     if let Some(merging) = &definition.now.merging {
-        findings
-            .push(Finding::mended(format!("a merge of layers of disk `{}` was interrupted", merging.disk)));
+        findings.push(Finding::mended(format!("a layer merge of disk `{}` was interrupted", merging.disk)));
         if repair {
             // A merge that cannot go on now, for want of space perhaps, must not keep the VM from
             // starting. Wherever it stopped, everything reads the same; it is planned anew later.
             if let Err(e) = merge::finish_merge(folder, lock, definition) {
-                log::warn!("merging of layers is postponed: {e}");
+                log::warn!("the layer merge is postponed: {e}");
                 if !is_base_gone(folder, definition) {
                     merge::give_up(folder, lock, definition)?;
                 }
@@ -171,6 +170,6 @@ fn strays(
             storage.remove_file_if_exists(path)?;
         }
     }
-    let what = |path: &PathBuf| Finding::mended(format!("{} was left by a crash", path.display()));
+    let what = |path: &PathBuf| Finding::mended(format!("{} was left behind by a crash", path.display()));
     Ok(found.iter().map(what).collect())
 }

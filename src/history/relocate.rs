@@ -35,7 +35,7 @@ pub fn relocate(
     let Some(former) = disks.iter().find(|disk| disk.id == id) else {
         let known: Vec<&str> = disks.iter().map(|disk| disk.id.as_str()).collect();
         return Err(CheckpointError::Refused(format!(
-            "the VM `{}` has no disk `{id}`; it has: {}",
+            "the VM `{}` has no disk `{id}`: it has {}",
             folder.name(),
             if known.is_empty() { "none".into() } else { known.join(", ") }
         )));
@@ -70,7 +70,7 @@ fn check(folder: &VmFolder, definition: &Definition, moved: &DiskConfig) -> Resu
         return refused(problem.change.to_string());
     }
     if let Some(size) = size.filter(|size| *size != opened.len()) {
-        return refused(format!("its disk has {} bytes and has to have {size}", opened.len()));
+        return refused(format!("its disk has {} bytes, but {size} are expected", opened.len()));
     }
     let merging = definition.now.merging.as_ref();
     if merging.is_some_and(|merging| merging.disk == moved.id && merging.lower.is_none()) {

@@ -28,7 +28,7 @@ fn places(folder: &VmFolder, definition: &Definition) -> Vec<PathBuf> {
 pub fn keep(folder: &VmFolder, definition: &Definition) {
     for path in places(folder, definition) {
         if let Err(e) = make(folder.storage(), &path) {
-            log::debug!("no room is kept for deleting: {e}");
+            log::debug!("cannot reserve disk space for deleting checkpoints: {e}");
         }
     }
 }

@@ -38,7 +38,7 @@ pub fn unchecked(folder: &VmFolder, config: &VmConfig) -> Result<Vec<String>> {
     for disk in config.disks.iter().filter(|disk| !disk.passthrough) {
         if !is_sealed(folder, disk)? {
             let hint = match is_sealable(disk) {
-                true => format!(" (`piton set {} --seal-base` gives it some)", folder.name()),
+                true => format!(" (`piton set {} --seal-base` adds them)", folder.name()),
                 false => String::new(),
             };
             unchecked.push(format!(
@@ -55,8 +55,8 @@ pub fn unchecked(folder: &VmFolder, config: &VmConfig) -> Result<Vec<String>> {
 pub fn want(folder: &VmFolder, definition: &mut Definition) -> Result<()> {
     if !definition.config.disks.iter().any(is_sealable) {
         return Err(CheckpointError::Refused(format!(
-            "no base image of the VM `{}` stands still, so none can have checksums: only those of disks with \
-             overlay or readonly do",
+            "the VM `{}` has no base image that can have checksums: only disks with overlay or readonly \
+             have one that does not change",
             folder.name()
         )));
     }

@@ -162,6 +162,6 @@ pub fn remove_strays(folder: &VmFolder, definition: &Definition) {
         Ok::<_, super::CheckpointError>(())
     })();
     if let Err(e) = removed {
-        log::warn!("checksums that nothing needs are left over: {e}");
+        log::warn!("cannot remove unused checksums: {e}");
     }
 }

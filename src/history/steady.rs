@@ -67,7 +67,8 @@ pub fn open<T, E: From<CheckpointError>>(
         return Err(error);
     }
     Err(CheckpointError::Refused(format!(
-        "checkpoints of the VM `{}` are being changed: `piton checkpoint jobs {0}` shows when that is done",
+        "the checkpoints of the VM `{}` are being changed: try again when `piton checkpoint jobs {0}` \
+         shows that this is done",
         folder.name()
     ))
     .into())
@@ -77,6 +78,6 @@ pub fn open<T, E: From<CheckpointError>>(
 fn gone(folder: &VmFolder, definition: &Definition, id: Id) -> CheckpointError {
     match Catalog::new(folder, definition).store.load(id) {
         Err(e) if !matches!(e, StoreError::Missing { .. }) => e.into(),
-        _ => CheckpointError::Refused(format!("checkpoint {id} was deleted meanwhile")),
+        _ => CheckpointError::Refused(format!("checkpoint {id} has been deleted in the meantime")),
     }
 }

@@ -54,8 +54,8 @@ impl Vmm {
             (Request::Stop { .. }, State::Paused) => {
                 let name = self.folder.name();
                 return Err(RequestError::Refused(format!(
-                    "the VM `{name}` is paused, so its guest cannot shut down: \
-                     `piton resume {name}` first, or end it with `piton stop --force {name}`"
+                    "the VM `{name}` is paused, so its guest cannot shut down: resume it with `piton \
+                     resume {name}`, or force it off with `piton stop --force {name}`"
                 )));
             }
             (Request::Stop { .. }, _) => {
@@ -76,7 +76,7 @@ impl Vmm {
                     && let Some(machine) = &self.machine
                     && let Err(e) = machine.tracker().lock().unwrap_or_else(PoisonError::into_inner).stop()
                 {
-                    log::warn!("the guest's writes are still logged: {e}");
+                    log::warn!("cannot stop logging the guest's writes: {e}");
                 }
             }
             (Request::Checkpoints, _) => return Ok(Reply::Tree(history::tree(&catalog, &self.definition)?)),

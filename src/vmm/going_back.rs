@@ -70,9 +70,7 @@ impl Vmm {
         progress: &Progress,
     ) -> Result<(), CheckpointError> {
         if body.save_current == body.discard_current {
-            return Err(CheckpointError::Refused(
-                "what becomes of the current state: set either save_current or discard_current".into(),
-            ));
+            return Err(CheckpointError::Refused("set either save_current or discard_current".into()));
         }
         self.park_merge();
         // A merge may have put it on another layer, or changed the base below it.
@@ -141,7 +139,7 @@ impl Vmm {
         if let Some(machine) = &self.machine
             && let Err(e) = machine.take_console(&self.console)
         {
-            log::warn!("input does not reach the guest: {e}");
+            log::warn!("cannot pass console input to the guest: {e}");
         }
         if body.run {
             self.resume()?;

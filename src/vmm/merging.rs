@@ -36,7 +36,7 @@ impl Vmm {
                 Ok(None) => return None,
                 Ok(Some(_)) => {}
                 Err(e) => {
-                    log::warn!("layers that could be merged are not merged yet: {e}");
+                    log::warn!("layers could not be merged yet: {e}");
                     return None;
                 }
             }
@@ -77,7 +77,7 @@ impl Vmm {
     /// Parks it for good: the VM ends.
     pub(super) fn end_merge(&mut self) {
         self.park_merge();
-        self.finish_series(Err("the VM ends; what is left is merged then"));
+        self.finish_series(Err("cancelled: the VM is stopping, and merges the remaining layers then"));
     }
 
     fn finish_series(&mut self, result: Result<(), &str>) {
@@ -90,7 +90,7 @@ impl Vmm {
 
     /// It failed; the guest is not touched by that, and it is tried again another time.
     fn put_off(&mut self, error: &CheckpointError) {
-        let why = format!("layers that could be merged are not merged yet: {error}");
+        let why = format!("layers could not be merged yet: {error}");
         log::warn!("{why}");
         if let Some(Series { job, .. }) = self.merging.take() {
             job.finish(&Err(RequestError::Failed(why)));
@@ -103,7 +103,8 @@ impl Vmm {
             && series.running.is_none()
         {
             if series.job.progress().is_cancelled() {
-                return self.finish_series(Err("cancelled: what is left is merged when the VM stops"));
+                return self
+                    .finish_series(Err("cancelled: the remaining layers will be merged when the VM stops"));
             }
             let step = match self.next_pair() {
                 Ok(Some(pair)) if pair.upper_is_top => self.shorten(pair),

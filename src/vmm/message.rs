@@ -22,7 +22,7 @@ pub enum VmmError {
     Disks(#[from] DisksError),
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    #[error("the console log {} cannot be opened: {error}", path.display())]
+    #[error("cannot open the console log {}: {error}", path.display())]
     Console { path: std::path::PathBuf, error: std::io::Error },
     #[error(transparent)]
     Server(#[from] ServerError),

@@ -191,7 +191,7 @@ impl Vmm {
     /// Boots a VM that was off, as its settings say with a checkpoint of what it was before.
     pub fn start(&mut self) -> Result<(), VmmError> {
         if let Err(e) = policy::at_start(&self.folder, &self.lock, &mut self.definition) {
-            log::warn!("no automatic checkpoint was made: {e}");
+            log::warn!("no automatic checkpoint was created: {e}");
         }
         self.boot()
     }
@@ -275,7 +275,7 @@ impl Vmm {
                     continue;
                 }
                 // It cannot be closed while `self.sender` lives.
-                Err(RecvTimeoutError::Disconnected) => break Outcome::Ended("its owner"),
+                Err(RecvTimeoutError::Disconnected) => break Outcome::Ended("piton itself"),
             };
             match message {
                 Message::Request(Asked { request: Request::Stop { force: true }, reply, .. }) => {
@@ -308,7 +308,7 @@ impl Vmm {
                         let booted = self.boot_machine();
                         self.plug_over();
                         if let Err(e) = booted.and_then(|()| Ok(self.resume()?)) {
-                            break Outcome::Crashed(format!("the guest could not be rebooted: {e}"));
+                            break Outcome::Crashed(format!("cannot reboot the guest: {e}"));
                         }
                         self.merge_on();
                     }
@@ -323,7 +323,7 @@ impl Vmm {
                     Ok(true) => closing = closing.or(Some((now + patience, by))),
                     Ok(false) => break Outcome::Ended(by),
                     Err(e) => {
-                        log::error!("the guest cannot be told to shut down: {e}");
+                        log::error!("cannot press the guest's power button: {e}");
                         break Outcome::Ended(by);
                     }
                 },
@@ -333,7 +333,7 @@ impl Vmm {
         self.end_sealing();
         let last = LastRun { ended: Some(chrono::Utc::now()), how: ending(&outcome) };
         if let Err(e) = self.folder.save_last_run(&self.lock, last) {
-            log::warn!("how this run ended is not recorded: {e}");
+            log::warn!("cannot record how this run ended: {e}");
         }
         let Self {
             folder,
@@ -369,14 +369,14 @@ impl Vmm {
         if outcome == Outcome::PoweredOff
             && let Err(e) = policy::at_shutdown(&folder, &lock, &mut definition)
         {
-            log::warn!("the automatic checkpoint is kept: {e}");
+            log::warn!("cannot delete the automatic checkpoint: {e}");
         }
         // A second signal leaves that for later, too.
         let settled = jobs
             .add(None, JobKind::Merge, String::new())
             .map(|job| merge::settle(&folder, &lock, &mut definition, job.progress()));
         if let Ok(Err(e)) = settled {
-            log::warn!("layers that could be merged are not merged yet: {e}");
+            log::warn!("layers could not be merged yet: {e}");
         }
         history::catch_up(&folder, &lock, &definition);
         drop(lock);
@@ -410,7 +410,10 @@ impl Vmm {
         let name = self.folder.name();
         let paused = if machine.is_running() { machine.pause() } else { Ok(()) };
         match paused {
-            Ok(()) => log::error!("{why}: the VM is paused; free some space, then `piton resume {name}`"),
+            Ok(()) => log::error!(
+                "{why}: the VM is paused; free some space, then resume it with `piton \
+             resume {name}`"
+            ),
             Err(e) => log::error!("{why}, and the VM cannot be paused: {e}"),
         }
     }

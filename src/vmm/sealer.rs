@@ -25,6 +25,6 @@ impl Drop for Tell {
 }
 
 pub(super) fn joined(thread: JoinHandle<Result<(), CheckpointError>>) -> Result<(), CheckpointError> {
-    let failed = |_| CheckpointError::Thread(std::io::Error::other("it ended too early"));
+    let failed = |_| CheckpointError::Thread(std::io::Error::other("its thread exited unexpectedly"));
     thread.join().map_err(failed)?
 }

@@ -15,7 +15,7 @@ impl Vmm {
         }
         let disk = match seal::wanted(&self.folder, &self.definition) {
             Ok(wanted) => wanted.into_iter().next(),
-            Err(e) => return log::warn!("checksums of base images are not taken: {e}"),
+            Err(e) => return log::warn!("cannot compute checksums of base images: {e}"),
         };
         let Some(disk) = disk else {
             if let Err(e) = seal::forget(&self.folder, &self.lock, &mut self.definition) {
@@ -36,7 +36,7 @@ impl Vmm {
                 job.begin();
                 self.sealing = Some(Sealing { job, disk: id, thread });
             }
-            Err(e) => log::warn!("checksums of base images are not taken: {e}"),
+            Err(e) => log::warn!("cannot compute checksums of base images: {e}"),
         }
     }
 
@@ -57,10 +57,12 @@ impl Vmm {
                 self.seal_bases();
             }
             Err(e) if e.is_cancelled() => {
-                job.finish(&Err(RequestError::Cancelled("cancelled: the next start begins again".into())));
+                job.finish(&Err(RequestError::Cancelled(
+                    "cancelled: the next start of the VM begins again".into(),
+                )));
             }
             Err(e) => {
-                let why = format!("checksums of the base image of disk `{disk}` are not taken: {e}");
+                let why = format!("cannot compute checksums of the base image of disk `{disk}`: {e}");
                 log::warn!("{why}");
                 job.finish(&Err(RequestError::Failed(why)));
             }

@@ -55,16 +55,16 @@ pub fn again(machine: Option<&Machine>) {
         return;
     }
     match agent::thaw_again(&*port) {
-        Ok(()) => log::info!("the guest's file systems are thawed"),
-        Err(e) => log::warn!("the guest's file systems may be frozen still: {e}"),
+        Ok(()) => log::info!("the guest's file systems have been thawed"),
+        Err(e) => log::warn!("the guest's file systems may still be frozen: {e}"),
     }
 }
 
 /// What the user should know of it.
 pub fn warning(machine: Option<&Machine>) -> Option<String> {
     machine.filter(|machine| machine.agent().is_thaw_due()).map(|_| {
-        "the guest's file systems may be frozen: its agent did not answer when they were to be thawed after \
-         a checkpoint, and is asked until it does"
+        "the guest's file systems may be frozen: its agent did not respond to the thaw after a \
+         checkpoint; piton keeps trying"
             .into()
     })
 }

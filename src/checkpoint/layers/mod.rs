@@ -63,9 +63,9 @@ pub struct Done {
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LayerProblem {
-    #[error("layer {layer} that {} needs is missing", named(.user))]
+    #[error("layer {layer}, which {} needs, is missing", named(.user))]
     Missing { user: User, layer: LayerId },
-    #[error("layer {layer} that {} needs lies on itself", named(.user))]
+    #[error("layer {layer}, which {} needs, is its own parent", named(.user))]
     Ring { user: User, layer: LayerId },
 }
 

@@ -23,20 +23,21 @@ const CRC_KEY: &str = "crc";
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
     #[error(
-        "it was written by a newer piton (format {found}, this one supports up to {FORMAT}): use that version"
+        "it was written by a newer version of piton (format {found}, this version supports up to \
+         {FORMAT}): use that version"
     )]
     Newer { found: u64 },
     #[error("it is damaged: {0}")]
     Damaged(String),
     #[error("it is damaged: its checksum is {found:08x}, but {recorded:08x} is recorded")]
     Checksum { found: u32, recorded: u32 },
-    #[error("it is of checkpoint {found}, but {expected} is expected there")]
+    #[error("it belongs to checkpoint {found}, but {expected} is expected")]
     WrongId { found: Id, expected: Id },
-    #[error("it has an impossible configuration: {0}")]
+    #[error("it has an invalid configuration: {0}")]
     Config(#[from] ConfigError),
-    #[error("it cannot be: {0}")]
+    #[error("it is inconsistent: {0}")]
     Impossible(String),
-    #[error("it cannot be written: {0}")]
+    #[error("cannot write it: {0}")]
     Encode(serde_json::Error),
 }
 
@@ -254,11 +255,11 @@ impl Manifest {
             serde_json::from_slice(bytes).map_err(|e| ManifestError::Damaged(e.to_string()))?;
         // A newer format may have anything beside it, another checksum among it.
         let format = value.get(FORMAT_KEY).and_then(Value::as_u64);
-        let found = format.ok_or_else(|| damaged("it names no format version"))?;
+        let found = format.ok_or_else(|| damaged("it has no format version"))?;
         if found > FORMAT.into() || found == 0 {
             return Err(ManifestError::Newer { found });
         }
-        let fields = value.as_object_mut().ok_or_else(|| damaged("it is no object"))?;
+        let fields = value.as_object_mut().ok_or_else(|| damaged("it is not a JSON object"))?;
         let crc = fields.remove(CRC_KEY).and_then(|crc| crc.as_u64()?.try_into().ok());
         let recorded: u32 = crc.ok_or_else(|| damaged("it has no checksum"))?;
         let found = crc_of(value.clone());
@@ -285,21 +286,21 @@ impl Manifest {
             let left_out = self.left_out.iter().filter(|left| left.disk == disk.id).count();
             match (self.disks.contains_key(&disk.id), left_out) {
                 (true, 0) | (false, 1) => {}
-                (false, 0) => return refuse(format!("it says nothing of disk `{}`", disk.id)),
-                _ => return refuse(format!("it speaks of disk `{}` twice", disk.id)),
+                (false, 0) => return refuse(format!("it does not mention disk `{}`", disk.id)),
+                _ => return refuse(format!("it mentions disk `{}` twice", disk.id)),
             }
         }
         let spoken_of = self.disks.keys().chain(self.left_out.iter().map(|left| &left.disk));
         for id in spoken_of {
             if !self.config.disks.iter().any(|disk| disk.id == *id) {
-                return refuse(format!("it holds a disk `{id}` that its VM has not"));
+                return refuse(format!("it contains a disk `{id}` that its VM does not have"));
             }
         }
         if let Some(memory) = &self.memory {
             let mut ids: Vec<Id> = memory.kept.iter().map(|kept| kept.id).chain([self.id]).collect();
             ids.sort_unstable();
             if memory.parent == Some(self.id) || ids.windows(2).any(|pair| pair[0] == pair[1]) {
-                return refuse("it keeps a memory image twice, or one that lies on itself".into());
+                return refuse("it lists a memory image twice, or one that is its own parent".into());
             }
         }
         match (self.kind, &self.memory, &self.state) {

@@ -102,7 +102,7 @@ fn parts_that_do_not_agree_are_refused() {
     assert!(refused(&|m| m.kind = Kind::Offline).contains("offline with memory"));
     assert!(refused(&|m| m.config.memory = 128 << 20).contains("bytes of memory"));
     assert!(refused(&|m| m.config.cpus = 0).contains("configuration"));
-    assert!(refused(&|m| m.left_out.clear()).contains("nothing of disk `cd`"));
+    assert!(refused(&|m| m.left_out.clear()).contains("not mention disk `cd`"));
     assert!(refused(&|m| m.left_out[0].disk = "root".into()).contains("`root` twice"));
     assert!(
         refused(&|m| m.left_out.push(LeftOut { disk: "x".into(), why: LeftOutWhy::Passthrough }))

@@ -15,23 +15,28 @@ pub enum StoreError {
     Image(#[from] ImageError),
     #[error("manifest {}: {source}", path.display())]
     Manifest { path: PathBuf, source: ManifestError },
-    #[error("the memory of checkpoint {id} lies on the image of checkpoint {image}, which is missing")]
+    #[error(
+        "the memory of checkpoint {id} depends on the memory image of checkpoint {image}, which is missing"
+    )]
     NoImage { id: Id, image: Id },
     #[error("there is no checkpoint {id} in {}", dir.display())]
     Missing { id: Id, dir: PathBuf },
     #[error("{} has no manifest: it is not a checkpoint, or a damaged one", .0.display())]
     NoManifest(PathBuf),
-    #[error("checkpoints cannot be written to {} ({source}): make it writable, or choose another folder with --checkpoint-dir", dir.display())]
+    #[error("cannot write checkpoints to {} ({source}): make it writable, or choose another folder with \
+     --checkpoint-dir", dir.display())]
     Refused { dir: PathBuf, source: StorageError },
     #[error("there is not enough space in {} ({source}): delete checkpoints, or free some space", dir.display())]
     Full { dir: PathBuf, source: StorageError },
-    #[error("checkpoint {id} is incomplete: {} is {}", path.display(), if *.there { "there and not in its manifest" } else { "missing" })]
+    #[error("checkpoint {id} is incomplete: {} is {}", path.display(), if *.there { "present but not in \
+     its manifest" } else { "missing" })]
     Incomplete { id: Id, path: PathBuf, there: bool },
     #[error(
-        "checkpoint {id} may or may not survive a power cut ({source}), and could not be taken back ({undo})"
+        "checkpoint {id} may not survive a power cut ({source}), and could not be removed again ({undo})"
     )]
     InDoubt { id: Id, source: StorageError, undo: Box<StorageError> },
-    #[error("checkpoint {id} is deleted, but {} is left over ({source}): `piton doctor --repair` removes it", path.display())]
+    #[error("checkpoint {id} has been deleted, but {} could not be removed ({source}): `piton doctor \
+     --repair` removes it", path.display())]
     LeftOver { id: Id, path: PathBuf, source: StorageError },
 }
 

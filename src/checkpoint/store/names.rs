@@ -54,9 +54,9 @@ impl fmt::Display for Leftover {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Staging => "an unfinished checkpoint",
-            Self::Deleted => "what is left of a deleted checkpoint",
-            Self::Temporary => "a manifest that was not put in place",
-            Self::Image => "a memory image that nothing needs",
+            Self::Deleted => "remains of a deleted checkpoint",
+            Self::Temporary => "an unfinished manifest",
+            Self::Image => "an unused memory image",
         })
     }
 }

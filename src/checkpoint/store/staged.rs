@@ -100,7 +100,7 @@ impl Drop for Staged {
             return;
         }
         if let Err(e) = self.store.storage.remove_tree(&self.path) {
-            log::warn!("an unfinished checkpoint is left over until `piton doctor --repair`: {e}");
+            log::warn!("cannot remove an unfinished checkpoint, `piton doctor --repair` will: {e}");
         }
     }
 }

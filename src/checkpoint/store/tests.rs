@@ -390,7 +390,7 @@ fn errors_say_what_to_do() {
     assert!(error(io::ErrorKind::StorageFull).contains("not enough space"));
     let (storage, _) = Faulty::storage(1..usize::MAX, io::ErrorKind::Other);
     let error = Store::new(storage, store.dir.clone()).remove(id(1)).unwrap_err().to_string();
-    assert!(error.contains("is deleted") && error.contains("doctor"), "{error}");
+    assert!(error.contains("has been deleted") && error.contains("doctor"), "{error}");
 }
 
 mod images {

@@ -36,7 +36,7 @@ impl From<&Manifest> for Node {
 /// What is wrong with a tree; it is usable all the same.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TreeProblem {
-    #[error("checkpoint `{name}` ({id}) has the parent {parent}, which is missing: it is shown at the root")]
+    #[error("the parent {parent} of checkpoint `{name}` ({id}) is missing: it is shown as a root")]
     ParentMissing { id: Id, name: String, parent: Id },
     #[error("checkpoint `{name}` ({id}) is its own ancestor through {parent}: it is shown as a root")]
     Ring { id: Id, name: String, parent: Id },

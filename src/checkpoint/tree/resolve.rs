@@ -13,7 +13,7 @@ const SHOWN: usize = 5;
 pub enum ResolveError {
     #[error("there is no checkpoint `{}`{}", reference.escape_debug(), hint(.near))]
     Unknown { reference: String, near: Vec<String> },
-    #[error("`{reference}` matches {}: give more of the id", list(.candidates))]
+    #[error("`{reference}` matches several checkpoints ({}): give more digits of the id", list(.candidates))]
     Ambiguous { reference: String, candidates: Vec<(Id, String)> },
 }
 
