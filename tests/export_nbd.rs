@@ -255,10 +255,10 @@ fn bad_input_is_told() {
     serve("demo@one", &lab.beside("no/where"), "").fails(1, &["no/where", "cannot be set up"]);
     lab.cp("serve demo@one").fails(2, &["required"]);
     let mine = lab.file("mine", b"x");
-    serve("demo@one", Path::new(&mine), "").fails(3, &["mine", "there already"]);
+    serve("demo@one", Path::new(&mine), "").fails(3, &["mine", "already exists"]);
     assert_eq!(fs::read(&mine).unwrap(), b"x");
     let served = Served::start(&lab, "demo@one", 2, "");
-    serve("demo@one", &served.socket, "").fails(3, &["there already"]);
+    serve("demo@one", &served.socket, "").fails(3, &["already exists"]);
     assert_eq!(served.end(libc::SIGTERM), Some(0));
     assert!(!socket.exists());
     vm.power_off();

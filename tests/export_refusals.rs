@@ -42,11 +42,11 @@ fn a_wrong_or_missing_parent_is_refused() {
     let other = Home::new();
     for (dirs, words) in [
         (two.clone(), &["since checkpoint `one`", "before it"][..]),
-        (format!("{one} {three}"), &["since checkpoint `two`", "is of `one`"]),
-        (format!("{one} {two} {two}"), &["since checkpoint `one`", "is of `two`"]),
+        (format!("{one} {three}"), &["since checkpoint `two`", "is an export of `one`"]),
+        (format!("{one} {two} {two}"), &["since checkpoint `one`", "is an export of `two`"]),
         (format!("{one} {three} {two}"), &["since checkpoint `two`"]),
         (format!("{two} {one}"), &["since checkpoint `one`"]),
-        (format!("{one} {one}"), &["whole export"]),
+        (format!("{one} {one}"), &["full export"]),
         (format!("{one}/disks"), &["not an export", "export.json"]),
         (dir(&lab, "nowhere"), &["nowhere", "not an export"]),
         (format!("{one}/export.json"), &["not an export"]),
@@ -87,11 +87,11 @@ fn damage_is_named_and_nothing_is_changed() {
     let text = fs::read_to_string(&index).unwrap();
     for (from, to, words) in [
         ("\"demo\"", "\"dome\"", &["damaged", "checksum"][..]),
-        ("\"format\": 1,\n  \"id\"", "\"format\": 2,\n  \"id\"", &["newer piton"]),
+        ("\"format\": 1,\n  \"id\"", "\"format\": 2,\n  \"id\"", &["newer version of piton"]),
         ("}", "", &["damaged"]),
     ] {
         fs::write(&index, text.replacen(from, to, 1)).unwrap();
-        let code = if words[0] == "newer piton" { 3 } else { 1 };
+        let code = if words[0] == "newer version of piton" { 3 } else { 1 };
         other.piton(&import).fails(code, &[words, &[index.to_str().unwrap()]].concat());
     }
     fs::write(&index, text).unwrap();
@@ -226,12 +226,12 @@ fn an_export_leads_nowhere_else() {
     std::os::unix::fs::symlink(&away, &disks).unwrap();
     let refused = other.piton(&format!("import {one}"));
     assert_eq!(refused.code, Some(1), "{refused}");
-    assert!(refused.stderr.contains("one/disks/a.qcow2: \"disks\" in it is no folder"), "{refused}");
+    assert!(refused.stderr.contains("one/disks/a.qcow2: \"disks\" in it is not a folder"), "{refused}");
     fs::remove_file(&disks).unwrap();
     fs::rename(&away, &disks).unwrap();
     // More than anybody writes.
     fs::File::options().write(true).open(lab.beside("one/export.json")).unwrap().set_len(1 << 40).unwrap();
-    other.piton(&format!("import {one}")).fails(1, &["export.json", "the most that make sense"]);
+    other.piton(&format!("import {one}")).fails(1, &["export.json", "more than the maximum"]);
     other.is_empty();
 }
 
@@ -364,7 +364,7 @@ fn bad_input_of_each_command() {
     lab.cp(&format!("export demo@one {out} --since nothing")).fails(3, &["nothing"]);
     lab.cp(&format!("export demo@one {out} --format vmdk")).fails(2, &["vmdk"]);
     lab.cp(&format!("export demo@one {out}/deep/er")).fails(3, &["does not exist", "create it first"]);
-    lab.cp("export demo@one /").fails(3, &["cannot be created"]);
+    lab.cp("export demo@one /").fails(3, &["cannot create"]);
     lab.cp(&format!("export demo@one {}", lab.a)).fails(3, &["not a folder"]);
     assert!(!Path::new(&out).exists());
     fs::create_dir(&out).unwrap();
@@ -433,7 +433,7 @@ fn an_export_is_called_off_and_leaves_nothing() {
         send_signal(export.id() as i32, libc::SIGSTOP);
         // Meanwhile the checkpoint stays.
         lab.cp("delete demo@one --yes").fails(3, &["piton checkpoint export", "being read"]);
-        lab.cp(&format!("export demo@one {out}")).fails(3, &["another export", "under way"]);
+        lab.cp(&format!("export demo@one {out}")).fails(3, &["another export", "in progress"]);
         send_signal(export.id() as i32, signal);
         send_signal(export.id() as i32, libc::SIGCONT);
         let status = export.wait().unwrap();

@@ -50,7 +50,7 @@ fn a_job_is_not_waited_for_and_keeps_its_result() {
     let text = lab.cp("jobs demo").ok();
     assert_eq!((text.lines().count(), text.matches("create").count()), (4, 3), "{text}");
     // What is over cannot be cancelled, and what is not there not be found.
-    lab.cp(&format!("cancel demo {}", &chosen[..8])).fails(3, &["is finished"]);
+    lab.cp(&format!("cancel demo {}", &chosen[..8])).fails(3, &["has finished"]);
     lab.cp("cancel demo 99999999").fails(3, &["no job"]);
     lab.cp("cancel demo ../..").fails(2, &["a job's id"]);
     lab.http("demo", "GET", "/vm/jobs/ffff", "").error(404);

@@ -150,7 +150,7 @@ fn forwards_change_while_the_guest_runs() {
     let third = format!("127.0.0.1:{}:80", taken.local_addr().unwrap().port());
     let refused = lab.piton(&format!("set demo --forward {third}"));
     assert_eq!(refused.code, Some(3));
-    assert!(refused.stderr.contains("is taken"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("is in use"), "{}", refused.stderr);
     assert_eq!(lab.piton("show demo --json").json()["forwards"], serde_json::json!([second]));
     served(two, 3);
 }
@@ -189,11 +189,11 @@ fn what_cannot_be_is_said_before_anything_is_made() {
         (2, "--net user,mac=52:54:00:00:00:01 --net user,mac=52:54:00:00:00:01", "two networks of this VM"),
     ];
     if has_passt() {
-        cases.push((3, &taken, "is taken"));
+        cases.push((3, &taken, "is in use"));
         cases.push((3, "--forward 203.0.113.9:8080:80", "does not have that address"));
     }
     if net_common::may_make_taps() {
-        cases.push((3, "--net tap=lo", "is a network interface, but no tap device"));
+        cases.push((3, "--net tap=lo", "is a network interface, but not a tap device"));
     }
     for (code, options, text) in cases {
         let refused = lab.piton(&format!("run demo --detach {options}"));
@@ -227,7 +227,7 @@ fn each_clone_has_a_forward_of_its_own() {
     let refused =
         lab.piton(&format!("clone demo@warm web --count 2 --run --forward-from 127.0.0.1:{port}:80"));
     assert_eq!(refused.code, Some(3), "{}", refused.stderr);
-    assert!(refused.stderr.contains("is taken"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("is in use"), "{}", refused.stderr);
     assert!(!lab.home.vm("web-1").exists(), "nothing is made");
     // Two ports in a row that nobody has.
     let first = until("two free ports", || {

@@ -120,7 +120,7 @@ fn a_checkpoint_is_gone_to_with_another_network() {
         until("an address of passt's", || guest.ok("net").contains("address=10.0.2.15").then_some(()));
         for (net, text) in [
             ("--net user --net user", "give --net once for each"),
-            ("--net user,mac=52:54:00:00:00:09", "leave mac= out"),
+            ("--net user,mac=52:54:00:00:00:09", "omit mac="),
             ("--net user,mtu=1400", "leave mtu= out"),
             ("--net tap=lo", "but no tap device"),
         ] {

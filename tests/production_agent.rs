@@ -107,37 +107,37 @@ fn bad(behaviour: &str, why: &str, stays_frozen: bool) {
 
 #[test]
 fn a_silent_one() {
-    bad("silent", "did not answer", false);
+    bad("silent", "did not respond", false);
 }
 
 #[test]
 fn one_that_talks_garbage() {
-    bad("garbage", "did not answer", false);
+    bad("garbage", "did not respond", false);
 }
 
 #[test]
 fn one_whose_line_does_not_end() {
-    bad("endless", "did not answer", false);
+    bad("endless", "did not respond", false);
 }
 
 #[test]
 fn a_late_one() {
-    bad("late", "did not answer guest-fsfreeze-freeze within 1000 ms", false);
+    bad("late", "did not respond to guest-fsfreeze-freeze within 1000 ms", false);
 }
 
 #[test]
 fn one_that_dies_frozen() {
-    bad("dies", "went away during guest-fsfreeze-freeze", true);
+    bad("dies", "disconnected during guest-fsfreeze-freeze", true);
 }
 
 #[test]
 fn one_that_falls_silent_frozen() {
-    bad("mute", "did not answer guest-fsfreeze-status", true);
+    bad("mute", "did not respond to guest-fsfreeze-status", true);
 }
 
 #[test]
 fn one_that_freezes_nothing() {
-    bad("zero", "froze no file system", false);
+    bad("zero", "did not freeze any file system", false);
 }
 
 #[test]

@@ -216,7 +216,7 @@ fn definitions() {
         ("[]", "damaged"),
         ("{}", "no format version"),
         (&half, "damaged"),
-        (r#"{"format": 999, "new": {}}"#, "newer piton (format 999"),
+        (r#"{"format": 999, "new": {}}"#, "newer version of piton (format 999"),
         (r#"{"format": 1}"#, "damaged"),
         (&many_cpus, "invalid definition"),
     ] {
@@ -303,8 +303,8 @@ fn what_is_no_folder_of_a_vm() {
     std::os::unix::fs::symlink("nowhere", home.vm("dangling")).unwrap();
     let listed = home.piton("list --json").json();
     assert_eq!(listed.as_array().unwrap().len(), 1, "{listed}");
-    home.piton("show stray").fails(3, &["stray", "is no folder"]);
-    home.piton("run pipe").fails(3, &["pipe", "is no folder"]);
+    home.piton("show stray").fails(3, &["stray", "is not a folder"]);
+    home.piton("run pipe").fails(3, &["pipe", "is not a folder"]);
     // One that leads elsewhere is seen, and not used.
     std::fs::rename(home.vm("demo"), home.beside("moved")).unwrap();
     std::os::unix::fs::symlink(home.beside("moved"), home.vm("demo")).unwrap();
@@ -454,7 +454,7 @@ fn an_image_that_may_not_be_written() {
         Some(home.piton(&format!("run demo --disk {image}")))
     };
     if let Some(finished) = finished {
-        finished.fails(3, &["a.raw", "may not be written", ",readonly"]);
+        finished.fails(3, &["a.raw", "is not writable", ",readonly"]);
         home.is_empty();
     }
 }

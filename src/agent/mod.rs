@@ -31,17 +31,17 @@ const THAW: &str = "guest-fsfreeze-thaw";
 pub enum AgentError {
     #[error("no guest agent is connected: install and start qemu-guest-agent in the guest")]
     Absent,
-    #[error("the guest agent did not answer {call} within {} ms", within.as_millis())]
+    #[error("the guest agent did not respond to {call} within {} ms", within.as_millis())]
     Silent { call: &'static str, within: Duration },
-    #[error("the guest agent went away during {0}")]
+    #[error("the guest agent disconnected during {0}")]
     Gone(&'static str),
     #[error("the guest agent refused {call}: {why}")]
     Refused { call: &'static str, why: String },
     #[error("the guest agent does not support {0}")]
     Lacks(&'static str),
-    #[error("the guest agent gave no meaningful answer to {0}")]
+    #[error("the guest agent gave an invalid response to {0}")]
     Senseless(&'static str),
-    #[error("the guest agent froze no file system")]
+    #[error("the guest agent did not freeze any file system")]
     NothingFrozen,
     #[error("the guest's file systems were thawed before the disks were switched")]
     ThawedEarly,

@@ -52,10 +52,10 @@ impl MemoryChain {
             if let Some(above) = images.last() {
                 let path = above.path().to_owned();
                 if above.kind() != Kind::Delta(spec.id) {
-                    return Err(ImageError::Chain { path, what: format!("does not lie on {}", spec.id) });
+                    return Err(ImageError::Chain { path, what: format!("is not based on {}", spec.id) });
                 }
                 if above.ranges() != image.ranges() {
-                    let what = format!("is of other memory than {}", spec.path.display());
+                    let what = format!("has a different memory layout than {}", spec.path.display());
                     return Err(ImageError::Chain { path, what });
                 }
             }
@@ -65,7 +65,7 @@ impl MemoryChain {
             Some((Kind::Full, _)) => Ok(Self { images }),
             Some((Kind::Delta(parent), path)) => Err(ImageError::Chain {
                 path: path.to_owned(),
-                what: format!("lies on {parent}, which is not there"),
+                what: format!("is based on {parent}, which is missing"),
             }),
             None => Err(ImageError::Chain { path: PathBuf::new(), what: "is none".into() }),
         }

@@ -30,24 +30,24 @@ const ENTRIES: usize = 32 << 10;
 pub enum CaptureError {
     #[error(transparent)]
     Image(#[from] ImageError),
-    #[error("guest memory cannot be accessed: {0}")]
+    #[error("cannot access guest memory: {0}")]
     Memory(#[from] GuestMemoryError),
     #[error(transparent)]
     Vm(#[from] VmError),
     #[error("it was cancelled")]
     Cancelled,
     #[error(
-        "the guest writes memory faster than it can be copied: it would have to be paused for {needed:?}, and \
-         {allowed:?} are allowed; allow more with --max-pause, or take --mode stop"
+        "the guest writes memory faster than it can be copied: it would have to be paused for {needed:?}, \
+         but only {allowed:?} is allowed; increase --max-pause, or use --mode stop"
     )]
     TooFast { needed: Duration, allowed: Duration },
-    #[error("more memory changed than there is room for")]
+    #[error("more memory changed than there is space for")]
     NoRoom,
-    #[error("/proc/self/pagemap cannot be read: {0}")]
+    #[error("cannot read /proc/self/pagemap: {0}")]
     Pagemap(std::io::Error),
-    #[error("guest memory cannot be watched: {0}")]
+    #[error("cannot watch guest memory: {0}")]
     Watch(std::io::Error),
-    #[error("a thread to fill memory cannot be started: {0}")]
+    #[error("cannot start a thread to fill memory: {0}")]
     Thread(std::io::Error),
     #[error("the image has memory at {image:x?}, but the VM has it at {vm:x?} (start, length)")]
     OtherMemory { image: Vec<(u64, u64)>, vm: Vec<(u64, u64)> },

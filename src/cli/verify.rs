@@ -47,7 +47,8 @@ pub fn run(target: &CheckpointRef, guard: &GuardArgs, json: bool) -> anyhow::Res
             anyhow::anyhow!("cancelled: no damage found in what was read so far")
         }
         e if is_merged(&e, &folder) => refused(format!(
-            "layers of the VM `{}` are being merged: `piton checkpoint jobs {0}` shows when that is done",
+            "layers of the VM `{}` are being merged: try again afterwards (`piton checkpoint jobs {0}` \
+             shows the progress)",
             folder.name()
         )),
         // Its reader asked whether it is damaged, and it is.

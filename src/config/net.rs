@@ -19,15 +19,7 @@ const MAX_TAP_NAME: usize = 15;
 pub enum NetError {
     #[error("`{0}` is not a network: use user, tap=NAME or none")]
     Kind(String),
-    #[error("shared-mac only works with tap devices: guests behind `user` never share a network")]
-    SharedMacNeedsTap,
-    #[error(
-        "the guest keeps its {cards} network cards, but {named} networks were given: give --net once for each card, or --net none for all"
-    )]
-    Cards { cards: usize, named: usize },
-    #[error("the guest keeps its network card, whose {what} is {is}: omit {what}=")]
-    CardStays { what: &'static str, is: String },
-    #[error("`{0}` is not a network option: the options are mac=ADDRESS, mtu=BYTES and isolated")]
+    #[error("`{0}` is not a network option: the options are mac=ADDRESS, mtu=BYTES, isolated and shared-mac")]
     Option(String),
     #[error("`{0}` is not a MAC address: write it like 52:54:00:12:34:56")]
     MacSyntax(String),

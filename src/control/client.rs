@@ -35,15 +35,15 @@ pub enum ClientError {
     #[error("the VM is stopped")]
     NotRunning,
     /// Its process ended between request and answer.
-    #[error("the VM ended before it answered")]
+    #[error("the VM stopped before it responded")]
     Ended,
     /// Its process is there and gives no sign of life.
     #[error("the VM `{vm}` is not responding: wait, or force it off with `piton stop --force {vm}`")]
     Silent { vm: String },
     /// Its process lives, and did not come to this request in time.
-    #[error("the VM `{vm}` is busy with {with}, and did not come to this within {} s: nothing was done", within.as_secs())]
+    #[error("the VM `{vm}` is busy with {with} and did not start this within {} s: nothing was changed", within.as_secs())]
     Busy { vm: String, with: String, within: Duration },
-    #[error("the VM's process could not be asked: {0}")]
+    #[error("cannot talk to the VM's process: {0}")]
     Broken(String),
     #[error(transparent)]
     Request(#[from] RequestError),
@@ -153,7 +153,7 @@ async fn with_patience<T>(
         }
         if !told {
             told = true;
-            log::warn!("the VM `{vm}` is busy with {with}: waiting for it");
+            log::warn!("the VM `{vm}` is busy with {with}: waiting");
         }
     }
 }
@@ -162,8 +162,8 @@ async fn with_patience<T>(
 fn busy_with(jobs: &[u8]) -> String {
     let jobs = serde_json::from_slice(jobs).unwrap_or(JobList { jobs: Vec::new() }).jobs;
     match jobs.into_iter().find(|job| job.state == JobState::Running) {
-        Some(job) if job.subject.is_empty() => format!("the job `{}`", job.kind),
-        Some(job) => format!("the job `{} {}`", job.kind, job.subject),
+        Some(job) if job.subject.is_empty() => format!("job `{}`", job.kind),
+        Some(job) => format!("job `{} {}`", job.kind, job.subject),
         None => "another request".into(),
     }
 }

@@ -126,13 +126,13 @@ pub struct Waiting {
 pub enum JobError {
     #[error("there is no job `{0}`: `piton checkpoint jobs` lists all jobs")]
     Unknown(String),
-    #[error("`{0}` matches several jobs: give more of the id")]
+    #[error("`{0}` matches several jobs: give more digits of the id")]
     Ambiguous(String),
-    #[error("the job {0} is finished: there is nothing to cancel")]
+    #[error("job {0} has finished: there is nothing to cancel")]
     Over(Id),
-    #[error("there is a job {0} already")]
+    #[error("job {0} already exists")]
     Taken(Id),
-    #[error("no unused id for a job: {0}")]
+    #[error("cannot get an id for a job: {0}")]
     Random(String),
 }
 
@@ -334,7 +334,7 @@ impl Job {
 impl Drop for Job {
     fn drop(&mut self) {
         if self.info().is_some_and(|info| !info.state.is_over()) {
-            let why = "the VM ended before this was done".to_owned();
+            let why = "the VM stopped before this was done".to_owned();
             self.jobs.finish(self.id, JobState::Failed, None, Some(why));
         }
     }

@@ -501,7 +501,11 @@ impl TryFrom<CloneFields> for CloneBody {
     type Error = &'static str;
 
     fn try_from(CloneFields { names, net }: CloneFields) -> Result<Self, Self::Error> {
-        if names.is_empty() { Err("`names` is empty: name the new VMs") } else { Ok(Self { names, net }) }
+        if names.is_empty() {
+            Err("`names` is empty: give the names of the new VMs")
+        } else {
+            Ok(Self { names, net })
+        }
     }
 }
 

@@ -40,8 +40,8 @@ pub fn check(storage: &Storage, image: &Path, named: &[PathBuf]) -> Result<()> {
 /// One file that two disks of a VM would write, or that one would write under the other.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the disks `{a}` and `{b}` are the same file, {}: give it once, or let both only read it \
-     (,readonly or ,overlay)",
+    "the disks `{a}` and `{b}` are the same file, {}: use it only once, or add ,readonly or ,overlay to \
+     both",
     path.display()
 )]
 pub struct GivenTwice {

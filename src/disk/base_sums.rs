@@ -70,7 +70,7 @@ impl BaseSums {
         let bytes = storage.read(path)?;
         let sums = Self::decode(&bytes).map_err(corrupt)?;
         if sums.size != size {
-            return Err(corrupt("it is of a disk of another size"));
+            return Err(corrupt("it belongs to a disk of another size"));
         }
         Ok(sums)
     }
@@ -89,7 +89,7 @@ impl BaseSums {
         }
         let size = number(16..24);
         if number(24..32) != CHUNK || (bytes.len() - HEADER) as u64 != size.div_ceil(CHUNK) * 4 {
-            return Err("its parts do not agree");
+            return Err("it is inconsistent");
         }
         let sums: Vec<u32> = bytes[HEADER..]
             .chunks_exact(4)

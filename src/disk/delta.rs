@@ -281,7 +281,7 @@ impl FrozenDelta {
         DiskError::Corrupt {
             path: self.path().to_owned(),
             offset: self.core.geometry.data_offset + at,
-            what: "data with a wrong checksum in the 128 KiB",
+            what: "wrong checksum of the 128 KiB of data",
         }
     }
 

@@ -176,11 +176,11 @@ fn newest(slots: [Slot; 2]) -> std::result::Result<Option<Page>, &'static str> {
             match a.abs_diff(b) {
                 1 if a > b => Ok(Some(page(a, one, 0))),
                 1 => Ok(Some(page(b, two, 1))),
-                _ => Err("two copies of a bitmap page that do not follow each other"),
+                _ => Err("inconsistent copies of a bitmap page"),
             }
         }
         [Slot::Damaged, Slot::Damaged] => Err("both copies of a bitmap page"),
         // The first slot is written first.
-        [Slot::Empty, _] => Err("a bitmap page whose first copy is gone"),
+        [Slot::Empty, _] => Err("a bitmap page whose first copy is missing"),
     }
 }

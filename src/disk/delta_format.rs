@@ -35,19 +35,19 @@ const HEADER_CRC: usize = PAGE - 4;
 pub enum FormatError {
     #[error("this is not a delta layer")]
     Magic,
-    #[error("format version {0} is newer than this piton knows ({VERSION})")]
+    #[error("format version {0} is newer than this version of piton supports ({VERSION})")]
     Version(u32),
     #[error("unknown flags {0:#x}")]
     Flags(u32),
     #[error("the checksum of the header is wrong")]
     Checksum,
-    #[error("impossible disk size {0}")]
+    #[error("invalid disk size {0}")]
     Size(u64),
-    #[error("impossible block size {0}")]
+    #[error("invalid block size {0}")]
     BlockSize(u32),
     #[error("unknown kind of parent {0}")]
     ParentKind(u32),
-    #[error("the header says that the data is at {found}, but for its size it is at {expected}")]
+    #[error("the header places the data at {found}, but for this size it must be at {expected}")]
     DataOffset { found: u64, expected: u64 },
 }
 

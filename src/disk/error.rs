@@ -23,58 +23,58 @@ pub enum DiskError {
     Empty(PathBuf),
     #[error("the size of disk image {} is {len} bytes, which is not a multiple of {SECTOR}", path.display())]
     BadLength { path: PathBuf, len: u64 },
-    #[error("disk image {} may not be written: add ,readonly to open it for reading only", .0.display())]
+    #[error("disk image {} is not writable: add ,readonly to use it read-only", .0.display())]
     ReadOnlyFile(PathBuf),
     #[error("{} is a piton delta layer, not a base image", .0.display())]
     IsDelta(PathBuf),
-    #[error("{} is {what} and no raw or qcow2 disk image: {}", path.display(), what.help(path))]
+    #[error("{} is {what}, not a raw or qcow2 disk image: {}", path.display(), what.help(path))]
     Foreign { path: PathBuf, what: Foreign },
     #[error("qcow2 image {}: {reason}", path.display())]
     Qcow2 { path: PathBuf, reason: String },
     #[error(
-        "{} reads other files as its backing files, and only those that you name are opened: add {}",
+        "{} has backing files, and piton opens only those that you name: add {}",
         path.display(), options(unnamed)
     )]
     Unnamed { path: PathBuf, unnamed: Vec<PathBuf> },
     #[error("{len} bytes at offset {offset} extend beyond the end of the disk ({size} bytes)")]
     OutOfRange { offset: u64, len: u64, size: u64 },
-    #[error("a layer that is needed may be the one in {}, which cannot be read: {reason}", path.display())]
+    #[error("a layer is missing; it may be {}, which cannot be read: {reason}", path.display())]
     Unreadable { path: PathBuf, reason: String },
-    #[error("the disk lost its layers in a failed switch: stop the VM and start it again")]
+    #[error("the disk lost its layers when a switch to new ones failed: stop the VM and start it again")]
     Broken,
     #[error("the disk is read-only")]
     ReadOnly,
-    #[error("base image {} is damaged: it is not what its checksums were taken of, at offset {offset} of the disk", path.display())]
+    #[error("base image {} is damaged or was changed: it does not match its checksums at offset {offset} \
+     of the disk", path.display())]
     BaseDamaged { path: PathBuf, offset: u64 },
-    #[error("the checksums of a base image in {} cannot be used: {what}", path.display())]
+    #[error("cannot use the checksums of a base image in {}: {what}", path.display())]
     BaseSums { path: PathBuf, what: &'static str },
     #[error("delta layer {}: {source}", path.display())]
     Format { path: PathBuf, source: FormatError },
-    #[error("delta layer {} is {found} bytes long, but its disk needs {expected}", path.display())]
+    #[error("delta layer {} is {found} bytes long, but should be {expected} for its disk", path.display())]
     Truncated { path: PathBuf, found: u64, expected: u64 },
     #[error("delta layer {} is damaged: {what} at offset {offset}", path.display())]
     Corrupt { path: PathBuf, offset: u64, what: &'static str },
     #[error("{} holds layer {found}, but layer {expected} is expected there", path.display())]
     WrongLayer { path: PathBuf, found: LayerId, expected: LayerId },
-    #[error("{} was made over {found}, but {expected} lies below it", path.display())]
+    #[error("{} was created on top of {found}, but {expected} is below it", path.display())]
     WrongParent { path: PathBuf, found: String, expected: String },
-    #[error("{} is of a disk of {size} bytes, but {} of one of {below_size}", path.display(), below.display())]
+    #[error("{} belongs to a disk of {size} bytes, but {} to one of {below_size}", path.display(), below.display())]
     WrongSize { path: PathBuf, size: u64, below: PathBuf, below_size: u64 },
-    #[error("{} is of a disk of {size} bytes, but lies on one of {below}", path.display())]
+    #[error("{} belongs to a disk of {size} bytes, but is on top of one of {below}", path.display())]
     OtherSize { path: PathBuf, size: u64, below: u64 },
     #[error("layer {id} is not one of the frozen layers below {}", top.display())]
     NoSuchLayer { id: LayerId, top: PathBuf },
     #[error("layer {0} is missing")]
     NoParent(LayerId),
-    #[error("a chain of {0} layers is longer than {MAX_LAYERS}: delete checkpoints first")]
+    #[error("a chain of {0} layers is too long (at most {MAX_LAYERS}): delete checkpoints first")]
     TooLong(usize),
     #[error(
-        "{}: an earlier flush failed, so what was written since the one before may be lost; \
-         reopen the disk",
+        "{}: an earlier flush failed, so writes since the last successful one may be lost; reopen the disk",
         .0.display()
     )]
     FlushFailed(PathBuf),
-    #[error("no unused id for a layer: {0}")]
+    #[error("cannot get an id for a layer: {0}")]
     Random(std::io::Error),
     #[error(transparent)]
     Cancelled(#[from] Cancelled),

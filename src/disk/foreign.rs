@@ -148,7 +148,7 @@ impl Foreign {
         match self {
             Self::Image(format) => {
                 let to = quoted(&beside(path, "qcow2"));
-                format!("make one that is with `qemu-img convert -f {} -O qcow2 {from} {to}`", format.driver)
+                format!("convert it with `qemu-img convert -f {} -O qcow2 {from} {to}`", format.driver)
             }
             Self::Packed(packing) => {
                 // Some refuse names that end otherwise, and all know what to call what they unpack.
@@ -161,7 +161,7 @@ impl Foreign {
                 }
             }
             Self::Archive(packing) => format!("unpack it with `{} {from}`", packing.unpack),
-            Self::Iso => "a guest's writes would spoil it: add ,readonly or ,overlay".to_owned(),
+            Self::Iso => "the guest's writes would damage it: add ,readonly or ,overlay".to_owned(),
         }
     }
 }

@@ -139,7 +139,7 @@ impl Merge {
         if format != ImageFormat::Raw {
             return Err(DiskError::Qcow2 {
                 path: base.to_owned(),
-                reason: "qcow2 images are read-only: nothing can be merged into one".into(),
+                reason: "layers cannot be merged into a qcow2 image, which is read-only".into(),
             });
         }
         check_parent(storage, upper, Parent::Base, base)?;

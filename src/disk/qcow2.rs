@@ -187,7 +187,7 @@ impl Source {
 }
 
 fn read_only<T>() -> io::Result<T> {
-    Err(io::Error::new(io::ErrorKind::ReadOnlyFilesystem, "qcow2 images are only read"))
+    Err(io::Error::new(io::ErrorKind::ReadOnlyFilesystem, "qcow2 images are read-only"))
 }
 
 impl imago::Storage for Source {

@@ -84,43 +84,45 @@ impl Unfit {
     pub fn text(&self, path: &Path) -> String {
         let from = quoted(path);
         let to = quoted(&beside(path, "qcow2"));
-        let convert = format!("`qemu-img convert -f qcow2 -O qcow2 {from} {to}` makes one without");
+        let convert = format!("`qemu-img convert -f qcow2 -O qcow2 {from} {to}` makes a copy without it");
         match self {
             Self::NoHeader => "this is not a qcow2 image".into(),
-            Self::Version(version) => format!("it is of version {version}, and 2 and 3 are known"),
-            Self::TooLargeTable(entries) => format!("its table of {entries} entries is too large to be true"),
+            Self::Version(version) => format!("it has version {version}, but only 2 and 3 are supported"),
+            Self::TooLargeTable(entries) => format!("its table size is invalid ({entries} entries)"),
             Self::Encrypted => format!(
-                "it is encrypted: with its passphrase in a file KEY make a plain one with `qemu-img convert \
-                 --object secret,id=key,file=KEY --image-opts \
+                "it is encrypted: put its passphrase into a file KEY and decrypt it with `qemu-img \
+                 convert --object secret,id=key,file=KEY --image-opts \
                  driver=qcow2,encrypt.key-secret=key,file.filename={from} -O qcow2 {to}`"
             ),
             Self::Dirty => format!(
-                "the image was not closed (dirty bit, lazy refcounts): `qemu-img check -r all {from}` mends it"
+                "the image was not closed (dirty bit, lazy refcounts): repair it with `qemu-img check -r \
+                 all {from}`"
             ),
             Self::Corrupt => format!(
-                "the image is marked corrupt: `qemu-img check -r all {from}` tries to mend it, if there is no backup"
+                "the image is marked corrupt: restore a backup, or try to repair it with `qemu-img check \
+                 -r all {from}`"
             ),
             Self::ExternalData => {
-                format!("the image has an external data file, which piton does not read: {convert}")
+                format!("the image has an external data file, which piton does not support: {convert}")
             }
             Self::Compression(kind) => {
                 let kind = if *kind == 1 { "zstd".into() } else { format!("method {kind}") };
                 format!(
-                    "its clusters are compressed with {kind}, and piton reads only zlib: \
-                     `qemu-img convert -f qcow2 -O qcow2 -o compression_type=zlib {from} {to}` makes one that it \
-                     reads (with -c a compressed one)"
+                    "its clusters are compressed with {kind}, but piton supports only zlib: convert it \
+                     with `qemu-img convert -f qcow2 -O qcow2 -o compression_type=zlib {from} {to}` (add \
+                     -c to keep it compressed)"
                 )
             }
             Self::ExtendedL2 => {
                 format!(
-                    "the image has extended L2 entries (subclusters), which piton does not read: {convert}"
+                    "the image has extended L2 entries (subclusters), which piton does not support: {convert}"
                 )
             }
             Self::Unknown(bits) => {
                 let bits: Vec<String> =
                     (0..64).filter(|bit| bits >> bit & 1 != 0).map(|bit| bit.to_string()).collect();
                 format!(
-                    "the image needs features that piton does not know (bit {}): {convert}",
+                    "the image uses a feature that piton does not support (bit {}): {convert}",
                     bits.join(", ")
                 )
             }

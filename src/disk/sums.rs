@@ -163,13 +163,13 @@ impl Sums {
         let corrupt =
             |offset: usize, what| DiskError::Corrupt { path: path.clone(), offset: offset as u64, what };
         if bytes.len() < HEADER || bytes[..8] != MAGIC {
-            return Err(corrupt(0, "no header of a checksum file"));
+            return Err(corrupt(0, "an invalid header of a checksum file"));
         }
         if bytes[8..12] != VERSION.to_le_bytes() {
             return Err(corrupt(8, "an unknown format version"));
         }
         if crc32fast::hash(&bytes) != crc {
-            return Err(corrupt(0, "another checksum than was recorded"));
+            return Err(corrupt(0, "a checksum other than the recorded one"));
         }
         if bytes[16..32] != *id.as_bytes() || bytes[32..40] != size.to_le_bytes() {
             return Err(corrupt(16, "the id or size of another layer"));

@@ -532,7 +532,7 @@ mod tests {
         };
         assert!(write("garbage").contains("damaged"));
         assert!(write("{}").contains("no format version"));
-        assert!(write(r#"{"format": 2, "new": true}"#).contains("newer piton"));
+        assert!(write(r#"{"format": 2, "new": true}"#).contains("newer version of piton"));
         let text = serde_json::to_string(&Definition::new(VmConfig { cpus: 0, ..config() })).unwrap();
         assert!(write(&text).contains("invalid definition"));
     }

@@ -67,8 +67,8 @@ pub fn open<T, E: From<CheckpointError>>(
         return Err(error);
     }
     Err(CheckpointError::Refused(format!(
-        "the checkpoints of the VM `{}` are being changed: try again when `piton checkpoint jobs {0}` \
-         shows that this is done",
+        "checkpoints of the VM `{}` are being changed: try again afterwards (`piton checkpoint jobs {0}` \
+         shows the progress)",
         folder.name()
     ))
     .into())

@@ -149,7 +149,7 @@ pub fn restore(
     let assembled = assemble(bare.vm, vcpus, parts)?;
     if state.vcpus.len() != assembled.vcpus.len() || state.virtio.len() != assembled.transports.len() {
         return Err(misfit(format!(
-            "it has {} vCPUs and {} devices, the VM {} and {}",
+            "it has {} vCPUs and {} devices, but the VM has {} and {}",
             state.vcpus.len(),
             state.virtio.len(),
             assembled.vcpus.len(),
@@ -158,7 +158,7 @@ pub fn restore(
     }
     if !lacks.is_empty() {
         let lacks = lacks.join(", ");
-        return Err(misfit(format!("this host's processor lacks features that its guest uses ({lacks})")));
+        return Err(misfit(format!("this host's processor lacks features that the guest uses ({lacks})")));
     }
     let clock = RestoredClock::new(state.vm.clock, clock)?;
     assembled.vm.restore(&state.vm)?;

@@ -24,7 +24,7 @@ impl OnEvent {
 impl MutEventSubscriber for OnEvent {
     fn init(&mut self, ops: &mut EventOps) {
         if let Err(e) = ops.add(Events::new(&self.event, EventSet::IN)) {
-            log::error!("a device's event cannot be watched: {e}");
+            log::error!("cannot watch a device's event: {e}");
         }
     }
 

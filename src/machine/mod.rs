@@ -50,7 +50,7 @@ pub enum MachineError {
     Vcpu(#[from] VcpuError),
     #[error(transparent)]
     Bus(#[from] BusError),
-    #[error("{what} could not be set up: {error}")]
+    #[error("cannot set up {what}: {error}")]
     Setup { what: &'static str, error: std::io::Error },
     #[error(transparent)]
     Generation(#[from] GenerationError),
@@ -58,9 +58,9 @@ pub enum MachineError {
     State(#[from] StateError),
     #[error("the saved state does not fit: {0}")]
     Misfit(String),
-    #[error("the guest is switching itself off or resetting")]
+    #[error("the guest is shutting down or resetting")]
     Ended,
-    #[error("the guest cannot be told about the power button: {0}")]
+    #[error("cannot press the guest's power button: {0}")]
     Button(std::io::Error),
 }
 

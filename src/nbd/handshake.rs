@@ -81,13 +81,11 @@ pub fn negotiate(stream: &mut (impl Read + Write), exports: &[Export]) -> Result
                 wishes.structured = true;
                 reply(stream, option, REP_ACK, &[])?;
             }
-            OPT_STRUCTURED_REPLY => {
-                refuse(stream, option, REP_ERR_INVALID, "nothing belongs to this option")?
-            }
+            OPT_STRUCTURED_REPLY => refuse(stream, option, REP_ERR_INVALID, "this option takes no data")?,
             OPT_LIST_META_CONTEXT | OPT_SET_META_CONTEXT => {
                 contexts(stream, option, &data, exports, &mut wishes)?;
             }
-            _ => refuse(stream, option, REP_ERR_UNSUPPORTED, "this option is not known here")?,
+            _ => refuse(stream, option, REP_ERR_UNSUPPORTED, "unknown option")?,
         }
     }
     Err(Broken::Protocol("options without end"))
@@ -124,7 +122,7 @@ fn refuse(stream: &mut impl Write, option: u32, error: u32, why: &str) -> Result
 
 fn list(stream: &mut impl Write, data: &[u8], exports: &[Export]) -> Result<(), Broken> {
     if !data.is_empty() {
-        return refuse(stream, OPT_LIST, REP_ERR_INVALID, "nothing belongs to this option");
+        return refuse(stream, OPT_LIST, REP_ERR_INVALID, "this option takes no data");
     }
     for export in exports {
         let len = export.name.len() as u32;
@@ -149,11 +147,11 @@ fn info<'a>(
         fields.0.is_empty().then_some((name, wanted))
     })();
     let Some((name, wanted)) = parsed else {
-        refuse(stream, option, REP_ERR_INVALID, "the option is not laid out as it should be")?;
+        refuse(stream, option, REP_ERR_INVALID, "malformed option")?;
         return Ok(None);
     };
     let Some(export) = find(exports, name) else {
-        refuse(stream, option, REP_ERR_UNKNOWN, "there is no export of this name")?;
+        refuse(stream, option, REP_ERR_UNKNOWN, "there is no export with this name")?;
         return Ok(None);
     };
     let flags = wishes.agree(export).flags();
@@ -195,13 +193,13 @@ fn contexts(
         fields.0.is_empty().then_some((name, queries))
     })();
     let Some((name, queries)) = parsed else {
-        return refuse(stream, option, REP_ERR_INVALID, "the option is not laid out as it should be");
+        return refuse(stream, option, REP_ERR_INVALID, "malformed option");
     };
     if !wishes.structured {
-        return refuse(stream, option, REP_ERR_INVALID, "structured replies have to be agreed on first");
+        return refuse(stream, option, REP_ERR_INVALID, "structured replies must be negotiated first");
     }
     let Some(export) = find(exports, name) else {
-        return refuse(stream, option, REP_ERR_UNKNOWN, "there is no export of this name");
+        return refuse(stream, option, REP_ERR_UNKNOWN, "there is no export with this name");
     };
     let lists = option == OPT_LIST_META_CONTEXT;
     let asked =

@@ -18,11 +18,11 @@ use crate::seats::{Seat, Seats};
 
 #[derive(Debug, thiserror::Error)]
 pub enum NbdError {
-    #[error("{} is there already: choose another path for the socket, or remove it", .0.display())]
+    #[error("{} already exists: choose another path for the socket, or remove it", .0.display())]
     Taken(PathBuf),
-    #[error("the path of the socket, {}, has {len} bytes and at most {max} can be used: choose a shorter one", path.display())]
+    #[error("the path of the socket, {}, is too long ({len} bytes, at most {max}): choose a shorter one", path.display())]
     TooLong { path: PathBuf, len: usize, max: usize },
-    #[error("the socket {} cannot be set up: {error}", path.display())]
+    #[error("cannot set up the socket {}: {error}", path.display())]
     Setup { path: PathBuf, error: io::Error },
 }
 
@@ -98,7 +98,7 @@ fn accept(listener: &UnixListener, exports: &Arc<[Export]>) {
         let stream = match stream {
             Ok(stream) => stream,
             Err(e) => {
-                log::warn!("a client could not connect: {e}");
+                log::warn!("cannot accept a client: {e}");
                 // Out of file descriptors, it would fail again at once.
                 seats.free_one();
                 std::thread::sleep(RETRY);
@@ -106,18 +106,18 @@ fn accept(listener: &UnixListener, exports: &Arc<[Export]>) {
             }
         };
         let Some(seat) = seat(&seats, &stream) else {
-            log::warn!("a client was sent away: {CLIENTS_MAX} are connected and at work");
+            log::warn!("rejected a client: {CLIENTS_MAX} others are connected and active");
             continue;
         };
         let exports = exports.clone();
         let spawned = std::thread::Builder::new().name("nbd client".into()).spawn(move || {
             let line = Line::new(stream, &seat).map_err(Broken::from);
             if let Err(e) = line.and_then(|mut line| converse(&mut line, &exports, Line::rest)) {
-                log::info!("a client is gone: {e}");
+                log::info!("a client disconnected: {e}");
             }
         });
         if let Err(e) = spawned {
-            log::warn!("a client could not be served: {e}");
+            log::warn!("cannot serve a client: {e}");
         }
     }
 }
@@ -141,7 +141,7 @@ fn seat(seats: &Seats, stream: &UnixStream) -> Option<Seat> {
 impl Drop for Server {
     fn drop(&mut self) {
         if let Err(e) = std::fs::remove_file(&self.path) {
-            log::warn!("the socket {} could not be removed: {e}", self.path.display());
+            log::warn!("cannot remove the socket {}: {e}", self.path.display());
         }
     }
 }

@@ -57,7 +57,7 @@ pub fn answer(stream: &mut impl Write, agreed: &Agreed, request: &Request) -> Re
         CMD_READ => read(stream, agreed, request)?,
         CMD_BLOCK_STATUS => block_status(stream, agreed, request)?,
         CMD_WRITE | CMD_TRIM | CMD_WRITE_ZEROES => Err(Failure(EPERM, "the disk is read-only".into())),
-        _ => Err(invalid("this request is not known here")),
+        _ => Err(invalid("unknown request")),
     };
     match done {
         Ok(()) => Ok(()),
@@ -71,10 +71,10 @@ type Done = Result<Result<(), Failure>, Broken>;
 /// The end of the range that a request is about.
 fn check(agreed: &Agreed, request: &Request, flags: u16) -> Result<u64, Failure> {
     if request.flags & !flags != 0 {
-        return Err(invalid("the request has flags that are not known here"));
+        return Err(invalid("the request has unknown flags"));
     }
     if request.len == 0 {
-        return Err(invalid("the request is about nothing"));
+        return Err(invalid("the request has length zero"));
     }
     match request.offset.checked_add(request.len.into()) {
         Some(end) if end <= agreed.export.disk.len() => Ok(end),
@@ -130,7 +130,7 @@ fn read(stream: &mut impl Write, agreed: &Agreed, request: &Request) -> Done {
         Err(failure) => return Ok(Err(failure)),
     };
     if request.len > REQUEST_MAX {
-        return Ok(Err(invalid("the request is longer than what is read at once")));
+        return Ok(Err(invalid("the request is too long to be read at once")));
     }
     let disk = &agreed.export.disk;
     let bytes = |from: u64, to: u64| {
@@ -196,7 +196,7 @@ fn block_status(stream: &mut impl Write, agreed: &Agreed, request: &Request) -> 
         Err(failure) => return Ok(Err(failure)),
     };
     if !agreed.status {
-        return Ok(Err(invalid("no context for block status was agreed on")));
+        return Ok(Err(invalid("no metadata context was negotiated for block status")));
     }
     let most = if request.flags & FLAG_REQ_ONE != 0 { 1 } else { EXTENTS_MAX };
     let mut extents: Vec<(u32, u32)> = Vec::new();

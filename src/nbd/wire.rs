@@ -8,7 +8,7 @@ use std::io::{self, Read, Write};
 pub(super) enum Broken {
     #[error(transparent)]
     Io(#[from] io::Error),
-    #[error("the client sent what the protocol does not know: {0}")]
+    #[error("the client violated the protocol: {0}")]
     Protocol(&'static str),
 }
 

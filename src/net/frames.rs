@@ -47,10 +47,10 @@ impl Incoming {
             self.buffer.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
             match source.read(&mut self.buffer[self.end..]) {
-                Ok(0) => return Err(Lost("it has ended".into())),
+                Ok(0) => return Err(Lost("it has exited".into())),
                 Ok(count) => self.end += count,
                 Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
-                Err(e) => return Err(Lost::io("it cannot be read")(e)),
+                Err(e) => return Err(Lost::io("reading from it failed")(e)),
             }
             range = self.next()?;
         }
@@ -117,7 +117,7 @@ impl Outgoing {
 fn written(result: std::io::Result<usize>) -> Result<usize, Lost> {
     match result {
         Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(0),
-        other => other.map_err(Lost::io("it takes no frames")),
+        other => other.map_err(Lost::io("writing to it failed")),
     }
 }
 
@@ -215,7 +215,7 @@ mod tests {
                     Ok(Some(frame)) => got.push(frame.to_vec()),
                     Ok(None) => continue,
                     Err(lost) => {
-                        prop_assert_eq!(lost.0, "it has ended");
+                        prop_assert_eq!(lost.0, "it has exited");
                         break;
                     }
                 }

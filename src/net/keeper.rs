@@ -143,7 +143,7 @@ pub fn run() -> Result<()> {
                 }
                 start(&request, file, &mut started)
             }
-            (Request::Start(_), None) => Err("its socket was lost".into()),
+            (Request::Start(_), None) => Err("its socket is missing".into()),
         };
         send(&mut socket, &reply, None)?;
     }
@@ -180,7 +180,7 @@ fn wait_for(child: &mut Child) -> Result<Reply> {
             None if Instant::now() >= deadline => {
                 child.kill()?;
                 child.wait()?;
-                return Ok(Err("it does not begin".into()));
+                return Ok(Err("it did not start in time".into()));
             }
             None => std::thread::sleep(pause),
         }

@@ -83,7 +83,7 @@ impl Link {
     fn change(&self, change: Change) {
         self.lock().change = change;
         if let Err(e) = self.wake.write(1) {
-            log::error!("a network card cannot be told of its link: {e}");
+            log::error!("cannot update the link state of a network card: {e}");
         }
     }
 

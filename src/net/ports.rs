@@ -11,13 +11,13 @@ const AGAIN: Duration = Duration::from_millis(20);
 
 #[derive(Debug, thiserror::Error)]
 pub enum PortError {
-    #[error("the forward {0} cannot be: port {port} of this host is taken; choose another", port = .0.port)]
+    #[error("cannot forward {0}: port {port} of this host is in use; choose another one", port = .0.port)]
     Taken(Forward),
-    #[error("the forward {0} cannot be: ports below {from} of this host are for root alone; choose a higher one", from = privileged_below())]
+    #[error("cannot forward {0}: only root can use ports below {from} of this host; choose a higher one", from = privileged_below())]
     Privileged(Forward),
-    #[error("the forward {0} cannot be: this host does not have that address")]
+    #[error("cannot forward {0}: this host does not have that address")]
     NoAddress(Forward),
-    #[error("the forward {0} cannot be: {1}")]
+    #[error("cannot forward {0}: {1}")]
     Other(Forward, Error),
 }
 

@@ -31,16 +31,17 @@ pub enum SetupError {
     User(#[from] UserError),
     #[error(transparent)]
     Tap(#[from] TapError),
-    #[error("the process that starts passt cannot be started: {0}")]
+    #[error("cannot start the process that runs passt: {0}")]
     Keeper(std::io::Error),
-    #[error("the networks' thread cannot be started: {0}")]
+    #[error("cannot start the network thread: {0}")]
     Thread(std::io::Error),
-    #[error("the network cannot be set up: {0}")]
+    #[error("cannot set up the network: {0}")]
     Failed(String),
     #[error("{0}")]
     Refused(String),
     #[error(
-        "this VM runs without a network, and cannot be given one before it was off: `piton stop` it first"
+        "this VM was started without a network, so one can only be set up while it is stopped: stop it \
+         first with `piton stop`"
     )]
     TooLate,
 }
@@ -133,7 +134,7 @@ impl Network {
     fn ask(&self, order: impl FnOnce(Sender<Result<(), SetupError>>) -> Order) -> Result<(), SetupError> {
         let (reply, answer) = channel();
         let _ = self.orders.send(order(reply));
-        let gone = |_| SetupError::Failed("its thread has ended".into());
+        let gone = |_| SetupError::Failed("its thread has exited".into());
         answer.recv().map_err(gone)?
     }
 }
@@ -159,7 +160,7 @@ struct Card {
 }
 
 fn lost(error: std::io::Error) -> SetupError {
-    SetupError::Failed(format!("the process that starts passt is lost: {error}"))
+    SetupError::Failed(format!("lost contact with the process that runs passt: {error}"))
 }
 
 struct Supervisor {
@@ -266,7 +267,7 @@ impl Supervisor {
             card.wait = FIRST_WAIT;
         }
         log::warn!(
-            "the network {} of this VM failed ({why}): its link is down until it is there again",
+            "the network {} of this VM failed ({why}): its link is down until it is back",
             card.net.backend
         );
         card.due = Some(Instant::now() + card.wait);
@@ -278,7 +279,7 @@ impl Supervisor {
             if self.cards.get(network).is_some_and(|card| card.due.is_some_and(|due| due <= now))
                 && self.plug(network).is_ok()
             {
-                log::info!("the network {network} of this VM is there again");
+                log::info!("network {network} of this VM is back");
             }
         }
     }

@@ -25,20 +25,24 @@ const OFFLOADS: [(u64, libc::c_uint); 4] = [(1 << 1, 1), (1 << 7, 2), (1 << 8, 4
 #[derive(Debug, thiserror::Error)]
 pub enum TapError {
     #[error(
-        "the tap device `{0}` does not exist, and making it is not permitted: `ip tuntap add {0} mode tap user $USER` as root makes one for you"
+        "the tap device `{0}` does not exist, and only root can create it: run `ip tuntap add {0} mode \
+         tap user $USER` as root"
     )]
     Missing(String),
     #[error("the tap device `{0}` is in use by another process: give this VM another one")]
     Taken(String),
     #[error(
-        "using the tap device `{0}` is not permitted: make it for yourself, with `ip tuntap add {0} mode tap user $USER` as root"
+        "no permission to use the tap device `{0}`: create it for your user with `ip tuntap add {0} mode \
+         tap user $USER` as root"
     )]
     NotPermitted(String),
-    #[error("`{0}` is a network interface, but no tap device: `ip tuntap add NAME mode tap` makes one")]
+    #[error(
+        "`{0}` is a network interface, but not a tap device: create one with `ip tuntap add NAME mode tap`"
+    )]
     NoTap(String),
-    #[error("tap devices cannot be used here: {DEVICE}: {0}")]
+    #[error("cannot use tap devices: {DEVICE}: {0}")]
     Device(std::io::Error),
-    #[error("the tap device `{name}` cannot be used: {error}")]
+    #[error("cannot use the tap device `{name}`: {error}")]
     Other { name: String, error: std::io::Error },
 }
 
@@ -121,7 +125,9 @@ impl Tap {
         match file.write(packet) {
             Ok(_) => Ok(true),
             Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(false),
-            Err(e) if e.raw_os_error() == Some(libc::EBADFD) => Err(Lost::io("the tap device is gone")(e)),
+            Err(e) if e.raw_os_error() == Some(libc::EBADFD) => {
+                Err(Lost::io("the tap device has been removed")(e))
+            }
             // What the guest says of the packet makes no sense, or nobody is at the other end.
             Err(_) => Ok(true),
         }
@@ -138,7 +144,7 @@ impl Backend for Tap {
             match self.file.read(&mut self.packet) {
                 Ok(count) => self.length = count,
                 Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
-                Err(e) => return Err(Lost::io("the tap device cannot be read")(e)),
+                Err(e) => return Err(Lost::io("reading from the tap device failed")(e)),
             }
         }
         let packet = self.packet.get(..self.length).unwrap_or_default();
@@ -173,7 +179,7 @@ impl Backend for Tap {
         // SAFETY: the request takes a number.
         match unsafe { libc::ioctl(self.file.as_raw_fd(), TUNSETOFFLOAD, libc::c_ulong::from(offloads)) } {
             0.. => Ok(()),
-            _ => Err(Lost::io("the tap device cannot be set up")(std::io::Error::last_os_error())),
+            _ => Err(Lost::io("cannot set up the tap device")(std::io::Error::last_os_error())),
         }
     }
 }

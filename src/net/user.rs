@@ -31,9 +31,7 @@ const OFFLINE: [&str; 11] =
 
 #[derive(Debug, thiserror::Error)]
 pub enum UserError {
-    #[error(
-        "the network `user` needs the program passt, which is not installed here: install the package `passt`"
-    )]
+    #[error("the network `user` needs passt, which is not installed: install the package `passt`")]
     Missing,
 }
 
@@ -81,15 +79,15 @@ pub fn is_offline(said: &str) -> bool {
 /// What passt said before it gave up, in words that help.
 pub fn explain(said: &str) -> String {
     if said.contains("unrecognized option") || said.contains("invalid option") {
-        return "the program passt here is too old, it cannot be given a socket (--fd): install a newer package `passt`".into();
+        return "the installed passt is too old (it has no --fd): install a newer `passt` package".into();
     }
     let noise = |line: &&str| {
         !(line.trim().is_empty() || line.contains("to syslog") || line.contains("Don't run as root"))
     };
     // The last of it is why; it may say anything, and at any length.
-    let why = said.lines().rfind(noise).unwrap_or("it does not say why");
+    let why = said.lines().rfind(noise).unwrap_or("it gave no reason");
     let why: String = why.chars().filter(|c| !c.is_control()).take(200).collect();
-    format!("passt gave up: {why}")
+    format!("passt failed: {why}")
 }
 
 pub struct User {
@@ -219,9 +217,9 @@ mod tests {
         let old = explain("passt: unrecognized option '--fd'\nUsage: passt [OPTION]...");
         assert!(old.contains("too old"), "{old}");
         let said = "Don't run as root. Changing to nobody...\nFailed to send 9 bytes to syslog\nFailed to bind any port for '-t 1:1', exiting\n\n";
-        assert_eq!(explain(said), "passt gave up: Failed to bind any port for '-t 1:1', exiting");
+        assert_eq!(explain(said), "passt failed: Failed to bind any port for '-t 1:1', exiting");
         assert!(explain(&"x".repeat(10_000)).len() < 300);
-        assert_eq!(explain(""), "passt gave up: it does not say why");
+        assert_eq!(explain(""), "passt failed: it gave no reason");
     }
 
     #[test]

@@ -196,7 +196,7 @@ impl Storage {
         let file = self.open(path, Access::ReadOnly)?;
         let len = file.len()?;
         if len > most {
-            let text = format!("it has {len} bytes, and {most} are the most that make sense");
+            let text = format!("it has {len} bytes, more than the maximum of {most}");
             return Err(at("read", path)(io::Error::new(io::ErrorKind::FileTooLarge, text)));
         }
         let len = usize::try_from(len).unwrap_or(usize::MAX);
@@ -348,7 +348,7 @@ impl File {
     /// What is read next comes from the disk, whatever the host's memory has of it.
     pub fn forget_cached(&self) -> Result<()> {
         let len = self.len()?;
-        self.inner.let_go(0..len).map_err(|e| self.range("drop what is cached of", 0, len, e))
+        self.inner.let_go(0..len).map_err(|e| self.range("drop the cache of", 0, len, e))
     }
 
     pub fn sync_all(&self) -> Result<()> {

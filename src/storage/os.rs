@@ -102,10 +102,10 @@ fn usable(meta: &fs::Metadata, links: Links) -> io::Result<()> {
         _ if kind.is_file() => Ok(()),
         Links::Follow if kind.is_block_device() => Ok(()),
         _ if kind.is_dir() => Err(io::Error::from_raw_os_error(libc::EISDIR)),
-        _ if kind.is_symlink() => wrong("it is a symbolic link, and a file is meant"),
-        _ if kind.is_fifo() => wrong("it is a FIFO, and a file is meant"),
-        _ if kind.is_socket() => wrong("it is a socket, and a file is meant"),
-        _ => wrong("it is a device, and a file is meant"),
+        _ if kind.is_symlink() => wrong("it is a symbolic link, not a regular file"),
+        _ if kind.is_fifo() => wrong("it is a FIFO, not a regular file"),
+        _ if kind.is_socket() => wrong("it is a socket, not a regular file"),
+        _ => wrong("it is a device, not a regular file"),
     }
 }
 
@@ -136,10 +136,10 @@ fn open_at(folder: &fs::File, name: &OsStr, flags: libc::c_int) -> io::Result<fs
             ),
             Some(libc::ENOTDIR) => io::Error::new(
                 io::ErrorKind::NotADirectory,
-                format!("{name:?} in it is no folder (symbolic links are not followed)"),
+                format!("{name:?} in it is not a folder (symbolic links are not followed)"),
             ),
             // A socket, or a FIFO or device that nobody serves.
-            Some(libc::ENXIO) => io::Error::new(io::ErrorKind::InvalidInput, "it is no file"),
+            Some(libc::ENXIO) => io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"),
             _ => error,
         });
     }

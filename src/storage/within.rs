@@ -23,7 +23,7 @@ impl Within {
         let name = path.strip_prefix(&self.root).ok();
         let inside = |name: &&Path| name.components().all(|part| matches!(part, Component::Normal(_)));
         name.filter(inside).ok_or_else(|| {
-            let text = format!("it leads out of {}", self.root.display());
+            let text = format!("it points outside {}", self.root.display());
             io::Error::new(io::ErrorKind::PermissionDenied, text)
         })
     }

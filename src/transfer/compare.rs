@@ -89,7 +89,7 @@ pub fn run(
     let Some(path) = data else { return compare(a, b, &mut Sink { file: None, at: 0 }, progress) };
     let file = storage.create_new(path).map_err(|e| match e.kind() {
         std::io::ErrorKind::AlreadyExists => TransferError::Refused(format!(
-            "{} is there already: choose another file for the data",
+            "{} already exists: choose another file for the data",
             path.display()
         )),
         _ => e.into(),

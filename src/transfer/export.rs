@@ -55,7 +55,7 @@ impl<'a> Staged<'a> {
     fn begin(storage: &'a Storage, dir: &Path) -> Result<Self> {
         let refused = |what: String| Err(TransferError::Refused(what));
         let Some(name) = dir.file_name() else {
-            return refused(format!("{} cannot be created", dir.display()));
+            return refused(format!("cannot create {}", dir.display()));
         };
         match storage.metadata(dir) {
             Err(e) if e.is_not_found() => {}
@@ -105,7 +105,7 @@ impl<'a> Staged<'a> {
             other => other?,
         };
         if lock.lock(Lock::Exclusive).is_err() {
-            return refused(format!("another export to {} is under way", dir.display()));
+            return refused(format!("another export to {} is in progress", dir.display()));
         }
         // What an export that was killed left there.
         for name in storage.list_dir(&path)?.iter().filter(|name| *name != LOCK) {
@@ -139,7 +139,7 @@ impl Drop for Staged<'_> {
             return;
         }
         if let Err(e) = self.storage.remove_tree(&self.path) {
-            log::warn!("an unfinished export is left over: {e}");
+            log::warn!("cannot remove the unfinished export: {e}");
         }
     }
 }
@@ -286,7 +286,7 @@ impl Writer<'_> {
                 *original = name.into();
             }
             _ => warnings.push(format!(
-                "the {name} {} is not what it was at the checkpoint, or is gone: it is not in the export",
+                "the {name} {} has changed since the checkpoint or is missing, so it is not in the export",
                 original.display()
             )),
         }

@@ -154,7 +154,7 @@ impl Export {
         let found = format.ok_or_else(|| wrong("it names no format version"))?;
         if found > FORMAT.into() || found == 0 {
             return Err(TransferError::Refused(format!(
-                "{} was written by a newer piton (format {found}, this one supports up to {FORMAT}): use that version",
+                "{} was written by a newer version of piton (format {found}, this version supports up to {FORMAT}): use that version",
                 path.display()
             )));
         }
@@ -165,7 +165,7 @@ impl Export {
             return Err(wrong(&format!("its checksum is {found:08x}, but it says {recorded:08x}")));
         }
         let export: Self = serde_json::from_value(value).map_err(|e| wrong(&e.to_string()))?;
-        export.validate().map_err(|what| damaged(path, format!("cannot be: {what}")))?;
+        export.validate().map_err(|what| damaged(path, format!("is inconsistent: {what}")))?;
         Ok(export)
     }
 
@@ -185,17 +185,17 @@ impl Export {
                 return Err(format!("`{}` is not the name of a file in the folder", file.escape_debug()));
             }
             if !self.files.contains_key(file) {
-                return Err(format!("there is no checksum of `{file}`"));
+                return Err(format!("it has no checksum for `{file}`"));
             }
         }
         for disk in &self.config.disks {
             let left_out = self.left_out.iter().any(|left| left.disk == disk.id);
             if self.disks.contains_key(&disk.id) == left_out {
-                return Err(format!("it does not say whether disk `{}` is in it", disk.id));
+                return Err(format!("it does not say whether it contains disk `{}`", disk.id));
             }
         }
         if let Some(id) = self.disks.keys().find(|id| !self.config.disks.iter().any(|disk| disk.id == **id)) {
-            return Err(format!("it holds a disk `{id}` that its VM has not"));
+            return Err(format!("it contains a disk `{id}` that its VM does not have"));
         }
         for (id, disk) in &self.disks {
             let is_layer = disk.format == FileFormat::Piton;
@@ -206,14 +206,11 @@ impl Export {
         let changes = self.disks.values().any(|disk| disk.changes)
             || self.memory.as_ref().is_some_and(|memory| memory.changes);
         if changes && self.since.is_none() {
-            return Err("it holds changes, and does not say since which checkpoint".into());
+            return Err("it contains changes but does not say since which checkpoint".into());
         }
         let standard = self.kind == Kind::Standard;
         if self.memory.is_some() != standard || self.state.is_some() != standard {
-            return Err(format!(
-                "what there is of memory and state is not that of a {} checkpoint",
-                self.kind
-            ));
+            return Err(format!("its memory and state do not match a {} checkpoint", self.kind));
         }
         match &self.memory {
             Some(memory) if memory.guest_bytes != self.config.memory => Err("the size of memory".into()),

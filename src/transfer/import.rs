@@ -57,7 +57,7 @@ pub fn run(
     let folder = home.folder(&vm);
     let mut problems = Vec::new();
     if storage.exists(&folder.definition_path())? {
-        let text = format!("a VM `{vm}` exists: give this one another name with --name");
+        let text = format!("a VM named `{vm}` already exists: choose another name with --name");
         problems.push(Problem { about: "name", text, damage: false });
     }
     let plan = match plan {
@@ -74,7 +74,7 @@ pub fn run(
             if let Ok(lock) = folder.lock_leftover()
                 && let Err(left) = folder.remove(lock)
             {
-                log::warn!("{} could not be removed: {left}", folder.path().display());
+                log::warn!("cannot remove {}: {left}", folder.path().display());
             }
             return Err(e);
         }

@@ -47,9 +47,9 @@ pub enum TransferError {
     Disks(#[from] DisksError),
     #[error(transparent)]
     Storage(#[from] StorageError),
-    #[error("no random bytes are available: {0}")]
+    #[error("cannot get random bytes: {0}")]
     Random(std::io::Error),
-    #[error("cancelled: nothing is left behind")]
+    #[error("cancelled: nothing was left behind")]
     Cancelled(#[from] Cancelled),
 }
 

@@ -71,7 +71,7 @@ pub fn plan(
     let exports =
         dirs.iter().map(|dir| Ok((dir.as_path(), read(storage, dir)?))).collect::<Result<Vec<_>>>()?;
     let Some((_, last)) = exports.last() else {
-        return Err(TransferError::Refused("no folder of an export was named".into()));
+        return Err(TransferError::Refused("no export folder was given".into()));
     };
     let last = last.clone();
     check_order(&exports)?;
@@ -129,7 +129,7 @@ fn read(storage: &Storage, dir: &Path) -> Result<Export> {
     match storage.within(dir).read_at_most(&path, DOCUMENT_MAX) {
         Err(e) if e.is_not_found() || e.kind() == std::io::ErrorKind::NotADirectory => {
             Err(TransferError::Refused(format!(
-                "{} is not an export: it has no {INDEX}, which is written last",
+                "{} is not an export, or not a complete one: it has no {INDEX}",
                 dir.display()
             )))
         }
@@ -146,17 +146,18 @@ fn check_order(exports: &[(&Path, Export)]) -> Result<()> {
         match (&export.since, before) {
             (None, None) => {}
             (None, Some(_)) => {
-                return refused(format!("{dir_shown} is a whole export: it goes first, or alone"));
+                return refused(format!("{dir_shown} is a full export: give it first, or alone"));
             }
             (Some(since), None) => {
                 return refused(format!(
-                    "{dir_shown} holds only what changed since checkpoint `{}` ({}): name the export of that one before it",
+                    "{dir_shown} contains only changes since checkpoint `{}` ({}): give the export of \
+                     that checkpoint before it",
                     since.name, since.id
                 ));
             }
             (Some(since), Some((parent_dir, parent))) if since.id != parent.id => {
                 return refused(format!(
-                    "{dir_shown} holds what changed since checkpoint `{}` ({}), but {} is of `{}` ({})",
+                    "{dir_shown} contains changes since checkpoint `{}` ({}), but {} is an export of `{}` ({})",
                     since.name,
                     since.id,
                     parent_dir.display(),
@@ -168,14 +169,18 @@ fn check_order(exports: &[(&Path, Export)]) -> Result<()> {
                 for (id, disk) in export.disks.iter().filter(|(_, disk)| disk.changes) {
                     if parent.disks.get(id).is_none_or(|below| below.size != disk.size) {
                         return refused(format!(
-                            "{dir_shown} holds changes of disk `{id}`, of which {} has no copy of that size",
+                            "{dir_shown} contains changes to disk `{id}`, but {} has no copy of that disk \
+                             of the same size",
                             parent_dir.display()
                         ));
                     }
                 }
                 if export.memory.as_ref().is_some_and(|memory| memory.changes) && parent.memory.is_none() {
                     let parent_dir = parent_dir.display();
-                    return refused(format!("{dir_shown} holds changes of memory, and {parent_dir} none"));
+                    return refused(format!(
+                        "{dir_shown} contains changes to memory, but {parent_dir} \
+                     contains no memory"
+                    ));
                 }
             }
         }
@@ -222,11 +227,11 @@ fn check_file(
     let file = inside.open(path, Access::ReadOnly)?;
     let len = file.len()?;
     if len != recorded.bytes {
-        return Ok(Some(format!("has {len} bytes, but {} were written", recorded.bytes)));
+        return Ok(Some(format!("has {len} bytes instead of {}", recorded.bytes)));
     }
     let found = sum::of_file(&file, progress)?;
     let damaged =
-        || format!("is damaged: its checksum is {:08x}, but {:08x} was written", found.crc, recorded.crc);
+        || format!("is damaged: its checksum is {:08x}, but {:08x} is recorded", found.crc, recorded.crc);
     Ok((found != *recorded).then(damaged))
 }
 
@@ -259,7 +264,7 @@ fn boot_files(
             (Some(was), _) => {
                 let was = was.display();
                 let text =
-                    format!("the {name} is not in the export (it was {was}): name one with --{name} FILE");
+                    format!("the {name} is not in the export (it was {was}): give one with --{name} FILE");
                 problems.add(name, text, false);
             }
             (None, _) => {}
@@ -287,7 +292,7 @@ fn outside_disks(
 ) {
     for id in remap.disks.keys() {
         if export.disks.contains_key(id) {
-            problems.add("disk", format!("disk `{id}` is in the export: leave --disk {id}=... out"), false);
+            problems.add("disk", format!("disk `{id}` is in the export: remove --disk {id}=..."), false);
         } else if !config.disks.iter().any(|disk| disk.id == *id) {
             problems.add("disk", format!("the VM has no disk `{id}`"), false);
         }
@@ -297,8 +302,8 @@ fn outside_disks(
         let Some(path) = remap.disks.get(id) else {
             let (was, access) = (disk.path.display(), if disk.readonly { "reads" } else { "writes" });
             let text = format!(
-                "disk `{id}` is not in the export (it was {was}, which the guest {access}): name its image \
-                 with --disk {id}=PATH"
+                "disk `{id}` is not in the export (it was {was}, which the guest {access}): give its \
+                 image with --disk {id}=PATH"
             );
             problems.add("disk", text, false);
             continue;
@@ -321,7 +326,7 @@ fn outside_disks(
 fn open_disk(all: &Storage, exports: &[(&Path, Export)], id: &str) -> Result<Arc<dyn Backing>> {
     let failed = TransferError::disk(id);
     let Some(((dir, export), before)) = exports.split_last() else {
-        return Err(TransferError::Refused(format!("there is no whole copy of disk `{id}`")));
+        return Err(TransferError::Refused(format!("there is no full copy of disk `{id}`")));
     };
     let Some(disk) = export.disks.get(id) else {
         return Err(TransferError::Refused(format!("disk `{id}` is not in {}", dir.display())));
@@ -333,7 +338,7 @@ fn open_disk(all: &Storage, exports: &[(&Path, Export)], id: &str) -> Result<Arc
             no_backing_file(storage, &path)?;
             Arc::new(open_base(storage, &path, DiskFormat::Qcow2).map_err(&failed)?)
         }
-        (FileFormat::Piton, None) => return Err(damaged(&dir.join(INDEX), "names no layer")),
+        (FileFormat::Piton, None) => return Err(damaged(&dir.join(INDEX), "does not name a layer")),
         (FileFormat::Piton, Some(layer)) => {
             let below: Arc<dyn Backing> =
                 if disk.changes { open_disk(all, before, id)? } else { Arc::new(Zeros(disk.size)) };
@@ -343,7 +348,7 @@ fn open_disk(all: &Storage, exports: &[(&Path, Export)], id: &str) -> Result<Arc
         }
     };
     if opened.len() != disk.size {
-        return Err(damaged(&path, format!("is of {} bytes, not {}", opened.len(), disk.size)));
+        return Err(damaged(&path, format!("has {} bytes instead of {}", opened.len(), disk.size)));
     }
     Ok(opened)
 }
@@ -355,7 +360,7 @@ fn no_backing_file(storage: &Storage, path: &Path) -> Result<()> {
     if offset == [0; 8] {
         return Ok(());
     }
-    Err(damaged(path, "names a backing file, which no export does"))
+    Err(damaged(path, "names a backing file, which is not allowed in an export"))
 }
 
 type Saved = (Option<MemoryChain>, Option<Vec<u8>>);
@@ -380,9 +385,9 @@ fn open_memory(storage: &Storage, exports: &[(&Path, Export)]) -> Result<Saved> 
 
 fn check_processor(config: &VmConfig, state: &[u8], problems: &mut Problems) {
     let found = serde_json::from_slice::<MachineState>(state)
-        .map_err(|e| format!("the saved state cannot be understood: {e}"))
+        .map_err(|e| format!("the saved state is invalid: {e}"))
         .and_then(|state| machine::missing_features(config, &state).map_err(|e| e.to_string()));
-    let hint = "--without-memory imports the disks alone";
+    let hint = "--without-memory imports only the disks";
     match found {
         Ok(lacking) if lacking.is_empty() => {}
         Ok(lacking) => {

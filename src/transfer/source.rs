@@ -45,17 +45,17 @@ impl Source {
         let reading = readers::begin(folder, command, &[id])?;
         let opened =
             steady::open(folder, id, |definition, manifest| Self::open(folder, definition, manifest));
-        let source = opened.map_err(|e| match e {
-            TransferError::Disk { error: DiskError::Storage(StorageError::InUse { path, .. }), .. }
-                if path.starts_with(folder.disks()) =>
-            {
-                TransferError::Refused(format!(
-                    "layers of the VM `{}` are being merged: `piton checkpoint jobs {0}` shows when that is done",
+        let source =
+            opened.map_err(|e| match e {
+                TransferError::Disk {
+                    error: DiskError::Storage(StorageError::InUse { path, .. }), ..
+                } if path.starts_with(folder.disks()) => TransferError::Refused(format!(
+                    "layers of the VM `{}` are being merged: try again afterwards (`piton checkpoint jobs \
+                     {0}` shows the progress)",
                     folder.name()
-                ))
-            }
-            e => e,
-        })?;
+                )),
+                e => e,
+            })?;
         Ok(Self { _reading: Some(reading), ..source })
     }
 

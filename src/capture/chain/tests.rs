@@ -138,13 +138,13 @@ fn a_chain_that_does_not_fit_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (specs, _) = write(dir.path(), &vec![vec![(0, 1)], vec![(1, 2)], vec![(2, 3)]], &[]);
     let storage = Storage::os();
-    for (part, says) in [(&specs[..2], "lies on"), (&specs[..0], "none")] {
+    for (part, says) in [(&specs[..2], "is based on"), (&specs[..0], "none")] {
         let error = MemoryChain::open(&storage, part).unwrap_err().to_string();
         assert!(error.contains(says), "{error}");
     }
     let gap = [specs[0].clone(), specs[2].clone()];
     let error = MemoryChain::open(&storage, &gap).unwrap_err().to_string();
-    assert!(error.contains("does not lie on"), "{error}");
+    assert!(error.contains("is not based on"), "{error}");
 }
 
 #[test]

@@ -20,15 +20,15 @@ const CRC_AT: usize = HEADER - 4;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FormatError {
-    #[error("it does not end as a memory image does: it was cut short, or is another file")]
+    #[error("it does not end like a memory image: it was truncated, or is a different file")]
     Magic,
-    #[error("its format version {0} is newer than this piton knows ({VERSION})")]
+    #[error("its format version {0} is newer than this version of piton supports ({VERSION})")]
     Version(u32),
     #[error("it has unknown flags {0:#x}")]
     Flags(u32),
     #[error("the checksum of its last page is wrong")]
     Checksum,
-    #[error("its last page says what cannot be: {0}")]
+    #[error("its last page has an invalid value: {0}")]
     Impossible(&'static str),
 }
 
@@ -242,7 +242,7 @@ impl Header {
             .map(|i| RANGES_AT + i * 16)
             .map(|at| (u64_at(page, at), u64_at(page, at + 8)))
             .collect();
-        let ram = Ram::new(&ranges).ok_or(FormatError::Impossible("where memory lies"))?;
+        let ram = Ram::new(&ranges).ok_or(FormatError::Impossible("the location of memory"))?;
         let (present, stored) = (u64_at(page, 64), u64_at(page, 72));
         if u64_at(page, 56) != ram.pages() || present > ram.pages() || stored > present {
             return Err(FormatError::Impossible("the number of pages"));

@@ -34,11 +34,12 @@ pub enum ImageError {
     Format { path: PathBuf, source: FormatError },
     #[error("memory image {} is damaged: {what} at offset {offset}", path.display())]
     Corrupt { path: PathBuf, offset: u64, what: &'static str },
-    #[error("memory image {} is {found} bytes long, but what it says of itself needs {expected}", path.display())]
+    #[error("memory image {} is {found} bytes long, but should be {expected}", path.display())]
     Length { path: PathBuf, found: u64, expected: u64 },
     #[error("{} holds memory image {found}, but {expected} is expected there", path.display())]
     WrongImage { path: PathBuf, found: Id, expected: Id },
-    #[error("memory image {} is not the one that the manifest speaks of: its index has checksum {found:08x}, not {expected:08x}", path.display())]
+    #[error("memory image {} is not the one that the manifest refers to: its index has checksum \
+     {found:08x}, not {expected:08x}", path.display())]
     WrongIndex { path: PathBuf, found: u32, expected: u32 },
     #[error("memory image {} has no page at guest address {gpa:#x}; its parent has it", path.display())]
     InParent { path: PathBuf, gpa: u64 },
@@ -46,13 +47,13 @@ pub enum ImageError {
     NotRam { gpa: u64, len: u64 },
     #[error("memory image {} {what}: the chain of images is broken", path.display())]
     Chain { path: PathBuf, what: String },
-    #[error("guest memory at {0:x?} (start, length) cannot be put into an image")]
+    #[error("guest memory at {0:x?} (start, length) cannot be stored in an image")]
     Ranges(Vec<(u64, u64)>),
-    #[error("memory image {} cannot be completed: a write to it failed", path.display())]
+    #[error("memory image {} is incomplete: a write to it failed", path.display())]
     Incomplete { path: PathBuf },
-    #[error("memory image {} is compressed at guest address {gpa:#x}, and nothing can be written there any more", path.display())]
+    #[error("memory image {} is already compressed at guest address {gpa:#x} and can no longer be written there", path.display())]
     Packed { path: PathBuf, gpa: u64 },
-    #[error("memory image {} cannot be compressed: {source}", path.display())]
+    #[error("cannot compress memory image {}: {source}", path.display())]
     Pack { path: PathBuf, source: std::io::Error },
     #[error(transparent)]
     Cancelled(#[from] Cancelled),

@@ -70,7 +70,7 @@ impl Image {
         let groups = header.ram.groups() as usize;
         let table: Vec<Entry> = bytes.chunks_exact(ENTRY as usize).take(groups).map(Entry::decode).collect();
         if table.iter().map(|entry| u64::from(entry.present)).sum::<u64>() != header.present {
-            return Err(corrupt("a table of groups that does not fit"));
+            return Err(corrupt("an invalid table of groups"));
         }
         let groups = table.iter().map(|_| OnceLock::new()).collect();
         Ok(Self { file, header, places, table, groups, unpacked: Mutex::default() })
@@ -147,13 +147,13 @@ impl Image {
         let group = Group::decode(&bitmap, &crcs, &frames);
         let pages = (self.header.ram.pages() - index as u64 * GROUP).min(GROUP);
         if group.present() != entry.present || runs(&group.bitmap, pages..GROUP, true).next().is_some() {
-            return Err(self.corrupt(bitmap_at, "a bitmap that does not fit"));
+            return Err(self.corrupt(bitmap_at, "an invalid bitmap"));
         }
         for (chunk, (frame, word)) in (0..).zip(group.frames.iter().zip(&group.bitmap)) {
             let place = self.header.ram.chunk(index as u64 * GROUP + chunk * CHUNK);
             let fits = place.is_some_and(|(_, len)| *word != 0 && (1..=len).contains(&frame.len.into()));
             if !frame.is_none() && !fits {
-                return Err(self.corrupt(frames_at, "a frame that does not fit"));
+                return Err(self.corrupt(frames_at, "an invalid compressed frame"));
             }
         }
         Ok(group)
@@ -299,7 +299,7 @@ impl Image {
     /// frame is.
     fn read_frame(&self, first: u64, frame: Frame, len: usize, from: usize, buf: &mut [u8]) -> Result<u64> {
         let Some((place, _)) = self.header.ram.chunk(first) else {
-            return Err(self.corrupt(self.places.frames, "a frame that does not fit"));
+            return Err(self.corrupt(self.places.frames, "an invalid compressed frame"));
         };
         let mut unpacked = self.unpacked.lock().unwrap_or_else(PoisonError::into_inner);
         if unpacked.as_ref().is_none_or(|(number, _)| *number != first) {
@@ -309,7 +309,7 @@ impl Image {
                 return Err(self.corrupt(place, "a wrong checksum of compressed pages"));
             }
             let pages = unpack(&bytes, len);
-            let pages = pages.ok_or_else(|| self.corrupt(place, "a frame that is not of its pages"))?;
+            let pages = pages.ok_or_else(|| self.corrupt(place, "a compressed frame of other pages"))?;
             *unpacked = Some((first, pages));
         }
         if let Some((_, pages)) = &*unpacked {
@@ -375,7 +375,7 @@ impl Image {
             self.file.read_at(buf, start)?;
             if let Some(page) = buf.chunks(PAGE).position(|page| !is_zero(page)) {
                 let offset = start + (page * PAGE) as u64;
-                return Err(self.corrupt(offset, "bytes that are not zero in a page that is"));
+                return Err(self.corrupt(offset, "nonzero bytes in a page recorded as zero"));
             }
             told(0)?;
             at = end;

@@ -155,7 +155,7 @@ fn an_unfinished_or_foreign_file_is_named() {
     writer.write(0, &pages(&[1, 2])).unwrap();
     drop(writer);
     let error = Image::open(&storage, &path, ID, 0).unwrap_err().to_string();
-    assert!(error.contains("cut short") && error.contains(path.to_str().unwrap()), "{error}");
+    assert!(error.contains("truncated") && error.contains(path.to_str().unwrap()), "{error}");
     fs::write(&path, b"short").unwrap();
     assert!(matches!(
         Image::open(&storage, &path, ID, 0),

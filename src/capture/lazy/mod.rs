@@ -90,7 +90,7 @@ struct Region {
 enum FillError {
     #[error(transparent)]
     Image(#[from] ImageError),
-    #[error("pages of guest memory cannot be put in place: {0}")]
+    #[error("cannot fill pages of guest memory: {0}")]
     Put(std::io::Error),
 }
 
@@ -107,7 +107,7 @@ impl Filling {
         match Uffd::new() {
             Ok(uffd) => Self::lazy(uffd, chain, memory, events),
             Err(e) => {
-                log::warn!("memory is read whole before the guest runs, as userfaultfd cannot be used ({e})");
+                log::warn!("all memory is read before the guest runs, as userfaultfd is not available ({e})");
                 guest::load(&chain, memory, progress)?;
                 Ok(Self { lazy: None })
             }
@@ -175,7 +175,7 @@ impl Filling {
         }) {
             Ok(thread) => lazy.fetcher = Some(thread),
             // What is touched comes all the same.
-            Err(e) => log::warn!("memory is not fetched in the background: {e}"),
+            Err(e) => log::warn!("cannot fetch memory in the background: {e}"),
         }
     }
 
@@ -216,7 +216,7 @@ impl Shared {
     fn end(&self) {
         self.stopping.store(true, Ordering::SeqCst);
         if let Err(e) = self.stop.write(1) {
-            log::warn!("the filling of memory does not end: {e}");
+            log::warn!("cannot stop filling memory: {e}");
         }
     }
 
@@ -227,7 +227,7 @@ impl Shared {
             let addresses = match self.uffd.wait(&self.stop) {
                 Ok(addresses) if addresses.is_empty() => return,
                 Ok(addresses) => addresses,
-                Err(e) => return self.give_up(&format!("guest memory cannot be filled any more: {e}")),
+                Err(e) => return self.give_up(&format!("guest memory can no longer be filled: {e}")),
             };
             // Without one it is all there, and nothing is watched any more.
             let Some(chain) = self.chain() else { continue };
@@ -305,7 +305,7 @@ impl Shared {
     fn fetch(&self) {
         // SAFETY: the call takes no memory; 0 is the calling thread.
         if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 10) } != 0 {
-            log::debug!("memory is fetched at the guest's own priority");
+            log::debug!("cannot lower the priority of the thread that fetches memory");
         }
         let Some(chain) = self.chain() else { return };
         let steps: u64 = self.regions.iter().map(|region| region.len.div_ceil(STEP)).sum();
@@ -328,7 +328,7 @@ impl Shared {
                 Ok(Put::Gone) => return,
                 Err(e) => {
                     // Perhaps nobody ever needs it; whoever does is told.
-                    log::error!("{e}; the VM runs on until its guest needs that");
+                    log::error!("{e}; the VM keeps running until its guest needs that memory");
                     damaged = true;
                     self.set_done(step);
                 }
@@ -340,7 +340,7 @@ impl Shared {
         for region in &self.regions {
             if let Err(e) = self.uffd.release(region.address, region.len) {
                 // It stays watched, and what is touched comes all the same.
-                return log::warn!("guest memory stays under watch: {e}");
+                return log::warn!("cannot stop watching guest memory: {e}");
             }
         }
         *self.chain.lock().unwrap_or_else(PoisonError::into_inner) = None;
@@ -360,7 +360,7 @@ impl Shared {
             std::thread::sleep(Duration::from_millis(20));
         }
         // The owner itself waits for that page.
-        log::error!("the VM did not end by itself, so its process does");
+        log::error!("the VM did not stop on its own: its process exits");
         std::process::exit(1);
     }
 }

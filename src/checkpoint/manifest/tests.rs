@@ -80,7 +80,7 @@ fn the_version_is_looked_at_first() {
     let newer = br#"{"format": 2, "id": [], "entirely": "other"}"#;
     let error = Manifest::decode(newer, ID).unwrap_err();
     assert!(matches!(error, ManifestError::Newer { found: 2 }));
-    assert!(error.to_string().contains("newer piton"));
+    assert!(error.to_string().contains("newer version of piton"));
     for text in
         ["", "{", "[]", "null", "{}", r#"{"format": "1"}"#, r#"{"format": 1}"#, r#"{"format": 1, "crc": 0}"#]
     {

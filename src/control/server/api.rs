@@ -74,7 +74,9 @@ impl Asked {
     /// Ends what is withdrawn.
     pub fn withdraw(self) {
         if let Some(job) = self.job {
-            job.finish(&Err(RequestError::Cancelled("who asked for it left before it was begun".into())));
+            job.finish(&Err(RequestError::Cancelled(
+                "the client disconnected before this was started".into(),
+            )));
         }
     }
 }
@@ -161,11 +163,9 @@ pub fn router(context: Context) -> Router {
             }),
         )
         .route("/vm/console", get(console))
-        .fallback(async || {
-            error(StatusCode::NOT_FOUND, "there is nothing at this path; GET /vm shows the VM")
-        })
+        .fallback(async || error(StatusCode::NOT_FOUND, "no such path; GET /vm shows the VM"))
         .method_not_allowed_fallback(async || {
-            error(StatusCode::METHOD_NOT_ALLOWED, "this path takes another method")
+            error(StatusCode::METHOD_NOT_ALLOWED, "method not allowed for this path")
         })
         .layer(DefaultBodyLimit::max(BODY_MAX))
         .with_state(context)
@@ -184,10 +184,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Reference {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {
         match UrlPath::from_request_parts(parts, state).await {
             Ok(UrlPath(reference)) => Ok(Self(reference)),
-            Err(e) => Err(error(
-                StatusCode::BAD_REQUEST,
-                format!("the path is not as documented: {}", e.body_text()),
-            )),
+            Err(e) => Err(error(StatusCode::BAD_REQUEST, format!("invalid path: {}", e.body_text()))),
         }
     }
 }
@@ -202,7 +199,7 @@ impl<S: Send + Sync> FromRequest<S> for Sent {
         let too_large = || {
             error(
                 StatusCode::PAYLOAD_TOO_LARGE,
-                format!("the body is too large: at most {BODY_MAX} bytes are taken"),
+                format!("the request body is too large: at most {BODY_MAX} bytes are accepted"),
             )
         };
         let announced = request.headers().get(CONTENT_LENGTH).and_then(|len| len.to_str().ok()?.parse().ok());
@@ -212,10 +209,10 @@ impl<S: Send + Sync> FromRequest<S> for Sent {
         match tokio::time::timeout(BODY, Bytes::from_request(request, state)).await {
             Ok(Ok(body)) => Ok(Self(body)),
             Ok(Err(e)) if e.status() == StatusCode::PAYLOAD_TOO_LARGE => Err(too_large()),
-            Ok(Err(e)) => Err(error(e.status(), format!("the body cannot be read: {}", e.body_text()))),
+            Ok(Err(e)) => Err(error(e.status(), format!("cannot read the request body: {}", e.body_text()))),
             Err(_) => Err(error(
                 StatusCode::REQUEST_TIMEOUT,
-                format!("the body did not come within {} s", BODY.as_secs()),
+                format!("the request body did not arrive within {} s", BODY.as_secs()),
             )),
         }
     }
@@ -269,7 +266,7 @@ fn typed<T: DeserializeOwned>(fields: Map<String, Value>) -> serde_json::Result<
 }
 
 fn undocumented(e: &serde_json::Error) -> Response {
-    error(StatusCode::BAD_REQUEST, format!("the body is not as documented: {e}"))
+    error(StatusCode::BAD_REQUEST, format!("invalid request body: {e}"))
 }
 
 /// A request whose body may be left out where its default says enough.
@@ -338,7 +335,7 @@ async fn console(
     let past = match query {
         Ok(Query(ConsoleQuery { past })) => past.unwrap_or(PAST),
         Err(e) => {
-            let text = format!("the query is not as documented: {}", e.body_text());
+            let text = format!("invalid query: {}", e.body_text());
             return error(StatusCode::BAD_REQUEST, text);
         }
     };
@@ -353,7 +350,7 @@ async fn console(
     let before = context.consoles.fetch_add(1, Ordering::SeqCst);
     let attached = Attached(context.consoles.clone());
     if before >= context.consoles_max {
-        let text = format!("{before} consoles are attached to this VM already: close one first");
+        let text = format!("{before} consoles are already attached to this VM: close one first");
         return error(StatusCode::CONFLICT, text);
     }
     let reader = context.console.attach(past);
@@ -366,7 +363,7 @@ async fn console(
     tokio::spawn(async move {
         match hyper::upgrade::on(request).await {
             Ok(upgraded) => relay(upgraded, reader, context.console).await,
-            Err(e) => log::debug!("a console connection broke off: {e}"),
+            Err(e) => log::debug!("a console connection failed: {e}"),
         }
         drop(attached);
     });

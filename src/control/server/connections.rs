@@ -46,7 +46,7 @@ pub async fn serve(
                 if let Some(seat) = seat(&seats, &leave).await {
                     connections.spawn(converse(stream, app.clone(), seat, leave, stopped.clone()));
                 } else {
-                    log::warn!("the control socket was closed to a client: too many wait for answers");
+                    log::warn!("rejected a client of the control socket: too many are waiting for responses");
                 }
             }
         }
@@ -75,11 +75,13 @@ async fn accept(listener: &UnixListener, seats: &Seats) -> UnixStream {
         match listener.accept().await {
             Ok((stream, _)) => match stream.peer_cred() {
                 Ok(peer) if [nix::unistd::geteuid().as_raw(), 0].contains(&peer.uid()) => return stream,
-                Ok(peer) => log::warn!("the control socket was closed to user {}", peer.uid()),
-                Err(e) => log::warn!("the control socket was closed to an unknown user: {e}"),
+                Ok(peer) => {
+                    log::warn!("rejected a client of the control socket: user {} may not use it", peer.uid())
+                }
+                Err(e) => log::warn!("rejected a client of the control socket: cannot tell its user: {e}"),
             },
             Err(e) => {
-                log::debug!("a client of the control socket could not connect: {e}");
+                log::debug!("cannot accept a client of control socket: {e}");
                 // No file descriptor is left, most likely.
                 seats.free_one();
                 tokio::time::sleep(RETRY).await;
@@ -115,7 +117,7 @@ async fn converse(
         tokio::select! {
             result = connection.as_mut() => {
                 if let Err(e) = result {
-                    log::debug!("a connection to the control socket broke off: {e}");
+                    log::debug!("a connection to the control socket failed: {e}");
                 }
                 return;
             }

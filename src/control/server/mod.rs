@@ -24,7 +24,7 @@ use connections::ended;
 pub use api::{Asked, Dispatch};
 
 #[derive(Debug, thiserror::Error)]
-#[error("the control socket {} cannot be set up: {error}", path.display())]
+#[error("cannot set up the control socket {}: {error}", path.display())]
 pub struct ServerError {
     path: PathBuf,
     error: io::Error,
@@ -85,7 +85,7 @@ impl Server {
                     tokio::select! {
                         result = connections::serve(listener, api::router(context), seats, stopped.clone()) => {
                             if let Err(e) = result {
-                                log::error!("the control socket: {e}");
+                                log::error!("control socket: {e}");
                             }
                         }
                         () = patience => {}

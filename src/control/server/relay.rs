@@ -19,7 +19,7 @@ const LOOK: Duration = Duration::from_millis(500);
 /// Until the console is closed or its user has left.
 pub async fn relay(upgraded: Upgraded, reader: Reader, console: Arc<Console>) {
     let Ok(parts) = upgraded.downcast::<TokioIo<UnixStream>>() else {
-        log::error!("the console's connection is none of the control socket's");
+        log::error!("the console's connection does not belong to the control socket");
         return;
     };
     let mut stream = parts.io.into_inner();

@@ -92,7 +92,7 @@ impl fmt::Display for Logged {
             Op::SyncFile { .. } => write!(f, "fdatasync {path}"),
             Op::SyncDir { .. } => write!(f, "fsync folder {path}"),
             Op::SyncFailed { .. } => write!(f, "fdatasync {path} (failed)"),
-            Op::Reread { .. } => write!(f, "drop what is cached of {path}"),
+            Op::Reread { .. } => write!(f, "drop the cache of {path}"),
             Op::Mark(epoch) => write!(f, "-- {epoch} --"),
         }
     }
