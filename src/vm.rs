@@ -32,16 +32,17 @@ pub enum VmError {
     NoKvm,
     #[error("no permission to open /dev/kvm: add your user to its group (usually `kvm`) and log in again")]
     KvmPermission,
-    #[error("/dev/kvm cannot be opened: {0}")]
+    #[error("cannot open /dev/kvm: {0}")]
     KvmOpen(kvm_ioctls::Error),
-    #[error("/dev/kvm does not answer as KVM should (API version {0}, {KVM_API_VERSION} is needed)")]
+    #[error("/dev/kvm is not a usable KVM device (API version {0} instead of {KVM_API_VERSION})")]
     KvmVersion(i32),
     #[error("this KVM is too old for piton: it lacks {0}; use a kernel of 5.10 or later")]
     KvmTooOld(String),
-    #[error("this KVM allows at most {max} vCPUs, {asked} were asked for")]
+    #[error("this KVM supports at most {max} vCPUs, not {asked}")]
     TooManyCpus { asked: u32, max: usize },
     #[error(
-        "the kernel did not tell the time when this was saved, so the clock cannot be moved on: leave --clock away"
+        "the kernel did not record the time when this was saved, so the clock cannot be moved forward: \
+         omit --clock"
     )]
     NoRealtime,
     #[error("KVM refused to {what}: {error}")]
@@ -179,7 +180,7 @@ impl Vm {
 
     /// The CPU features that KVM can give to guests on this host.
     pub fn supported_cpuid(&self) -> Result<CpuId, VmError> {
-        self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(VmError::kvm("tell its CPU features"))
+        self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(VmError::kvm("list its CPU features"))
     }
 
     /// MSRs that have to be saved with a vCPU.

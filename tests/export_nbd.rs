@@ -252,7 +252,7 @@ fn bad_input_is_told() {
     serve("demo@nothing", &socket, "").fails(3, &["nothing"]);
     serve("demo@one", &socket, "--disk zz").fails(3, &["no disk `zz`", "a, b"]);
     serve("demo@one", &lab.beside(&"x".repeat(100)), "").fails(3, &["107", "shorter"]);
-    serve("demo@one", &lab.beside("no/where"), "").fails(1, &["no/where", "cannot be set up"]);
+    serve("demo@one", &lab.beside("no/where"), "").fails(1, &["no/where", "cannot set up"]);
     lab.cp("serve demo@one").fails(2, &["required"]);
     let mine = lab.file("mine", b"x");
     serve("demo@one", Path::new(&mine), "").fails(3, &["mine", "already exists"]);

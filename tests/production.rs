@@ -116,7 +116,7 @@ fn wrong_settings_and_types_are_refused() {
     }
     lab.cp("create demo --type disabled").fails(2, &["a setting"]);
     for time in ["0", "61", "1e9"] {
-        lab.cp(&format!("create demo --freeze-timeout {time}")).fails(2, &["from 0.001 to 60"]);
+        lab.cp(&format!("create demo --freeze-timeout {time}")).fails(2, &["between 0.001 and 60 seconds"]);
     }
     lab.home.piton("set nobody --checkpoint-type standard").fails(3, &["nobody"]);
     lab.home.piton("set demo --checkpoint-dir /proc/nothing").fails(3, &["/proc/nothing", "create it first"]);

@@ -82,8 +82,8 @@ fn kernels() {
     };
     let cases: [(&str, Vec<u8>, &str); 8] = [
         ("empty", Vec::new(), "empty"),
-        ("text", b"#!/bin/sh\necho no kernel\n".to_vec(), "not a kernel that piton knows"),
-        ("zeros", vec![0; 1 << 20], "not a kernel that piton knows"),
+        ("text", b"#!/bin/sh\necho no kernel\n".to_vec(), "not a kernel that piton can boot"),
+        ("zeros", vec![0; 1 << 20], "not a kernel that piton can boot"),
         ("half", GUEST[..GUEST.len() / 2].to_vec(), "truncated"),
         ("header", GUEST[..40].to_vec(), "truncated"),
         ("magic", GUEST[..4].to_vec(), "truncated"),
@@ -152,7 +152,7 @@ fn disks() {
     refused(&home, &format!("--disk {good},readonly,overlay"), 2, &["readonly", "overlay"]);
     refused(&home, "--disk ,readonly", 2, &["has no path"]);
     let many = format!("--disk {good},readonly ").repeat(30);
-    refused(&home, &many, 2, &["30 disks", "at most"]);
+    refused(&home, &many, 2, &["30 disks", "up to 14"]);
     let twice = format!("--disk {good},id=a --disk {good},id=b");
     refused(&home, &twice, 3, &["`a` and `b` are the same file", "good.raw"]);
     let link = home.beside("link.raw");
@@ -432,7 +432,7 @@ fn what_is_not_kvm() {
     for other in ["/dev/null", "/dev/zero"] {
         let prepare = format!("mount --bind {other} /dev/kvm");
         if let Some(finished) = in_namespace(&home, &prepare, "$PITON run demo") {
-            finished.fails(3, &["/dev/kvm", "does not answer as KVM"]);
+            finished.fails(3, &["/dev/kvm", "is not a usable KVM device"]);
             home.is_empty();
         }
     }

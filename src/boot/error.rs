@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
-    #[error("the {what} {} cannot be read: {error}", path.display())]
+    #[error("cannot read the {what} {}: {error}", path.display())]
     Open { what: &'static str, path: PathBuf, error: std::io::Error },
     #[error("the {what} {} is {is}", path.display())]
     Unfit { what: &'static str, path: PathBuf, is: String },
@@ -13,11 +13,11 @@ pub enum BootError {
          give the VM more with --memory", path.display()
     )]
     InitrdTooBig { path: PathBuf, initrd_mib: u64, memory_mib: u64 },
-    #[error("the command line has {0} characters: at most {max} fit", max = crate::layout::CMDLINE_MAX - 1)]
+    #[error("the kernel command line has {0} characters: the maximum is {max}", max = crate::layout::CMDLINE_MAX - 1)]
     CmdlineTooLong(usize),
-    #[error("the command line has a character that is not printable ASCII")]
+    #[error("the kernel command line contains a character that is not printable ASCII")]
     CmdlineNotAscii,
-    #[error("{what} cannot be written to guest memory: {error}")]
+    #[error("cannot write {what} to guest memory: {error}")]
     Write { what: &'static str, error: String },
     #[error("KVM refused to {what}: {error}")]
     Kvm { what: &'static str, error: String },

@@ -81,7 +81,7 @@ fn load_image<F: Read + ReadVolatile + Seek>(
     } else if got == start.len() && &start[0x202..0x206] == b"HdrS" {
         load_bzimage(memory, file, len)
     } else {
-        Err("not a kernel that piton knows: neither an ELF file (vmlinux) nor a bzImage (vmlinuz)".into())
+        Err("not a kernel that piton can boot: neither an ELF file (vmlinux) nor a bzImage (vmlinuz)".into())
     }
 }
 
@@ -182,7 +182,9 @@ fn load_bzimage<F: Read + ReadVolatile + Seek>(
     file.read_exact(header.as_mut_slice()).map_err(|_| "truncated: its header is cut off".to_owned())?;
     // 64-bit entry: protocol 2.12. Protocol 2.10 brought pref_address and init_size.
     if header.version < 0x020c || header.xloadflags & XLF_KERNEL_64 == 0 {
-        return Err("a kernel without a 64-bit entry; piton boots 64-bit kernels from Linux 3.8 on".into());
+        return Err(
+            "a kernel without a 64-bit entry point; piton boots 64-bit kernels of Linux 3.8 or later".into(),
+        );
     }
     let setup_len = (u64::from(header.setup_sects.max(1)) + 1) * 512;
     let system_len = u64::from(header.syssize) * 16;

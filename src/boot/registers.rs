@@ -62,14 +62,14 @@ pub fn set_up_vcpu(
     cpuid: &CpuId,
     entry: Entry,
 ) -> Result<(), BootError> {
-    fd.set_cpuid2(cpuid).map_err(kvm_error("take a vCPU's features"))?;
+    fd.set_cpuid2(cpuid).map_err(kvm_error("set a vCPU's features"))?;
     set_msr(fd, MSR_MISC_ENABLE, MISC_ENABLE_FAST_STRING)?;
     set_msr(fd, MSR_MTRR_DEF_TYPE, MTRR_WRITE_BACK)?;
     set_lapic_lines(fd)?;
     if index > 0 {
         return Ok(());
     }
-    let mut sregs = fd.get_sregs().map_err(kvm_error("tell a vCPU's segments"))?;
+    let mut sregs = fd.get_sregs().map_err(kvm_error("read a vCPU's segments"))?;
     let regs = match entry {
         Entry::Pvh(rip) => {
             set_segments(memory, &mut sregs, false)?;
@@ -101,16 +101,16 @@ pub fn set_up_vcpu(
 fn set_msr(fd: &VcpuFd, index: u32, data: u64) -> Result<(), BootError> {
     let entry = kvm_msr_entry { index, data, ..Default::default() };
     let msrs = Msrs::from_entries(&[entry])
-        .map_err(|e| BootError::Kvm { what: "take an MSR", error: format!("{e:?}") })?;
+        .map_err(|e| BootError::Kvm { what: "set an MSR", error: format!("{e:?}") })?;
     if !matches!(fd.set_msrs(&msrs), Ok(1)) {
-        log::info!("KVM does not let MSR {index:#x} be set; left as it is");
+        log::info!("KVM does not allow setting MSR {index:#x}; it keeps its value");
     }
     Ok(())
 }
 
 /// LINT0 takes the PIC's interrupts and LINT1 the NMI, as firmware leaves them.
 fn set_lapic_lines(fd: &VcpuFd) -> Result<(), BootError> {
-    let mut lapic = fd.get_lapic().map_err(kvm_error("tell a local APIC's state"))?;
+    let mut lapic = fd.get_lapic().map_err(kvm_error("read a local APIC's state"))?;
     set_lvt(&mut lapic, LAPIC_LVT_LINT0, LVT_MODE_EXTINT);
     set_lvt(&mut lapic, LAPIC_LVT_LINT1, LVT_MODE_NMI);
     fd.set_lapic(&lapic).map_err(kvm_error("set a local APIC's state"))

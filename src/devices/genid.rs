@@ -12,7 +12,7 @@ use crate::layout::GENERATION_PAGE;
 use crate::memory::GuestMemory;
 
 #[derive(Debug, thiserror::Error)]
-#[error("the VM generation id cannot be written to guest memory at {GENERATION_PAGE:#x}: {0}")]
+#[error("cannot write the VM generation id to guest memory at {GENERATION_PAGE:#x}: {0}")]
 pub struct GenerationError(vm_memory::GuestMemoryError);
 
 /// Puts the id where the guest looks for it. The guest must stand still: it may read the 16 bytes

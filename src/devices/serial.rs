@@ -13,7 +13,7 @@ use crate::bus::BusDevice;
 
 /// The saved state of COM1 is impossible.
 #[derive(Debug, thiserror::Error)]
-#[error("COM1 cannot be restored: {0}")]
+#[error("cannot restore COM1: {0}")]
 pub struct RestoreError(String);
 
 struct Interrupt(EventFd);

@@ -94,7 +94,7 @@ pub fn boot(config: &VmConfig, parts: Parts) -> Result<Machine, MachineError> {
     let supported = assembled.vm.supported_cpuid()?;
     for (index, fd) in (0..).zip(&assembled.vcpus) {
         let cpuid = boot::cpuid::for_vcpu(&supported, index, config.cpus)
-            .map_err(VmError::kvm("take this many CPU features"))?;
+            .map_err(VmError::kvm("accept this many CPU features"))?;
         boot::set_up_vcpu(fd, memory, index, &cpuid, entry)?;
     }
     assembled.start_threads()
@@ -127,7 +127,7 @@ fn fresh_vcpus(vm: &Vm, config: &VmConfig) -> Result<Vec<FreshVcpu>, MachineErro
         let features = boot::cpuid::for_vcpu(&supported, index, config.cpus)
             .and_then(|cpuid| fd.set_cpuid2(&cpuid))
             .and_then(|()| fd.get_cpuid2(KVM_MAX_CPUID_ENTRIES))
-            .map_err(VmError::kvm("tell a vCPU's features"))?;
+            .map_err(VmError::kvm("read a vCPU's features"))?;
         Ok(FreshVcpu { fd, features })
     };
     (0..config.cpus).map(fresh).collect()

@@ -25,11 +25,11 @@ const EXIT_FORBIDDEN: libc::c_int = 128 + libc::SIGSYS;
 
 #[derive(Debug, thiserror::Error)]
 pub enum SeccompError {
-    #[error("the seccomp filter of thread {thread} cannot be made: {error}")]
+    #[error("cannot build the seccomp filter of thread {thread}: {error}")]
     Compile { thread: &'static str, error: seccompiler::BackendError },
-    #[error("the kernel does not take the seccomp filter of thread {thread}: {error}")]
+    #[error("the kernel rejected the seccomp filter of thread {thread}: {error}")]
     Install { thread: &'static str, error: seccompiler::Error },
-    #[error("forbidden calls cannot be caught: {0}")]
+    #[error("cannot catch forbidden system calls: {0}")]
     Handler(std::io::Error),
 }
 
@@ -55,7 +55,7 @@ pub fn confine(thread: Thread) {
     }
     CONFINED.set(thread.name());
     if let Err(e) = install(thread) {
-        COMPLAINED.call_once(|| log::warn!("{e}: it runs without"));
+        COMPLAINED.call_once(|| log::warn!("{e}: it runs without one"));
     }
     #[cfg(debug_assertions)]
     try_forbidden_call(thread);

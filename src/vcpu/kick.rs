@@ -40,7 +40,7 @@ impl Kick {
         static HANDLER: Once = Once::new();
         HANDLER.call_once(|| {
             if let Err(e) = register_signal_handler(kick_signal(), on_signal) {
-                log::error!("the vCPU signal handler could not be set: {e}");
+                log::error!("cannot set the vCPU signal handler: {e}");
             }
         });
         let immediate_exit = &raw mut fd.get_kvm_run().immediate_exit;

@@ -27,9 +27,9 @@ use state::{StateError, VcpuState};
 
 #[derive(Debug, thiserror::Error)]
 pub enum VcpuError {
-    #[error("the thread of vCPU {index} could not be started: {error}")]
+    #[error("cannot start the thread of vCPU {index}: {error}")]
     Spawn { index: u32, error: std::io::Error },
-    #[error("the thread of vCPU {0} has ended")]
+    #[error("the thread of vCPU {0} has exited")]
     Gone(u32),
     #[error("vCPU {index}: {error}")]
     State { index: u32, error: StateError },
@@ -291,20 +291,18 @@ impl Runner {
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => Entered::Ended(MachineEvent::PowerOff),
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => Entered::Ended(MachineEvent::Reset),
             Ok(VcpuExit::InternalError) => crash(format!(
-                "KVM could not continue with vCPU {index}: it met an instruction that it cannot emulate"
+                "KVM cannot run vCPU {index}: it encountered an instruction that it cannot emulate"
             )),
             Ok(VcpuExit::FailEntry(reason, _)) => {
                 crash(format!("the processor refused to run vCPU {index} (hardware reason {reason:#x})"))
             }
-            Ok(exit) => {
-                crash(format!("vCPU {index} stopped for a reason that piton does not know: {exit:?}"))
-            }
+            Ok(exit) => crash(format!("vCPU {index} stopped for an unknown reason: {exit:?}")),
             Err(e) if [libc::EINTR, libc::EAGAIN].contains(&e.errno()) => {
                 // Cleared before the inbox is looked at; see kick.rs.
                 self.fd.set_kvm_immediate_exit(0);
                 Entered::Interrupted
             }
-            Err(e) => crash(format!("KVM could not run vCPU {index}: {e}")),
+            Err(e) => crash(format!("KVM cannot run vCPU {index}: {e}")),
         }
     }
 }

@@ -71,7 +71,7 @@ pub fn save(fd: &VcpuFd, listed: &[u32]) -> Result<VcpuState, StateError> {
 pub fn restore(fd: &VcpuFd, state: &VcpuState) -> Result<(), StateError> {
     // First: the features decide what the registers below may hold.
     let cpuid = CpuId::from_entries(&state.cpuid)
-        .map_err(|_| refused("take this many features")(kvm_ioctls::Error::new(libc::E2BIG)))?;
+        .map_err(|_| refused("accept this many features")(kvm_ioctls::Error::new(libc::E2BIG)))?;
     fd.set_cpuid2(&cpuid).map_err(refused("set the features"))?;
     fd.set_mp_state(state.mp_state).map_err(refused("set the MP state"))?;
     fd.set_regs(&state.regs).map_err(refused("set the registers"))?;
@@ -107,7 +107,7 @@ fn keep_deadline(lapic: &kvm_lapic_state, msrs: &mut BTreeMap<u32, u64>) {
 
 fn batch(entries: &[kvm_msr_entry]) -> Result<Msrs, StateError> {
     Msrs::from_entries(entries)
-        .map_err(|_| refused("take this many MSRs")(kvm_ioctls::Error::new(libc::E2BIG)))
+        .map_err(|_| refused("accept this many MSRs")(kvm_ioctls::Error::new(libc::E2BIG)))
 }
 
 /// KVM stops at the first MSR that it cannot read; that one is left out.
@@ -138,7 +138,7 @@ fn set_msrs(fd: &VcpuFd, msrs: &BTreeMap<u32, u64>) -> Result<(), StateError> {
         let set = fd.set_msrs(&batch(part)?).unwrap_or(0);
         if set < part.len() {
             let left = rest.get(set).unwrap_or(first);
-            log::debug!("KVM does not let MSR {:#x} be set to {:#x}", left.index, left.data);
+            log::debug!("KVM does not allow setting MSR {:#x} to {:#x}", left.index, left.data);
         }
         rest = rest.get(if set < part.len() { set + 1 } else { set }..).unwrap_or_default();
     }

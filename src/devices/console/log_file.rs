@@ -28,7 +28,7 @@ impl Log {
             Ok(()) => self.failed = false,
             Err(e) if !self.failed => {
                 self.failed = true;
-                log::warn!("{} cannot be written: {e}", self.path.display());
+                log::warn!("cannot write {}: {e}", self.path.display());
             }
             Err(_) => {}
         }

@@ -203,7 +203,8 @@ impl Console {
             let mut bytes = std::mem::take(&mut state.pending);
             if std::mem::take(&mut state.lost) > 0 {
                 bytes.extend_from_slice(
-                    b"\r\n[piton: the guest printed faster than could be written; some output is lost]\r\n",
+                    b"\r\n[piton: the guest printed faster than its output could be written; some of it \
+                     is lost]\r\n",
                 );
             }
             state.writing = true;

@@ -21,7 +21,7 @@ impl Complaints {
     pub fn warn(&self, text: impl Display) {
         match self.admit(Instant::now()) {
             Some(0) => log::warn!("{text}"),
-            Some(more) => log::warn!("{text} ({more} warnings like it were held back)"),
+            Some(more) => log::warn!("{text} ({more} similar warnings were suppressed)"),
             None => {}
         }
     }

@@ -189,7 +189,7 @@ impl Inner {
         if let Some(doorbell) = &self.doorbell
             && let Err(e) = doorbell.write(1)
         {
-            log::error!("the agent's port cannot be served: {e}");
+            log::error!("cannot serve the agent's port: {e}");
         }
     }
 }

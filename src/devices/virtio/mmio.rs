@@ -325,9 +325,9 @@ impl<D: Device> SaveTransport for Transport<D> {
             && state.queues.iter().map(|q| q.max_size).eq(active.queues.iter().map(QueueT::max_size))
             && state.choices.features & !self.offered == 0;
         if !fits {
-            return Err(Violation("the saved state is of another device".into()));
+            return Err(Violation("the saved state belongs to another device".into()));
         }
-        let broken = |e| Violation(format!("a saved queue is impossible: {e}"));
+        let broken = |e| Violation(format!("a saved queue is invalid: {e}"));
         active.queues =
             state.queues.iter().map(SavedQueue::to_queue).collect::<Result<_, _>>().map_err(broken)?;
         if state.status & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
@@ -341,7 +341,7 @@ impl<D: Device> SaveTransport for Transport<D> {
 }
 
 fn misplaced(queue: impl Display) -> Violation {
-    Violation(format!("queue {queue} does not lie in guest memory"))
+    Violation(format!("queue {queue} is not in guest memory"))
 }
 
 fn half(value: u64, select: u32) -> u32 {

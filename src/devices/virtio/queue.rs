@@ -159,7 +159,7 @@ impl<D: Device> Backend<D> {
 
     pub fn ring(&self) {
         if let Err(e) = self.doorbell.write(1) {
-            log::error!("a virtio doorbell cannot be rung: {e}");
+            log::error!("cannot ring a virtio doorbell: {e}");
         }
     }
 
@@ -179,7 +179,7 @@ impl<D: Device> Backend<D> {
 
     fn raise(&self) {
         if let Err(e) = self.irq.write(1) {
-            log::error!("a virtio interrupt cannot be raised: {e}");
+            log::error!("cannot raise a virtio interrupt: {e}");
         }
     }
 

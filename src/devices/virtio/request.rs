@@ -67,11 +67,11 @@ impl<'m> Parsed<'m> {
         let mut data: Output<'m> = chain.writer(memory).map_err(wrong("a block request's writable part"))?;
         let header: Header = input
             .read_obj()
-            .map_err(|e| Violation(format!("a block request's header does not lie in the request: {e}")))?;
+            .map_err(|e| Violation(format!("a block request's header is not in the request: {e}")))?;
         let writable = data
             .available_bytes()
             .checked_sub(1)
-            .ok_or_else(|| Violation("a block request has no place for its status".into()))?;
+            .ok_or_else(|| Violation("a block request has no room for its status".into()))?;
         let status = data.split_at(writable).map_err(wrong("a block request's status"))?;
         // A sector beyond 2^55 is beyond any disk; the bounds check refuses it.
         let offset = header.sector.to_native().saturating_mul(SECTOR);

@@ -152,7 +152,7 @@ impl Net {
         else {
             let most = HEADER + MOST_FRAME;
             self.complaints.warn(format_args!(
-                "the guest sends a frame of {length} bytes: it has {} to {most}",
+                "the guest sent a frame of {length} bytes: only {} to {most} are allowed",
                 HEADER + LEAST_FRAME
             ));
             return Ok(0);
@@ -182,7 +182,7 @@ impl Net {
         // Both are one byte.
         writer
             .write_all(&[answer as u8])
-            .map_err(|e| Violation(format!("a control command has no place for its answer: {e}")))?;
+            .map_err(|e| Violation(format!("a control command has no room for its response: {e}")))?;
         Ok(1)
     }
 

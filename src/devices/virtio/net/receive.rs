@@ -56,7 +56,7 @@ impl Net {
                     queue.set_next_avail(at);
                     backend.drop_frame();
                     self.complaints.warn(format_args!(
-                        "a frame of {length} bytes is lost: the guest's buffers are smaller"
+                        "dropped a frame of {length} bytes: the guest's buffers are smaller"
                     ));
                 }
             }

@@ -130,7 +130,7 @@ impl Vsock {
         reader.read_exact(&mut bytes).map_err(broken)?;
         let header = Header::parse(&bytes);
         let data = self.packet.get_mut(..header.len as usize).ok_or_else(|| {
-            Violation(format!("a socket's packet of {} bytes: it may have {MOST_DATA}", header.len))
+            Violation(format!("a socket's packet of {} bytes: the maximum is {MOST_DATA}", header.len))
         })?;
         reader.read_exact(data).map_err(broken)?;
         self.sockets.hear(&header, data, now);

@@ -21,15 +21,15 @@ const PATH_MAX: usize = 107;
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
     #[error(
-        "{} is too long for a socket's path: with the port of a guest's call it has {} bytes, and at most {PATH_MAX} can be used: \
-         set PITON_HOME to a shorter path",
+        "{} is too long for a socket's path ({} bytes with a port number, at most {PATH_MAX}): set \
+         PITON_HOME to a shorter path",
         .0.display(),
         .0.as_os_str().len() + LONGEST_SUFFIX
     )]
     TooLong(PathBuf),
-    #[error("the socket {} cannot be set up: {}", .0.display(), .1)]
+    #[error("cannot set up the socket {}: {}", .0.display(), .1)]
     Listen(PathBuf, io::Error),
-    #[error("the checkpoint has a vsock device and this VM's process began without: stop the VM first")]
+    #[error("the checkpoint has a vsock device, but this VM was started without one: stop the VM first")]
     TooLate,
 }
 
