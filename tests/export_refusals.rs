@@ -174,7 +174,7 @@ fn all_that_is_missing_is_told_at_once_and_can_be_remapped() {
         export.state.as_mut().unwrap().bytes = kept.len() as u64;
     });
     other.piton(&format!("import {one} {remap}")).ok();
-    other.piton(&format!("import {one} {remap}")).fails(3, &["a VM `demo` already exists", "--name"]);
+    other.piton(&format!("import {one} {remap}")).fails(3, &["a VM named `demo` already exists", "--name"]);
     other.piton("checkpoint revert demo --yes --run").ok();
     let mut guest = other.attach("demo");
     assert_eq!(guest.ok("sum"), sum);

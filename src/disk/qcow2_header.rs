@@ -88,7 +88,7 @@ impl Unfit {
         match self {
             Self::NoHeader => "this is not a qcow2 image".into(),
             Self::Version(version) => format!("it has version {version}, but only 2 and 3 are supported"),
-            Self::TooLargeTable(entries) => format!("its table size is invalid ({entries} entries)"),
+            Self::TooLargeTable(entries) => format!("its table is too large ({entries} entries)"),
             Self::Encrypted => format!(
                 "it is encrypted: put its passphrase into a file KEY and decrypt it with `qemu-img \
                  convert --object secret,id=key,file=KEY --image-opts \

@@ -113,8 +113,7 @@ fn damage_is_named_and_others_are_listed() {
     assert_eq!(listing.damaged.len(), 5);
     fs::remove_file(store.path(id(6))).unwrap();
     let errors: Vec<String> = listing.damaged.iter().map(|d| d.error.to_string()).collect();
-    for (n, what) in
-        [(1, "checksum"), (2, "newer version of piton"), (3, "no manifest"), (4, "is expected there")]
+    for (n, what) in [(1, "checksum"), (2, "newer version of piton"), (3, "no manifest"), (4, "is expected")]
     {
         let error = &errors[n - 1];
         let path = store.path(id(n as u8));
