@@ -85,10 +85,10 @@ fn a_tap_device_that_is_not_to_be_had_is_named() {
         make_tap("mine", " user 0");
         ip("link add dummy0 type bridge");
         let run = |net: &str| powerless(lab.home.command(["run", "demo", "--detach", "--net", net]));
-        run("tap=none").fails(3, &["`none` does not exist, and making it is not permitted", "ip tuntap add"]);
-        run("tap=t0").fails(3, &["using the tap device `t0` is not permitted"]);
+        run("tap=none").fails(3, &["`none` does not exist, and only root can create it", "ip tuntap add"]);
+        run("tap=t0").fails(3, &["no permission to use the tap device `t0`"]);
         lab.home.is_empty();
-        lab.piton("run demo --detach --net tap=dummy0").fails(3, &["but no tap device"]);
+        lab.piton("run demo --detach --net tap=dummy0").fails(3, &["but not a tap device"]);
         let held = taken("t0");
         lab.piton("run demo --detach --net tap=t0").fails(3, &["in use by another process"]);
         lab.home.is_empty();
@@ -121,8 +121,8 @@ fn a_checkpoint_is_gone_to_with_another_network() {
         for (net, text) in [
             ("--net user --net user", "give --net once for each"),
             ("--net user,mac=52:54:00:00:00:09", "omit mac="),
-            ("--net user,mtu=1400", "leave mtu= out"),
-            ("--net tap=lo", "but no tap device"),
+            ("--net user,mtu=1400", "omit mtu="),
+            ("--net tap=lo", "but not a tap device"),
         ] {
             lab.piton(&format!("{apply} {net}")).fails(3, &[text]);
         }
@@ -192,11 +192,11 @@ fn two_vms_on_one_bridge_have_different_addresses() {
         let mut guest = start(&lab, "demo", "--net tap=t0", 2);
         lab.create("here");
         let refused = lab.piton("clone demo@here web --run --net tap=t1");
-        refused.fails(3, &["the VM `demo`, which is running", "on the bridge `br0`", "shared-mac"]);
+        refused.fails(3, &["the running VM `demo`", "on the bridge `br0`", "shared-mac"]);
         assert!(!lab.home.vm("web").exists(), "nothing is made");
         let mac = lab.definition()["config"]["nets"][0]["mac"].as_str().unwrap().to_owned();
         let run = format!("run web --detach --memory 64M --net tap=t1,mac={mac}");
-        lab.piton(&run).fails(3, &["the VM `demo`, which is running"]);
+        lab.piton(&run).fails(3, &["the running VM `demo`"]);
         lab.home.vm("web").exists().then(|| panic!("nothing is made"));
         // With another one, both are there.
         let mut web = start(&lab, "web", "--net tap=t1", 3);

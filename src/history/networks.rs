@@ -9,7 +9,8 @@ use crate::net::{bridge_of, is_used};
 /// Another VM that runs is on the same bridge with the same address.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the VM `{vm}`, which is running, has the MAC address {mac} on the bridge `{bridge}`, too: stop it, or insist with --net tap={tap},shared-mac"
+    "the running VM `{vm}` has the same MAC address {mac} on the bridge `{bridge}`: stop it, or allow \
+     this with --net tap={tap},shared-mac"
 )]
 pub struct MacInUse {
     mac: Mac,
@@ -61,8 +62,8 @@ pub fn of_new(
     let refuse = |text: String| Err(CheckpointError::Refused(text));
     if let Some(tap) = before.iter().find_map(NetConfig::tap).filter(|_| args.is_empty()) {
         return refuse(format!(
-            "its network is the tap device `{tap}`, which is not taken over: give it one of its own with \
-             --net tap=NAME, or --net user or --net none"
+            "its network uses the tap device `{tap}`, which is not taken over: choose a network with \
+             --net tap=NAME, --net user or --net none"
         ));
     }
     let nets = match args {
@@ -72,7 +73,7 @@ pub fn of_new(
     };
     if let Some(tap) = nets.iter().find_map(NetConfig::tap).filter(|_| count > 1) {
         return refuse(format!(
-            "{count} VMs cannot share the tap device `{tap}`: make them one by one, or use --net user"
+            "{count} VMs cannot share the tap device `{tap}`: create them one by one, or use --net user"
         ));
     }
     Ok(nets)

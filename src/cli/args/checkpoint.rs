@@ -130,7 +130,7 @@ pub struct GuardArgs {
 /// Of commands that begin at a checkpoint.
 #[derive(Debug, Args)]
 pub struct OtherNetworks {
-    /// Network in place of the one it had: user|tap=NAME|none[,mac=ADDRESS][,mtu=BYTES][,isolated][,shared-mac];
+    /// Network instead of the checkpoint's: user|tap=NAME|none[,mac=ADDRESS][,mtu=BYTES][,isolated][,shared-mac];
     /// once for each network card if the guest continues from memory
     #[arg(long = "net", value_name = "NET")]
     pub nets: Vec<NetArg>,
