@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use ckpt_common::Lab;
 use common::{field, has_word, patience, until};
-use net_common::{fetch, free_port, has_passt, start};
+use net_common::{Host, fetch, free_port, has_passt, start};
 
 /// Bytes of a download in `parts`, and their FNV-1a sum as the guest prints it.
 fn content(length: usize) -> (Vec<u8>, String) {
@@ -100,4 +100,33 @@ fn a_client_sees_the_machine_go_back() {
     guest.ok("net serve 80");
     let fresh = ask();
     assert_ne!(word(&first, "boot"), word(&fresh, "boot"));
+}
+
+#[test]
+fn clones_and_imports_are_told_that_their_connections_are_over() {
+    if !has_passt() {
+        return;
+    }
+    let (lab, host) = (Lab::new(), Host::new());
+    let mut guest = start(&lab, "demo", "--net user");
+    let hang = host.url(&guest.gateway(), "/hang");
+    guest.send(&format!("net get {hang}"));
+    host.wait_for_hanging();
+    lab.create("busy");
+    lab.piton("clone demo@busy web --count 2 --run").ok();
+    let dir = lab.home.beside("export").display().to_string();
+    lab.piton(&format!("checkpoint export demo@busy {dir}")).ok();
+    lab.piton(&format!("import {dir} --name copy")).ok();
+    lab.piton("checkpoint revert copy --yes --run").ok();
+    for vm in ["web-1", "web-2", "copy"] {
+        let mut console = lab.attach(vm);
+        let line = console.line(&["ok net get", "ok get", "err"]);
+        assert!(line.contains("reason=reset"), "{vm}: {line}");
+        // And what it asks for next, it gets.
+        let hello = hang.replace("/hang", "/hello");
+        let got = console.ok(&format!("net get {hello}"));
+        assert_eq!(field(&got, "status"), 200, "{vm}: {got}");
+    }
+    // Where it came from it goes on.
+    assert!(!guest.text().contains("reason="), "{}", guest.text());
 }
