@@ -7,11 +7,13 @@
 
 mod agent;
 mod contents;
+mod driver;
 mod files;
 mod http;
 mod images;
 mod kernel;
 mod mutate;
+mod net;
 mod virtio;
 mod vsock;
 
@@ -84,6 +86,8 @@ fn targets() -> Vec<(&'static str, Make)> {
         ("grub", contents::grub),
         ("virtio", virtio::target),
         ("vsock", vsock::target),
+        ("net", net::device),
+        ("passt", net::passt),
         ("elf", kernel::elf),
         ("bzimage", kernel::bzimage),
         ("control", http::target),

@@ -94,7 +94,7 @@ impl Net {
     }
 
     /// Does what was done to the cable. `seen`: the driver knows the link as it is.
-    pub(in crate::devices::virtio) fn follow_link(&mut self, seen: bool, now: Instant) {
+    pub fn follow_link(&mut self, seen: bool, now: Instant) {
         match self.link.take_change() {
             Change::Nothing => {}
             Change::Unplug => {
