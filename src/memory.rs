@@ -1,7 +1,9 @@
 //! Guest memory: where RAM lies and the mapping of it into this process.
 
+use std::os::fd::{AsRawFd, BorrowedFd};
+
 use vm_memory::bitmap::AtomicBitmap;
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use crate::layout::{MMIO_HOLE_END, MMIO_HOLE_START};
 
@@ -34,6 +36,32 @@ pub fn allocate(size: u64) -> Result<GuestMemory, MemoryError> {
         .collect::<Result<_, _>>()
         .map_err(|e| failed(e.to_string()))?;
     GuestMemory::from_ranges(&ranges).map_err(|e| failed(e.to_string()))
+}
+
+/// Puts a file in place of all that memory holds, privately: address a reads as byte a of the file
+/// until it is written. The mappings stay where they are, so that KVM's slots do.
+pub fn map_file(memory: &GuestMemory, file: BorrowedFd) -> std::io::Result<()> {
+    for region in memory.iter() {
+        let offset = libc::off_t::try_from(region.start_addr().raw_value());
+        let offset = offset.map_err(|_| std::io::Error::from(std::io::ErrorKind::InvalidInput))?;
+        // SAFETY: the range is a mapping that `memory` owns as a whole, so nothing else is replaced,
+        // and it is unmapped with it as before; the mapping holds the file by itself. Guest memory is
+        // accessed as volatile bytes that may change at any time, never through references.
+        let mapped = unsafe {
+            libc::mmap(
+                region.as_ptr().cast(),
+                region.len() as usize,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
+                file.as_raw_fd(),
+                offset,
+            )
+        };
+        if mapped == libc::MAP_FAILED {
+            return Err(std::io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

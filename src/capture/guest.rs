@@ -21,8 +21,9 @@ use crate::vm::VmError;
 /// Bytes copied at a time.
 pub(super) const STEP: u64 = 256 << 10;
 /// Highest bits of an entry of /proc/self/pagemap (Documentation/admin-guide/mm/pagemap.rst): the page is
-/// in memory, or in swap.
+/// in memory, or in swap; it is a page of a file that is mapped.
 const IN_MEMORY_OR_SWAP: u8 = 1 << 7 | 1 << 6;
+const OF_A_FILE: u8 = 1 << 5;
 /// Entries read at a time.
 const ENTRIES: usize = 32 << 10;
 
@@ -47,6 +48,8 @@ pub enum CaptureError {
     Pagemap(std::io::Error),
     #[error("cannot watch guest memory: {0}")]
     Watch(std::io::Error),
+    #[error("cannot map memory image {}: {error}", path.display())]
+    Map { path: std::path::PathBuf, error: std::io::Error },
     #[error("cannot start a thread to fill memory: {0}")]
     Thread(std::io::Error),
     #[error("the image has memory at {image:x?}, but the VM has it at {vm:x?} (start, length)")]
@@ -87,7 +90,7 @@ pub fn check_ranges(chain: &MemoryChain, memory: &GuestMemory) -> Result<(), Cap
     Err(CaptureError::OtherMemory { image: chain.ranges().to_vec(), vm })
 }
 
-/// Tells which pages of this process have memory behind them.
+/// Tells which pages of this process have memory of their own behind them.
 pub(super) struct Touched(File);
 
 impl Touched {
@@ -95,7 +98,8 @@ impl Touched {
         File::open("/proc/self/pagemap").map(Self).map_err(CaptureError::Pagemap)
     }
 
-    /// Adds those of the pages `numbers` that were touched; `mapping` is where the first lies.
+    /// Adds those of the pages `numbers` that were touched; `mapping` is where the first lies. Where
+    /// a file is mapped privately, only what was written is the machine's own.
     pub fn find(&self, mapping: u64, numbers: Range<u64>, set: &mut PageSet) -> Result<(), CaptureError> {
         let mut bytes = vec![0; ENTRIES.min((numbers.end - numbers.start) as usize) * 8];
         let mut at = numbers.start;
@@ -106,7 +110,7 @@ impl Touched {
             self.0.read_exact_at(part, entry * 8).map_err(CaptureError::Pagemap)?;
             for (page, entry) in (at..).zip(part.chunks_exact(8)) {
                 // The flags are in the highest byte.
-                if entry[7] & IN_MEMORY_OR_SWAP != 0 {
+                if entry[7] & IN_MEMORY_OR_SWAP != 0 && entry[7] & OF_A_FILE == 0 {
                     set.insert(page);
                 }
             }

@@ -228,7 +228,7 @@ fn apply_checkpoint(args: ApplyArgs, json: bool) -> anyhow::Result<()> {
         discard_current: !save,
         name: save_current.flatten(),
         run: args.run,
-        how: GoBack { force: args.force, clock: args.clock },
+        how: GoBack { force: args.force, clock: args.clock, share: args.share },
         net: args.networks.nets,
     };
     let path = format!("/vm/checkpoints/{}/apply", manifest.id);
@@ -261,7 +261,12 @@ fn go_back_offline(
             ["start", &folder.name().to_string(), "--restore", &manifest.id.to_string()]
                 .map(Into::into)
                 .into();
-        let flags = [(run, "--resume"), (how.force, "--force"), (how.clock == Clock::Host, "--clock=host")];
+        let flags = [
+            (run, "--resume"),
+            (how.force, "--force"),
+            (how.clock == Clock::Host, "--clock=host"),
+            (how.share, "--share"),
+        ];
         args.extend(flags.iter().filter(|(on, _)| *on).map(|(_, flag)| flag.into()));
         args.extend(nets.iter().map(|net| format!("--net={net}").into()));
         return landed(folder, manifest, Some(run::detach(args)?), run, json);

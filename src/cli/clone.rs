@@ -5,15 +5,16 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use hyper::Method;
+
 use super::args::CloneArgs;
 use super::error::{refused, usage};
 use super::manage::{existing, info};
-use super::offline::{Offline, answer, find};
+use super::offline::{Offline, find};
 use super::out::{self, outln};
-use super::{net, run};
+use super::{net, run, work};
 use crate::checkpoint::Manifest;
 use crate::config::{Forward, validate_forwards};
-use crate::control::client;
 use crate::control::{CloneBody, SetBody, State, VmInfo};
 use crate::folder::VmName;
 use crate::history::{clone, networks, policy};
@@ -47,11 +48,11 @@ pub fn run(args: &CloneArgs, json: bool) -> anyhow::Result<()> {
         names.iter().try_for_each(|name| networks::check_addresses(&folder.sibling(name), &nets))?;
         check_taps(&nets)?;
     }
-    let body = CloneBody { names, net: args.networks.nets.clone() };
+    let body = CloneBody { names, net: args.networks.nets.clone(), own_memory: args.own_memory };
     let path = format!("/vm/checkpoints/{}/clone", manifest.id);
-    if answer(client::post::<VmInfo>(&folder.socket(), &path, &body))?.is_none() {
+    if work::ask::<VmInfo>(&folder.socket(), Method::POST, &path, &body)?.is_none() {
         let vm = Offline::open(&folder)?;
-        clone::make(&folder, &vm.definition, &manifest, &body)?;
+        work::here(|progress| clone::make(&folder, &vm.definition, &manifest, &body, progress))??;
     }
     for (name, forward) in body.names.iter().zip(forwards) {
         if !forward.is_empty() {

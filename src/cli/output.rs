@@ -112,7 +112,8 @@ pub fn show(info: &VmInfo) {
     }
     line("created", when(&info.created));
     line("cpus", info.config.cpus.to_string());
-    line("memory", size(info.config.memory));
+    let shared = if info.shares_memory == Some(true) { ", shared but for what it wrote" } else { "" };
+    line("memory", format!("{}{shared}", size(info.config.memory)));
     line("kernel", boots(&info.config));
     if let Some(initrd) = &info.config.initrd {
         line("initrd", initrd.display().to_string());
@@ -427,6 +428,9 @@ pub fn show_checkpoint(manifest: &Manifest) {
     if let Some(memory) = &manifest.memory {
         let stored = stored_memory(memory.stored_bytes, memory.compressed_bytes);
         line("memory", format!("{stored} of {}", size(memory.guest_bytes)));
+        if let Some(flat) = &memory.flat {
+            line("for clones", format!("{} more, a copy that they share", size(flat.stored_bytes)));
+        }
     }
     line("disk", size(manifest.disk_bytes));
     line("cpus", manifest.config.cpus.to_string());

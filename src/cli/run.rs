@@ -104,7 +104,7 @@ pub fn start(args: StartArgs, background: bool, json: bool) -> anyhow::Result<()
         vmm.start()?;
         return serve(vmm, &folder, true, background, patience);
     };
-    let how = GoBack { force: args.force, clock: args.clock };
+    let how = GoBack { force: args.force, clock: args.clock, share: args.share };
     let body = ApplyBody { discard_current: true, how, net: args.nets, ..Default::default() };
     let vmm = Vmm::restore(folder.clone(), definition, lock, id, &body)?;
     serve(vmm, &folder, args.resume, background, patience)

@@ -27,6 +27,7 @@ pub enum JobKind {
     /// A base image gets checksums.
     Seal,
     Export,
+    Clone,
 }
 
 impl std::fmt::Display for JobKind {
@@ -39,6 +40,7 @@ impl std::fmt::Display for JobKind {
             Self::Merge => "merge",
             Self::Seal => "seal",
             Self::Export => "export",
+            Self::Clone => "clone",
         })
     }
 }
@@ -179,6 +181,7 @@ impl Request {
             Self::ApplyCheckpoint(reference, _) => (JobKind::Apply, reference.clone()),
             // One that only tells what would go is no work.
             Self::DeleteCheckpoint(reference, body) if !body.dry_run => (JobKind::Delete, reference.clone()),
+            Self::CloneCheckpoint(reference, _) => (JobKind::Clone, reference.clone()),
             Self::Revert(_) => (JobKind::Revert, String::new()),
             _ => return None,
         })

@@ -88,6 +88,10 @@ pub struct VmInfo {
     /// Whether something in the guest has the agent's port open; only of one that runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent_connected: Option<bool>,
+    /// Whether its memory is mapped from a checkpoint's image and shared with others, but for what
+    /// it wrote; only of one that runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shares_memory: Option<bool>,
     pub created: chrono::DateTime<chrono::Utc>,
     pub folder: std::path::PathBuf,
     pub checkpoint_type: CheckpointType,
@@ -134,6 +138,7 @@ impl VmInfo {
             warnings: Vec::new(),
             pid,
             agent_connected: None,
+            shares_memory: None,
             created: definition.created,
             folder: folder.path().to_owned(),
             checkpoint_type: definition.checkpoint_type,
@@ -419,12 +424,13 @@ struct ApplyFields {
     force: bool,
     clock: Clock,
     net: Vec<NetArg>,
+    share: bool,
 }
 
 impl From<ApplyFields> for ApplyBody {
     fn from(fields: ApplyFields) -> Self {
-        let ApplyFields { save_current, discard_current, name, run, force, clock, net } = fields;
-        Self { save_current, discard_current, name, run, how: GoBack { force, clock }, net }
+        let ApplyFields { save_current, discard_current, name, run, force, clock, net, share } = fields;
+        Self { save_current, discard_current, name, run, how: GoBack { force, clock, share }, net }
     }
 }
 
@@ -437,6 +443,9 @@ pub struct GoBack {
     /// What the guest's clock goes on from.
     #[serde(default)]
     pub clock: Clock,
+    /// Map the memory image, to share what the host caches of it with other VMs that do.
+    #[serde(default)]
+    pub share: bool,
 }
 
 /// Body of `DELETE /vm/checkpoints/{checkpoint}`.
@@ -486,6 +495,8 @@ pub struct CloneBody {
     /// Other networks than the checkpoint has; a tap device's has to be said anew.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub net: Vec<NetArg>,
+    /// Each fills memory of its own instead of sharing that of the checkpoint.
+    pub own_memory: bool,
 }
 
 /// [`CloneBody`] before it is known that there is something to make.
@@ -495,16 +506,18 @@ struct CloneFields {
     names: Vec<VmName>,
     #[serde(default)]
     net: Vec<NetArg>,
+    #[serde(default)]
+    own_memory: bool,
 }
 
 impl TryFrom<CloneFields> for CloneBody {
     type Error = &'static str;
 
-    fn try_from(CloneFields { names, net }: CloneFields) -> Result<Self, Self::Error> {
+    fn try_from(CloneFields { names, net, own_memory }: CloneFields) -> Result<Self, Self::Error> {
         if names.is_empty() {
             Err("`names` is empty: give the names of the new VMs")
         } else {
-            Ok(Self { names, net })
+            Ok(Self { names, net, own_memory })
         }
     }
 }

@@ -39,6 +39,9 @@ pub struct Definition {
     /// The checkpoint that it began as, if it is a clone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cloned_from: Option<Origin>,
+    /// Going to a checkpoint whose image can be mapped maps it, to be shared with all who do.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub share_memory: bool,
     #[serde(default)]
     pub now: Now,
 }
@@ -176,6 +179,7 @@ impl Definition {
             seal_base: false,
             forwards: Vec::new(),
             cloned_from: None,
+            share_memory: false,
             now: Now::default(),
         }
     }

@@ -15,8 +15,8 @@ use crate::control::GoBack;
 use crate::disk::delta_format::Parent;
 use crate::disk::layer::LayerSpec;
 use crate::folder::{Definition, Now, VmFolder, VmLock};
-use crate::history::bases;
 use crate::history::disks::{self, Layers, OpenDisks, Reuse};
+use crate::history::{bases, flat};
 use crate::id::Id;
 use crate::layout::GENERATION_PAGE;
 use crate::machine::{self, Bare, Machine, MachineState, Parts};
@@ -137,14 +137,22 @@ fn build(
         (Some(_), Some(state_info)) => {
             let json = read_state(folder.storage(), &catalog.store.state_path(manifest.id), state_info)?;
             let state: MachineState = serde_json::from_slice(&json).map_err(CheckpointError::Decode)?;
-            let specs = catalog.store.memory_chain(manifest)?;
-            let chain = MemoryChain::open(folder.storage(), &specs)?;
+            let shares = how.share || (next.share_memory && catalog.store.flat_image(manifest).is_some());
+            let chain = if shares {
+                flat::ready(&catalog.store, manifest, progress)?
+            } else {
+                MemoryChain::open(folder.storage(), &catalog.store.memory_chain(manifest)?)?
+            };
             let parts = parts.ok_or_else(|| {
                 CheckpointError::Refused(format!("checkpoint `{}` holds memory", manifest.name))
             })?;
             let parts = Parts { generation, ..parts(&next.config, &disks) };
             let bare = around.bare.unwrap_or_else(|| Bare::begin(&next.config)).end(&next.config)?;
-            let filling = Filling::begin(chain, bare.vm.memory(), parts.events.clone(), progress)?;
+            let filling = if shares {
+                Filling::map(chain, bare.vm.memory())?
+            } else {
+                Filling::begin(chain, bare.vm.memory(), parts.events.clone(), progress)?
+            };
             // The first page that is touched, and by this thread.
             filling.bring(GENERATION_PAGE);
             let machine = machine::restore(manifest.id, bare, &state, how.clock, parts)?;

@@ -9,9 +9,9 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{Catalog, CheckpointError, Result, apply, networks};
-use crate::capture::chain::MemoryChain;
+use crate::capture::chain::{ImageSpec, MemoryChain};
 use crate::checkpoint::Manifest;
-use crate::checkpoint::manifest::{KeptImage, LeftOutWhy};
+use crate::checkpoint::manifest::{KeptImage, LeftOutWhy, MemoryInfo};
 use crate::checkpoint::store::Store;
 use crate::config::NetArg;
 use crate::control::{CloneBody, GoBack};
@@ -20,7 +20,9 @@ use crate::disk::layer::LayerSpec;
 use crate::disk::sums;
 use crate::folder::{Definition, Now, Origin, VmFolder, VmLock, VmName};
 use crate::history::disks::{self, Layers, base_path};
+use crate::history::flat;
 use crate::id::Id;
+use crate::progress::Progress;
 use crate::storage::Storage;
 
 /// Clones that are made at a time.
@@ -31,6 +33,9 @@ struct Source<'a> {
     folder: &'a VmFolder,
     store: &'a Store,
     manifest: &'a Manifest,
+    /// The one image that the clones are to share, and what their manifests say of it; none: they
+    /// get those that the checkpoint is read through.
+    flat: Option<(ImageSpec, MemoryInfo)>,
     /// The files of all layers.
     layers: Vec<LayerSpec>,
     definition: Definition,
@@ -42,10 +47,14 @@ pub fn make(
     folder: &VmFolder,
     definition: &Definition,
     manifest: &Manifest,
-    CloneBody { names, net }: &CloneBody,
+    body: &CloneBody,
+    progress: &Progress,
 ) -> Result<()> {
-    let catalog = Catalog::new(folder, definition);
-    let source = check(&catalog, definition, manifest, names, net)?;
+    let (catalog, names) = (Catalog::new(folder, definition), &body.names);
+    let mut source = check(&catalog, definition, manifest, names, &body.net)?;
+    if manifest.memory.is_some() && !body.own_memory {
+        source.share_memory(progress)?;
+    }
     let mut staged: Vec<(VmFolder, VmFolder, VmLock)> = Vec::new();
     let made = names.iter().try_for_each(|name| {
         let clone = folder.sibling(name);
@@ -135,10 +144,21 @@ fn check<'a>(
         now: Now { parent: Some(manifest.id), layer_sums, untouched: true, ..Now::default() },
         ..Definition::new(config)
     };
-    Ok(Source { folder, store, manifest, layers, definition })
+    Ok(Source { folder, store, manifest, flat: None, layers, definition })
 }
 
 impl Source<'_> {
+    /// The clones are to map one image, which is checked here and not by each of them.
+    fn share_memory(&mut self, progress: &Progress) -> Result<()> {
+        let chain = flat::ready(self.store, self.manifest, progress)?;
+        let image = &chain.images()[0];
+        let (crc, stored_bytes, guest_bytes) = (image.crc(), image.stored_bytes(), image.guest_bytes());
+        let info = MemoryInfo { crc, stored_bytes, guest_bytes, ..Default::default() };
+        self.flat = Some((ImageSpec { path: image.path().to_owned(), id: image.id(), crc }, info));
+        self.definition.share_memory = true;
+        Ok(())
+    }
+
     /// [`Self::fill`] of each, several at a time: most of it is waiting for a disk that takes what
     /// several wait for at once.
     fn fill_all(&self, staged: &[(VmFolder, VmFolder, VmLock)]) -> Result<()> {
@@ -204,10 +224,18 @@ impl Source<'_> {
         storage.create_dir(&parent)?;
         storage.create_dir(&to.path(id))?;
         if let Some(memory) = &mut manifest.memory {
-            (memory.file, memory.kept) = (0, Vec::new());
+            (memory.file, memory.kept, memory.flat) = (0, Vec::new(), None);
         }
         let own = to.memory_path(&manifest);
-        for (n, image) in self.store.images(self.manifest)?.iter().enumerate() {
+        let images = match &self.flat {
+            Some((image, info)) => {
+                storage.link(&image.path, &own)?;
+                manifest.memory = Some(info.clone());
+                Vec::new()
+            }
+            None => self.store.images(self.manifest)?,
+        };
+        for (n, image) in images.iter().enumerate() {
             if n == 0 {
                 storage.link(&image.spec.path, &own)?;
                 continue;

@@ -16,6 +16,7 @@ pub mod delete;
 pub mod disks;
 mod error;
 mod finding;
+pub mod flat;
 pub mod lost;
 pub mod memory;
 pub mod merge;

@@ -254,6 +254,8 @@ const FILES: &[Rule] = &[
     (libc::SYS_readlink, Always, "files"),
     (libc::SYS_readlinkat, Always, "files"),
     (libc::SYS_getcwd, Always, "files"),
+    (libc::SYS_fgetxattr, Always, "whether a memory image was checked"),
+    (libc::SYS_fsetxattr, Always, "that a memory image was checked"),
     (libc::SYS_fcntl, Always, "locks, and files of the standard library"),
     (libc::SYS_fsync, Always, "folders"),
     (libc::SYS_sync_file_range, Always, "large files"),

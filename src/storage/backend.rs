@@ -108,6 +108,15 @@ pub trait BackendFile: fmt::Debug + Send + Sync {
     fn lock_holder(&self) -> Option<String> {
         None
     }
+    /// What [`BackendFile::set_note`] put there last; none where files cannot have notes.
+    fn note(&self) -> io::Result<Option<Vec<u8>>> {
+        Ok(None)
+    }
+    /// Puts a short text beside the contents, where all names of the file have it and copies of it
+    /// do not have to. Nothing of it is durable.
+    fn set_note(&self, _text: &[u8]) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
     /// To map the file; `None` if there is nothing behind it to map.
     fn as_fd(&self) -> Option<BorrowedFd<'_>>;
 }

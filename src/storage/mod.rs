@@ -367,6 +367,15 @@ impl File {
         }
     }
 
+    /// What was noted at the file: [`BackendFile::note`].
+    pub fn note(&self) -> Result<Option<Vec<u8>>> {
+        self.inner.note().map_err(at("read the note at", &self.path))
+    }
+
+    pub fn set_note(&self, text: &[u8]) -> Result<()> {
+        self.inner.set_note(text).map_err(at("put a note at", &self.path))
+    }
+
     pub fn as_fd(&self) -> Option<BorrowedFd<'_>> {
         self.inner.as_fd()
     }

@@ -1,6 +1,6 @@
 //! The operating system behind [`Backend`].
 
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{CStr, CString, OsStr, OsString};
 use std::fs;
 use std::io;
 use std::ops::Range;
@@ -252,10 +252,42 @@ impl BackendFile for OsFile {
         image_lock::holder(meta.dev(), meta.ino())
     }
 
+    fn note(&self) -> io::Result<Option<Vec<u8>>> {
+        let mut text = vec![0; NOTE_MAX];
+        // SAFETY: the descriptor is open, the name ends with a NUL, and `text` is valid for writes of
+        // its length.
+        let got = unsafe {
+            libc::fgetxattr(self.file.as_raw_fd(), NOTE.as_ptr(), text.as_mut_ptr().cast(), text.len())
+        };
+        let Ok(got) = usize::try_from(got) else {
+            let error = io::Error::last_os_error();
+            return match error.raw_os_error() {
+                // None, no place for any, or none of ours.
+                Some(libc::ENODATA | libc::EOPNOTSUPP | libc::ENOSYS | libc::ERANGE) => Ok(None),
+                _ => Err(error),
+            };
+        };
+        text.truncate(got);
+        Ok(Some(text))
+    }
+
+    fn set_note(&self, text: &[u8]) -> io::Result<()> {
+        // SAFETY: the descriptor is open, the name ends with a NUL, and `text` is valid for reads of
+        // its length.
+        let rc = unsafe {
+            libc::fsetxattr(self.file.as_raw_fd(), NOTE.as_ptr(), text.as_ptr().cast(), text.len(), 0)
+        };
+        if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
     fn as_fd(&self) -> Option<BorrowedFd<'_>> {
         Some(self.file.as_fd())
     }
 }
+
+/// An extended attribute (xattr(7)): it belongs to the inode.
+const NOTE: &CStr = c"user.piton.checked";
+const NOTE_MAX: usize = 256;
 
 impl OsFile {
     /// Moves the file position, which nothing else uses.

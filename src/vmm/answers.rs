@@ -119,7 +119,8 @@ impl Vmm {
                 self.park_merge();
                 let catalog = Catalog::new(&self.folder, &self.definition);
                 let manifest = catalog.resolve(&self.definition, &reference)?;
-                history::clone::make(&self.folder, &self.definition, &manifest, &body)?;
+                about(&manifest);
+                history::clone::make(&self.folder, &self.definition, &manifest, &body, progress)?;
             }
             (Request::Revert(RevertBody { run, force }), _) => {
                 let manifest = catalog.parent_of_now(&self.definition)?;

@@ -399,7 +399,9 @@ impl Vmm {
         let networks = self.network_info();
         let warnings = thaw::warning(self.machine.as_ref()).into_iter().collect();
         let known = VmInfo::new(&self.folder, &self.definition, self.state(), pid);
-        VmInfo { reason, warnings, agent_connected, networks, ..known }
+        let shares_memory =
+            self.machine.as_ref().map(|_| self.filling.as_ref().is_some_and(Filling::is_shared));
+        VmInfo { reason, warnings, agent_connected, shares_memory, networks, ..known }
     }
 
     /// The guest waits for the user, rather than seeing its disk fail. It may be over already: a

@@ -106,7 +106,7 @@ fn every_path_and_every_answer_is_as_documented() {
         "/vm/checkpoints/{checkpoint}/apply",
         "/vm/checkpoints/{checkpoint}/clone",
     );
-    let discard = &json!({"discard_current": true, "run": true, "clock": "saved"});
+    let discard = &json!({"discard_current": true, "run": true, "clock": "saved", "share": true});
 
     // What is not done for the words alone, by every path that takes some.
     let document = Document::read();
@@ -173,6 +173,7 @@ fn every_path_and_every_answer_is_as_documented() {
     walk.ask("POST", "/vm/revert", "", &json!({"run": true, "no_wait": true}), 202);
     walk.ask("POST", clone, "one", &json!({"names": ["new"]}), 200);
     walk.ask("POST", clone, "one", &json!({"names": ["new"]}), 409);
+    walk.ask("POST", clone, "one", &json!({"names": ["other"], "own_memory": true, "no_wait": true}), 202);
     walk.ask("POST", clone, "one", &json!({"names": []}), 400);
 
     // Jobs.

@@ -70,6 +70,8 @@ pub(in crate::capture) fn resolve(
 pub struct Merge {
     sources: Vec<Image>,
     writer: ImageWriter,
+    /// Chunks may be compressed.
+    packs: bool,
     /// Parts of groups that are left, the last first.
     left: Vec<(Range<u64>, u64)>,
 }
@@ -78,6 +80,18 @@ impl Merge {
     /// `sources`: the uppermost first. The new image is the uppermost one's, and lies on what the
     /// lowest lies on.
     pub fn begin(storage: &Storage, path: &Path, sources: Vec<Image>) -> Result<Self> {
+        let packs = sources.iter().any(Image::is_compressed);
+        let merge = Self::with(storage, path, sources, packs)?;
+        let writer = if packs { merge.writer } else { merge.writer.streamed() };
+        Ok(Self { writer, ..merge })
+    }
+
+    /// [`Merge::begin`] of a whole chain into an image that is not compressed: it can be mapped.
+    pub fn flat(storage: &Storage, path: &Path, sources: Vec<Image>) -> Result<Self> {
+        Self::with(storage, path, sources, false)
+    }
+
+    fn with(storage: &Storage, path: &Path, sources: Vec<Image>, packs: bool) -> Result<Self> {
         let (Some(top), Some(bottom)) = (sources.first(), sources.last()) else {
             return Err(ImageError::Chain { path: path.to_owned(), what: "is of no images".into() });
         };
@@ -86,8 +100,6 @@ impl Merge {
             Kind::Full => ImageWriter::create(storage, path, id, ranges)?,
             Kind::Delta(parent) => ImageWriter::create_delta(storage, path, id, parent, ranges)?,
         };
-        let packs = sources.iter().any(Image::is_compressed);
-        let writer = if packs { writer } else { writer.streamed() };
         let mut left = Vec::new();
         for (numbers, gpa) in top.header().ram.parts() {
             let mut at = numbers.start;
@@ -98,7 +110,7 @@ impl Merge {
             }
         }
         left.reverse();
-        Ok(Self { sources, writer, left })
+        Ok(Self { sources, writer, packs, left })
     }
 
     /// Bytes that may have to be copied, at most.
@@ -119,7 +131,7 @@ impl Merge {
     }
 
     fn copy(&mut self, numbers: Range<u64>, gpa: u64) -> Result<u64> {
-        let Self { sources, writer, .. } = self;
+        let Self { sources, writer, packs, .. } = self;
         let first = numbers.start / GROUP * GROUP;
         let address = |number: u64| gpa + (number - (numbers.start - first)) * PAGE_SIZE;
         let mut pages = 0;
@@ -131,7 +143,7 @@ impl Merge {
             let mut left = *words;
             for (chunk, frame) in group.frames.iter().enumerate() {
                 let alone = held.iter().all(|other| other.image == *image || other.words[chunk] == 0);
-                if !frame.is_none() && alone && words[chunk] == group.bitmap[chunk] {
+                if *packs && !frame.is_none() && alone && words[chunk] == group.bitmap[chunk] {
                     let at = chunk as u64 * CHUNK;
                     let crcs = &group.crcs[at as usize..(at + CHUNK) as usize];
                     writer.adopt_frame(first + at, *frame, (words[chunk], crcs), source.file())?;
@@ -150,7 +162,7 @@ impl Merge {
                 }
             }
         }
-        if sources.iter().any(Image::is_compressed) {
+        if *packs {
             for chunk in numbers.start / CHUNK..numbers.end.div_ceil(CHUNK) {
                 writer.compress(chunk)?;
             }

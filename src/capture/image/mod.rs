@@ -6,6 +6,7 @@
 //! docs/format.md draws it. The index says which pages the file holds and has a checksum of each,
 //! so that a restore may read any page by itself and still never hands out a wrong one.
 
+mod checked;
 mod format;
 mod frame;
 mod merge;

@@ -24,6 +24,7 @@ const STEP: u64 = 1 << 20;
 #[derive(Debug)]
 pub struct Image {
     file: File,
+    crc: u32,
     header: Header,
     places: Places,
     table: Vec<Entry>,
@@ -73,7 +74,7 @@ impl Image {
             return Err(corrupt("an invalid table of groups"));
         }
         let groups = table.iter().map(|_| OnceLock::new()).collect();
-        Ok(Self { file, header, places, table, groups, unpacked: Mutex::default() })
+        Ok(Self { file, crc, header, places, table, groups, unpacked: Mutex::default() })
     }
 
     pub fn path(&self) -> &Path {
@@ -110,11 +111,21 @@ impl Image {
         self.header.frames
     }
 
+    /// Its file can be mapped as it is.
+    pub fn is_flat(&self) -> bool {
+        self.header.kind == Kind::Full && !self.header.frames
+    }
+
+    /// The checksum that it was opened with.
+    pub fn crc(&self) -> u32 {
+        self.crc
+    }
+
     pub(super) fn header(&self) -> &Header {
         &self.header
     }
 
-    pub(super) fn file(&self) -> &File {
+    pub(in crate::capture) fn file(&self) -> &File {
         &self.file
     }
 
@@ -350,7 +361,7 @@ impl Image {
                         Ok(())
                     }
                     // Whoever maps the file sees these pages too. Of others nobody does.
-                    None if self.header.kind == Kind::Full && !self.header.frames => {
+                    None if self.is_flat() => {
                         self.verify_hole(address(run.start)..address(run.end), &mut buf, &mut told)
                     }
                     None => Ok(()),

@@ -3,11 +3,14 @@
 //! [`Filling`] is the one door: memory is whole from the start, as far as anybody can tell. Where
 //! the kernel allows it, a thread puts pages in place when they are first touched, and once the
 //! guest runs another one fetches the rest. Where not, everything is read before.
+//! Or one image is mapped, which takes nothing of that: then its pages are those of the page cache,
+//! which all who map it share until they write to them.
 //!
 //! Both threads reach guest memory through the kernel only: a page that they waited for
 //! themselves would never come. They take no lock that anybody holds while he touches guest memory.
 
 mod uffd;
+mod unreadable;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -23,7 +26,7 @@ use super::guest::{self, CaptureError};
 use super::image::ImageError;
 use crate::events::{EventSink, MachineEvent};
 use crate::layout::PAGE_SIZE;
-use crate::memory::GuestMemory;
+use crate::memory::{self, GuestMemory};
 use crate::progress::Progress;
 use crate::seccomp;
 use uffd::{Put, Uffd};
@@ -39,6 +42,8 @@ const GRACE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Filling {
     lazy: Option<Lazy>,
+    /// Where what nobody wrote is read from for as long as the machine is there.
+    mapped: Option<Arc<MemoryChain>>,
 }
 
 #[derive(Debug)]
@@ -109,9 +114,26 @@ impl Filling {
             Err(e) => {
                 log::warn!("all memory is read before the guest runs, as userfaultfd is not available ({e})");
                 guest::load(&chain, memory, progress)?;
-                Ok(Self { lazy: None })
+                Ok(Self { lazy: None, mapped: None })
             }
         }
+    }
+
+    /// Makes fresh memory read as `chain`, which is one flat image that was checked as a whole
+    /// ([`super::image::Image::check_once`]): nothing is looked at any more when it is touched.
+    pub fn map(chain: MemoryChain, memory: &GuestMemory) -> Result<Self, CaptureError> {
+        guest::check_ranges(&chain, memory)?;
+        let image = &chain.images()[0];
+        let failed = |error| CaptureError::Map { path: image.path().to_owned(), error };
+        let file = image.file().as_fd().filter(|_| image.is_flat());
+        let file = file.ok_or_else(|| failed(std::io::ErrorKind::Unsupported.into()))?;
+        unreadable::catch().and_then(|()| memory::map_file(memory, file)).map_err(failed)?;
+        Ok(Self { lazy: None, mapped: Some(Arc::new(chain)) })
+    }
+
+    /// Whether it shares its memory with others that map the same image.
+    pub fn is_shared(&self) -> bool {
+        self.mapped.is_some()
     }
 
     fn lazy(
@@ -147,7 +169,7 @@ impl Filling {
             served.serve();
         });
         let server = Some(server.map_err(CaptureError::Thread)?);
-        Ok(Self { lazy: Some(Lazy { shared, server, fetcher: None }) })
+        Ok(Self { lazy: Some(Lazy { shared, server, fetcher: None }), mapped: None })
     }
 
     /// Puts a page in place that the caller will touch: to wait for it would take longer.
@@ -179,9 +201,12 @@ impl Filling {
         }
     }
 
-    /// Where what memory does not hold yet is read from; none once it holds everything.
+    /// Where what memory does not hold itself is read from; none once it holds everything.
     pub fn pending(&self) -> Option<Arc<MemoryChain>> {
-        self.lazy.as_ref()?.shared.chain()
+        match &self.lazy {
+            Some(lazy) => lazy.shared.chain(),
+            None => self.mapped.clone(),
+        }
     }
 
     /// Somebody waits for a page that cannot be given to him. Then the machine cannot be ended in

@@ -127,6 +127,16 @@ pub struct MemoryInfo {
     /// because they are gone or another VM's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kept: Vec<KeptImage>,
+    /// A copy of all of it that can be mapped, in its own folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flat: Option<FlatImage>,
+}
+
+/// An image that is full and not compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlatImage {
+    pub crc: u32,
+    pub stored_bytes: u64,
 }
 
 fn is_first(file: &u32) -> bool {
@@ -148,6 +158,11 @@ impl MemoryInfo {
     pub fn new(image: ImageInfo, parent: Option<Id>) -> Self {
         let ImageInfo { stored_bytes, compressed_bytes, guest_bytes, crc } = image;
         Self { guest_bytes, stored_bytes, compressed_bytes, crc, parent, ..Self::default() }
+    }
+
+    /// The image can be mapped as it is.
+    pub fn is_flat(&self) -> bool {
+        self.parent.is_none() && self.compressed_bytes.is_none()
     }
 
     pub fn kept(&self, id: Id) -> Option<&KeptImage> {

@@ -3,6 +3,7 @@
 //! | name in a checkpoint's folder | what it is |
 //! | --- | --- |
 //! | `memory`, `memory-<n>` | its own image; the manifest says which |
+//! | `memory-flat` | all of its memory once more, in a file that can be mapped, if the manifest says so |
 //! | `memory.<id>` | the image of another checkpoint that it lies on, if the manifest says so |
 //!
 //! What an image lies on is looked for in the folder that the image itself was found in, and then
@@ -17,7 +18,7 @@ use crate::checkpoint::manifest::KeptImage;
 use crate::id::Id;
 use crate::storage::Storage;
 
-use super::names::{MEMORY, kept_name, own_name};
+use super::names::{FLAT, MEMORY, kept_name, own_name};
 use super::{Result, Store, StoreError};
 
 /// An image of a chain, and in whose folder it lies.
@@ -104,6 +105,7 @@ impl Store {
         let mut named = BTreeSet::new();
         if let Some(memory) = &manifest.memory {
             named.insert(own_name(memory.file));
+            named.extend(memory.flat.as_ref().map(|_| FLAT.to_owned()));
             named.extend(memory.kept.iter().map(|kept| kept_name(kept.id)));
         }
         Ok(images.iter().filter(|name| !named.contains(**name)).map(|name| folder.join(name)).collect())

@@ -9,7 +9,7 @@ use crate::checkpoint::manifest::MemoryInfo;
 use crate::id::Id;
 use crate::progress::Progress;
 
-use super::names::own_name;
+use super::names::{FLAT, own_name};
 use super::{FoundImage, Result, Store, StoreError};
 
 /// Bytes copied between two looks at whether to stop.
@@ -101,13 +101,21 @@ impl Store {
                 return Err(e);
             }
         };
+        let mut needs_copy = false;
         self.update(manifest.id, |manifest| {
             if let Some(memory) = &mut manifest.memory {
                 let mut kept = std::mem::take(&mut memory.kept);
                 kept.retain(|kept| !merged.iter().any(|image| image.spec.id == kept.id));
+                let flat = memory.flat.take();
                 *memory = MemoryInfo { file, kept, ..MemoryInfo::new(info, below) };
+                // What became flat itself needs no copy that is.
+                memory.flat = flat.filter(|_| !memory.is_flat());
+                needs_copy = memory.flat.is_some();
             }
         })?;
+        if !needs_copy {
+            self.storage.remove_file_if_exists(&self.path(manifest.id).join(FLAT))?;
+        }
         for image in merged {
             self.storage.remove_file_if_exists(&image.spec.path)?;
         }

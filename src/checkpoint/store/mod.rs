@@ -9,6 +9,7 @@
 //! Each step from one to the next is a rename. Whoever writes holds the VM's lock.
 
 mod error;
+mod flat;
 mod images;
 mod merge;
 mod names;
@@ -25,7 +26,7 @@ use names::{DELETED, STAGING, id_of, own_name};
 
 pub use error::{Result, StoreError};
 pub use images::FoundImage;
-pub use names::{Leftover, MANIFEST, MEMORY, STATE};
+pub use names::{FLAT, Leftover, MANIFEST, MEMORY, STATE};
 pub use recover::{Finding, Outcome, Recovery};
 pub use staged::Staged;
 

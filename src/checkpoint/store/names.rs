@@ -6,6 +6,8 @@ use crate::id::Id;
 
 pub const MANIFEST: &str = "manifest.json";
 pub const MEMORY: &str = "memory";
+/// A copy of memory that can be mapped.
+pub const FLAT: &str = "memory-flat";
 pub const STATE: &str = "state";
 pub(super) const STAGING: &str = ".staging-";
 pub(super) const DELETED: &str = ".deleted-";

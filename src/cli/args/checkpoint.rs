@@ -158,6 +158,10 @@ pub struct ApplyArgs {
     pub clock: Clock,
     #[command(flatten)]
     pub networks: OtherNetworks,
+    /// Map the memory of the checkpoint and share it with other VMs that do, as clones do; it is
+    /// checked as a whole first, once per boot of the host
+    #[arg(long)]
+    pub share: bool,
 }
 
 impl ApplyArgs {
@@ -193,6 +197,9 @@ pub struct CloneArgs {
     /// Run the clones immediately
     #[arg(long)]
     pub run: bool,
+    /// Give each memory of its own instead of sharing that of the checkpoint
+    #[arg(long)]
+    pub own_memory: bool,
 }
 
 #[derive(Debug, Args)]

@@ -179,6 +179,8 @@ pub struct StartArgs {
     pub clock: Clock,
     #[arg(long = "net", hide = true, requires = "restore")]
     pub nets: Vec<NetArg>,
+    #[arg(long, hide = true)]
+    pub share: bool,
 }
 
 #[derive(Debug, Args)]

@@ -145,7 +145,7 @@ pub fn router(context: Context) -> Router {
         .route(
             "/vm/checkpoints/{checkpoint}/clone",
             post(|context, Reference(path): Reference, body: Sent| {
-                with_body(context, body, |body| Request::CloneCheckpoint(path, body))
+                with_job(context, body, |body| Request::CloneCheckpoint(path, body))
             }),
         )
         .route("/vm/revert", post(|context, body: Sent| with_job(context, body, Request::Revert)))
