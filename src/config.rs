@@ -206,9 +206,8 @@ pub fn parse_cpus(text: &str) -> Result<u32, String> {
 /// Parses a size as `512M`, `2G`, `1T`, `1024K`; a bare number is MiB, as with QEMU's `-m`.
 pub fn parse_memory(text: &str) -> Result<u64, ConfigError> {
     let wrong = || ConfigError::MemorySyntax(text.to_owned());
-    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (digits, unit) = text.split_at(split);
-    let number: u64 = digits.parse().map_err(|_| wrong())?;
     let shift = match unit.to_ascii_lowercase().as_str() {
         "k" | "kib" => 10,
         "" | "m" | "mib" => 20,
@@ -216,7 +215,18 @@ pub fn parse_memory(text: &str) -> Result<u64, ConfigError> {
         "t" | "tib" => 40,
         _ => return Err(wrong()),
     };
-    let bytes = number.checked_shl(shift).filter(|b| b >> shift == number).ok_or_else(wrong)?;
+    let bytes = match digits.parse::<u64>() {
+        Ok(number) => number.checked_shl(shift).filter(|b| b >> shift == number).ok_or_else(wrong)?,
+        // A fraction of a unit, in whole pages.
+        Err(_) => {
+            let number: f64 = digits.parse().map_err(|_| wrong())?;
+            let pages = number * (1u64 << shift) as f64 / 4096.0;
+            (pages.round() as u64)
+                .checked_mul(4096)
+                .filter(|_| digits.starts_with(|c: char| c.is_ascii_digit()))
+                .ok_or_else(wrong)?
+        }
+    };
     check_memory(bytes)
 }
 

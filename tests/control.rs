@@ -41,7 +41,7 @@ fn force_ends_at_once() {
     // More than once: the answer must not be lost in the end of the process that gives it.
     for round in 0..3 {
         let mut vm = home.boot(&format!("run vm{round}"));
-        let answer = home.http(&format!("vm{round}"), "POST", "/vm/stop", r#"{"force": true}"#);
+        let answer = home.http(&format!("vm{round}"), "POST", "/vm/kill", "");
         assert_eq!((answer.status, &answer.json()["state"]), (200, &"stopped".into()), "{answer:?}");
         assert!(!vm.exits_well().console.contains("evt power button"));
     }

@@ -152,7 +152,7 @@ fn the_end_of_a_vm_calls_its_work_off() {
         let asked = lab.http("demo", "POST", "/vm/checkpoints", r#"{"no_wait": true}"#).json();
         until("the job to begin", || (job(&lab, &id(&asked))["done"].as_u64() > Some(0)).then_some(()));
         if forced {
-            assert_eq!(lab.http("demo", "POST", "/vm/stop", r#"{"force": true}"#).status, 200);
+            assert_eq!(lab.http("demo", "POST", "/vm/kill", "").status, 200);
         } else {
             vm.signal(libc::SIGTERM);
         }

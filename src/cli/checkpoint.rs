@@ -9,7 +9,8 @@ use hyper::Method;
 
 use super::args::{ApplyArgs, CheckpointCommand, CheckpointRef};
 use super::error::{refused, usage};
-use super::manage::{confirm, existing, has_ended, in_use, lock, must_run};
+use super::manage::{confirm, has_ended, in_use, lock, must_run};
+use super::named::existing;
 use super::offline::{Offline, answer, find};
 use super::out::{self, outln};
 use super::{output, run, transfer, verify, work};

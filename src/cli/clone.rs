@@ -9,7 +9,8 @@ use hyper::Method;
 
 use super::args::CloneArgs;
 use super::error::{refused, usage};
-use super::manage::{existing, info};
+use super::manage::info;
+use super::named::existing;
 use super::offline::{Offline, find};
 use super::out::{self, outln};
 use super::{net, run, work};

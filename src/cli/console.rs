@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 
 use super::args::ConsoleArgs;
-use super::manage::{existing, must_run};
+use super::manage::must_run;
+use super::named::existing;
 use super::out::note;
 use super::terminal::{RawTerminal, print, read_keys};
 use crate::control::client::{self, ClientError, ConsoleStream};

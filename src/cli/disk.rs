@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::args::DiskCommand;
-use super::manage::existing;
+use super::named::existing;
 use super::offline::Offline;
 use super::out::outln;
 use super::paths::absolute;

@@ -4,39 +4,28 @@ use std::io::{BufRead, IsTerminal};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
+use serde::Serialize;
 
-use super::args::{RmArgs, StopArgs};
+use super::args::{ListArgs, RmArgs};
+use super::each::{each, in_turn};
 use super::error::{InUse, REFUSED, Told, refused, sentence};
+use super::named::{existing, home};
 use super::out::{self, outln};
 use super::output::{self, Listed};
 use crate::control::client::{self, ClientError};
-use crate::control::{State, StopBody, VmInfo};
-use crate::folder::{FolderError, Holder, Home, TrustError, VmFolder, VmLock, VmName};
+use crate::control::{State, VmInfo};
+use crate::folder::{FolderError, Holder, TrustError, VmFolder, VmLock, VmName};
 use crate::history::{Catalog, base_problems};
-use crate::storage::Storage;
 
 /// How long a killed process may take to be gone.
-const LAST_BREATH: Duration = Duration::from_secs(1);
+pub const LAST_BREATH: Duration = Duration::from_secs(1);
 /// How often a VM that was told to stop is looked at.
 const POLL: Duration = Duration::from_millis(50);
 /// How long a list waits for the VMs that run, all of which are asked at once.
 const LIST: Duration = Duration::from_secs(2);
 /// How long a VM may be busy with something else before it is paused, resumed or stopped.
-const BUSY: Duration = Duration::from_secs(60);
-/// The same for one that is forced to stop; its work is cancelled first.
-const FORCED: Duration = Duration::from_secs(10);
-
-fn home() -> Result<Home, FolderError> {
-    Home::from_env(Storage::os())
-}
-
-/// A VM that exists; whether it runs is for the request to find out.
-pub fn existing(name: &VmName) -> anyhow::Result<VmFolder> {
-    let folder = home()?.folder(name);
-    folder.must_exist()?;
-    Ok(folder)
-}
+pub const BUSY: Duration = Duration::from_secs(60);
 
 /// What is in the way of a command that wants the VM for itself, and what to do about it.
 pub fn in_use(folder: &VmFolder, error: FolderError) -> anyhow::Error {
@@ -93,7 +82,7 @@ pub fn lock(folder: &VmFolder) -> Result<VmLock, FolderError> {
     }
 }
 
-fn other_command(folder: &VmFolder, holder: &Holder) -> anyhow::Error {
+pub fn other_command(folder: &VmFolder, holder: &Holder) -> anyhow::Error {
     refused(format!(
         "another command is working on the VM `{}`: wait for `{}` (process {}) to finish",
         folder.name(),
@@ -135,16 +124,16 @@ fn told(folder: &VmFolder, answer: Result<VmInfo, ClientError>, deadline: Instan
     }
 }
 
-pub fn pause(name: &VmName, json: bool) -> anyhow::Result<()> {
-    let folder = existing(name)?;
-    output::done(&must_run(&folder, client::post_within(&folder.socket(), "/vm/pause", &(), BUSY))?, json);
-    Ok(())
+pub fn pause(names: &[VmName], json: bool) -> anyhow::Result<()> {
+    each(names, json, |folder| told_to(folder, "/vm/pause"), output::state)
 }
 
-pub fn resume(name: &VmName, json: bool) -> anyhow::Result<()> {
-    let folder = existing(name)?;
-    output::done(&must_run(&folder, client::post_within(&folder.socket(), "/vm/resume", &(), BUSY))?, json);
-    Ok(())
+pub fn resume(names: &[VmName], json: bool) -> anyhow::Result<()> {
+    each(names, json, |folder| told_to(folder, "/vm/resume"), output::state)
+}
+
+fn told_to(folder: &VmFolder, path: &str) -> anyhow::Result<VmInfo> {
+    must_run(folder, client::post_within(&folder.socket(), path, &(), BUSY))
 }
 
 pub fn show(name: &VmName, json: bool) -> anyhow::Result<()> {
@@ -165,7 +154,7 @@ pub fn show(name: &VmName, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-pub fn list(json: bool) -> anyhow::Result<()> {
+pub fn list(args: &ListArgs, json: bool) -> anyhow::Result<()> {
     let folders = home()?.all()?;
     // Nothing is asked of what another user may have put there.
     let (own, others): (Vec<_>, Vec<_>) = folders
@@ -190,10 +179,16 @@ pub fn list(json: bool) -> anyhow::Result<()> {
         Err(e) if is_foreign(&e) => Listed::Foreign { name: folder.name().to_string(), why: sentence(&e) },
         Err(e) => Listed::Broken { name: folder.name().to_string(), error: sentence(&e) },
     };
-    let vms: Vec<Listed> = all.into_iter().map(listed).collect();
+    let mut vms: Vec<Listed> = all.into_iter().map(listed).collect();
+    let none = vms.is_empty();
+    if let Some(state) = args.state {
+        vms.retain(|vm| matches!(vm, Listed::Known(info) if info.state == state));
+    }
     if json {
         out::json(&output::list_json(&vms));
-    } else if vms.is_empty() {
+    } else if args.quiet {
+        vms.iter().for_each(|vm| outln!("{}", output::name_of(vm)));
+    } else if none {
         outln!("there are no VMs yet: `piton run demo` creates one");
     } else {
         output::list(&vms);
@@ -212,106 +207,6 @@ fn is_foreign(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(FolderError::Trust(TrustError::OtherUser { .. })))
 }
 
-pub fn stop(args: StopArgs, json: bool) -> anyhow::Result<()> {
-    let folder = existing(&args.name)?;
-    match ask_to_stop(&folder, &args) {
-        Ok(()) => {}
-        // Its socket does not do what it should: there is a way that needs none.
-        Err(e) if args.force && e.downcast_ref::<ClientError>().is_some_and(is_no_help) => {
-            log::warn!("{}", sentence(&e));
-            kill(&folder)?;
-        }
-        Err(e) => return Err(e),
-    }
-    output::done(&info(&folder)?, json);
-    Ok(())
-}
-
-fn is_no_help(error: &ClientError) -> bool {
-    matches!(error, ClientError::Silent { .. } | ClientError::Busy { .. } | ClientError::Broken(_))
-}
-
-/// Asks the guest to shut down, and with --force the VM to end, until its process is gone.
-fn ask_to_stop(folder: &VmFolder, args: &StopArgs) -> anyhow::Result<()> {
-    let (socket, name) = (folder.socket(), &args.name);
-    // A year is as good as for ever, and can be added to any time.
-    let patience = Duration::from_secs(args.timeout.min(365 * 24 * 3600));
-    let paused = match client::get(&socket) {
-        Ok(info) => info.state == State::Paused,
-        Err(ClientError::NotRunning) => return ends_by_itself(folder, args, LAST_BREATH),
-        Err(e) => return Err(e.into()),
-    };
-    // A paused guest cannot shut down, so with --force there is nothing to wait for.
-    if !(paused && args.force) {
-        match client::post_within::<VmInfo>(&socket, "/vm/stop", &StopBody { force: false }, BUSY) {
-            // It ends by itself.
-            Ok(_) | Err(ClientError::NotRunning | ClientError::Ended) => {}
-            Err(e) => return Err(e.into()),
-        }
-        if has_ended(folder, patience) {
-            return Ok(());
-        }
-    }
-    if matches!(client::get(&socket), Err(ClientError::NotRunning)) {
-        return ends_by_itself(folder, args, Duration::ZERO);
-    }
-    if !args.force {
-        return Err(anyhow!(
-            "the guest of `{name}` did not shut down within {} s: wait longer (--timeout), or force it \
-            off with `piton stop --force {name}`",
-            args.timeout,
-        ));
-    }
-    match client::post_within::<VmInfo>(&socket, "/vm/stop", &StopBody { force: true }, FORCED) {
-        Ok(_) | Err(ClientError::NotRunning | ClientError::Ended) => {}
-        Err(e) => return Err(e.into()),
-    }
-    ends_by_itself(folder, args, FORCED)
-}
-
-/// Waits for a process that has closed its socket, or was told to end. With --force what it is still
-/// at has a while, and then it is ended.
-fn ends_by_itself(folder: &VmFolder, args: &StopArgs, patience: Duration) -> anyhow::Result<()> {
-    if has_ended(folder, patience) {
-        return Ok(());
-    }
-    match folder.holder() {
-        Ok(Some(holder)) if !holder.runs_a_vm() => Err(other_command(folder, &holder)),
-        _ if args.force && has_ended(folder, FORCED) => Ok(()),
-        _ if args.force => kill(folder),
-        _ => Err(anyhow!(
-            "the guest of `{name}` has shut down, but its process is still working on the disks, which \
-             can take a while; `piton stop --force {name}` kills it without losing data",
-            name = args.name
-        )),
-    }
-}
-
-/// Ends a VM's process, whatever it is at. Its files are made for that.
-fn kill(folder: &VmFolder) -> anyhow::Result<()> {
-    let name = folder.name();
-    let holder = folder.holder().context("cannot list processes")?;
-    let Some(holder) = holder else {
-        if has_ended(folder, LAST_BREATH) {
-            return Ok(());
-        }
-        return Err(anyhow!("cannot find the process of the VM `{name}`: does it run as another user?"));
-    };
-    if !holder.runs_a_vm() {
-        return Err(other_command(folder, &holder));
-    }
-    let pid = holder.pid();
-    holder.kill().with_context(|| format!("cannot kill process {pid}"))?;
-    if !holder.has_ended(FORCED).with_context(|| format!("cannot wait for process {pid}"))? {
-        return Err(anyhow!(
-            "process {pid} of the VM `{name}` was killed but has not exited yet: it is waiting for the \
-            host, most likely for a disk"
-        ));
-    }
-    output::complain(&format!("the VM `{name}` did not stop on its own: its process {pid} was killed"));
-    Ok(())
-}
-
 /// Waits until the VM's process has given up its lock.
 pub fn has_ended(folder: &VmFolder, patience: Duration) -> bool {
     let deadline = Instant::now() + patience;
@@ -326,19 +221,43 @@ pub fn has_ended(folder: &VmFolder, patience: Duration) -> bool {
     }
 }
 
-pub fn remove(args: RmArgs, json: bool) -> anyhow::Result<()> {
-    let folder = home()?.folder(&args.name);
-    let lock = folder.lock().map_err(|e| in_use(&folder, e))?;
-    if !args.yes
-        && !confirm(&format!("Remove the VM `{}` and everything in {}?", args.name, folder.path().display()))?
-    {
-        return Err(refused("nothing was removed"));
-    }
-    folder.remove(lock)?;
+#[derive(Serialize)]
+struct Removed {
+    removed: VmName,
+}
+
+pub fn remove(args: &RmArgs, json: bool) -> anyhow::Result<()> {
+    // One after another: each is asked about.
+    in_turn(
+        &args.names,
+        json,
+        |folder| {
+            let name = folder.name();
+            let lock = folder.lock().map_err(|e| in_use(folder, e))?;
+            if !args.yes
+                && !confirm(&format!(
+                    "Remove the VM `{name}` and everything in {}?",
+                    folder.path().display()
+                ))?
+            {
+                return Err(refused(format!("the VM `{name}` was not removed")));
+            }
+            folder.remove(lock)?;
+            Ok(Removed { removed: name.clone() })
+        },
+        |Removed { removed }| outln!("the VM `{removed}` has been removed"),
+    )
+}
+
+pub fn rename(name: &VmName, new_name: &VmName, json: bool) -> anyhow::Result<()> {
+    let folder = existing(name)?;
+    let taken = lock(&folder).map_err(|e| in_use(&folder, e))?;
+    let renamed = folder.rename(&taken, new_name)?;
+    drop(taken);
     if json {
-        out::json_line(&serde_json::json!({ "removed": args.name }));
+        out::json_line(&serde_json::json!(info(&renamed)?));
     } else {
-        outln!("the VM `{}` has been removed", args.name);
+        outln!("the VM `{name}` is now `{new_name}`");
     }
     Ok(())
 }

@@ -5,12 +5,15 @@ mod checkpoint;
 mod clone;
 mod console;
 mod disk;
+mod each;
 mod error;
+mod graph;
 mod guard;
 mod image;
 mod limits;
 mod log_file;
 mod manage;
+mod named;
 mod net;
 mod offline;
 mod out;
@@ -19,10 +22,12 @@ mod paths;
 mod run;
 mod set;
 mod signals;
+mod stop;
 mod terminal;
 mod transfer;
 mod units;
 mod verify;
+mod words;
 mod work;
 
 use std::io::{self, ErrorKind};
@@ -51,16 +56,18 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Run(args) => run::run(args, cli.background, json),
         Command::Start(args) => run::start(args, cli.background, json),
-        Command::Stop(args) => manage::stop(args, json),
-        Command::Pause { name } => manage::pause(&name, json),
-        Command::Resume { name } => manage::resume(&name, json),
+        Command::Stop(args) => stop::stop(&args, json),
+        Command::Kill { names } => stop::kill(&names, json),
+        Command::Pause { names } => manage::pause(&names, json),
+        Command::Resume { names } => manage::resume(&names, json),
         Command::Console(args) if args.no_json => Err(error::usage(
             "`piton console` does not support --json: it prints the guest's output as it is",
         )),
         Command::Console(args) => console::run(&args),
         Command::Show { name } => manage::show(&name, json),
-        Command::Rm(args) => manage::remove(args, json),
-        Command::List => manage::list(json),
+        Command::Rm(args) => manage::remove(&args, json),
+        Command::Rename { name, new_name } => manage::rename(&name, &new_name, json),
+        Command::List(args) => manage::list(&args, json),
         Command::Set(args) => set::run(args, json),
         Command::Checkpoint(command) => checkpoint::run(command, json),
         Command::Disk(command) => disk::run(command, json),
@@ -115,6 +122,9 @@ fn explain(message: &clap::Error) -> ExitCode {
         Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
         written => written,
     };
+    if let Some(hint) = words::hint(message) {
+        out::note(&format!("piton: {hint}"));
+    }
     leave(u8::try_from(message.exit_code()).unwrap_or(error::FAILED), written)
 }
 

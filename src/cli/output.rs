@@ -4,8 +4,9 @@ use std::sync::{Mutex, PoisonError};
 
 use chrono::{DateTime, Utc};
 
+use super::graph;
 use super::out::{self, outln};
-use super::units::size;
+use super::units::{duration, size};
 use crate::checkpoint::Manifest;
 use crate::checkpoint::tree::{Node, RowItem, Tree, short};
 use crate::config::{DiskConfig, NetConfig, VmConfig};
@@ -111,6 +112,9 @@ pub fn show(info: &VmInfo) {
         line("warning", warning.clone());
     }
     line("created", when(&info.created));
+    if let Some(started) = &info.started {
+        line("started", when(started));
+    }
     line("cpus", info.config.cpus.to_string());
     let shared = if info.shares_memory == Some(true) { ", shared but for what it wrote" } else { "" };
     line("memory", format!("{}{shared}", size(info.config.memory)));
@@ -200,30 +204,52 @@ pub enum Listed {
 }
 
 pub fn list(vms: &[Listed]) {
-    let width = vms.iter().map(|vm| name_of(vm).len()).max().unwrap_or(0).max(4);
-    outln!("{:<width$}  {:<8} {:>4}  {:>8}  {:>5}  CREATED", "NAME", "STATE", "CPUS", "MEMORY", "DISKS");
+    let mut rows =
+        vec![["NAME", "STATE", "UPTIME", "CPUS", "MEMORY", "CHECKPOINTS", "ADDRESS"].map(String::from)];
+    let mut remarks = vec![String::new()];
     for vm in vms {
-        match vm {
-            Listed::Known(info) => outln!(
-                "{:<width$}  {:<8} {:>4}  {:>8}  {:>5}  {}{}",
-                name_of(vm),
-                info.state,
-                info.config.cpus,
-                size(info.config.memory),
-                info.config.disks.len(),
-                when(&info.created),
-                info.reason
-                    .clone()
-                    .or(info.last_run.as_ref().map(ending))
-                    .map_or(String::new(), |why| format!("  {why}")),
-            ),
-            Listed::Broken { error, .. } => outln!("{:<width$}  {:<8} {error}", name_of(vm), "broken"),
-            Listed::Foreign { why, .. } => outln!("{:<width$}  {:<8} {why}", name_of(vm), "foreign"),
-        }
+        let (row, remark) = match vm {
+            Listed::Known(info) => (known(info), info.reason.clone().or(info.last_run.as_ref().map(ending))),
+            Listed::Broken { error, .. } => (unknown(vm, "broken"), Some(error.clone())),
+            Listed::Foreign { why, .. } => (unknown(vm, "foreign"), Some(why.clone())),
+        };
+        rows.push(row);
+        remarks.push(remark.unwrap_or_default());
+    }
+    let widths: Vec<usize> =
+        (0..7).map(|at| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0)).collect();
+    for (row, remark) in rows.iter().zip(remarks) {
+        let line: String = row
+            .iter()
+            .zip(&widths)
+            .map(|(text, width)| format!("{text:<width$}  ", width = *width))
+            .collect();
+        outln!("{}", format!("{line}{remark}").trim_end());
     }
 }
 
-fn name_of(vm: &Listed) -> String {
+fn known(info: &VmInfo) -> [String; 7] {
+    let up = info
+        .started
+        .map_or("-".into(), |started| duration((Utc::now() - started).to_std().unwrap_or_default()));
+    let address = info.networks.iter().flat_map(|net| &net.addresses).next();
+    [
+        info.name.to_string(),
+        info.state.to_string(),
+        up,
+        info.config.cpus.to_string(),
+        size(info.config.memory),
+        info.checkpoints.to_string(),
+        address.map_or("-".into(), ToString::to_string),
+    ]
+}
+
+fn unknown(vm: &Listed, state: &str) -> [String; 7] {
+    let [a, b, c, d, e] = ["-"; 5].map(String::from);
+    [name_of(vm), state.into(), a, b, c, d, e]
+}
+
+pub fn name_of(vm: &Listed) -> String {
     match vm {
         Listed::Known(info) => info.name.to_string(),
         Listed::Broken { name, .. } | Listed::Foreign { name, .. } => name.clone(),
@@ -241,18 +267,14 @@ pub fn list_json(vms: &[Listed]) -> serde_json::Value {
 }
 
 /// What a finished command says of its VM.
-pub fn done(info: &VmInfo, json: bool) {
-    if json {
-        out::json_line(&serde_json::json!(info));
-    } else {
-        let state = match info.state {
-            State::Running => "is running",
-            State::Paused => "is paused",
-            State::Stopped => "is stopped",
-            State::Unresponsive => "is not responding",
-        };
-        outln!("the VM `{}` {state}", info.name);
-    }
+pub fn state(info: &VmInfo) {
+    let state = match info.state {
+        State::Running => "is running",
+        State::Paused => "is paused",
+        State::Stopped => "is stopped",
+        State::Unresponsive => "is not responding",
+    };
+    outln!("the VM `{}` {state}", info.name);
 }
 
 /// What a checkpoint cost; with `explain` also why it is not of the type that the VM is set to.
@@ -385,18 +407,12 @@ pub fn tree(vm: &VmName, info: &TreeInfo, state: State) {
         created: info.created,
     });
     outln!("{vm}");
-    // Whether a branch goes on at each depth above the row.
-    let mut open: Vec<bool> = Vec::new();
-    for row in Tree::new(nodes, info.now).rows() {
-        open.truncate(row.depth);
-        let above: String = open.iter().map(|open| if *open { "│  " } else { "   " }).collect();
-        let corner = if row.last { "└─ " } else { "├─ " };
-        open.push(!row.last);
-        match row.what {
-            RowItem::Now => outln!("{above}{corner}Now ({state})"),
+    for (lines, what) in graph::of(&Tree::new(nodes, info.now)) {
+        match what {
+            RowItem::Now => outln!("{lines}  Now ({state})"),
             RowItem::Checkpoint(id) => {
                 let Some(info) = info.checkpoints.iter().find(|info| info.id == id) else { continue };
-                outln!("{above}{corner}{}  {}", info.name, about(info));
+                outln!("{lines}  {}  {}", info.name, about(info));
             }
         }
     }

@@ -11,6 +11,7 @@ use anyhow::{Context, anyhow};
 use signal_hook::consts::{SIGHUP, SIGINT};
 
 use super::args::{RunArgs, StartArgs};
+use super::each::each;
 use super::error::{InUse, Told, refused, usage};
 use super::out::{self, note};
 use super::paths::absolute;
@@ -21,7 +22,7 @@ use crate::control::{ApplyBody, GoBack, State, VmInfo};
 use crate::devices::console::BACKLOG;
 use crate::devices::virtio::vsock::host::check_path;
 use crate::disk::{self, DiskError, backing};
-use crate::folder::{Definition, FolderError, Home, VmFolder, VmLock};
+use crate::folder::{Definition, FolderError, Home, VmFolder, VmLock, VmName};
 use crate::history::{disks, lost, seal};
 use crate::id::Id;
 use crate::seccomp;
@@ -85,14 +86,20 @@ pub fn run(args: RunArgs, background: bool, json: bool) -> anyhow::Result<()> {
 
 pub fn start(args: StartArgs, background: bool, json: bool) -> anyhow::Result<()> {
     leave_session(background)?;
-    let folder = Home::from_env(Storage::os())?.folder(&args.name);
-    let lock = manage::lock(&folder).map_err(|e| started_already(&folder, e))?;
     if !args.attach && !background {
-        // The background process takes it; should another be quicker, that one is told.
-        drop(lock);
-        manage::print_started(&detach(std::env::args_os().skip(1))?, json);
-        return Ok(());
+        let alone = args.names.len() == 1;
+        let start_one = |folder: &VmFolder| {
+            // The background process takes it; should another be quicker, that one is told.
+            drop(manage::lock(folder).map_err(|e| started_already(folder, e))?);
+            detach(words_to_start(&args, folder.name(), json && alone))
+        };
+        return each(&args.names, json, start_one, |info| manage::print_started(info, false));
     }
+    let [name] = &args.names[..] else {
+        return Err(usage("one terminal shows one VM: name one with --attach"));
+    };
+    let folder = Home::from_env(Storage::os())?.folder(name);
+    let lock = manage::lock(&folder).map_err(|e| started_already(&folder, e))?;
     if args.accept_lost_writes {
         lost::accept(&folder)?;
     }
@@ -108,6 +115,21 @@ pub fn start(args: StartArgs, background: bool, json: bool) -> anyhow::Result<()
     let body = ApplyBody { discard_current: true, how, net: args.nets, ..Default::default() };
     let vmm = Vmm::restore(folder.clone(), definition, lock, id, &body)?;
     serve(vmm, &folder, args.resume, background, patience)
+}
+
+/// What the background process of one VM is told.
+fn words_to_start(args: &StartArgs, name: &VmName, json: bool) -> Vec<OsString> {
+    let timeout = args.stop_timeout.as_secs_f64().to_string();
+    let mut words: Vec<OsString> = ["start", "--stop-timeout"].map(Into::into).into();
+    words.push(timeout.into());
+    let flags = [
+        (json, "--json"),
+        (args.accept_lost_writes, "--accept-lost-writes"),
+        (args.no_seccomp, "--no-seccomp"),
+    ];
+    words.extend(flags.iter().filter(|(on, _)| *on).map(|(_, flag)| flag.into()));
+    words.extend(["--".into(), name.to_string().into()]);
+    words
 }
 
 /// A VM that has been started needs something else than to be stopped first.

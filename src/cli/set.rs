@@ -2,7 +2,7 @@
 
 use super::args::SetArgs;
 use super::error::{Told, exit_code_of, sentence};
-use super::manage::existing;
+use super::named::existing;
 use super::offline::{Offline, answer};
 use super::out;
 use super::{output, work};

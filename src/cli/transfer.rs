@@ -11,7 +11,7 @@ use super::args::{
     DiffArgs, ExportArgs, ExportCheckpointArgs, GuardArgs, ImportArgs, ServeArgs, Since, StateRef,
 };
 use super::error::{FAILED, InUse, REFUSED, Told, refused, usage};
-use super::manage::existing;
+use super::named::existing;
 use super::offline::Offline;
 use super::out::{self, outln};
 use super::paths::{absolute, target_folder};

@@ -11,9 +11,27 @@ pub fn size(bytes: u64) -> String {
     }
 }
 
+/// The two largest units that tell anything.
+pub fn duration(time: std::time::Duration) -> String {
+    let seconds = time.as_secs();
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
+    match () {
+        () if days > 0 => format!("{days}d {}h", hours % 24),
+        () if hours > 0 => format!("{hours}h {}m", minutes % 60),
+        () if minutes > 0 => format!("{minutes}m {}s", seconds % 60),
+        () => format!("{seconds}s"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_read_well() {
+        let of = |seconds| duration(std::time::Duration::from_secs(seconds));
+        assert_eq!([of(0), of(59), of(61), of(7320), of(200_000)], ["0s", "59s", "1m 1s", "2h 2m", "2d 7h"]);
+    }
 
     #[test]
     fn sizes_read_well() {

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use super::args::{CheckpointRef, GuardArgs};
 use super::error::refused;
-use super::manage::existing;
+use super::named::existing;
 use super::out::{self, outln};
 use super::output;
 use super::units::size;

@@ -30,10 +30,10 @@ pub enum Request {
     Show,
     Pause,
     Resume,
-    /// Press the power button, or with `force` end the VM at once.
-    Stop {
-        force: bool,
-    },
+    /// Press the power button, and with `force` end the VM if its guest is not off in time.
+    Stop(StopBody),
+    /// End the VM at once.
+    Kill,
     Checkpoints,
     /// Name or id of the checkpoint.
     Checkpoint(String),
@@ -82,6 +82,12 @@ pub struct VmInfo {
     /// What the user should know of it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+    /// Since when its process runs it, by the host's clock; only of one that is not stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started: Option<chrono::DateTime<chrono::Utc>>,
+    /// How many checkpoints it has.
+    #[serde(default)]
+    pub checkpoints: usize,
     /// Process that runs it, while it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
@@ -110,6 +116,11 @@ pub struct VmInfo {
     pub config: VmConfig,
 }
 
+fn count(folder: &VmFolder, definition: &Definition) -> usize {
+    let names = folder.storage().list_dir(&folder.checkpoints(definition)).unwrap_or_default();
+    names.iter().filter(|name| name.to_str().is_some_and(|name| name.parse::<Id>().is_ok())).count()
+}
+
 /// How a network of a VM that runs does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkInfo {
@@ -136,6 +147,8 @@ impl VmInfo {
             last_run: None,
             reason: None,
             warnings: Vec::new(),
+            started: None,
+            checkpoints: count(folder, definition),
             pid,
             agent_connected: None,
             shares_memory: None,
@@ -533,6 +546,9 @@ pub struct NoBody {}
 pub struct StopBody {
     #[serde(default)]
     pub force: bool,
+    /// How many seconds the guest has to shut down before a forced stop cuts its power [default: 30].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<u32>,
 }
 
 /// Body of every answer that is an error.

@@ -5,6 +5,7 @@ mod definition;
 mod holder;
 mod last_run;
 mod name;
+mod rename;
 pub mod trust;
 
 use std::path::{Path, PathBuf};
@@ -60,6 +61,8 @@ pub enum FolderError {
     Damaged { path: PathBuf, error: String },
     #[error("{} has an invalid definition: {error}", path.display())]
     Impossible { path: PathBuf, error: ConfigError },
+    #[error("the VM `{name}` cannot be renamed: {why}")]
+    NotRenamed { name: VmName, why: String },
     #[error(transparent)]
     Storage(#[from] StorageError),
 }

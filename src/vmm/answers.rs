@@ -1,13 +1,14 @@
 //! What is asked of a VM over its control socket, one request after another.
 
 use std::sync::PoisonError;
+use std::time::Duration;
 
-use super::Vmm;
+use super::{Message, Vmm};
 use crate::capture::lazy::Filling;
 use crate::checkpoint::Manifest;
 use crate::control::jobs::Job;
 use crate::control::{
-    Answer, ApplyBody, CreateBody, GoBack, Reply, Request, RequestError, RevertBody, State,
+    Answer, ApplyBody, CreateBody, GoBack, Reply, Request, RequestError, RevertBody, State, StopBody,
 };
 use crate::folder::CheckpointType;
 use crate::history::capture::Below;
@@ -15,6 +16,9 @@ use crate::history::create::{Origin, Subject};
 use crate::history::{self, Catalog, CheckpointError, delete, policy};
 use crate::machine::{Machine, MachineError};
 use crate::progress::Progress;
+
+/// How long a guest has to shut down before a forced stop cuts its power, unless it is said.
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Vmm {
     pub(super) fn answer(&mut self, request: Request, job: Option<&Job>) -> Answer {
@@ -51,16 +55,23 @@ impl Vmm {
                 self.machine.as_mut().map_or(Ok(()), Machine::pause).map_err(failed)?;
             }
             (Request::Resume, State::Paused) => self.resume().map_err(failed)?,
-            (Request::Stop { .. }, State::Paused) => {
+            (Request::Stop(StopBody { force: true, timeout }), _) => {
+                let patience = timeout.map_or(STOP_TIMEOUT, |seconds| Duration::from_secs(seconds.into()));
+                // Its turn is next: the answer comes first, as that of a stop without force does.
+                let _ = self.sender.send(Message::ShutDown { by: "piton stop --force", patience });
+            }
+            (Request::Stop(_), State::Paused) => {
                 let name = self.folder.name();
                 return Err(RequestError::Refused(format!(
                     "the VM `{name}` is paused, so its guest cannot shut down: resume it with `piton \
                      resume {name}`, or force it off with `piton stop --force {name}`"
                 )));
             }
-            (Request::Stop { .. }, _) => {
+            (Request::Stop(_), _) => {
                 self.machine.as_ref().map_or(Ok(()), Machine::press_power_button).map_err(failed)?;
             }
+            // The owner's loop ends with it.
+            (Request::Kill, _) => {}
             // Pausing what is paused and resuming what runs are done already.
             (Request::Show | Request::Pause | Request::Resume, _) => {}
             (Request::Set(body), _) => {

@@ -59,6 +59,7 @@ pub struct Vmm {
     filling: Option<Filling>,
     disks: OpenDisks,
     boot: u64,
+    started: chrono::DateTime<chrono::Utc>,
     network: Option<Network>,
     /// Where programs of the host meet those of the guest. Dropped before the lock, as is:
     vsock: Option<Arc<Host>>,
@@ -103,6 +104,7 @@ impl Vmm {
             filling: None,
             disks,
             boot: 0,
+            started: chrono::Utc::now(),
             network: None,
             vsock: None,
             server: None,
@@ -200,7 +202,7 @@ impl Vmm {
     pub fn listen(&mut self) -> Result<(), VmmError> {
         let (sender, jobs, seen) = (self.sender.clone(), self.jobs.clone(), self.seen.clone());
         let dispatch = Arc::new(move |asked: Asked| {
-            if asked.request == (Request::Stop { force: true }) {
+            if asked.request == Request::Kill {
                 // It would wait for what is to be cut short.
                 jobs.cancel_all();
             }
@@ -278,12 +280,12 @@ impl Vmm {
                 Err(RecvTimeoutError::Disconnected) => break Outcome::Ended("piton itself"),
             };
             match message {
-                Message::Request(Asked { request: Request::Stop { force: true }, reply, .. }) => {
+                Message::Request(Asked { request: Request::Kill, reply, .. }) => {
                     if !self.filling.as_ref().is_some_and(Filling::is_broken) {
                         self.machine = None;
                     }
                     respond(reply, Ok(self.info().into()));
-                    break Outcome::Ended("piton stop --force");
+                    break Outcome::Ended("piton kill");
                 }
                 Message::Request(asked) if asked.is_withdrawn() => asked.withdraw(),
                 Message::Request(Asked { request, job, reply }) => {
@@ -401,7 +403,8 @@ impl Vmm {
         let known = VmInfo::new(&self.folder, &self.definition, self.state(), pid);
         let shares_memory =
             self.machine.as_ref().map(|_| self.filling.as_ref().is_some_and(Filling::is_shared));
-        VmInfo { reason, warnings, agent_connected, shares_memory, networks, ..known }
+        let started = Some(self.started);
+        VmInfo { reason, warnings, started, agent_connected, shares_memory, networks, ..known }
     }
 
     /// The guest waits for the user, rather than seeing its disk fail. It may be over already: a

@@ -59,7 +59,7 @@ pub fn target() -> Target {
     let seeds = vec![
         request("GET /vm", ""),
         request("PATCH /vm", r#"{"checkpoint_type": "standard", "auto_checkpoint": true}"#),
-        request("POST /vm/stop", r#"{"force": true}"#),
+        request("POST /vm/stop", r#"{"force": true, "timeout": 9}"#),
         request("POST /vm/checkpoints", r#"{"name": "one", "note": "x", "type": "standard", "no_wait": true}"#),
         request("PATCH /vm/checkpoints/one", r#"{"name": "two", "note": ""}"#),
         request("POST /vm/checkpoints/one/apply", r#"{"no_wait": false}"#),

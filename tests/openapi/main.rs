@@ -233,6 +233,8 @@ fn every_path_and_every_answer_is_as_documented() {
     walk.ask("DELETE", cp, "one", none, 200);
     assert_eq!(walk.ask("POST", "/vm/stop", "", &json!({"force": false}), 200)["state"], "running");
     vm.exits_well();
+    walk.home.piton("start demo").ok();
+    assert_eq!(walk.ask("POST", "/vm/kill", "", none, 200)["state"], "stopped");
     walk.is_complete();
 }
 

@@ -44,13 +44,11 @@ pub enum TreeProblem {
     NowParentMissing { parent: Id },
 }
 
-/// A line of the tree as it is printed.
+/// A line of the tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row {
     pub what: RowItem,
     pub depth: usize,
-    /// Nothing more follows under the same parent.
-    pub last: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -232,16 +230,12 @@ impl Tree {
     }
 
     fn open_below(&self, parent: Option<Id>, depth: usize, open: &mut Vec<Row>) {
-        let start = open.len();
+        // The stack gives them back from its end.
         if self.now == parent {
-            open.push(Row { what: RowItem::Now, depth, last: false });
+            open.push(Row { what: RowItem::Now, depth });
         }
         let ids = self.below(parent).iter().rev();
-        open.extend(ids.map(|id| Row { what: RowItem::Checkpoint(*id), depth, last: false }));
-        // The stack gives them back from its end.
-        if let Some(row) = open.get_mut(start) {
-            row.last = true;
-        }
+        open.extend(ids.map(|id| Row { what: RowItem::Checkpoint(*id), depth }));
     }
 
     /// What it means to delete these; ids that are not here are passed over.

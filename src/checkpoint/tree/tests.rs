@@ -22,7 +22,7 @@ fn text(tree: &Tree) -> Vec<String> {
             RowItem::Checkpoint(id) => tree.get(id).unwrap().name.clone(),
             RowItem::Now => "Now".into(),
         };
-        format!("{}{}{name}", "  ".repeat(row.depth), if row.last { "`" } else { "|" })
+        format!("{}{name}", "  ".repeat(row.depth))
     };
     tree.rows().iter().map(line).collect()
 }
@@ -30,13 +30,13 @@ fn text(tree: &Tree) -> Vec<String> {
 #[test]
 fn rows_are_depth_first_with_now_last() {
     let tree = tree(&[None, Some(0), Some(0), Some(1), None], Some(0));
-    assert_eq!(text(&tree), ["|cp0", "  |cp1", "    `cp3", "  |cp2", "  `Now", "`cp4"]);
+    assert_eq!(text(&tree), ["cp0", "  cp1", "    cp3", "  cp2", "  Now", "cp4"]);
     assert_eq!(tree.roots(), [id(0), id(4)]);
     assert_eq!(tree.children(id(0)), [id(1), id(2)]);
     assert_eq!(tree.ancestors(id(3)).collect::<Vec<_>>(), [id(1), id(0)]);
     assert_eq!(tree.subtree(id(0)), [id(0), id(1), id(3), id(2)]);
     assert!(tree.problems().is_empty() && tree.is_name_taken("cp4") && !tree.is_name_taken("cp5"));
-    assert_eq!(text(&Tree::default()), ["`Now"]);
+    assert_eq!(text(&Tree::default()), ["Now"]);
 }
 
 #[test]
@@ -46,7 +46,7 @@ fn children_go_to_the_parent_of_the_deleted() {
     assert_eq!(plan.gone, [id(1)]);
     assert_eq!(plan.reparent, BTreeMap::from([(id(2), Some(id(0))), (id(3), Some(id(0)))]));
     assert_eq!(plan.now, Some(Some(id(0))));
-    assert_eq!(text(&tree.after(&plan)), ["`cp0", "  |cp2", "  |cp3", "  `Now"]);
+    assert_eq!(text(&tree.after(&plan)), ["cp0", "  cp2", "  cp3", "  Now"]);
     // The subtree, with the parent of Now in it.
     let plan = tree.plan_delete(tree.subtree(id(1)));
     assert_eq!((plan.gone[2], plan.reparent.len(), plan.now), (id(1), 0, Some(Some(id(0)))));

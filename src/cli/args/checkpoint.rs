@@ -65,8 +65,10 @@ pub enum CheckpointCommand {
     /// Replace the note of a checkpoint
     Note { checkpoint: CheckpointRef, text: String },
     /// Go to a checkpoint; the VM is then paused, or stopped if the checkpoint has no memory
+    #[command(visible_alias = "restore")]
     Apply(ApplyArgs),
     /// Go back to the parent of the current state; all changes since then are lost
+    #[command(visible_alias = "rollback")]
     Revert {
         name: VmName,
         /// Run the VM afterwards instead of leaving it paused or stopped

@@ -10,6 +10,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{DiskArg, Forward, NetArg, parse_cpus, parse_memory};
+use crate::control::State;
 use crate::folder::{CheckpointType, VmName};
 use crate::id::Id;
 use crate::vm::Clock;
@@ -38,22 +39,38 @@ pub struct Cli {
 pub enum Command {
     /// Create a VM and boot it
     Run(RunArgs),
-    /// Boot a stopped VM
+    /// Boot stopped VMs
     Start(StartArgs),
-    /// Shut down a VM
+    /// Shut down VMs
     Stop(StopArgs),
-    /// Pause a VM
-    Pause { name: VmName },
-    /// Resume a paused VM
-    Resume { name: VmName },
+    /// Cut the power of VMs
+    Kill {
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<VmName>,
+    },
+    /// Pause VMs
+    Pause {
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<VmName>,
+    },
+    /// Resume paused VMs
+    Resume {
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<VmName>,
+    },
     /// Attach to the console of a VM
     Console(ConsoleArgs),
     /// Show the definition and state of a VM
+    #[command(visible_alias = "inspect")]
     Show { name: VmName },
-    /// Remove a stopped VM and everything in its folder
+    /// Remove stopped VMs and everything in their folders
+    #[command(visible_alias = "delete")]
     Rm(RmArgs),
-    /// List all VMs
-    List,
+    /// Give a stopped VM another name
+    Rename { name: VmName, new_name: VmName },
+    /// List VMs
+    #[command(visible_aliases = ["ls", "ps"])]
+    List(ListArgs),
     /// Change settings of running or stopped VMs
     Set(SetArgs),
     /// Manage the checkpoints of a VM
@@ -142,8 +159,11 @@ pub struct RunArgs {
     #[arg(long)]
     pub vsock: bool,
     /// Run in the background; `piton console` attaches to it
-    #[arg(long)]
+    #[arg(long, visible_short_alias = 'd')]
     pub detach: bool,
+    /// Stay in the foreground, attached to the VM's console, which is the default
+    #[arg(long, conflicts_with = "detach")]
+    pub attach: bool,
     /// Time the guest has to shut down after SIGTERM, SIGINT or SIGHUP
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "30")]
     pub stop_timeout: Duration,
@@ -154,10 +174,14 @@ pub struct RunArgs {
 
 #[derive(Debug, Args)]
 pub struct StartArgs {
-    pub name: VmName,
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<VmName>,
     /// Stay in the foreground, attached to the VM's console
     #[arg(long)]
     pub attach: bool,
+    /// Run in the background, which is the default
+    #[arg(long, conflicts_with = "attach")]
+    pub detach: bool,
     /// Time the guest has to shut down after SIGTERM, SIGINT or SIGHUP
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "30")]
     pub stop_timeout: Duration,
@@ -202,13 +226,31 @@ pub struct ConsoleArgs {
 
 #[derive(Debug, Args)]
 pub struct StopArgs {
-    pub name: VmName,
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<VmName>,
     /// Cut the power if the guest has not shut down in time
     #[arg(long)]
     pub force: bool,
     /// Time the guest has to shut down
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
-    pub timeout: u64,
+    pub timeout: u32,
+}
+
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// Only VMs in this state
+    #[arg(long, value_name = "STATE", value_parser = parse_state)]
+    pub state: Option<State>,
+    /// Print names only
+    #[arg(long, short)]
+    pub quiet: bool,
+    /// All VMs, which is the default
+    #[arg(long, short, hide = true)]
+    pub all: bool,
+}
+
+fn parse_state(text: &str) -> Result<State, String> {
+    serde_json::from_value(text.into()).map_err(|_| "choose running, paused, stopped or unresponsive".into())
 }
 
 #[derive(Debug, Args)]
@@ -259,7 +301,8 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
 
 #[derive(Debug, Args)]
 pub struct RmArgs {
-    pub name: VmName,
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<VmName>,
     /// Do not ask for confirmation
     #[arg(long, short)]
     pub yes: bool,

@@ -5,7 +5,8 @@
 //! | `GET /vm` | | the VM ([`VmInfo`](crate::control::VmInfo)) |
 //! | `PATCH /vm` | [`SetBody`](crate::control::SetBody) | the VM |
 //! | `POST /vm/pause`, `POST /vm/resume` | | the VM |
-//! | `POST /vm/stop` | `{"force": bool}` or none | the VM; it may still be shutting down |
+//! | `POST /vm/stop` | `{"force": bool, "timeout": seconds}` or none | the VM; it may still be shutting down |
+//! | `POST /vm/kill` | | the VM, stopped |
 //! | `GET /vm/checkpoints/{checkpoint}` | | the checkpoint |
 //! | `GET /vm/checkpoints` | | the tree ([`TreeInfo`](crate::control::TreeInfo)) |
 //! | `POST /vm/checkpoints` | [`CreateBody`](crate::control::CreateBody) or none | the new checkpoint ([`CheckpointInfo`](crate::control::CheckpointInfo)) |
@@ -45,9 +46,7 @@ use tokio::sync::oneshot;
 
 use super::relay::relay;
 use crate::control::jobs::{Job, JobError, Jobs, Waiting};
-use crate::control::{
-    Answer, CONSOLE_PAST, CONSOLE_PROTOCOL, ErrorBody, NoBody, Request, RequestError, StopBody,
-};
+use crate::control::{Answer, CONSOLE_PAST, CONSOLE_PROTOCOL, ErrorBody, NoBody, Request, RequestError};
 use crate::devices::console::Console;
 
 /// How long a client may take for the body of a request.
@@ -109,12 +108,8 @@ pub fn router(context: Context) -> Router {
             "/vm/resume",
             post(|context, body: Sent| with_body(context, body, |NoBody {}| Request::Resume)),
         )
-        .route(
-            "/vm/stop",
-            post(|context, body: Sent| {
-                with_body(context, body, |StopBody { force }| Request::Stop { force })
-            }),
-        )
+        .route("/vm/stop", post(|context, body: Sent| with_body(context, body, Request::Stop)))
+        .route("/vm/kill", post(|context, body: Sent| with_body(context, body, |NoBody {}| Request::Kill)))
         .route("/vm/checkpoints", get(|context| ask(context, Request::Checkpoints)))
         .route(
             "/vm/checkpoints",
