@@ -60,6 +60,10 @@ pub enum ConfigError {
     TooManyDevices { disks: usize, nets: usize },
     #[error("{0} disks and networks are too many: with --vsock a VM can have up to {max} together", max = MAX_DISKS - 1)]
     TooManyBesideVsock(usize),
+    #[error("it boots what is on disk `{0}`, which it does not have")]
+    BootDisk(String),
+    #[error("it boots what is on disk `{0}`: there can be no kernel or initrd beside that")]
+    BootDiskAndKernel(String),
     #[error(transparent)]
     Net(#[from] NetError),
     #[error("the disk `{0}` cannot be both {1} and {2}: remove one of them")]
@@ -79,6 +83,10 @@ pub struct VmConfig {
     pub kernel: Option<PathBuf>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initrd: Option<PathBuf>,
+    /// The disk that kernel, initrd and command line are read from, anew at each boot; `cmdline` is
+    /// added to what is found there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_disk: Option<String>,
     /// Kernel command line.
     #[serde(default)]
     pub cmdline: String,
@@ -150,6 +158,14 @@ impl VmConfig {
             disk.validate()?;
             if self.disks[..i].iter().any(|other| other.id == disk.id) {
                 return Err(ConfigError::DiskIdTaken(disk.id.clone()));
+            }
+        }
+        if let Some(id) = &self.boot_disk {
+            if !self.disks.iter().any(|disk| disk.id == *id) {
+                return Err(ConfigError::BootDisk(id.clone()));
+            }
+            if self.kernel.is_some() || self.initrd.is_some() {
+                return Err(ConfigError::BootDiskAndKernel(id.clone()));
             }
         }
         net::validate(&self.nets)?;
@@ -377,6 +393,7 @@ mod tests {
             disks: vec![disk("a"), disk("b")],
             nets: Vec::new(),
             vsock: false,
+            boot_disk: None,
         };
         assert_eq!(config.validate(), Ok(()));
         for cpus in [0, 255, u32::MAX] {

@@ -191,3 +191,109 @@ fn the_second_copy_of_a_partition_table_makes_up_for_the_first() {
     let shown = show(&home, &disk);
     assert!(shown["problem"].as_str().unwrap().contains("damaged in both copies"), "{shown:#}");
 }
+
+/// A disk whose kernel is the bundled guest; its command line says `word`, which has as many letters as
+/// any other that is to take its place.
+fn bootable(home: &Home, word: &str) -> String {
+    let menu = format!(
+        "menuentry 'Test' {{\n linux /boot/vmlinuz root=LABEL=root word={word}\n initrd /boot/initrd\n}}\n"
+    );
+    let root = Root::new(home, "bootable").system("Test").grub(&menu);
+    root.file("boot/vmlinuz", common::GUEST);
+    root.file("boot/initrd", b"nothing that it looks at");
+    gpt(home, "bootable.raw", &[&root.ext4()])
+}
+
+/// Writes to a disk of a VM that is off, as its guest would: above all its layers.
+fn write_as_guest(home: &Home, vm: &str, find: &str, put: &str) {
+    use piton::disk::{Backing, Disk};
+    use piton::folder::Home as Vms;
+    use piton::history::disks;
+    use piton::storage::Storage;
+    let folder = Vms::at(home.root(), Storage::os()).folder(&vm.parse().unwrap());
+    let _lock = folder.lock().unwrap();
+    let definition = folder.load().unwrap();
+    let (config, tops) = (&definition.config, &definition.now.tops);
+    let open = disks::open(&folder, config, tops, &Default::default(), &Default::default()).unwrap();
+    let disk = &open.machine[0].disk;
+    let mut bytes = vec![0; disk.len() as usize];
+    disk.read_at(&mut bytes, 0).unwrap();
+    let at = bytes.windows(find.len()).position(|part| part == find.as_bytes()).expect("it is there");
+    disk.write_at(put.as_bytes(), at as u64).unwrap();
+    disk.flush().unwrap();
+}
+
+#[test]
+fn a_vm_boots_what_its_disk_says_at_each_start() {
+    let home = Home::new();
+    let base = bootable(&home, "one");
+    let image = image::qcow2(&home, &base);
+    let before = std::fs::read(&image).unwrap();
+    let boots = |line: &str, expected: &str| {
+        let mut vm = home.boot(line);
+        let told = vm.ok("info");
+        assert!(told.contains(&format!("cmdline=\"root=LABEL=root word={expected}\"")), "{told}");
+        vm.power_off();
+    };
+    boots(&format!("run demo --memory 64M --image {image} --cmdline-extra more"), "one console=ttyS0 more");
+    let shown = home.piton("show demo").ok();
+    assert!(shown.contains("the one on disk `root`, read at each boot"), "{shown}");
+    let json = home.piton("show demo --json").json();
+    assert_eq!(
+        (&json["config"]["boot_disk"], &json["config"]["disks"][0]["overlay"]),
+        (&"root".into(), &true.into())
+    );
+    home.piton("checkpoint create demo former").ok();
+    // Its guest puts another kernel in place.
+    write_as_guest(&home, "demo", "word=one", "word=two");
+    boots("start demo --attach", "two console=ttyS0 more");
+    // Going back boots the former one, and so does a clone of it.
+    home.piton("checkpoint create demo latter").ok();
+    home.piton("checkpoint apply demo@former --discard-current").ok();
+    boots("start demo --attach", "one console=ttyS0 more");
+    home.piton("clone demo@latter other").ok();
+    boots("start other --attach", "two console=ttyS0 more");
+    let out = home.beside("export");
+    home.args(["export", "other", out.to_str().unwrap()]).ok();
+    home.args(["import", out.to_str().unwrap(), "--name", "third"]).ok();
+    boots("start third --attach", "two console=ttyS0 more");
+    assert!(std::fs::read(&image).unwrap() == before, "the image was written");
+    // A menu that is no more: nothing else is lost.
+    write_as_guest(&home, "third", "linux /boot/vmlinuz", "linux /boot/vmlinux");
+    home.piton("start third").fails(3, &["disk `root`", "`Test`", "/boot/vmlinux", "no such file"]);
+    home.piton("show third").ok();
+}
+
+#[test]
+fn what_is_no_image_to_boot_is_refused_and_leaves_nothing() {
+    let home = Home::new();
+    let disk = bootable(&home, "one");
+    let run = |words: &str| home.piton(&format!("run demo --memory 64M {words}"));
+    run(&format!("--image {disk} --kernel {disk}")).fails(2, &["--image", "--kernel"]);
+    run(&format!("--image {disk} --cmdline x")).fails(2, &["--image", "--cmdline"]);
+    run(&format!("--image {disk},readonly")).fails(2, &["--image", "readonly"]);
+    run("--cmdline-extra x").fails(2, &["required"]);
+    run("--image /nowhere/at/all").fails(3, &["/nowhere/at/all does not exist"]);
+    run(&format!("--image {}", home.image("empty.raw", 1 << 20)))
+        .fails(3, &["empty.raw", "no kernel", "--kernel"]);
+    let vmdk = home.file("a.vmdk", &[b"KDMV".as_slice(), &[0; 508]].concat());
+    run(&format!("--image {vmdk}")).fails(3, &["a VMDK image", "qemu-img convert"]);
+    let mut disc = vec![0; 1 << 20];
+    disc[0x8001..0x8006].copy_from_slice(b"CD001");
+    run(&format!("--image {}", home.file("cd.iso", &disc))).fails(3, &["the disk is ISO 9660"]);
+    for (name, kernel, parts) in [
+        ("gz", &b"\x1f\x8b\x08"[..], &["/vmlinuz", "gzip -dc"][..]),
+        ("arm", &[&b"MZ"[..], &[0; 0x36], b"ARM\x64"].concat(), &["/vmlinuz", "64-bit ARM"]),
+        ("text", b"#!/bin/sh", &["/vmlinuz", "neither an ELF file"]),
+    ] {
+        let root = Root::new(&home, name).grub("menuentry 'a' {\n linux /vmlinuz\n}\n");
+        root.file("vmlinuz", kernel);
+        run(&format!("--image {}", root.ext4())).fails(3, parts);
+    }
+    home.is_empty();
+    // Somebody writes to it.
+    let mut vm = home.boot(&format!("run writer --memory 64M --disk {disk}"));
+    run(&format!("--image {disk}")).fails(3, &["bootable.raw is in use"]);
+    home.args(["image", "show", &disk]).fails(3, &["bootable.raw is in use"]);
+    vm.power_off();
+}

@@ -12,7 +12,7 @@ use linux_loader::loader::{BzImage, Elf, KernelLoader};
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, ReadVolatile};
 
 use super::error::BootError;
-use super::payload::{Entry, Kernel};
+use super::payload::{Entry, Initrd, Kernel};
 use crate::layout::{HIGH_RAM_START, PAGE_SIZE};
 use crate::memory::GuestMemory;
 
@@ -56,6 +56,11 @@ pub fn load(memory: &GuestMemory, kernel: Kernel) -> Result<Loaded, BootError> {
     match kernel {
         Kernel::Bundled(bytes) => load_image(memory, &mut Cursor::new(bytes), bytes.len() as u64)
             .map_err(|is| BootError::Unfit { what: KERNEL, path: "(bundled guest)".into(), is }),
+        Kernel::Found { name, bytes } => {
+            let len = bytes.len() as u64;
+            let unfit = |is| BootError::Unfit { what: KERNEL, path: name.to_owned(), is };
+            load_image(memory, &mut Cursor::new(bytes), len).map_err(unfit)
+        }
         Kernel::File(path) => {
             let (mut file, len) = open(KERNEL, path)?;
             load_image(memory, &mut file, len).map_err(|is| BootError::Unfit {
@@ -81,8 +86,32 @@ fn load_image<F: Read + ReadVolatile + Seek>(
     } else if got == start.len() && &start[0x202..0x206] == b"HdrS" {
         load_bzimage(memory, file, len)
     } else {
-        Err("not a kernel that piton can boot: neither an ELF file (vmlinux) nor a bzImage (vmlinuz)".into())
+        Err(other_kernel(&start[..got])
+            .unwrap_or("not a kernel that piton can boot: neither an ELF file (vmlinux) nor a bzImage (vmlinuz)")
+            .into())
     }
+}
+
+/// Kernels for other machines, and in other wrappings.
+fn other_kernel(start: &[u8]) -> Option<&'static str> {
+    let at = |offset: usize, mark: &[u8]| start.get(offset..).is_some_and(|rest| rest.starts_with(mark));
+    Some(match () {
+        () if at(0x38, b"ARM\x64") => "a kernel for 64-bit ARM; piton runs x86-64 guests",
+        () if at(0x30, b"RISCV") || at(0x38, b"RSC\x05") => "a kernel for RISC-V; piton runs x86-64 guests",
+        () if at(4, b"zimg") => {
+            "packed in an EFI program (zboot), which piton does not unpack; give it the vmlinux inside"
+        }
+        () if at(0, b"MZ") => {
+            "an EFI program and no bzImage: a unified kernel image, or one for another machine"
+        }
+        () if at(0, &[0x1f, 0x8b]) => "packed with gzip: unpack it with `gzip -dc`",
+        () if at(0, b"\xfd7zXZ") => "packed with xz: unpack it with `xz -dc`",
+        () if at(0, &[0x28, 0xb5, 0x2f, 0xfd]) => "packed with zstd: unpack it with `zstd -dc`",
+        () if at(0, &[2, 0x21, 0x4c, 0x18]) || at(0, &[4, 0x22, 0x4d, 0x18]) => {
+            "packed with lz4: unpack it with `lz4 -dc`"
+        }
+        () => return None,
+    })
 }
 
 fn read_up_to(file: &mut impl Read, buffer: &mut [u8]) -> std::io::Result<usize> {
@@ -210,11 +239,17 @@ fn load_bzimage<F: Read + ReadVolatile + Seek>(
 /// Loads the initrd as high as it may lie; returns its address and length in bytes.
 pub fn load_initrd(
     memory: &GuestMemory,
-    path: &Path,
+    initrd: Initrd,
     kernel_end: u64,
     max: u64,
 ) -> Result<(u64, u64), BootError> {
-    let (mut file, len) = open(INITRD, path)?;
+    let (path, opened, len) = match initrd {
+        Initrd::File(path) => {
+            let (file, len) = open(INITRD, path)?;
+            (path, Some(file), len)
+        }
+        Initrd::Found { name, bytes } => (name, None, bytes.len() as u64),
+    };
     let top = low_ram_end(memory).min(max.saturating_add(1));
     let start = top.checked_sub(len).map(|start| start & !(PAGE_SIZE - 1));
     let Some(start) = start.filter(|start| *start >= kernel_end) else {
@@ -224,8 +259,15 @@ pub fn load_initrd(
             memory_mib: memory.iter().map(|region| region.len()).sum::<u64>() >> 20,
         });
     };
-    memory.read_exact_volatile_from(GuestAddress(start), &mut file, len as usize).map_err(|e| {
-        BootError::Open { what: INITRD, path: path.to_owned(), error: std::io::Error::other(e.to_string()) }
+    let written = match (opened, initrd) {
+        (Some(mut file), _) => memory.read_exact_volatile_from(GuestAddress(start), &mut file, len as usize),
+        (None, Initrd::Found { bytes, .. }) => memory.write_slice(bytes, GuestAddress(start)),
+        (None, Initrd::File(_)) => Ok(()),
+    };
+    written.map_err(|e| BootError::Open {
+        what: INITRD,
+        path: path.to_owned(),
+        error: std::io::Error::other(e.to_string()),
     })?;
     Ok((start, len))
 }
@@ -268,6 +310,9 @@ mod tests {
     #[test]
     fn what_is_no_kernel_is_named() {
         assert!(load_bytes(b"#!/bin/sh").contains("neither"));
+        assert!(load_bytes(b"\x1f\x8b\x08").contains("gzip -dc"));
+        assert!(load_bytes(b"MZ\0\0zimg").contains("zboot"));
+        assert!(load_bytes(&[&b"MZ"[..], &[0; 0x36], b"ARM\x64"].concat()).contains("64-bit ARM"));
         assert!(load_bytes(b"\x7fELF\x01\x01").contains("truncated"));
         let mut old = elf(1 << 20, 64, 64);
         old[4] = 1;
@@ -287,12 +332,12 @@ mod tests {
         let memory = crate::memory::allocate(16 << 20).unwrap();
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(8 << 20).unwrap();
-        let (start, len) = load_initrd(&memory, file.path(), 4 << 20, INITRD_MAX).unwrap();
+        let (start, len) = load_initrd(&memory, Initrd::File(file.path()), 4 << 20, INITRD_MAX).unwrap();
         assert_eq!((start, len), (8 << 20, 8 << 20));
-        let error = load_initrd(&memory, file.path(), 9 << 20, INITRD_MAX).unwrap_err();
+        let error = load_initrd(&memory, Initrd::File(file.path()), 9 << 20, INITRD_MAX).unwrap_err();
         assert!(matches!(error, BootError::InitrdTooBig { .. }), "{error}");
         file.as_file().set_len(1 << 40).unwrap();
-        assert!(load_initrd(&memory, file.path(), 0, INITRD_MAX).is_err());
+        assert!(load_initrd(&memory, Initrd::File(file.path()), 0, INITRD_MAX).is_err());
     }
 
     proptest::proptest! {

@@ -15,7 +15,7 @@ use crate::layout::{POWER_PORT, POWER_RESET, POWER_RESET_VALUE, RESET_VECTOR};
 use crate::memory::GuestMemory;
 
 pub use error::BootError;
-pub use payload::{Entry, Kernel, Payload};
+pub use payload::{Entry, Initrd, Kernel, Payload};
 pub use registers::set_up_vcpu;
 
 use error::write_error;
@@ -25,7 +25,7 @@ pub fn load(memory: &GuestMemory, payload: &Payload) -> Result<Entry, BootError>
     let kernel = kernel::load(memory, payload.kernel)?;
     let initrd = payload
         .initrd
-        .map(|path| kernel::load_initrd(memory, path, kernel.end, kernel.initrd_max))
+        .map(|initrd| kernel::load_initrd(memory, initrd, kernel.end, kernel.initrd_max))
         .transpose()?;
     params::write_cmdline(memory, payload.cmdline)?;
     acpi::write_tables(memory, payload.cpus, payload.virtio)?;

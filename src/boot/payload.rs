@@ -8,13 +8,25 @@ pub enum Kernel<'a> {
     File(&'a Path),
     /// The guest that is part of piton.
     Bundled(&'static [u8]),
+    /// Found elsewhere; `name` is for messages.
+    Found {
+        name: &'a Path,
+        bytes: &'a [u8],
+    },
+}
+
+/// Where an initrd comes from.
+#[derive(Debug, Clone, Copy)]
+pub enum Initrd<'a> {
+    File(&'a Path),
+    Found { name: &'a Path, bytes: &'a [u8] },
 }
 
 /// What is to be booted.
 #[derive(Debug)]
 pub struct Payload<'a> {
     pub kernel: Kernel<'a>,
-    pub initrd: Option<&'a Path>,
+    pub initrd: Option<Initrd<'a>>,
     pub cmdline: &'a str,
     pub cpus: u32,
     /// Address and GSI of every virtio-mmio device.

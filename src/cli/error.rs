@@ -122,9 +122,13 @@ fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
             _ => false,
         },
         Some(VmmError::Folder(error)) => !matches!(error, FolderError::Storage(_)),
-        Some(VmmError::Disks(_) | VmmError::Port(_) | VmmError::Address(_) | VmmError::Elsewhere { .. }) => {
-            true
-        }
+        Some(
+            VmmError::Disks(_)
+            | VmmError::Port(_)
+            | VmmError::Address(_)
+            | VmmError::Elsewhere { .. }
+            | VmmError::Image { .. },
+        ) => true,
         Some(VmmError::Vsock(error)) => !matches!(error, HostError::Listen(..)),
         Some(VmmError::Network(error)) => !matches!(error, SetupError::Failed(_)),
         Some(VmmError::Checkpoint(error)) => error.is_refusal(),

@@ -75,9 +75,10 @@ fn disk(disk: &DiskConfig) -> String {
 }
 
 fn boots(config: &VmConfig) -> String {
-    match &config.kernel {
-        Some(kernel) => kernel.display().to_string(),
-        None => "the bundled guest".into(),
+    match (&config.kernel, &config.boot_disk) {
+        (Some(kernel), _) => kernel.display().to_string(),
+        (None, Some(disk)) => format!("the one on disk `{disk}`, read at each boot"),
+        (None, None) => "the bundled guest".into(),
     }
 }
 

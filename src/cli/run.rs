@@ -44,15 +44,17 @@ pub fn run(args: RunArgs, background: bool, json: bool) -> anyhow::Result<()> {
         manage::print_started(&detach(std::env::args_os().skip(1))?, json);
         return Ok(());
     }
-    let formats: Vec<Option<DiskFormat>> = args.disks.iter().map(|disk| disk.format).collect();
+    let boot_disk = args.image.clone().map(image_disk).transpose()?;
+    let disks: Vec<DiskArg> = boot_disk.iter().cloned().chain(args.disks).collect();
+    let formats: Vec<Option<DiskFormat>> = disks.iter().map(|disk| disk.format).collect();
     let mut config = VmConfig {
         cpus: args.cpus,
         memory: args.memory,
         kernel: args.kernel.as_deref().map(absolute).transpose()?,
         initrd: args.initrd.as_deref().map(absolute).transpose()?,
-        cmdline: args.cmdline.clone(),
-        disks: args
-            .disks
+        boot_disk: boot_disk.and_then(|disk| disk.id),
+        cmdline: args.cmdline_extra.unwrap_or(args.cmdline),
+        disks: disks
             .into_iter()
             .enumerate()
             .map(|(index, disk)| named(index, disk))
@@ -168,6 +170,14 @@ fn look_at(disk: &DiskConfig) -> anyhow::Result<DiskFormat> {
         DiskError::Foreign { .. } => refused(format!("{e}; or add ,format=raw to use it as a raw image")),
         e => refused(e.to_string()),
     })
+}
+
+/// The disk that is booted from: the image itself is never written.
+fn image_disk(arg: DiskArg) -> anyhow::Result<DiskArg> {
+    if arg.readonly || arg.passthrough {
+        return Err(usage("--image takes neither readonly nor passthrough: writes go to an overlay"));
+    }
+    Ok(DiskArg { id: Some(arg.id.unwrap_or_else(|| "root".into())), overlay: true, ..arg })
 }
 
 /// A disk as the words have it; nothing is known of its file yet.

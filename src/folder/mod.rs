@@ -479,6 +479,7 @@ mod tests {
             disks: Vec::new(),
             nets: Vec::new(),
             vsock: false,
+            boot_disk: None,
         }
     }
 

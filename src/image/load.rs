@@ -16,6 +16,7 @@ pub struct Payload {
     /// Path in the image, for messages.
     pub kernel_path: String,
     pub kernel: Vec<u8>,
+    pub initrd_path: String,
     pub initrd: Option<Vec<u8>>,
     pub cmdline: String,
 }
@@ -46,6 +47,7 @@ pub fn load(survey: &Survey, entry: &Entry) -> Result<Payload> {
         title: entry.title.clone(),
         kernel_path: entry.kernel.path.clone(),
         kernel,
+        initrd_path: entry.initrds.iter().map(|file| file.path.as_str()).collect::<Vec<_>>().join(" "),
         initrd: (!entry.initrds.is_empty()).then_some(initrd),
         cmdline: cmdline::of(survey, entry),
     })

@@ -1,6 +1,7 @@
 //! Building a machine from its definition. `assemble` makes what every machine has; a boot then
 //! puts a kernel into it.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
@@ -10,7 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::event_loop::{EventLoop, OnEvent};
 use super::{AgentLine, Card, Machine, MachineDisk, MachineError, MachineState};
-use crate::boot::{self, Kernel, Payload};
+use crate::boot::{self, Initrd, Kernel, Payload};
 use crate::bus::Bus;
 use crate::capture::tracker::Tracker;
 use crate::config::{MIN_MEMORY, NetConfig, VmConfig};
@@ -30,6 +31,7 @@ use crate::devices::virtio::vsock::{self, Vsock};
 use crate::devices::virtio::{Backend, Device, Worker};
 use crate::events::{EventSink, MachineEvent};
 use crate::id::Id;
+use crate::image;
 use crate::layout::{
     COM1_GSI, COM1_PORT, COM1_PORTS, GED_GSI, I8042_PORT, I8042_PORTS, POWER_PORT, POWER_PORTS, VIRTIO_GSIS,
     VIRTIO_MMIO_SIZE, VIRTIO_MMIO_START,
@@ -51,6 +53,8 @@ pub struct Parts {
     pub generation: Id,
     /// The guest to boot when the definition names no kernel.
     pub bundled: &'static [u8],
+    /// What was found on the disk that is booted from, if that is so.
+    pub found: Option<image::Payload>,
 }
 
 /// A machine whose vCPUs have no state yet.
@@ -73,21 +77,32 @@ struct Assembled {
 }
 
 /// A machine about to run its kernel's first instruction.
-pub fn boot(config: &VmConfig, parts: Parts) -> Result<Machine, MachineError> {
-    let kernel = config.kernel.as_deref().map_or(Kernel::Bundled(parts.bundled), Kernel::File);
+pub fn boot(config: &VmConfig, mut parts: Parts) -> Result<Machine, MachineError> {
+    let found = parts.found.take();
+    let kernel = match (&found, &config.kernel) {
+        (Some(found), _) => Kernel::Found { name: Path::new(&found.kernel_path), bytes: &found.kernel },
+        (None, Some(path)) => Kernel::File(path),
+        (None, None) => Kernel::Bundled(parts.bundled),
+    };
+    let initrd = match &found {
+        Some(found) => {
+            let name = Path::new(&found.initrd_path);
+            found.initrd.as_deref().map(|bytes| Initrd::Found { name, bytes })
+        }
+        None => config.initrd.as_deref().map(Initrd::File),
+    };
+    let cmdline = match &found {
+        Some(found) => format!("{} {}", found.cmdline, config.cmdline),
+        None => config.cmdline.clone(),
+    };
     let kvm = open_kvm()?;
     let memory = memory::allocate(config.memory)?;
     let generation = parts.generation;
     let vm = Vm::new(kvm, memory, config.cpus, DirtyLog::Later)?;
     let vcpus = (0..config.cpus).map(|index| vm.create_vcpu(index)).collect::<Result<_, _>>()?;
     let assembled = assemble(vm, vcpus, parts)?;
-    let payload = Payload {
-        kernel,
-        initrd: config.initrd.as_deref(),
-        cmdline: &config.cmdline,
-        cpus: config.cpus,
-        virtio: &assembled.virtio,
-    };
+    let payload =
+        Payload { kernel, initrd, cmdline: cmdline.trim_end(), cpus: config.cpus, virtio: &assembled.virtio };
     let memory = assembled.vm.memory();
     let entry = boot::load(memory, &payload)?;
     genid::write(memory, generation)?;

@@ -260,6 +260,7 @@ mod tests {
                 disks: vec![],
                 nets: Vec::new(),
                 vsock: false,
+                boot_disk: None,
             },
             checkpoint_type: CheckpointType::Standard,
             auto_checkpoint: false,

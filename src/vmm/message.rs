@@ -11,6 +11,7 @@ use crate::folder::FolderError;
 use crate::history::CheckpointError;
 use crate::history::disks::DisksError;
 use crate::history::networks::MacInUse;
+use crate::image::ImageError;
 use crate::machine::MachineError;
 use crate::net::{PortError, SetupError};
 
@@ -41,6 +42,8 @@ pub enum VmmError {
     Elsewhere { error: Box<VmmError>, checkpoint: String },
     #[error(transparent)]
     Vsock(#[from] HostError),
+    #[error("nothing can be booted from disk `{disk}` ({}): {error}", path.display())]
+    Image { disk: String, path: std::path::PathBuf, error: ImageError },
 }
 
 /// What can happen to a VM while it runs.

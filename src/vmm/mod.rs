@@ -4,6 +4,7 @@
 mod answers;
 mod button;
 mod going_back;
+mod image;
 mod merging;
 mod message;
 mod network;
@@ -145,6 +146,7 @@ impl Vmm {
             events,
             generation: self.definition.now.generation.unwrap_or(Id::from_bytes([0; 16])),
             bundled: BUNDLED_GUEST,
+            found: None,
         }
     }
 
@@ -184,7 +186,9 @@ impl Vmm {
         let sums = history::Catalog::new(&self.folder, &self.definition).layer_sums(&self.definition)?;
         let Definition { config, now, .. } = &self.definition;
         self.disks = disks::open(&self.folder, config, &now.tops, &sums, &Default::default())?;
-        let machine = machine::boot(config, self.parts(self.boot, config, &self.disks))?;
+        let found = image::find(&self.folder, config, &self.disks)?;
+        let parts = Parts { found, ..self.parts(self.boot, config, &self.disks) };
+        let machine = machine::boot(config, parts)?;
         machine.take_console(&self.console)?;
         self.machine = Some(machine);
         Ok(())

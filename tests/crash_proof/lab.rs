@@ -65,6 +65,7 @@ fn config() -> VmConfig {
         disks: DISKS.iter().map(|(id, _)| disk(id)).collect(),
         nets: Vec::new(),
         vsock: false,
+        boot_disk: None,
     }
 }
 

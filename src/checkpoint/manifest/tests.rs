@@ -33,6 +33,7 @@ pub(in crate::checkpoint) fn sample(id: Id, name: &str, parent: Option<Id>) -> M
             disks: vec![disk("root"), disk("data"), disk("cd")],
             nets: Vec::new(),
             vsock: false,
+            boot_disk: None,
         },
         kernel: Some(FileStamp { path: "/boot/bzImage".into(), len: 9, modified: time, crc: 4 }),
         initrd: None,

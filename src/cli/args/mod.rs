@@ -129,6 +129,13 @@ pub struct RunArgs {
     /// Kernel command line
     #[arg(long, value_name = "STRING", default_value = "")]
     pub cmdline: String,
+    /// Boot this disk image with the kernel in it: PATH[,id=NAME][,format=raw|qcow2]; it is the first disk,
+    /// and writes go to an overlay
+    #[arg(long, value_name = "DISK", conflicts_with_all = ["kernel", "initrd", "cmdline"])]
+    pub image: Option<DiskArg>,
+    /// Append this to the image's kernel command line
+    #[arg(long, value_name = "STRING", requires = "image")]
+    pub cmdline_extra: Option<String>,
     /// Guest memory, such as 512M or 2G
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_memory)]
     pub memory: u64,
