@@ -64,7 +64,12 @@ fn show(args: &ImageArgs, json: bool) -> anyhow::Result<()> {
         return Ok(());
     }
     outln!("{}", image.path.display());
-    outln!("format      {}, a disk of {}, {} stored", image.format, size(image.base.len()), size(stored));
+    outln!(
+        "format      {}, virtual size {}, disk size {}",
+        image.format,
+        size(image.base.len()),
+        size(stored)
+    );
     let table = match image.survey.table {
         image::TableKind::Gpt => "GPT",
         image::TableKind::Mbr => "MBR",
@@ -97,7 +102,7 @@ fn show(args: &ImageArgs, json: bool) -> anyhow::Result<()> {
         }
     }
     match problem {
-        None => outln!("`piton run NAME --image {}` boots the entry with the *", image.path.display()),
+        None => outln!("`piton run NAME --image {}` boots the entry marked *", image.path.display()),
         Some(why) => outln!("`piton run --image` cannot boot it: {why}"),
     }
     Ok(())
@@ -192,7 +197,7 @@ fn extract(args: &ImageArgs, dir: Option<&Path>, number: Option<usize>, json: bo
 fn write(storage: &Storage, path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     let file = storage.create_new(path).map_err(|e| match e.kind() {
         std::io::ErrorKind::AlreadyExists => {
-            refused(format!("{} exists: remove it, or name another folder", path.display()))
+            refused(format!("{} already exists: remove it, or choose another folder", path.display()))
         }
         std::io::ErrorKind::NotFound => {
             let parent = path.parent().unwrap_or(path);

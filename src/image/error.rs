@@ -3,29 +3,30 @@
 pub type Result<T> = std::result::Result<T, ImageError>;
 
 /// For those who name no kernel: what else can be done.
-const WAY_OUT: &str = "copy kernel and initrd out of the guest's /boot and give them with --kernel, --initrd and --cmdline, \
-                       and the image with --disk";
+const WAY_OUT: &str = "copy kernel and initrd from the guest's /boot and boot them with --kernel, \
+ --initrd and --cmdline, and the image as --disk";
 
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    #[error("it cannot be read at byte {offset}: {error}")]
+    #[error("cannot read it at byte {offset}: {error}")]
     Read { offset: u64, error: String },
-    #[error("the file system on {volume} cannot be read: {error}")]
+    #[error("cannot read the file system on {volume}: {error}")]
     FileSystem { volume: String, error: String },
-    #[error("{path} on {volume} cannot be read: {error}")]
+    #[error("cannot read {path} on {volume}: {error}")]
     File { volume: String, path: String, error: String },
-    #[error("{path} on {volume} has {len} bytes, and at most {max} are read")]
+    #[error("{path} on {volume} has {len} bytes, more than the maximum of {max}")]
     TooLarge { volume: String, path: String, len: u64, max: u64 },
-    #[error("no kernel was found in it{because}: {WAY_OUT}")]
+    #[error("no kernel was found{because}: {WAY_OUT}")]
     NoKernel { because: String },
     #[error(
-        "several systems are in it ({found}), and nothing says which one is meant: `piton image show` lists what can be \
-         booted, `piton image extract --entry N` copies the kernel of one, for --kernel"
+        "it contains several systems ({found}), and none is the default: `piton image show` lists what \
+         can be booted, `piton image extract --entry N` copies the kernel of one, for --kernel"
     )]
     Several { found: String },
     #[error(
-        "{path} on {volume}, line {line}: {what}, which cannot be followed without running GRUB; `piton image show` lists \
-         what can be booted, `piton image extract --entry N` copies the kernel of one, for --kernel"
+        "{path} on {volume}, line {line}: {what}, which piton cannot interpret without running GRUB; \
+         `piton image show` lists what can be booted, `piton image extract --entry N` copies the kernel \
+         of one, for --kernel"
     )]
     Maze { volume: String, path: String, line: usize, what: String },
     #[error("its default entry, `{title}`, {what}: {WAY_OUT}")]

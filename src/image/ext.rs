@@ -77,7 +77,7 @@ impl Ext {
 
 /// What the crate would take for true: how many things it has to make room for.
 fn check(part: &Part) -> Result<(), String> {
-    let block = part.bytes(SUPER, 1024).map_err(|e| e.to_string())?.ok_or("it is cut off")?;
+    let block = part.bytes(SUPER, 1024).map_err(|e| e.to_string())?.ok_or("it is truncated")?;
     let high = if le32(&block, 0x60) & 0x80 == 0 { 0 } else { u64::from(le32(&block, 0x150)) << 32 };
     let blocks = u64::from(le32(&block, 4)) | high;
     let size = 1024u64.checked_shl(le32(&block, 0x18)).filter(|size| *size <= 1 << 16);
@@ -88,7 +88,7 @@ fn check(part: &Part) -> Result<(), String> {
     }
     if blocks.checked_mul(size).is_none_or(|len| len > part.len) {
         return Err(format!(
-            "it is of {blocks} blocks of {size} bytes, and there is room for {} bytes",
+            "it has {blocks} blocks of {size} bytes, but there is only room for {} bytes",
             part.len
         ));
     }

@@ -29,7 +29,7 @@ pub fn read(disk: &Part) -> Result<Option<Table>> {
         match (first, second) {
             (_, Copy::Good(partitions)) => {
                 let note =
-                    Some("the first copy of the partition table is damaged: the second was read".into());
+                    Some("the first copy of the partition table is damaged: using the second one".into());
                 return Ok(Some(Table { kind: TableKind::Gpt, partitions, note }));
             }
             (Copy::Bad, _) | (_, Copy::Bad) => {

@@ -55,16 +55,18 @@ pub fn load(survey: &Survey, entry: &Entry) -> Result<Payload> {
 
 fn read(survey: &Survey, entry: &Entry, file: &File, max: u64) -> Result<Vec<u8>> {
     let unbootable = |what: String| ImageError::Unbootable { title: entry.title.clone(), what };
-    let volume =
-        survey.volumes.get(file.volume).ok_or_else(|| unbootable("is on no partition of it".into()))?;
+    let volume = survey
+        .volumes
+        .get(file.volume)
+        .ok_or_else(|| unbootable("is not on any of its partitions".into()))?;
     let found = volume.read(&file.path, max)?;
     found.ok_or_else(|| match volume.found.kind.hides_files() {
         true => unbootable(format!(
-            "needs {}, and {} is {}, which piton does not read",
+            "needs {}, but {} is {}, which piton cannot read",
             file.path,
             volume.name(),
             volume.found.kind.as_str()
         )),
-        false => unbootable(format!("needs {}, and there is no such file on {}", file.path, volume.name())),
+        false => unbootable(format!("needs {}, but there is no such file on {}", file.path, volume.name())),
     })
 }

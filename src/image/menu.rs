@@ -81,7 +81,7 @@ fn several(survey: &Survey, menus: Vec<(usize, grub::Found)>) -> Result<Menu> {
 fn systems_in(survey: &Survey) -> String {
     let each = survey.volumes.iter().filter_map(|volume| Some((volume.name(), volume.system()?)));
     let each: Vec<String> = each.map(|(volume, system)| format!("{} on {volume}", system.name)).collect();
-    if each.is_empty() { "menus of GRUB on more than one partition".into() } else { each.join(", ") }
+    if each.is_empty() { "GRUB menus on more than one partition".into() } else { each.join(", ") }
 }
 
 /// What may well hold the kernel that was not found.
@@ -93,7 +93,7 @@ fn because(survey: &Survey) -> String {
     let each: Vec<String> =
         hidden.map(|volume| format!("{} is {}", volume.name(), volume.found.kind.as_str())).collect();
     if !each.is_empty() {
-        return format!(" ({}, which piton does not read)", each.join(", "));
+        return format!(" ({}, which piton cannot read)", each.join(", "));
     }
     if survey.volumes.iter().any(|volume| volume.found.kind == Kind::Ext) {
         return " (neither GRUB's menu, nor loader entries, nor /boot/vmlinuz)".into();

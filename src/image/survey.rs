@@ -124,7 +124,7 @@ impl Volume {
             return Err(ImageError::TooLarge { volume: self.name(), path: path.to_owned(), len, max });
         }
         if len > self.part.len {
-            return Err(self.failed(path)(format!("it says that it has {len} bytes, more than there are")));
+            return Err(self.failed(path)(format!("it claims to have {len} bytes, more than there are")));
         }
         let bytes = files.read(&absolute(path), usize::try_from(len).unwrap_or(usize::MAX));
         bytes.map(Some).map_err(self.failed(path))

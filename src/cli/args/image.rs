@@ -8,15 +8,15 @@ use super::checkpoint::GuardArgs;
 
 #[derive(Debug, Subcommand)]
 pub enum ImageCommand {
-    /// Show what is in an image: partitions, file systems, systems, kernels
+    /// Show the contents of an image: partitions, file systems, operating systems, kernels
     Show(ImageArgs),
-    /// Copy the kernel and the initrd out of an image, and print the command line
+    /// Copy kernel and initrd from an image, and print the command line
     Extract {
         #[command(flatten)]
         image: ImageArgs,
-        /// Folder for `kernel` and `initrd`; it must exist [default: this one]
+        /// Existing folder for `kernel` and `initrd` [default: the current one]
         dir: Option<PathBuf>,
-        /// Entry by its number in `piton image show` [default: what the image boots]
+        /// Number of the entry in `piton image show` [default: the one that the image boots]
         #[arg(long, value_name = "N")]
         entry: Option<usize>,
     },
@@ -26,7 +26,7 @@ pub enum ImageCommand {
 pub struct ImageArgs {
     /// Disk image, raw or qcow2
     pub file: PathBuf,
-    /// Allowed backing file of a qcow2 image; can be repeated
+    /// Backing file that a qcow2 image may use; may be repeated
     #[arg(long, value_name = "FILE")]
     pub backing: Vec<PathBuf>,
     #[command(flatten)]

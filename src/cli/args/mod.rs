@@ -79,7 +79,7 @@ pub enum Command {
     /// Manage the disk images of a VM
     #[command(subcommand)]
     Disk(DiskCommand),
-    /// Look into disk images
+    /// Inspect disk images
     #[command(subcommand)]
     Image(ImageCommand),
     /// Create VMs that start at a checkpoint

@@ -74,7 +74,9 @@ impl Walk {
             let entry = match inside {
                 Err(e) => Err(e.to_string()),
                 Ok(inside) => match inside.boots.kernel {
-                    None => Err(format!("`{}` (line {}) loads no Linux kernel", item.title, item.line)),
+                    None => {
+                        Err(format!("`{}` (line {}) does not load a Linux kernel", item.title, item.line))
+                    }
                     Some(kernel) => {
                         self.entries.push(Entry {
                             title: titles.join(" > "),
@@ -116,7 +118,7 @@ impl Walk {
         let place = self.places.iter().find(|place| fits(place, true));
         let place = place.or_else(|| self.places.iter().find(|place| fits(place, false)));
         // As GRUB: without the one that is wanted, the first.
-        let place = place.or(self.places.first()).ok_or("the menu of GRUB has no entries")?;
+        let place = place.or(self.places.first()).ok_or("the GRUB menu has no entries")?;
         place.entry.clone()
     }
 }

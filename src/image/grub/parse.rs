@@ -68,7 +68,7 @@ impl<'a> Parser<'a> {
     /// Statements up to one of `ends`, which is left to be read; with none, to the end.
     fn block(&mut self, ends: &[&str], depth: usize) -> Result<Vec<Statement>, Failure> {
         if depth > DEPTH_MAX {
-            return Err((self.line, "blocks lie too deep in each other"));
+            return Err((self.line, "blocks are nested too deeply"));
         }
         let mut statements = Vec::new();
         loop {
@@ -86,7 +86,7 @@ impl<'a> Parser<'a> {
                 Some("submenu") => self.entry(true, depth)?,
                 Some("for" | "while" | "until") => self.looping(depth)?,
                 Some("then" | "elif" | "else" | "fi" | "do" | "done" | "}") => {
-                    return Err((self.line, "a word stands where no block is"));
+                    return Err((self.line, "a word outside of any block"));
                 }
                 _ => Statement::Command(self.words()),
             });

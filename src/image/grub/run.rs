@@ -120,7 +120,7 @@ impl<'a> Run<'a> {
     /// Whether the last command went well.
     fn block(&mut self, statements: &[Statement], depth: usize) -> Result<bool> {
         if depth > DEPTH_MAX {
-            return Err(self.maze("functions or files lie too deep in each other"));
+            return Err(self.maze("functions or files are nested too deeply"));
         }
         let mut well = true;
         for statement in statements {
@@ -225,7 +225,7 @@ impl<'a> Run<'a> {
                     _ => arguments,
                 };
                 return condition::holds(arguments, &Here(self))
-                    .ok_or_else(|| self.maze("a condition makes no sense"));
+                    .ok_or_else(|| self.maze("a condition is invalid"));
             }
             "!" => return Ok(!self.known(arguments, depth)?),
             "set" => arguments.iter().for_each(|assignment| self.set(assignment)),
@@ -261,7 +261,7 @@ impl<'a> Run<'a> {
             |text: &String| Word { pieces: vec![Piece::Text(text.clone())], quoted: true, line: self.line };
         let words: Vec<Word> = words.iter().map(as_word).collect();
         if depth > DEPTH_MAX {
-            return Err(self.maze("functions or files lie too deep in each other"));
+            return Err(self.maze("functions or files are nested too deeply"));
         }
         self.command(&words, depth + 1)
     }
@@ -323,7 +323,7 @@ impl<'a> Run<'a> {
         let file = self.file(path)?;
         let Some(text) = self.survey.volumes[file.volume].text(&file.path)? else { return Ok(false) };
         if depth > DEPTH_MAX {
-            return Err(self.maze("functions or files lie too deep in each other"));
+            return Err(self.maze("functions or files are nested too deeply"));
         }
         self.text(&text, depth + 1)?;
         Ok(true)
@@ -343,7 +343,7 @@ impl<'a> Run<'a> {
             None => (self.variables.get("root").map_or("", String::as_str), path),
         };
         let found = self.volume(device);
-        let volume = found.ok_or_else(|| self.maze(&format!("no `{device}` is in the image")))?;
+        let volume = found.ok_or_else(|| self.maze(&format!("the image has no `{device}`")))?;
         Ok(File { volume, path: path.to_owned() })
     }
 
