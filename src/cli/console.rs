@@ -17,8 +17,8 @@ use crate::control::client::{self, ClientError, ConsoleStream};
 use crate::devices::console::BACKLOG;
 use crate::folder::{Ending, LastRun, VmFolder};
 
-const KEYS: &str = "Ctrl-A x detaches and leaves the VM running, Ctrl-A h shows help";
-const HELP: &str = "Ctrl-A x detaches from the console, Ctrl-A Ctrl-A sends one Ctrl-A to the guest";
+const KEYS: &str = "Ctrl-A x detaches, Ctrl-A h shows help";
+const HELP: &str = "Ctrl-A x detaches, the VM keeps running; Ctrl-A Ctrl-A sends one Ctrl-A to the guest";
 /// Lines of the past that a user at a terminal is shown.
 const TAIL: usize = 10;
 
@@ -60,7 +60,7 @@ pub fn run(args: &ConsoleArgs) -> anyhow::Result<()> {
     let past = if lines == 0 { 0 } else { BACKLOG };
     let ConsoleStream { mut stream, past } = must_run(&folder, client::console(&folder.socket(), past))?;
     if at_terminal {
-        note(&format!("piton: attached to the console of `{name}`. {KEYS}."));
+        note(&format!("piton: attached to `{name}`. {KEYS}."));
     }
     let terminal = RawTerminal::enter().context("cannot set up the terminal")?;
     let mut before = vec![0; past];
@@ -76,7 +76,7 @@ pub fn run(args: &ConsoleArgs) -> anyhow::Result<()> {
     match ended {
         Ok(End::Quiet | End::Unread) => Ok(()),
         Ok(End::Left) => {
-            note(&format!("piton: detached from the VM `{name}`, which keeps running"));
+            note(&format!("piton: detached from `{name}`, which keeps running"));
             Ok(())
         }
         Ok(End::Closed) if is_gone(&folder.socket()) => run_ended(&folder),
