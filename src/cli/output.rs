@@ -117,7 +117,7 @@ pub fn show(info: &VmInfo) {
         line("started", when(started));
     }
     line("cpus", info.config.cpus.to_string());
-    let shared = if info.shares_memory == Some(true) { ", shared but for what it wrote" } else { "" };
+    let shared = if info.shares_memory == Some(true) { ", shared except what it has written" } else { "" };
     line("memory", format!("{}{shared}", size(info.config.memory)));
     line("kernel", boots(&info.config));
     if let Some(initrd) = &info.config.initrd {

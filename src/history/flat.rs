@@ -17,7 +17,7 @@ pub fn ready(store: &Store, manifest: &Manifest, progress: &Progress) -> Result<
             Ok(chain) => return Ok(chain),
             Err(e) if !is_copy || e.is_cancelled() => return Err(e),
             // What it was made of may be whole.
-            Err(e) => log::warn!("{e}: it is made anew"),
+            Err(e) => log::warn!("{e}: making a new one"),
         }
     }
     let manifest = &store.make_flat(manifest, progress).map_err(|e| refine(e, manifest))?;

@@ -160,8 +160,8 @@ pub struct ApplyArgs {
     pub clock: Clock,
     #[command(flatten)]
     pub networks: OtherNetworks,
-    /// Map the memory of the checkpoint and share it with other VMs that do, as clones do; it is
-    /// checked as a whole first, once per boot of the host
+    /// Share the checkpoint's memory with other VMs, as clones do; the whole image is
+    /// checked first, once per boot of the host
     #[arg(long)]
     pub share: bool,
 }
@@ -199,7 +199,7 @@ pub struct CloneArgs {
     /// Run the clones immediately
     #[arg(long)]
     pub run: bool,
-    /// Give each memory of its own instead of sharing that of the checkpoint
+    /// Give each clone its own memory instead of sharing the checkpoint's
     #[arg(long)]
     pub own_memory: bool,
 }
