@@ -91,7 +91,7 @@ fn running_clones_share_memory_and_keep_what_they_write() {
         let own = own_memory(&lab, vm);
         assert!(own < OWN + n * MIB, "{vm} has {own} bytes of its own");
         let shown = lab.piton(&format!("show {vm}")).ok();
-        assert!(shown.contains("64 MiB, shared but for what it wrote"), "{shown}");
+        assert!(shown.contains("64 MiB, shared except what it has written"), "{shown}");
     }
     let sums = guests.each_mut().map(|guest| guest.ok("sum"));
     assert!(sums[0] != sums[1] && sums[1] != sums[2] && sums[0] != sum);

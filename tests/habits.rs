@@ -26,12 +26,12 @@ fn several_vms_at_once() {
     assert_eq!(killed.lines().filter(|line| line.ends_with("is stopped")).count(), 3, "{killed}");
     assert_eq!(home.piton("show a --json").json()["last_run"]["by"], "piton kill");
 
-    home.piton("start a b --attach").fails(2, &["one terminal"]);
+    home.piton("start a b --attach").fails(2, &["only one VM"]);
     home.piton("start a b --attach --detach").fails(2, &["cannot be used with"]);
     let started = home.piton("start a b").ok();
     assert_eq!(started.matches("is running").count(), 2, "{started}");
     let said = home.piton("start a c");
-    assert!(said.code == Some(3) && said.stderr.contains("a: the VM `a` is running already"), "{said}");
+    assert!(said.code == Some(3) && said.stderr.contains("a: the VM `a` is already running"), "{said}");
     assert!(said.stdout.contains("`c` is running"), "{said}");
     home.piton("kill a b c").ok();
     home.piton("delete a c --yes").ok();
@@ -61,9 +61,9 @@ fn a_vm_gets_another_name() {
     home.piton("rename old new").fails(3, &["`old` is running", "piton stop old"]);
     vm.power_off();
     home.piton("run other --detach --memory 32M").ok();
-    home.piton("rename old other").fails(3, &["a VM `other` exists"]);
+    home.piton("rename old other").fails(3, &["a VM named `other` already exists"]);
     home.piton("rename old bad/name").fails(2, &["name"]);
-    assert_eq!(home.piton("rename old new").ok(), "the VM `old` is now `new`\n");
+    assert_eq!(home.piton("rename old new").ok(), "the VM `old` has been renamed to `new`\n");
     home.piton("show old").fails(3, &["there is no VM `old`"]);
     assert_eq!(home.piton("show new --json").json()["checkpoints"], 1);
     home.piton("checkpoint apply new@one --discard-current --run").ok();

@@ -257,7 +257,7 @@ pub fn rename(name: &VmName, new_name: &VmName, json: bool) -> anyhow::Result<()
     if json {
         out::json_line(&serde_json::json!(info(&renamed)?));
     } else {
-        outln!("the VM `{name}` is now `{new_name}`");
+        outln!("the VM `{name}` has been renamed to `{new_name}`");
     }
     Ok(())
 }

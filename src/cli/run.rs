@@ -98,7 +98,7 @@ pub fn start(args: StartArgs, background: bool, json: bool) -> anyhow::Result<()
         return each(&args.names, json, start_one, |info| manage::print_started(info, false));
     }
     let [name] = &args.names[..] else {
-        return Err(usage("one terminal shows one VM: name one with --attach"));
+        return Err(usage("--attach works with only one VM"));
     };
     let folder = Home::from_env(Storage::os())?.folder(name);
     let lock = manage::lock(&folder).map_err(|e| started_already(&folder, e))?;

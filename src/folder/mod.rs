@@ -61,7 +61,7 @@ pub enum FolderError {
     Damaged { path: PathBuf, error: String },
     #[error("{} has an invalid definition: {error}", path.display())]
     Impossible { path: PathBuf, error: ConfigError },
-    #[error("the VM `{name}` cannot be renamed: {why}")]
+    #[error("cannot rename the VM `{name}`: {why}")]
     NotRenamed { name: VmName, why: String },
     #[error(transparent)]
     Storage(#[from] StorageError),

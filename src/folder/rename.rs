@@ -11,7 +11,7 @@ impl VmFolder {
         if definition.checkpoint_dir.is_some() {
             let dir = self.checkpoints(&definition);
             return Err(refuse(format!(
-                "its checkpoints are in {}, a folder of the same name",
+                "its checkpoints are in {}, a folder with the same name",
                 dir.display()
             )));
         }

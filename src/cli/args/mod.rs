@@ -66,7 +66,7 @@ pub enum Command {
     /// Remove stopped VMs and everything in their folders
     #[command(visible_alias = "delete")]
     Rm(RmArgs),
-    /// Give a stopped VM another name
+    /// Rename a stopped VM
     Rename { name: VmName, new_name: VmName },
     /// List VMs
     #[command(visible_aliases = ["ls", "ps"])]
@@ -168,7 +168,7 @@ pub struct RunArgs {
     /// Run in the background; `piton console` attaches to it
     #[arg(long, visible_short_alias = 'd')]
     pub detach: bool,
-    /// Stay in the foreground, attached to the VM's console, which is the default
+    /// Stay in the foreground, attached to the VM's console (the default)
     #[arg(long, conflicts_with = "detach")]
     pub attach: bool,
     /// Time the guest has to shut down after SIGTERM, SIGINT or SIGHUP
@@ -186,7 +186,7 @@ pub struct StartArgs {
     /// Stay in the foreground, attached to the VM's console
     #[arg(long)]
     pub attach: bool,
-    /// Run in the background, which is the default
+    /// Run in the background (the default)
     #[arg(long, conflicts_with = "attach")]
     pub detach: bool,
     /// Time the guest has to shut down after SIGTERM, SIGINT or SIGHUP
@@ -245,19 +245,19 @@ pub struct StopArgs {
 
 #[derive(Debug, Args)]
 pub struct ListArgs {
-    /// Only VMs in this state
+    /// List only VMs in this state
     #[arg(long, value_name = "STATE", value_parser = parse_state)]
     pub state: Option<State>,
     /// Print names only
     #[arg(long, short)]
     pub quiet: bool,
-    /// All VMs, which is the default
+    /// List all VMs (the default)
     #[arg(long, short, hide = true)]
     pub all: bool,
 }
 
 fn parse_state(text: &str) -> Result<State, String> {
-    serde_json::from_value(text.into()).map_err(|_| "choose running, paused, stopped or unresponsive".into())
+    serde_json::from_value(text.into()).map_err(|_| "use running, paused, stopped or unresponsive".into())
 }
 
 #[derive(Debug, Args)]
