@@ -221,6 +221,15 @@ fn node_memory(catalog: &Catalog, manifest: &Manifest, node: &NodeModel, files: 
     specs.iter().for_each(|spec| files.need(spec.path.clone()));
     let chain = MemoryChain::open(store.storage(), &specs).map_err(|e| e.to_string())?;
     let found = read_memory(&chain)?;
+    if manifest.memory.as_ref().is_some_and(|memory| memory.flat.is_some()) {
+        let flat = store.flat_image(manifest).ok_or("no place of the copy of memory")?;
+        files.need(flat.path.clone());
+        let copy =
+            MemoryChain::open(store.storage(), &[flat]).map_err(|e| format!("the copy of memory: {e}"))?;
+        if read_memory(&copy)? != found {
+            return Err(format!("{OTHERWISE}: the copy of memory is none"));
+        }
+    }
     let json =
         read_state(store.storage(), &store.state_path(manifest.id), state).map_err(|e| e.to_string())?;
     if found != expected.pages || json != expected.state.as_bytes() {

@@ -18,7 +18,7 @@ use piton::history::bases;
 use piton::history::create::{Origin, Subject, create};
 use piton::history::disks::{self, OpenDisks, base_path, new_layer_path};
 use piton::history::relocate::relocate;
-use piton::history::{Catalog, CheckpointError, apply, delete, merge, recover, sealing};
+use piton::history::{Catalog, CheckpointError, apply, delete, flat, merge, recover, sealing};
 use piton::id::{self, Id};
 use piton::progress::Progress;
 use piton::storage::Access;
@@ -504,6 +504,18 @@ impl Lab {
             done
         };
         self.step("merge".into(), act, |_, _, _, _| {})
+    }
+
+    /// Makes, or removes, what clones of a checkpoint share.
+    pub fn flat(&mut self, id: Id, there: bool) -> Result<()> {
+        let act = |lab: &mut Self| {
+            let store = &lab.catalog().store;
+            if there {
+                return flat::ready(store, &store.load(id)?, &Progress::default()).map(drop);
+            }
+            Ok(store.drop_flat(id).map(drop)?)
+        };
+        self.step("a copy of memory".into(), act, |_, _, _, _| {})
     }
 
     /// As `piton set --checkpoint-dir`.

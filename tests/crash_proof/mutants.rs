@@ -115,6 +115,22 @@ const MUTANTS: &[Mutant] = &[
         spoil: |log| no_sync(log, |name| name == "memory"),
     },
     Mutant {
+        name: "a copy of memory is not synced",
+        scenario: "a copy of memory for clones",
+        spoil: |log| no_sync(log, |name| name == "memory-flat"),
+    },
+    Mutant {
+        name: "a copy of memory goes before its manifest stops to name it",
+        scenario: "a copy of memory for clones",
+        spoil: |log| {
+            sooner(
+                log,
+                |l| matches!(l.op, Op::Remove { .. }) && name(l) == "memory-flat",
+                |before, _| renames(before, ".manifest.json"),
+            )
+        },
+    },
+    Mutant {
         name: "state is not synced",
         scenario: "create with memory",
         spoil: |log| no_sync(log, |name| name == "state"),

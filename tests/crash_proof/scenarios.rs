@@ -164,6 +164,26 @@ pub const ALL: &[Scenario] = &[
         },
     },
     Scenario {
+        name: "a copy of memory for clones",
+        run: |lab| {
+            let first = lab.standard("first", memory(1))?;
+            lab.scribble(2)?;
+            let second = lab.standard("second", memory(2))?;
+            lab.scribble(2)?;
+            let third = lab.standard("third", memory(3))?;
+            lab.begin();
+            lab.flat(third, true)?;
+            lab.flat(second, true)?;
+            lab.flat(third, false)?;
+            // The image of the second is full afterwards.
+            lab.delete(first, false)?;
+            lab.settle()?;
+            lab.flat(third, true)?;
+            lab.delete(third, false)?;
+            lab.settle()
+        },
+    },
+    Scenario {
         name: "rename and note",
         run: |lab| {
             let f = family(lab)?;

@@ -47,12 +47,17 @@ impl Store {
                 }
             })
         });
-        if named.is_err() {
-            // The first error is the one to report. A manifest that names it all the same, because
-            // its replacement failed at its end, says what is wrong once it is asked for.
+        // The manifest may name it although its replacement failed at its end; then it is whole.
+        let is_named = || self.load(manifest.id).is_ok_and(|found| self.names_flat(&found));
+        if named.is_err() && !is_named() {
+            // The first error is the one to report.
             let _ = self.storage.remove_file_if_exists(&path);
         }
         named
+    }
+
+    fn names_flat(&self, manifest: &Manifest) -> bool {
+        manifest.memory.as_ref().is_some_and(|memory| memory.flat.is_some())
     }
 
     fn copy_flat(&self, manifest: &Manifest, path: &Path, progress: &Progress) -> Result<FlatImage> {
@@ -78,7 +83,7 @@ impl Store {
     /// Removes the copy, if there is one. First the manifest stops to name it: at no time does it
     /// name a file that is not whole.
     pub fn drop_flat(&self, id: Id) -> Result<bool> {
-        let named = self.load(id)?.memory.is_some_and(|memory| memory.flat.is_some());
+        let named = self.names_flat(&self.load(id)?);
         if named {
             self.update(id, |manifest| {
                 if let Some(memory) = &mut manifest.memory {
