@@ -31,6 +31,7 @@
 //! | 0 | [`layout`] | where things lie in the guest's address spaces |
 //! | 0 | [`events`] | what a running machine reports |
 //! | 0 | [`id`] | identities of layers and checkpoints |
+//! | 0 | [`moment`] | points in time that a clock which is set does not move |
 //! | 0 | [`pages`] | sets of pages of guest memory |
 //! | 0 | [`progress`] | how far long work is, and calling it off |
 //! | 0 | [`seats`] | places for the clients of a server |
@@ -58,6 +59,7 @@ pub mod image;
 pub mod layout;
 pub mod machine;
 pub mod memory;
+pub mod moment;
 pub mod nbd;
 pub mod net;
 pub mod pages;

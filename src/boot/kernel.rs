@@ -87,7 +87,9 @@ fn load_image<F: Read + ReadVolatile + Seek>(
         load_bzimage(memory, file, len)
     } else {
         Err(other_kernel(&start[..got])
-            .unwrap_or("not a kernel that piton can boot: neither an ELF file (vmlinux) nor a bzImage (vmlinuz)")
+            .unwrap_or(
+                "not a kernel that piton can boot: neither an ELF file (vmlinux) nor a bzImage (vmlinuz)",
+            )
             .into())
     }
 }

@@ -9,13 +9,13 @@ use hyper::Method;
 
 use super::args::{ApplyArgs, CheckpointCommand, CheckpointRef};
 use super::error::{refused, usage};
+use super::going_back::{go_offline, hint, keep_now};
 use super::manage::{confirm, has_ended, in_use, lock, must_run};
 use super::named::existing;
 use super::offline::{Offline, answer, find};
 use super::out::{self, outln};
 use super::{output, run, transfer, verify, work};
 use crate::checkpoint::Manifest;
-use crate::config::NetArg;
 use crate::control::client::{self, Wait};
 use crate::control::jobs::{JobInfo, JobList};
 use crate::control::{
@@ -26,12 +26,11 @@ use crate::folder::{Definition, VmFolder, VmName};
 use crate::history::create::{Origin, Subject};
 use crate::history::disks;
 use crate::history::{
-    self, Catalog, CheckpointError, Finding, apply, base_problems, delete, lost, memory, merge, networks,
-    policy, recover, seal, sealing,
+    self, Catalog, CheckpointError, Finding, apply, base_problems, lost, memory, merge, networks, policy,
+    recover, seal, sealing, trash,
 };
 use crate::id::Id;
 use crate::progress::Cancelled;
-use crate::vm::Clock;
 
 /// How long the process of a VM that went back to being off may take to end.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -95,19 +94,21 @@ pub fn run(command: CheckpointCommand, json: bool) -> anyhow::Result<()> {
             }
         }
         CheckpointCommand::Rename { checkpoint, new_name } => {
-            let info = change(&checkpoint, ChangeBody { name: Some(new_name), note: None })?;
+            let info = change(&checkpoint, ChangeBody { name: Some(new_name), ..Default::default() })?;
             print_info(&info, json, |info| outln!("the checkpoint has been renamed to `{}`", info.name));
         }
         CheckpointCommand::Note { checkpoint, text } => {
-            let info = change(&checkpoint, ChangeBody { name: None, note: Some(text) })?;
+            let info = change(&checkpoint, ChangeBody { note: Some(text), ..Default::default() })?;
             print_info(&info, json, |info| outln!("the note of `{}` has been replaced", info.name));
         }
+        CheckpointCommand::Pin { checkpoint } => pin(&checkpoint, true, json)?,
+        CheckpointCommand::Unpin { checkpoint } => pin(&checkpoint, false, json)?,
         CheckpointCommand::Apply(args) => apply_checkpoint(args, json)?,
-        CheckpointCommand::Revert { name, run, force, yes } => {
-            revert(&existing(&name)?, RevertBody { run, force }, yes, json)?;
+        CheckpointCommand::Revert { name, run, force, no_undo, yes } => {
+            revert(&existing(&name)?, RevertBody { run, force, no_undo }, yes, json)?;
         }
-        CheckpointCommand::Delete { checkpoint, subtree, dry_run, no_wait, yes } => {
-            delete_checkpoint(&checkpoint, DeleteBody { subtree, dry_run }, no_wait, yes, json)?;
+        CheckpointCommand::Delete { checkpoint, subtree, dry_run, no_wait, no_undo, yes } => {
+            delete_checkpoint(&checkpoint, DeleteBody { subtree, dry_run, no_undo }, no_wait, yes, json)?;
         }
         CheckpointCommand::Verify { checkpoint, guard } => verify::run(&checkpoint, &guard, json)?,
         CheckpointCommand::Export(args) => transfer::export_checkpoint(&args, json)?,
@@ -139,19 +140,28 @@ fn create_checkpoint(folder: &VmFolder, body: &CreateBody) -> anyhow::Result<Che
         return Ok(info);
     }
     let mut vm = Offline::open(folder)?;
-    let sums = Catalog::new(folder, &vm.definition).layer_sums(&vm.definition)?;
-    let Definition { config, now, .. } = &vm.definition;
-    let disks = disks::open(folder, config, &now.tops, &sums, &Default::default())?;
-    let subject = Subject {
-        folder,
-        lock: &vm.lock,
-        definition: &mut vm.definition,
-        disks: &disks.live,
-        machine: None,
-        pending: None,
-        origin: Origin::default(),
-    };
-    Ok(CheckpointInfo::from(&work::here(|progress| policy::create(subject, body, progress))??))
+    loop {
+        let sums = Catalog::new(folder, &vm.definition).layer_sums(&vm.definition)?;
+        let Definition { config, now, .. } = &vm.definition;
+        let disks = disks::open(folder, config, &now.tops, &sums, &Default::default())?;
+        let subject = Subject {
+            folder,
+            lock: &vm.lock,
+            definition: &mut vm.definition,
+            disks: &disks.live,
+            machine: None,
+            pending: None,
+            origin: Origin::default(),
+        };
+        match work::here(|progress| policy::create(subject, body, progress))? {
+            // What was thrown away is in nobody's way.
+            Err(e) if e.is_full() && trash::drop_oldest(folder, &vm.lock, &mut vm.definition)? => {}
+            made => {
+                let made = Catalog::new(folder, &vm.definition).as_shown(&vm.definition, made?);
+                return Ok(CheckpointInfo::from(&made));
+            }
+        }
+    }
 }
 
 /// Tells what was made. That there is no agent is told by the first checkpoint that wanted one; it
@@ -205,18 +215,32 @@ fn change(target: &CheckpointRef, body: ChangeBody) -> anyhow::Result<Checkpoint
     Ok(CheckpointInfo::from(&manifest))
 }
 
+fn pin(target: &CheckpointRef, pinned: bool, json: bool) -> anyhow::Result<()> {
+    let info = change(target, ChangeBody { pinned: Some(pinned), ..Default::default() })?;
+    print_info(&info, json, |info| match pinned {
+        true => outln!("checkpoint `{}` is pinned: it cannot be deleted", info.name),
+        false => outln!("checkpoint `{}` is not pinned any more", info.name),
+    });
+    Ok(())
+}
+
 fn apply_checkpoint(args: ApplyArgs, json: bool) -> anyhow::Result<()> {
     let (target, save_current) = args.target_and_save().map_err(usage)?;
     let folder = existing(&target.vm)?;
     let mut manifest = find(&folder, &target.checkpoint)?;
     manifest.config.nets =
         networks::renamed(&args.networks.nets, &manifest.config.nets, manifest.memory.is_some())?;
+    let definition = folder.load()?;
+    let kept = trash::is_on(&definition, args.no_undo);
+    let question = if kept {
+        "Save the current state as a checkpoint first? Otherwise it goes to the trash."
+    } else {
+        "Save the current state as a checkpoint first? Otherwise it will be lost."
+    };
     let save = match (&save_current, args.discard_current) {
         (Some(_), _) => true,
         (None, true) => false,
-        (None, false) if std::io::stdin().is_terminal() => {
-            confirm("Save the current state as a checkpoint first? Otherwise it will be lost.")?
-        }
+        (None, false) if std::io::stdin().is_terminal() => confirm(question)?,
         (None, false) => {
             return Err(refused(
                 "the current state would be lost: give --save-current to save it as a checkpoint first, \
@@ -229,6 +253,7 @@ fn apply_checkpoint(args: ApplyArgs, json: bool) -> anyhow::Result<()> {
         discard_current: !save,
         name: save_current.flatten(),
         run: args.run,
+        no_undo: args.no_undo,
         how: GoBack { force: args.force, clock: args.clock, share: args.share },
         net: args.networks.nets,
     };
@@ -242,50 +267,13 @@ fn apply_checkpoint(args: ApplyArgs, json: bool) -> anyhow::Result<()> {
         if !json {
             created(&folder, &info);
         }
+    } else {
+        apply::check(&folder, &manifest, body.how)?;
+        let why = format!("apply of `{}`", manifest.name);
+        keep_now(&mut Offline::open(&folder)?, why, false, body.no_undo)?;
     }
-    go_back_offline(&folder, &manifest, body.run, body.how, &body.net, json)
-}
-
-/// Goes to a checkpoint of a VM that is off. `manifest` has the networks that it is to have, and
-/// `nets` are those that were named.
-fn go_back_offline(
-    folder: &VmFolder,
-    manifest: &Manifest,
-    run: bool,
-    how: GoBack,
-    nets: &[NetArg],
-    json: bool,
-) -> anyhow::Result<()> {
-    if manifest.memory.is_some() {
-        // It takes a process to hold the memory.
-        let mut args: Vec<std::ffi::OsString> =
-            ["start", &folder.name().to_string(), "--restore", &manifest.id.to_string()]
-                .map(Into::into)
-                .into();
-        let flags = [
-            (run, "--resume"),
-            (how.force, "--force"),
-            (how.clock == Clock::Host, "--clock=host"),
-            (how.share, "--share"),
-        ];
-        args.extend(flags.iter().filter(|(on, _)| *on).map(|(_, flag)| flag.into()));
-        args.extend(nets.iter().map(|net| format!("--net={net}").into()));
-        return landed(folder, manifest, Some(run::detach(args)?), run, json);
-    }
-    let mut vm = Offline::open(folder)?;
-    let around = apply::Around { reuse: &Default::default(), idle: true, bare: None };
-    let ready = work::here(|progress| {
-        apply::prepare(folder, &vm.definition, manifest, around, how, None, progress)
-    })??;
-    if let Err(e) = ready.commit(folder, &vm.lock, &mut vm.definition) {
-        ready.discard(folder, &vm.definition);
-        return Err(e.into());
-    }
-    drop(ready);
-    apply::forget_former(folder, &vm.definition);
-    // Given back, so that it can be booted.
-    drop(vm);
-    landed(folder, manifest, None, run, json)
+    let info = go_offline(&folder, &manifest, body.run, body.how, &body.net)?;
+    landed(&folder, &manifest, info, body.run, json)
 }
 
 /// Tells where the VM is. With `run` one that has no memory to go on from is booted.
@@ -335,7 +323,11 @@ fn landed(
 fn revert(folder: &VmFolder, body: RevertBody, yes: bool, json: bool) -> anyhow::Result<()> {
     let definition = folder.load()?;
     let manifest = Catalog::new(folder, &definition).parent_of_now(&definition)?;
-    let question = format!("Go back to checkpoint `{}`? All changes since then will be lost.", manifest.name);
+    let after = match trash::is_on(&definition, body.no_undo) {
+        true => hint(folder),
+        false => "all changes since then will be lost".into(),
+    };
+    let question = format!("Go back to checkpoint `{}`? ({after})", manifest.name);
     if !yes && !confirm(&question)? {
         return Err(refused("nothing was changed"));
     }
@@ -343,7 +335,11 @@ fn revert(folder: &VmFolder, body: RevertBody, yes: bool, json: bool) -> anyhow:
         return landed(folder, &manifest, Some(info), body.run, json);
     }
     let how = GoBack { force: body.force, ..Default::default() };
-    go_back_offline(folder, &manifest, body.run, how, &[], json)
+    apply::check(folder, &manifest, how)?;
+    let why = format!("revert to `{}`", manifest.name);
+    keep_now(&mut Offline::open(folder)?, why, false, body.no_undo)?;
+    let info = go_offline(folder, &manifest, body.run, how, &[])?;
+    landed(folder, &manifest, info, body.run, json)
 }
 
 fn delete_checkpoint(
@@ -371,6 +367,9 @@ fn delete_checkpoint(
         out::json_line(&serde_json::json!(deleted));
     } else {
         output::deleted(&deleted);
+        if deleted.trash.is_some() {
+            outln!("{}", hint(&folder));
+        }
     }
     let wait = !no_wait && std::io::stderr().is_terminal();
     let merged = match deleted.merge_job.filter(|_| wait) {
@@ -385,8 +384,10 @@ fn delete_checkpoint(
 
 fn delete_offline(folder: &VmFolder, id: Id, body: DeleteBody, no_wait: bool) -> anyhow::Result<DeletedInfo> {
     let mut vm = Offline::open(folder)?;
-    let mut deleted = delete::run(folder, &vm.lock, &mut vm.definition, id, body)?;
-    if !body.dry_run {
+    let mut deleted = trash::delete(folder, &vm.lock, &mut vm.definition, id, body)?;
+    if deleted.trash.is_some() {
+        trash::bound(folder, &vm.lock, &mut vm.definition)?;
+    } else if !body.dry_run {
         // The checkpoint is gone; merging can be done any time.
         let settled = if no_wait {
             Err(CheckpointError::Cancelled(Cancelled))

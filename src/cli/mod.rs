@@ -7,6 +7,7 @@ mod console;
 mod disk;
 mod each;
 mod error;
+mod going_back;
 mod graph;
 mod guard;
 mod image;
@@ -25,6 +26,7 @@ mod signals;
 mod stop;
 mod terminal;
 mod transfer;
+mod trash;
 mod units;
 mod verify;
 mod words;
@@ -52,6 +54,10 @@ pub fn main() -> ExitCode {
         tell(&error::usage(text), json);
         return leave(error::USAGE, out::finish());
     }
+    if let Err(text) = crate::folder::default_trash() {
+        tell(&error::usage(text), json);
+        return leave(error::USAGE, out::finish());
+    }
     limits::raise_open_files();
     let result = match cli.command {
         Command::Run(args) => run::run(args, cli.background, json),
@@ -70,6 +76,8 @@ pub fn main() -> ExitCode {
         Command::List(args) => manage::list(&args, json),
         Command::Set(args) => set::run(args, json),
         Command::Checkpoint(command) => checkpoint::run(command, json),
+        Command::Undo(args) => trash::undo(&args, json),
+        Command::Trash(command) => trash::run(command, json),
         Command::Disk(command) => disk::run(command, json),
         Command::Image(command) => image::run(command, json),
         Command::Clone(args) => clone::run(&args, json),

@@ -4,7 +4,7 @@ use super::manage::{in_use, lock};
 use crate::checkpoint::Manifest;
 use crate::control::client::ClientError;
 use crate::folder::{Definition, VmFolder, VmLock};
-use crate::history::{Catalog, recover};
+use crate::history::{Catalog, recover, trash};
 
 pub fn find(folder: &VmFolder, reference: &str) -> anyhow::Result<Manifest> {
     let definition = folder.load()?;
@@ -20,7 +20,17 @@ pub struct Offline<'a> {
 }
 
 impl<'a> Offline<'a> {
+    /// And what was in the trash long enough is gone.
     pub fn open(folder: &'a VmFolder) -> anyhow::Result<Self> {
+        let mut vm = Self::open_as_it_is(folder)?;
+        if let Err(e) = trash::expire(folder, &vm.lock, &mut vm.definition) {
+            log::warn!("the trash is not emptied: {e}");
+        }
+        Ok(vm)
+    }
+
+    /// With all that is in the trash.
+    pub fn open_as_it_is(folder: &'a VmFolder) -> anyhow::Result<Self> {
         let lock = lock(folder).map_err(|e| in_use(folder, e))?;
         let mut definition = folder.load()?;
         for finding in recover(folder, &lock, &mut definition, true)? {

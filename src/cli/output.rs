@@ -13,6 +13,7 @@ use crate::config::{DiskConfig, NetConfig, VmConfig};
 use crate::control::jobs::{JobInfo, JobList, JobState};
 use crate::control::{CheckpointInfo, DeletedInfo, NetworkInfo, State, Traffic, TreeInfo, VmInfo};
 use crate::folder::{CheckpointType, Ending, LastRun, VmName};
+use crate::moment::span;
 
 /// One line on standard error.
 pub fn complain(text: &str) {
@@ -142,6 +143,7 @@ pub fn show(info: &VmInfo) {
         line("agent", if connected { "connected" } else { "not connected" }.into());
     }
     line("checkpoints", checkpoints(info));
+    line("trash", trash(info));
     line("folder", info.folder.display().to_string());
 }
 
@@ -157,6 +159,13 @@ fn checkpoints(info: &VmInfo) -> String {
         .as_ref()
         .map_or(String::new(), |dir| format!(", in {}", dir.join(info.name.to_string()).display()));
     format!("{}{without_agent}{automatic}{dir}", info.checkpoint_type)
+}
+
+fn trash(info: &VmInfo) -> String {
+    match info.trash_seconds {
+        0 => "not kept".into(),
+        seconds => format!("kept for {}: `piton undo {}` takes it back", span(seconds), info.name),
+    }
 }
 
 fn network(net: &NetConfig, now: Option<&NetworkInfo>) -> String {
@@ -178,6 +187,7 @@ fn network(net: &NetConfig, now: Option<&NetworkInfo>) -> String {
 /// What `piton set` leaves.
 pub fn settings(info: &VmInfo) {
     outln!("checkpoints of the VM `{}`: {}", info.name, checkpoints(info));
+    outln!("what is deleted or discarded of it is {}", trash(info));
     for forward in &info.forwards {
         outln!("{forward} is forwarded to the VM `{}`", info.name);
     }
@@ -373,16 +383,17 @@ fn stored_memory(stored: u64, compressed: Option<u64>) -> String {
 }
 
 /// In UTC, as the names that checkpoints get from the time.
-fn when(time: &DateTime<Utc>) -> String {
+pub fn when(time: &DateTime<Utc>) -> String {
     time.format("%Y-%m-%d %H:%M:%SZ").to_string()
 }
 
 /// One line about a checkpoint, behind its name.
 fn about(info: &CheckpointInfo) -> String {
     let automatic = if info.automatic { ", automatic" } else { "" };
+    let pinned = if info.pinned { ", pinned" } else { "" };
     let note = info.note.lines().next().map_or(String::new(), |note| format!("  \"{note}\""));
     format!(
-        "{}{automatic}  {}  {}disk {}{note}",
+        "{}{automatic}{pinned}  {}  {}disk {}{note}",
         info.kind,
         when(&info.created),
         memory(info),
@@ -431,6 +442,9 @@ pub fn show_checkpoint(manifest: &Manifest) {
     line("created", when(&manifest.created));
     if manifest.automatic {
         line("created by", "a start of the VM (automatic); deleted after a clean shutdown".into());
+    }
+    if manifest.keeping.pinned {
+        line("pinned", "it cannot be deleted".into());
     }
     if !manifest.note.is_empty() {
         line("note", manifest.note.clone());

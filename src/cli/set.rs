@@ -18,6 +18,7 @@ pub fn run(args: SetArgs, json: bool) -> anyhow::Result<()> {
     let body = SetBody {
         checkpoint_type: args.checkpoint_type,
         auto_checkpoint: args.auto_checkpoint.map(|switch| switch.is_on()),
+        trash_seconds: args.trash,
         seal_base: args.seal_base,
         checkpoint_dir: args.checkpoint_dir.map(std::path::absolute).transpose()?,
         forward: args.forwards,

@@ -162,7 +162,12 @@ fn with_live_checkpoint(
     let done = work::in_a_process(words);
     // Whatever became of it.
     let path = format!("/vm/checkpoints/{id}");
-    if let Err(e) = work::ask::<DeletedInfo>(&socket, Method::DELETE, &path, &DeleteBody::default()) {
+    if let Err(e) = work::ask::<DeletedInfo>(
+        &socket,
+        Method::DELETE,
+        &path,
+        &DeleteBody { no_undo: true, ..Default::default() },
+    ) {
         output::complain(&format!(
             "warning: cannot delete the temporary checkpoint {id} of `{command}`: {e}"
         ));

@@ -22,6 +22,8 @@ pub enum JobKind {
     Apply,
     Revert,
     Delete,
+    /// What was taken away last comes back.
+    Undo,
     /// Layers that nothing needs apart become one.
     Merge,
     /// A base image gets checksums.
@@ -37,6 +39,7 @@ impl std::fmt::Display for JobKind {
             Self::Apply => "apply",
             Self::Revert => "revert",
             Self::Delete => "delete",
+            Self::Undo => "undo",
             Self::Merge => "merge",
             Self::Seal => "seal",
             Self::Export => "export",
@@ -183,6 +186,9 @@ impl Request {
             Self::DeleteCheckpoint(reference, body) if !body.dry_run => (JobKind::Delete, reference.clone()),
             Self::CloneCheckpoint(reference, _) => (JobKind::Clone, reference.clone()),
             Self::Revert(_) => (JobKind::Revert, String::new()),
+            Self::Undo(_) => (JobKind::Undo, String::new()),
+            Self::RestoreTrash(entry, _) => (JobKind::Undo, entry.clone()),
+            Self::EmptyTrash(entry) => (JobKind::Delete, entry.clone().unwrap_or_default()),
             _ => return None,
         })
     }

@@ -4,13 +4,19 @@
 pub mod client;
 pub mod jobs;
 pub mod server;
+mod told;
+pub mod trash;
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::manifest::{CaptureInfo, DiskPoint, LeftOut, Mode};
-use crate::checkpoint::{CheckpointName, Kind, Manifest};
+pub use told::{CheckpointDetails, CheckpointInfo, DiskDetails, State, TreeInfo};
+
+use trash::{EmptiedInfo, TrashEntry, TrashInfo, UndoBody};
+
+use crate::checkpoint::manifest::Mode;
+use crate::checkpoint::{CheckpointName, Manifest};
 use crate::config::{Forward, NetArg, VmConfig};
 use crate::folder::{CheckpointType, Definition, LastRun, VmFolder, VmName};
 use crate::id::Id;
@@ -45,27 +51,12 @@ pub enum Request {
     Revert(RevertBody),
     Set(SetBody),
     CloneCheckpoint(String, CloneBody),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum State {
-    Running,
-    Paused,
-    Stopped,
-    /// Its process is there and does not answer; said by commands only.
-    Unresponsive,
-}
-
-impl std::fmt::Display for State {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(match self {
-            Self::Running => "running",
-            Self::Paused => "paused",
-            Self::Stopped => "stopped",
-            Self::Unresponsive => "unresponsive",
-        })
-    }
+    Trash,
+    Undo(UndoBody),
+    /// The entry.
+    RestoreTrash(String, UndoBody),
+    /// The entry; none: all.
+    EmptyTrash(Option<String>),
 }
 
 /// A VM as `GET /vm` and `piton show --json` tell it.
@@ -102,6 +93,9 @@ pub struct VmInfo {
     pub folder: std::path::PathBuf,
     pub checkpoint_type: CheckpointType,
     pub auto_checkpoint: bool,
+    /// How long what is taken away can be taken back, in seconds; 0: not at all.
+    #[serde(default)]
+    pub trash_seconds: u64,
     /// Absent: in the VM's folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint_dir: Option<std::path::PathBuf>,
@@ -156,6 +150,7 @@ impl VmInfo {
             folder: folder.path().to_owned(),
             checkpoint_type: definition.checkpoint_type,
             auto_checkpoint: definition.auto_checkpoint,
+            trash_seconds: definition.trash_seconds,
             checkpoint_dir: definition.checkpoint_dir.clone(),
             problems: Vec::new(),
             forwards: definition.forwards.clone(),
@@ -191,6 +186,9 @@ pub enum Reply {
     Details(Box<CheckpointDetails>),
     Tree(TreeInfo),
     Deleted(DeletedInfo),
+    Trash(TrashInfo),
+    Undone(Box<UndoneInfo>),
+    Emptied(EmptiedInfo),
     /// There is nothing to tell of it.
     Done {},
 }
@@ -208,135 +206,6 @@ impl From<VmInfo> for Reply {
 }
 
 pub type Answer = Result<Reply, RequestError>;
-
-/// A checkpoint as it is told to users.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CheckpointInfo {
-    pub id: Id,
-    pub name: CheckpointName,
-    pub note: String,
-    pub parent: Option<Id>,
-    #[serde(rename = "type")]
-    pub kind: Kind,
-    pub created: chrono::DateTime<chrono::Utc>,
-    /// What the VM is after an apply.
-    pub lands: State,
-    /// How long the guest stood still, in microseconds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pause_us: Option<u64>,
-    /// How long the guest's file systems were frozen at most, in microseconds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub frozen_us: Option<u64>,
-    /// Why it is no production checkpoint, although one was wanted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fallback: Option<String>,
-    /// Made by a start; a clean shutdown removes it.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub automatic: bool,
-    /// How a capture of memory went.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub capture: Option<CaptureInfo>,
-    /// The checkpoint that the memory stored here lies on; nothing: all of it is stored here.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub memory_parent: Option<Id>,
-    /// Bytes of guest memory stored, and of guest memory in all.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub memory_stored: Option<u64>,
-    /// What the stored ones take, if they were compressed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub memory_compressed: Option<u64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub memory: Option<u64>,
-    /// Bytes that the disks changed since the parent.
-    pub disk_bytes: u64,
-    /// Disks that are not part of it, and why.
-    #[serde(default)]
-    pub left_out: Vec<LeftOut>,
-    #[serde(default)]
-    pub warnings: Vec<String>,
-}
-
-impl From<&Manifest> for CheckpointInfo {
-    fn from(manifest: &Manifest) -> Self {
-        Self {
-            id: manifest.id,
-            name: manifest.name.clone(),
-            note: manifest.note.clone(),
-            parent: manifest.parent,
-            kind: manifest.kind,
-            created: manifest.created,
-            lands: if manifest.memory.is_some() { State::Paused } else { State::Stopped },
-            pause_us: manifest.pause_us,
-            frozen_us: manifest.frozen_us,
-            fallback: manifest.fallback.clone(),
-            automatic: manifest.automatic,
-            capture: manifest.capture,
-            memory_parent: manifest.memory.as_ref().and_then(|memory| memory.parent),
-            memory_stored: manifest.memory.as_ref().map(|memory| memory.stored_bytes),
-            memory_compressed: manifest.memory.as_ref().and_then(|memory| memory.compressed_bytes),
-            memory: manifest.memory.as_ref().map(|memory| memory.guest_bytes),
-            disk_bytes: manifest.disk_bytes,
-            left_out: manifest.left_out.clone(),
-            warnings: manifest.warnings.clone(),
-        }
-    }
-}
-
-/// A checkpoint with what it was made of.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct CheckpointDetails {
-    #[serde(flatten)]
-    pub info: CheckpointInfo,
-    /// The VM that it was made of.
-    pub vm: String,
-    /// Version of the piton that made it.
-    pub piton: String,
-    /// The VM's hardware at that time.
-    pub config: VmConfig,
-    /// The disks that it holds.
-    pub disks: Vec<DiskDetails>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct DiskDetails {
-    pub disk: String,
-    /// The layer that holds what was written last; none: the image itself.
-    pub layer: Option<Id>,
-}
-
-impl From<&Manifest> for CheckpointDetails {
-    fn from(manifest: &Manifest) -> Self {
-        let disks = manifest.disks.iter().map(|(disk, point)| DiskDetails {
-            disk: disk.clone(),
-            layer: match point {
-                DiskPoint::Layer { id, .. } => Some(*id),
-                DiskPoint::Base(_) => None,
-            },
-        });
-        Self {
-            info: manifest.into(),
-            vm: manifest.vm.clone(),
-            piton: manifest.piton.clone(),
-            config: manifest.config.clone(),
-            disks: disks.collect(),
-        }
-    }
-}
-
-/// All checkpoints of a VM.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TreeInfo {
-    /// The checkpoint that the live state descends from.
-    pub now: Option<Id>,
-    /// Each after its parent, siblings by age.
-    pub checkpoints: Vec<CheckpointInfo>,
-    /// What lies in the folder and cannot be read, with the reason.
-    #[serde(default)]
-    pub damaged: Vec<String>,
-    /// Merges of layers that are under way or wait for their time.
-    #[serde(default)]
-    pub pending_merges: usize,
-}
 
 /// Body of `POST /vm/checkpoints`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -383,6 +252,9 @@ pub struct SetBody {
     pub checkpoint_type: Option<CheckpointType>,
     #[serde(default)]
     pub auto_checkpoint: Option<bool>,
+    /// How long what is taken away can be taken back, in seconds; 0: not at all.
+    #[serde(default)]
+    pub trash_seconds: Option<u64>,
     /// Absolute.
     #[serde(default)]
     pub checkpoint_dir: Option<std::path::PathBuf>,
@@ -405,6 +277,9 @@ pub struct ChangeBody {
     pub name: Option<CheckpointName>,
     #[serde(default)]
     pub note: Option<String>,
+    /// Whether it may be deleted.
+    #[serde(default)]
+    pub pinned: Option<bool>,
 }
 
 /// Body of `POST /vm/checkpoints/{checkpoint}/apply`: one of the first two must be said.
@@ -419,6 +294,8 @@ pub struct ApplyBody {
     pub name: Option<CheckpointName>,
     /// Resume at once.
     pub run: bool,
+    /// A current state that is discarded is gone at once, and not in the trash.
+    pub no_undo: bool,
     #[serde(flatten)]
     pub how: GoBack,
     /// Other networks than the checkpoint has.
@@ -434,6 +311,7 @@ struct ApplyFields {
     discard_current: bool,
     name: Option<CheckpointName>,
     run: bool,
+    no_undo: bool,
     force: bool,
     clock: Clock,
     net: Vec<NetArg>,
@@ -442,8 +320,9 @@ struct ApplyFields {
 
 impl From<ApplyFields> for ApplyBody {
     fn from(fields: ApplyFields) -> Self {
-        let ApplyFields { save_current, discard_current, name, run, force, clock, net, share } = fields;
-        Self { save_current, discard_current, name, run, how: GoBack { force, clock, share }, net }
+        let ApplyFields { save_current, discard_current, name, run, no_undo, force, clock, net, share } =
+            fields;
+        Self { save_current, discard_current, name, run, no_undo, how: GoBack { force, clock, share }, net }
     }
 }
 
@@ -471,6 +350,9 @@ pub struct DeleteBody {
     /// Only tell what would go.
     #[serde(default)]
     pub dry_run: bool,
+    /// For good at once, and not into the trash.
+    #[serde(default)]
+    pub no_undo: bool,
 }
 
 /// What a delete took, or would take.
@@ -481,6 +363,9 @@ pub struct DeletedInfo {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub damaged: Option<Id>,
     pub dry_run: bool,
+    /// The entry of the trash that they are in; none: they are gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trash: Option<Id>,
     /// Layers are still merged, or wait for it; the answer does not.
     pub merge_later: bool,
     /// The job that merges them, in a VM that runs.
@@ -497,6 +382,9 @@ pub struct RevertBody {
     /// Even if a base image was changed since.
     #[serde(default)]
     pub force: bool,
+    /// The current state is gone at once, and not in the trash.
+    #[serde(default)]
+    pub no_undo: bool,
 }
 
 /// Body of `POST /vm/checkpoints/{checkpoint}/clone`.
@@ -549,6 +437,13 @@ pub struct StopBody {
     /// How many seconds the guest has to shut down before a forced stop cuts its power [default: 30].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<u32>,
+}
+
+/// What was taken back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UndoneInfo {
+    pub entry: TrashEntry,
+    pub vm: VmInfo,
 }
 
 /// Body of every answer that is an error.

@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::name::VmName;
 use crate::config::{Forward, VmConfig};
 use crate::id::Id;
+use crate::moment::parse_span;
 
 /// Version of vm.json that this piton writes; it reads this and older ones.
 pub(super) const FORMAT: u32 = 1;
@@ -30,6 +31,9 @@ pub struct Definition {
     /// Every start makes a checkpoint if there is none; a clean shutdown removes it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub auto_checkpoint: bool,
+    /// Seconds that what is taken away stays in the trash; 0: it is gone at once.
+    #[serde(default = "a_day")]
+    pub trash_seconds: u64,
     /// Base images that stand still are to get checksums, as soon as there is time.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub seal_base: bool,
@@ -44,6 +48,18 @@ pub struct Definition {
     pub share_memory: bool,
     #[serde(default)]
     pub now: Now,
+}
+
+const fn a_day() -> u64 {
+    24 * 3600
+}
+
+/// How long new VMs keep what is taken away: `PITON_TRASH`, or a day.
+pub fn default_trash() -> Result<u64, String> {
+    match std::env::var_os("PITON_TRASH").filter(|text| !text.is_empty()) {
+        None => Ok(a_day()),
+        Some(text) => parse_span(&text.to_string_lossy()).map_err(|e| format!("PITON_TRASH: {e}")),
+    }
 }
 
 /// What kind of checkpoint `create` makes of a VM that runs.
@@ -176,6 +192,7 @@ impl Definition {
             checkpoint_dir: None,
             checkpoint_type: CheckpointType::default(),
             auto_checkpoint: false,
+            trash_seconds: default_trash().unwrap_or_else(|_| a_day()),
             seal_base: false,
             forwards: Vec::new(),
             cloned_from: None,

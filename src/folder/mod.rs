@@ -20,7 +20,7 @@ use definition::{FORMAT, OnDisk, crc_of};
 
 pub use holder::Holder;
 
-pub use definition::{CheckpointType, Definition, Merging, Now, Origin, Relocating};
+pub use definition::{CheckpointType, Definition, Merging, Now, Origin, Relocating, default_trash};
 pub use last_run::{Ending, LastRun};
 pub use name::{NameError, VmName};
 pub use trust::TrustError;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{CheckpointError, Result};
 use crate::checkpoint::manifest::DiskPoint;
+use crate::checkpoint::shown::shown;
 use crate::checkpoint::store::{Damaged, Listing, Store, StoreError};
 use crate::checkpoint::tree::{MIN_PREFIX, ResolveError, Tree};
 use crate::checkpoint::{CheckpointName, Manifest};
@@ -46,9 +47,23 @@ impl<'a> Catalog<'a> {
         Ok(self.listing()?.manifests)
     }
 
+    /// The checkpoints that users see, and which of them Now descends from.
+    pub fn shown(&self, definition: &Definition) -> Result<(Vec<Manifest>, Option<Id>)> {
+        Ok(shown(&self.manifests()?, definition.now.parent))
+    }
+
+    /// A manifest as users see it: with a parent that they see.
+    pub fn as_shown(&self, definition: &Definition, manifest: Manifest) -> Manifest {
+        let parent = self.shown(definition).ok().and_then(|(seen, _)| {
+            seen.into_iter().find(|seen| seen.id == manifest.id).map(|seen| seen.parent)
+        });
+        Manifest { parent: parent.unwrap_or(manifest.parent), ..manifest }
+    }
+
     pub fn resolve(&self, definition: &Definition, reference: &str) -> Result<Manifest> {
         let listing = self.listing()?;
-        let found = Tree::of(&listing.manifests, definition.now.parent).resolve(reference);
+        let (seen, now) = shown(&listing.manifests, definition.now.parent);
+        let found = Tree::of(&seen, now).resolve(reference);
         if let Err(unknown @ ResolveError::Unknown { .. }) = &found
             && !listing.damaged.is_empty()
         {
@@ -61,7 +76,10 @@ impl<'a> Catalog<'a> {
                 None => CheckpointError::Missing(text),
             });
         }
-        self.store.load(found?).map_err(|e| match e {
+        let id = found?;
+        let parent = seen.iter().find(|seen| seen.id == id).and_then(|seen| seen.parent);
+        let loaded = self.store.load(id).map(|manifest| Manifest { parent, ..manifest });
+        loaded.map_err(|e| match e {
             StoreError::Missing { .. } => {
                 CheckpointError::Refused(format!("checkpoint `{reference}` has just been deleted"))
             }
@@ -80,7 +98,8 @@ impl<'a> Catalog<'a> {
 
     /// The checkpoint that Now descends from.
     pub fn parent_of_now(&self, definition: &Definition) -> Result<Manifest> {
-        let id = definition.now.parent.ok_or_else(|| {
+        let (_, now) = self.shown(definition)?;
+        let id = now.ok_or_else(|| {
             CheckpointError::Refused(format!(
                 "the VM `{}` has no checkpoint to revert to",
                 self.folder.name()
@@ -107,7 +126,9 @@ impl<'a> Catalog<'a> {
     /// The name, or the time's; unique in the VM.
     pub fn new_name(&self, asked: Option<&CheckpointName>) -> Result<CheckpointName> {
         let manifests = self.manifests()?;
-        let taken = |name: &str| manifests.iter().any(|manifest| manifest.name.as_str() == name);
+        let taken = |name: &str| {
+            manifests.iter().any(|manifest| !manifest.is_in_trash() && manifest.name.as_str() == name)
+        };
         match asked {
             None => Ok(CheckpointName::of_time(&chrono::Utc::now(), taken)),
             Some(name) if taken(name.as_str()) => Err(CheckpointError::Refused(format!(
@@ -117,19 +138,23 @@ impl<'a> Catalog<'a> {
         }
     }
 
-    /// Renames, or changes the note.
+    /// Renames, changes the note, pins.
     pub fn change(&self, definition: &Definition, reference: &str, body: &ChangeBody) -> Result<Manifest> {
         let manifest = self.resolve(definition, reference)?;
         let asked = body.name.as_ref().filter(|name| **name != manifest.name);
         let name = asked.map(|name| self.new_name(Some(name))).transpose()?;
-        Ok(self.store.update(manifest.id, |manifest| {
+        let changed = self.store.update(manifest.id, |manifest| {
             if let Some(name) = name {
                 manifest.name = name;
             }
             if let Some(note) = &body.note {
                 manifest.note.clone_from(note);
             }
-        })?)
+            if let Some(pinned) = body.pinned {
+                manifest.keeping.pinned = pinned;
+            }
+        })?;
+        Ok(Manifest { parent: manifest.parent, ..changed })
     }
 
     /// Checksums of all frozen layers that have some.

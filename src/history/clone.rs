@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{Catalog, CheckpointError, Result, apply, networks};
 use crate::capture::chain::{ImageSpec, MemoryChain};
-use crate::checkpoint::Manifest;
 use crate::checkpoint::manifest::{KeptImage, LeftOutWhy, MemoryInfo};
 use crate::checkpoint::store::Store;
+use crate::checkpoint::{Keeping, Manifest};
 use crate::config::NetArg;
 use crate::control::{CloneBody, GoBack};
 use crate::disk::delta_format::Parent;
@@ -140,6 +140,7 @@ fn check<'a>(
     let all = catalog.layer_sums(definition)?;
     let layer_sums = layers.iter().filter_map(|layer| Some((layer.id, *all.get(&layer.id)?))).collect();
     let definition = Definition {
+        trash_seconds: definition.trash_seconds,
         cloned_from: Some(Origin { vm: folder.name().clone(), checkpoint: manifest.id }),
         now: Now { parent: Some(manifest.id), layer_sums, untouched: true, ..Now::default() },
         ..Definition::new(config)
@@ -220,6 +221,7 @@ impl Source<'_> {
         let mut manifest = self.manifest.clone();
         manifest.vm = place.name().to_string();
         manifest.parent = None;
+        manifest.keeping = Keeping { made: manifest.keeping.made.take(), ..Keeping::default() };
         manifest.config = self.definition.config.clone();
         storage.create_dir(&parent)?;
         storage.create_dir(&to.path(id))?;

@@ -20,7 +20,7 @@ use crate::capture::guest::CaptureError;
 use crate::checkpoint::manifest::{DiskPoint, LeftOut, LeftOutWhy, MemoryInfo};
 use crate::checkpoint::stamp::FileStamp;
 use crate::checkpoint::state::write_state;
-use crate::checkpoint::{CheckpointName, Kind, Manifest};
+use crate::checkpoint::{CheckpointName, Keeping, Kind, Manifest, Trashed};
 use crate::config::VmConfig;
 use crate::control::CreateBody;
 use crate::disk::Disk;
@@ -31,6 +31,7 @@ use crate::history::bases;
 use crate::history::disks::remove_layers;
 use crate::id::Id;
 use crate::machine::Machine;
+use crate::moment::Moment;
 use crate::progress::Progress;
 
 /// What a checkpoint is made of.
@@ -54,6 +55,8 @@ pub struct Origin {
     pub fallback: Option<String>,
     /// A start makes it, and not a user.
     pub automatic: bool,
+    /// It is for the trash from its first moment: nobody sees it.
+    pub trash: Option<Trashed>,
 }
 
 impl Subject<'_> {
@@ -123,6 +126,7 @@ pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Resul
         let mut manifest = describe(folder, &before, id, name, body)?;
         manifest.fallback = origin.fallback;
         manifest.automatic = origin.automatic;
+        manifest.keeping.trash = origin.trash;
         let shadow = captured.as_ref().and_then(|captured| captured.shadow.clone());
         if let Some(captured) = captured {
             let micros = |pause: Duration| u64::try_from(pause.as_micros()).unwrap_or(u64::MAX);
@@ -255,6 +259,7 @@ pub(super) fn describe(
         frozen_us: None,
         fallback: None,
         automatic: false,
+        keeping: Keeping { made: Some(Moment::now()), ..Keeping::default() },
         piton: env!("CARGO_PKG_VERSION").into(),
         warnings,
     })

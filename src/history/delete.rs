@@ -42,13 +42,20 @@ fn delete(
     let damaged = (!manifests.iter().any(|manifest| manifest.id == id)).then_some(id);
     let plan = match damaged {
         Some(id) => plan_damaged(&manifests, definition, id, body)?,
-        None => tree.plan_delete(if body.subtree { tree.subtree(id) } else { vec![id] }),
+        None => {
+            let mut ids = if body.subtree { tree.subtree(id) } else { vec![id] };
+            // What descends from it in the trash waits there for its own end.
+            ids.retain(|one| *one == id || !manifests.iter().any(|m| m.id == *one && m.is_in_trash()));
+            tree.plan_delete(ids)
+        }
     };
+    pinned(&manifests, &plan.gone)?;
     let named = |id: &Id| manifests.iter().find(|manifest| manifest.id == *id).map(CheckpointInfo::from);
     let deleted = DeletedInfo {
         deleted: plan.gone.iter().filter_map(named).collect(),
         damaged,
         dry_run: body.dry_run,
+        trash: None,
         merge_later: false,
         merge_job: None,
     };
@@ -102,6 +109,17 @@ fn delete(
         orphans(&catalog, definition, true)?;
     }
     Ok(deleted)
+}
+
+/// Refuses to take what is to stay.
+pub(super) fn pinned(manifests: &[Manifest], going: &[Id]) -> Result<()> {
+    let is_kept = |manifest: &&Manifest| manifest.keeping.pinned && going.contains(&manifest.id);
+    match manifests.iter().find(is_kept) {
+        None => Ok(()),
+        Some(Manifest { name, vm, .. }) => Err(CheckpointError::Refused(format!(
+            "checkpoint `{name}` is pinned: `piton checkpoint unpin {vm}@{name}` allows its deletion"
+        ))),
+    }
 }
 
 /// What deleting a checkpoint does whose manifest cannot be read: where it descended from, nobody

@@ -55,6 +55,11 @@ pub enum CheckpointError {
     Network(String),
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
+    /// The current state, so nothing else was done.
+    #[error(
+        "the current state cannot be kept for an undo ({0}): nothing was changed; --no-undo goes without"
+    )]
+    NotKept(Box<CheckpointError>),
     #[error("cancelled: nothing was changed")]
     Cancelled(#[from] Cancelled),
 }
@@ -74,6 +79,19 @@ impl CheckpointError {
     /// What was asked for is not there.
     pub fn is_missing(&self) -> bool {
         matches!(self, Self::Missing(_) | Self::Resolve(ResolveError::Unknown { .. }))
+    }
+
+    /// It failed for want of room.
+    pub fn is_full(&self) -> bool {
+        let mut next: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(error) = next {
+            if let Some(error) = error.downcast_ref::<std::io::Error>() {
+                use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+                return matches!(error.kind(), StorageFull | QuotaExceeded);
+            }
+            next = error.source();
+        }
+        false
     }
 
     /// Cancelled by the user, and undone.

@@ -34,7 +34,9 @@ mod saving;
 pub mod seal;
 pub mod sealing;
 mod shadow;
+pub mod sizes;
 pub mod steady;
+pub mod trash;
 mod tree;
 
 pub use base_findings::base_problems;

@@ -76,6 +76,9 @@ pub fn set(folder: &VmFolder, lock: &VmLock, definition: &mut Definition, body: 
     if let Some(on) = body.auto_checkpoint {
         next.auto_checkpoint = on;
     }
+    if let Some(seconds) = body.trash_seconds {
+        next.trash_seconds = seconds;
+    }
     if next.auto_checkpoint && next.checkpoint_type == CheckpointType::Disabled {
         return Err(CheckpointError::Refused(format!(
             "the VM `{}` cannot have automatic checkpoints while checkpoints are disabled: \
@@ -148,7 +151,7 @@ fn make_dir(folder: &VmFolder, definition: &Definition, next: &Definition, dir: 
 /// Before a VM that is off boots: its automatic checkpoint, if it is to have one and has no other.
 pub fn at_start(folder: &VmFolder, lock: &VmLock, definition: &mut Definition) -> Result<Option<Manifest>> {
     let catalog = Catalog::new(folder, definition);
-    if !definition.auto_checkpoint || !catalog.manifests()?.is_empty() {
+    if !definition.auto_checkpoint || !catalog.shown(definition)?.0.is_empty() {
         return Ok(None);
     }
     let sums = catalog.layer_sums(definition)?;
@@ -162,8 +165,8 @@ pub fn at_start(folder: &VmFolder, lock: &VmLock, definition: &mut Definition) -
 
 /// After the guest has shut down by itself: what a start made is not needed any more.
 pub fn at_shutdown(folder: &VmFolder, lock: &VmLock, definition: &mut Definition) -> Result<()> {
-    let manifests = Catalog::new(folder, definition).manifests()?;
-    for manifest in manifests.iter().filter(|manifest| manifest.automatic) {
+    let (manifests, _) = Catalog::new(folder, definition).shown(definition)?;
+    for manifest in manifests.iter().filter(|manifest| manifest.automatic && !manifest.keeping.pinned) {
         delete::run(folder, lock, definition, manifest.id, DeleteBody::default())?;
     }
     Ok(())

@@ -3,11 +3,9 @@
 //! A file beside what a delete writes. On a full disk it goes first, and comes again once there is
 //! room.
 
-use std::error::Error;
-use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use super::{CheckpointError, Result};
+use super::Result;
 use crate::folder::{Definition, VmFolder};
 use crate::storage::{Storage, StorageError};
 
@@ -60,7 +58,7 @@ pub fn with_room<T>(
     mut act: impl FnMut() -> Result<T>,
 ) -> Result<T> {
     let failed = match act() {
-        Err(e) if is_full(&e) => e,
+        Err(e) if e.is_full() => e,
         done => return done,
     };
     let mut freed = false;
@@ -73,15 +71,4 @@ pub fn with_room<T>(
     let done = act();
     keep(folder, definition);
     done
-}
-
-fn is_full(error: &CheckpointError) -> bool {
-    let mut next: Option<&(dyn Error + 'static)> = Some(error);
-    while let Some(error) = next {
-        if let Some(error) = error.downcast_ref::<io::Error>() {
-            return matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
-        }
-        next = error.source();
-    }
-    false
 }

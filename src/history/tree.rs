@@ -2,6 +2,7 @@
 
 use super::merge::pending;
 use super::{Catalog, Result};
+use crate::checkpoint::shown::shown;
 use crate::checkpoint::tree::{RowItem, Tree};
 use crate::control::{CheckpointInfo, TreeInfo};
 use crate::folder::Definition;
@@ -10,8 +11,9 @@ use crate::id::Id;
 /// The tree as users see it.
 pub fn tree(catalog: &Catalog, definition: &Definition) -> Result<TreeInfo> {
     let listing = catalog.listing()?;
-    let tree = Tree::of(&listing.manifests, definition.now.parent);
-    let manifest = |id: Id| listing.manifests.iter().find(|manifest| manifest.id == id);
+    let (seen, now) = shown(&listing.manifests, definition.now.parent);
+    let tree = Tree::of(&seen, now);
+    let manifest = |id: Id| seen.iter().find(|manifest| manifest.id == id);
     let rows = tree.rows().into_iter().filter_map(|row| match row.what {
         RowItem::Checkpoint(id) => manifest(id),
         RowItem::Now => None,
@@ -19,7 +21,7 @@ pub fn tree(catalog: &Catalog, definition: &Definition) -> Result<TreeInfo> {
     let damaged = listing.damaged.iter().map(|damaged| damaged.error.to_string());
     let problems = tree.problems().iter().map(ToString::to_string);
     Ok(TreeInfo {
-        now: definition.now.parent,
+        now,
         checkpoints: rows.map(CheckpointInfo::from).collect(),
         damaged: damaged.chain(problems).collect(),
         pending_merges: pending(catalog, definition).unwrap_or(0),

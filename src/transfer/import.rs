@@ -11,7 +11,7 @@ use super::{Result, TransferError, export, memory};
 use crate::checkpoint::manifest::{DiskPoint, MemoryInfo};
 use crate::checkpoint::stamp::{BaseStamp, FileStamp};
 use crate::checkpoint::state::write_state;
-use crate::checkpoint::{Kind, Manifest};
+use crate::checkpoint::{Keeping, Kind, Manifest};
 use crate::config::{DiskFormat, VmConfig};
 use crate::disk::delta_format::Parent;
 use crate::disk::flat;
@@ -151,6 +151,7 @@ fn make(folder: &VmFolder, lock: &VmLock, plan: Plan, id: Id, progress: &Progres
         frozen_us: None,
         fallback: None,
         automatic: false,
+        keeping: Keeping::default(),
         disk_bytes: 0,
         piton: env!("CARGO_PKG_VERSION").into(),
         warnings: export.warnings,

@@ -10,7 +10,7 @@ use crate::capture::chain::MemoryChain;
 use crate::checkpoint::manifest::{DiskPoint, LeftOut, LeftOutWhy};
 use crate::checkpoint::stamp::FileStamp;
 use crate::checkpoint::state::read_state;
-use crate::checkpoint::{CheckpointName, Kind, Manifest};
+use crate::checkpoint::{CheckpointName, Keeping, Kind, Manifest};
 use crate::config::DiskConfig;
 use crate::disk::frozen::FrozenChain;
 use crate::disk::{DiskError, open_base};
@@ -141,6 +141,7 @@ impl Source {
             frozen_us: None,
             fallback: None,
             automatic: false,
+            keeping: Keeping::default(),
             disk_bytes: 0,
             piton: env!("CARGO_PKG_VERSION").into(),
             warnings: Vec::new(),

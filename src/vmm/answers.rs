@@ -11,9 +11,8 @@ use crate::control::{
     Answer, ApplyBody, CreateBody, GoBack, Reply, Request, RequestError, RevertBody, State, StopBody,
 };
 use crate::folder::CheckpointType;
-use crate::history::capture::Below;
 use crate::history::create::{Origin, Subject};
-use crate::history::{self, Catalog, CheckpointError, delete, policy};
+use crate::history::{self, Catalog, CheckpointError, policy, trash};
 use crate::machine::{Machine, MachineError};
 use crate::progress::Progress;
 
@@ -23,7 +22,18 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 impl Vmm {
     pub(super) fn answer(&mut self, request: Request, job: Option<&Job>) -> Answer {
         let (changes, creates) = (request.job().is_some(), matches!(request, Request::CreateCheckpoint(_)));
+        let throws_away = matches!(
+            request,
+            Request::ApplyCheckpoint(..)
+                | Request::Revert(_)
+                | Request::DeleteCheckpoint(..)
+                | Request::Undo(_)
+                | Request::RestoreTrash(..)
+        );
         let mut answer = self.do_request(request, job);
+        if throws_away && answer.is_ok() {
+            self.bound_trash();
+        }
         // It may have left layers that nothing needs apart; only a checkpoint that was made has not.
         if changes && self.machine.is_some() && !(creates && answer.is_ok()) {
             let merge_job = self.merge_layers();
@@ -101,12 +111,14 @@ impl Vmm {
             (Request::CreateCheckpoint(body), _) => {
                 let manifest = self.create_checkpoint(&body, progress)?;
                 about(&manifest);
-                return Ok(Reply::of(&manifest));
+                let catalog = Catalog::new(&self.folder, &self.definition);
+                return Ok(Reply::of(&catalog.as_shown(&self.definition, manifest)));
             }
             (Request::ApplyCheckpoint(reference, body), _) => {
                 let manifest = catalog.resolve(&self.definition, &reference)?;
                 about(&manifest);
-                self.apply_checkpoint(&manifest, &body, progress)?;
+                let how = self.how_kept(format!("apply of `{}`", manifest.name), body.no_undo)?;
+                self.apply_checkpoint(&manifest, &body, how, progress)?;
             }
             (Request::DeleteCheckpoint(reference, body), _) => {
                 let (id, name) = catalog.resolve_any(&self.definition, &reference)?;
@@ -116,13 +128,8 @@ impl Vmm {
                 if !body.dry_run {
                     self.park_merge();
                 }
-                let catalog = Catalog::new(&self.folder, &self.definition);
-                let below = Below::of(&catalog, self.machine.as_ref());
-                let deleted = delete::run(&self.folder, &self.lock, &mut self.definition, id, body)?;
-                let catalog = Catalog::new(&self.folder, &self.definition);
-                // What cannot be known makes the next one a full one.
-                let parent = catalog.with_memory(self.definition.now.parent).unwrap_or_default();
-                below.follow(self.machine.as_ref(), parent);
+                let deleted = self
+                    .deleting(|folder, lock, definition| trash::delete(folder, lock, definition, id, body))?;
                 return Ok(Reply::Deleted(deleted));
             }
             (Request::CloneCheckpoint(reference, body), _) => {
@@ -133,13 +140,24 @@ impl Vmm {
                 about(&manifest);
                 history::clone::make(&self.folder, &self.definition, &manifest, &body, progress)?;
             }
-            (Request::Revert(RevertBody { run, force }), _) => {
+            (Request::Revert(RevertBody { run, force, no_undo }), _) => {
                 let manifest = catalog.parent_of_now(&self.definition)?;
                 about(&manifest);
                 let how = GoBack { force, ..Default::default() };
                 let body = ApplyBody { discard_current: true, run, how, ..Default::default() };
-                self.apply_checkpoint(&manifest, &body, progress)?;
+                let how = self.how_kept(format!("revert to `{}`", manifest.name), no_undo)?;
+                self.apply_checkpoint(&manifest, &body, how, progress)?;
             }
+            (Request::Trash, _) => return Ok(Reply::Trash(trash::info(&catalog, &self.definition)?)),
+            (Request::Undo(body), _) => {
+                let entry = trash::last(&catalog, &self.definition)?;
+                return self.take_back(entry, true, body, job, progress);
+            }
+            (Request::RestoreTrash(reference, body), _) => {
+                let entry = trash::find(&catalog, &self.definition, &reference)?;
+                return self.take_back(entry, false, body, job, progress);
+            }
+            (Request::EmptyTrash(reference), _) => return self.empty_trash(reference.as_deref()),
         }
         Ok(self.info().into())
     }
@@ -149,8 +167,8 @@ impl Vmm {
         body: &CreateBody,
         progress: &Progress,
     ) -> Result<Manifest, CheckpointError> {
-        let made = policy::create(
-            Subject {
+        let made = loop {
+            let subject = Subject {
                 folder: &self.folder,
                 lock: &self.lock,
                 definition: &mut self.definition,
@@ -158,10 +176,13 @@ impl Vmm {
                 machine: self.machine.as_mut(),
                 origin: Origin::default(),
                 pending: self.filling.as_ref().and_then(Filling::pending),
-            },
-            body,
-            progress,
-        );
+            };
+            match policy::create(subject, body, progress) {
+                // What was thrown away is in nobody's way.
+                Err(e) if e.is_full() && self.drop_oldest() => {}
+                made => break made,
+            }
+        };
         // It may have taken the room that a guest's write needed, and has given it back.
         if made.is_err()
             && let Some(machine) = self.machine.as_ref().filter(|machine| machine.is_running())

@@ -1,7 +1,7 @@
 //! A VM goes to one of its checkpoints: while it is there, or out of nothing.
 
 use super::{Message, State, Vmm, VmmError};
-use crate::checkpoint::Manifest;
+use crate::checkpoint::{Manifest, Trashed};
 use crate::control::{ApplyBody, CreateBody};
 use crate::devices::virtio::vsock::host::HostError;
 use crate::folder::{Definition, VmFolder, VmLock};
@@ -43,21 +43,38 @@ impl Vmm {
         // What the checkpoint has is what is needed.
         vmm.start_network_for(&manifest.config.nets).map_err(|e| vmm.with_a_way_out(e, &manifest))?;
         vmm.open_vsock(&manifest.config)?;
+        // What was there is in the trash already, if that was wanted.
         vmm.go_to(&manifest, body, Some(Begun { bare, names }), &Progress::default())?;
         // Nobody has to wait for that.
         let _ = vmm.sender.send(Message::ForgetFormer);
         Ok(vmm)
     }
 
-    /// Goes to a checkpoint; a machine comes out of it standing still unless `run` is asked for.
+    /// Goes to a checkpoint; a machine comes out of it standing still unless `run` is asked for. The
+    /// state that is discarded can be taken back, `how` if it is to be.
     pub(super) fn apply_checkpoint(
         &mut self,
         manifest: &Manifest,
         body: &ApplyBody,
+        how: Option<Trashed>,
         progress: &Progress,
     ) -> Result<(), CheckpointError> {
-        self.go_to(manifest, body, None, progress)?;
+        let ran = self.state() == State::Running;
+        // Not kept for an apply that is refused.
+        apply::check(&self.folder, manifest, body.how)?;
+        let how = how.filter(|_| body.discard_current && !body.save_current);
+        let gone = self
+            .keep_now(how.map(|how| Trashed { was_now: true, ran, ..how }), progress)
+            .and_then(|()| self.go_to(manifest, body, None, progress));
+        if gone.is_err() {
+            if ran && self.state() == State::Paused {
+                self.resume()?;
+            }
+            self.consume();
+        }
+        gone?;
         apply::forget_former(&self.folder, &self.definition);
+        self.consume();
         Ok(())
     }
 

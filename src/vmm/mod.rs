@@ -3,6 +3,7 @@
 
 mod answers;
 mod button;
+mod chores;
 mod going_back;
 mod image;
 mod merging;
@@ -13,6 +14,7 @@ mod sealing;
 mod seen;
 mod series;
 mod thaw;
+mod trash;
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -254,11 +256,14 @@ impl Vmm {
         let mut closing: Option<(Instant, &'static str)> = None;
         let mut thaw = thaw::Thaw::default();
         let mut button = button::Reminder::default();
+        let mut chores = chores::Chores::default();
         let outcome = loop {
             let behind = self.lock.is_behind().then(|| Instant::now() + CALM);
             let look = thaw.next(self.machine.as_ref());
             let unread = button.next(self.machine.as_ref());
-            let due = [begin, behind, look, unread, closing.map(|(at, _)| at)].into_iter().flatten().min();
+            let chore = chores.next(&self.folder, &self.definition);
+            let due = [begin, behind, look, unread, chore, closing.map(|(at, _)| at)];
+            let due = due.into_iter().flatten().min();
             let message = match due {
                 Some(due) => self.queue.recv_timeout(due.saturating_duration_since(Instant::now())),
                 None => self.queue.recv().map_err(RecvTimeoutError::from),
@@ -278,6 +283,9 @@ impl Vmm {
                     }
                     thaw.poke(self.machine.as_ref(), now);
                     button.repeat(self.machine.as_ref(), now);
+                    if chores.is_due(now) {
+                        self.empty_expired();
+                    }
                     continue;
                 }
                 // It cannot be closed while `self.sender` lives.
@@ -294,8 +302,12 @@ impl Vmm {
                 Message::Request(asked) if asked.is_withdrawn() => asked.withdraw(),
                 Message::Request(Asked { request, job, reply }) => {
                     let creates = matches!(request, Request::CreateCheckpoint(_));
+                    let changes = request.job().is_some() || matches!(request, Request::Set(_));
                     self.seen.set(creates.then(|| self.info()));
                     let answer = self.answer(request, job.as_ref());
+                    if changes {
+                        chores.look_again();
+                    }
                     self.seen.set(None);
                     if let Some(job) = job {
                         job.finish(&answer);
@@ -323,7 +335,10 @@ impl Vmm {
                 Message::Machine { .. } => {}
                 Message::Merged(number) => self.merge_goes_on(number),
                 Message::Sealed => self.sealed(),
-                Message::ForgetFormer => apply::forget_former(&self.folder, &self.definition),
+                Message::ForgetFormer => {
+                    apply::forget_former(&self.folder, &self.definition);
+                    self.consume();
+                }
                 Message::End(by) => break Outcome::Ended(by),
                 Message::ShutDown { by, patience } => match button::press(self.machine.as_ref()) {
                     Ok(true) => closing = closing.or(Some((now + patience, by))),
@@ -414,6 +429,9 @@ impl Vmm {
     /// The guest waits for the user, rather than seeing its disk fail. It may be over already: a
     /// checkpoint lets devices try again.
     fn pause_if_stuck(&mut self) {
+        if self.machine.as_ref().and_then(Machine::stuck).is_some() && self.make_room() {
+            return;
+        }
         let Some(machine) = &mut self.machine else { return };
         let Some(why) = machine.stuck() else { return };
         let name = self.folder.name();

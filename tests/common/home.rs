@@ -9,6 +9,8 @@ use super::{Finished, Response, Terminal, Vm, http};
 
 pub struct Home {
     dir: tempfile::TempDir,
+    /// PITON_TRASH.
+    trash: &'static str,
 }
 
 impl Home {
@@ -17,7 +19,14 @@ impl Home {
     pub fn new() -> Self {
         let place = std::env::var_os("PITON_TEST_DIR").unwrap_or_else(|| "/tmp".into());
         let dir = tempfile::Builder::new().prefix("piton-").tempdir_in(place).unwrap();
-        Self { dir }
+        Self { dir, trash: "0" }
+    }
+
+    /// One whose VMs keep what is taken away, as users have it.
+    pub fn with_trash() -> Self {
+        let mut home = Self::new();
+        home.trash = "24h";
+        home
     }
 
     /// PITON_HOME.
@@ -73,7 +82,11 @@ impl Home {
 
     /// Gives any command this home and nothing to read.
     pub fn equip(&self, command: &mut Command) {
-        command.env("PITON_HOME", self.root()).env_remove("PITON_LOG").stdin(Stdio::null());
+        command
+            .env("PITON_HOME", self.root())
+            .env("PITON_TRASH", self.trash)
+            .env_remove("PITON_LOG")
+            .stdin(Stdio::null());
     }
 
     /// Runs `piton` with these words.

@@ -165,6 +165,9 @@ fn described(manifest: &Manifest, node: &NodeModel) -> Outcome<()> {
     if !node.names.iter().any(|known| known == name) || !node.notes.contains(&manifest.note) {
         return Err(format!("{OTHERWISE}: name `{name}` or note `{}` was never given", manifest.note));
     }
+    if !node.trash.contains(&manifest.is_in_trash()) {
+        return Err(format!("{OTHERWISE}: it is in the trash and should not, or the other way round"));
+    }
     if !node.parents.contains(&manifest.parent) {
         return Err(format!("{OTHERWISE}: its parent is {:?}, not of {:?}", manifest.parent, node.parents));
     }

@@ -132,7 +132,7 @@ impl Lab {
         self.expects.last().unwrap()
     }
 
-    fn catalog(&self) -> Catalog<'_> {
+    pub fn catalog(&self) -> Catalog<'_> {
         Catalog::new(&self.folder, &self.definition)
     }
 
@@ -152,7 +152,7 @@ impl Lab {
 
     /// Does something whose outcome says what may be found meanwhile, and what afterwards. After
     /// an error that is what may be found meanwhile, too.
-    fn step<T>(
+    pub fn step<T>(
         &mut self,
         doing: String,
         act: impl FnOnce(&mut Self) -> Result<T>,
@@ -249,6 +249,7 @@ impl Lab {
             parents: vec![manifest.parent],
             disks: Rc::new(found.clone()),
             memory: memory.map(Rc::new),
+            trash: vec![manifest.is_in_trash()],
         };
         during.may.insert(manifest.id, node.clone());
         during.now.iter_mut().for_each(|now| now.parents.push(Some(manifest.id)));
@@ -260,19 +261,15 @@ impl Lab {
     }
 
     pub fn create(&mut self, name: &str) -> Result<Id> {
+        self.create_as(name, Origin::default())
+    }
+
+    pub fn create_as(&mut self, name: &str, origin: Origin) -> Result<Id> {
         let body = CreateBody { name: Some(name.parse().unwrap()), ..CreateBody::default() };
         let act = |lab: &mut Self| {
             let Self { folder, lock, definition, disks, .. } = lab;
             let disks = &disks.live;
-            let subject = Subject {
-                folder,
-                lock,
-                definition,
-                disks,
-                machine: None,
-                pending: None,
-                origin: Origin::default(),
-            };
+            let subject = Subject { folder, lock, definition, disks, machine: None, pending: None, origin };
             create(subject, &body, &Progress::default())
         };
         let made = self.step(format!("create {name}"), act, |lab, during, after, manifest| {
@@ -388,6 +385,7 @@ impl Lab {
             frozen_us: None,
             fallback: None,
             automatic: false,
+            keeping: Default::default(),
             state: Some(state),
             pause_us: None,
             disk_bytes: 0,
@@ -452,11 +450,17 @@ impl Lab {
                 gone.push(*id);
             }
         }
-        let body = DeleteBody { subtree, dry_run: false };
+        let body = DeleteBody { subtree, ..DeleteBody::default() };
         let act = |lab: &mut Self| {
             let Self { folder, lock, definition, .. } = lab;
             delete::run(folder, lock, definition, id, body).map(drop)
         };
+        self.deleting(&gone, act)
+    }
+
+    /// What deletes these for good.
+    pub fn deleting(&mut self, gone: &[Id], act: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        let gone = gone.to_vec();
         self.step(format!("delete of {}", gone.len()), act, |_, during, after, _| {
             let nodes = during.must.clone();
             let heir = |mut parent: Option<Id>| {
@@ -479,7 +483,8 @@ impl Lab {
     }
 
     pub fn change(&mut self, id: Id, name: Option<&str>, note: Option<&str>) -> Result<()> {
-        let body = ChangeBody { name: name.map(|name| name.parse().unwrap()), note: note.map(Into::into) };
+        let (name_of, note_of) = (name.map(|name| name.parse().unwrap()), note.map(Into::into));
+        let body = ChangeBody { name: name_of, note: note_of, ..ChangeBody::default() };
         let act = |lab: &mut Self| lab.catalog().change(&lab.definition, &id.to_string(), &body).map(drop);
         self.step("rename or note".into(), act, |_, during, after, _| {
             let (old, new) = (during.must.get_mut(&id).unwrap(), after.must.get_mut(&id).unwrap());

@@ -14,6 +14,7 @@ mod lab;
 mod model;
 mod mutants;
 mod scenarios;
+mod trash;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};

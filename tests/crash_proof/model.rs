@@ -27,6 +27,8 @@ pub struct NodeModel {
     pub parents: Vec<Option<Id>>,
     pub disks: Rc<BTreeMap<String, Sectors>>,
     pub memory: Option<Rc<Memory>>,
+    /// Whether it is in the trash.
+    pub trash: Vec<bool>,
 }
 
 /// One thing that Now may be.

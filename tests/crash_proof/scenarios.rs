@@ -5,6 +5,7 @@ use piton::id::Id;
 use crate::explore::Recording;
 use crate::lab::{DISKS, Lab, Result};
 use crate::model::Memory;
+use crate::trash;
 
 pub struct Scenario {
     pub name: &'static str,
@@ -204,6 +205,8 @@ pub const ALL: &[Scenario] = &[
             lab.settle()
         },
     },
+    Scenario { name: "deleted into the trash, and back", run: trash::deleted },
+    Scenario { name: "a discarded state, and back", run: trash::discarded },
     Scenario { name: "a random life", run: random },
 ];
 

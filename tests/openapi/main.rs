@@ -118,12 +118,19 @@ fn every_path_and_every_answer_is_as_documented() {
                 let large = walk.home.http(
                     "demo",
                     &method,
-                    &path.replace("{checkpoint}", "one"),
+                    &path.replace("{checkpoint}", "one").replace("{entry}", "one"),
                     &"x".repeat((1 << 20) + 1),
                 );
                 walk.told(operation, path, &method.to_lowercase(), large);
                 for garbage in ["{", "[]", "1", "\u{0}"] {
-                    walk.home.http("demo", &method, &path.replace("{checkpoint}", "one"), garbage).error(400);
+                    walk.home
+                        .http(
+                            "demo",
+                            &method,
+                            &path.replace("{checkpoint}", "one").replace("{entry}", "one"),
+                            garbage,
+                        )
+                        .error(400);
                 }
             }
         }
@@ -176,6 +183,41 @@ fn every_path_and_every_answer_is_as_documented() {
     walk.ask("POST", clone, "one", &json!({"names": ["other"], "own_memory": true, "no_wait": true}), 202);
     walk.ask("POST", clone, "one", &json!({"names": []}), 400);
 
+    // The trash.
+    let (entry, restore) = ("/vm/trash/{entry}", "/vm/trash/{entry}/restore");
+    walk.ask("PATCH", "/vm", "", &json!({"trash_seconds": 3600}), 200);
+    walk.ask("POST", "/vm/undo", "", none, 404);
+    walk.ask("PATCH", cp, "two", &json!({"pinned": true}), 200);
+    walk.ask("DELETE", cp, "two", none, 409);
+    walk.ask("PATCH", cp, "two", &json!({"pinned": false}), 200);
+    let deleted = walk.ask("DELETE", cp, "two", none, 200);
+    let id = deleted["trash"].as_str().unwrap().to_owned();
+    walk.ask("PATCH", cp, "one", &json!({"name": "two"}), 200);
+    walk.ask("POST", "/vm/undo", "", none, 409);
+    walk.ask("POST", restore, &id, none, 409);
+    walk.ask("PATCH", cp, "two", &json!({"name": "one"}), 200);
+    assert_eq!(walk.ask("GET", "/vm/trash", "", none, 200)["entries"][0]["id"], json!(id));
+    for (method, path) in [("POST", restore), ("DELETE", entry)] {
+        walk.ask(method, path, "nothing", none, 404);
+    }
+    walk.ask("POST", restore, &id, &json!({"no_undo": true}), 200);
+    walk.ask("POST", "/vm/revert", "", &json!({"run": true}), 200);
+    assert_eq!(walk.ask("POST", "/vm/undo", "", none, 200)["vm"]["state"], "running");
+    let trash = walk.ask("GET", "/vm/trash", "", none, 200);
+    let id = trash["entries"][0]["id"].as_str().unwrap().to_owned();
+    walk.ask("POST", restore, &id, &json!({"no_wait": true, "no_undo": true}), 202);
+    walk.ask("POST", "/vm/revert", "", &json!({"run": true}), 200);
+    walk.ask("POST", "/vm/undo", "", &json!({"no_wait": true}), 202);
+    walk.ask("DELETE", cp, "two", none, 200);
+    walk.ask("DELETE", entry, "two", &json!({}), 200);
+    walk.ask("POST", "/vm/checkpoints", "", &json!({"name": "two"}), 200);
+    walk.ask("DELETE", cp, "two", none, 200);
+    walk.ask("DELETE", entry, "two", &json!({"no_wait": true}), 202);
+    walk.ask("DELETE", "/vm/trash", "", none, 200);
+    walk.ask("DELETE", "/vm/trash", "", &json!({"no_wait": true}), 202);
+    walk.ask("POST", "/vm/checkpoints", "", &json!({"name": "two"}), 200);
+    walk.ask("PATCH", "/vm", "", &json!({"trash_seconds": 0}), 200);
+
     // Jobs.
     walk.ask("GET", "/vm/jobs/{job}", job["id"].as_str().unwrap(), none, 200);
     walk.ask("GET", "/vm/jobs/{job}", "ffff", none, 404);
@@ -227,6 +269,12 @@ fn every_path_and_every_answer_is_as_documented() {
     BufReader::new(server.stdout.take().unwrap()).read_line(&mut url).unwrap();
     assert!(url.starts_with("nbd+unix:"), "{url}");
     walk.ask("DELETE", cp, "one", none, 409);
+    walk.ask("PATCH", "/vm", "", &json!({"trash_seconds": 3600}), 200);
+    walk.ask("DELETE", cp, "one", none, 200);
+    walk.ask("DELETE", entry, "one", none, 409);
+    walk.ask("DELETE", "/vm/trash", "", none, 409);
+    walk.ask("POST", "/vm/undo", "", none, 200);
+    walk.ask("PATCH", "/vm", "", &json!({"trash_seconds": 0}), 200);
     common::send_signal(server.id() as i32, libc::SIGTERM);
     assert!(server.wait().unwrap().success());
     walk.ask("DELETE", cp, "two", &json!({"no_wait": true}), 202);
@@ -273,6 +321,15 @@ fn commands_print_what_the_socket_answers() {
     vm("checkpoint apply demo@uno --discard-current");
     vm("checkpoint revert demo --yes --run");
     document.holds("Deleted", &json("checkpoint delete demo@two --dry-run"));
+    json("set demo --trash 1h");
+    document.holds("Deleted", &json("checkpoint delete demo@two --yes"));
+    document.holds("Trash", &json("trash list demo"));
+    document.holds("Undone", &json("undo demo"));
+    checkpoint("checkpoint pin demo@two");
+    checkpoint("checkpoint unpin demo@two");
+    vm("checkpoint revert demo --yes --run");
+    document.holds("Emptied", &json("trash empty demo --yes"));
+    json("set demo --trash 0");
     for clone in json("clone demo@uno new --count 2").as_array().unwrap() {
         document.holds("Vm", clone);
     }

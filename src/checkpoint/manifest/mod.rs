@@ -11,6 +11,7 @@ use crate::config::{ConfigError, VmConfig};
 use crate::disk::delta_format::{LayerId, Parent};
 use crate::id::Id;
 
+use super::keeping::Keeping;
 use super::name::CheckpointName;
 use super::stamp::{BaseStamp, FileStamp};
 use super::state::StateInfo;
@@ -233,6 +234,8 @@ pub struct Manifest {
     /// Made by a start and not by a user; a clean shutdown removes it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub automatic: bool,
+    #[serde(flatten)]
+    pub keeping: Keeping,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capture: Option<CaptureInfo>,
     /// What the disks had written since the parent.
@@ -288,6 +291,10 @@ impl Manifest {
         }
         manifest.validate()?;
         Ok(manifest)
+    }
+
+    pub fn is_in_trash(&self) -> bool {
+        self.keeping.trash.is_some()
     }
 
     /// Whether the parts agree with each other.

@@ -49,6 +49,7 @@ pub(in crate::checkpoint) fn sample(id: Id, name: &str, parent: Option<Id>) -> M
         frozen_us: None,
         fallback: None,
         automatic: false,
+        keeping: Keeping::default(),
         pause_us: Some(210),
         disk_bytes: 8192,
         piton: "0.1.0".into(),

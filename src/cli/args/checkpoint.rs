@@ -64,10 +64,14 @@ pub enum CheckpointCommand {
     Rename { checkpoint: CheckpointRef, new_name: CheckpointName },
     /// Replace the note of a checkpoint
     Note { checkpoint: CheckpointRef, text: String },
+    /// Protect a checkpoint from being deleted
+    Pin { checkpoint: CheckpointRef },
+    /// Let a pinned checkpoint be deleted again
+    Unpin { checkpoint: CheckpointRef },
     /// Go to a checkpoint; the VM is then paused, or stopped if the checkpoint has no memory
     #[command(visible_alias = "restore")]
     Apply(ApplyArgs),
-    /// Go back to the parent of the current state; all changes since then are lost
+    /// Go back to the parent of the current state, which goes to the trash
     #[command(visible_alias = "rollback")]
     Revert {
         name: VmName,
@@ -77,6 +81,9 @@ pub enum CheckpointCommand {
         /// Go back even if a base image has changed since the checkpoint
         #[arg(long)]
         force: bool,
+        /// Do not keep the current state for `piton undo`
+        #[arg(long)]
+        no_undo: bool,
         /// Do not ask for confirmation
         #[arg(long, short)]
         yes: bool,
@@ -94,6 +101,9 @@ pub enum CheckpointCommand {
         /// Do not wait for the layers to be merged
         #[arg(long)]
         no_wait: bool,
+        /// Delete it for good, so that `piton undo` cannot take it back
+        #[arg(long)]
+        no_undo: bool,
         /// Do not ask for confirmation
         #[arg(long, short)]
         yes: bool,
@@ -149,6 +159,9 @@ pub struct ApplyArgs {
     /// Discard the current state
     #[arg(long)]
     pub discard_current: bool,
+    /// Do not keep the discarded state for `piton undo`
+    #[arg(long)]
+    pub no_undo: bool,
     /// Run the VM afterwards instead of leaving it paused or stopped
     #[arg(long)]
     pub run: bool,

@@ -3,6 +3,7 @@
 mod checkpoint;
 mod image;
 mod refs;
+mod trash;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use crate::config::{DiskArg, Forward, NetArg, parse_cpus, parse_memory};
 use crate::control::State;
 use crate::folder::{CheckpointType, VmName};
 use crate::id::Id;
+use crate::moment::parse_span;
 use crate::vm::Clock;
 
 pub use checkpoint::{
@@ -21,6 +23,7 @@ pub use checkpoint::{
 };
 pub use image::{ImageArgs, ImageCommand};
 pub use refs::{CheckpointRef, Since, StateRef};
+pub use trash::{TrashCommand, UndoArgs};
 
 #[derive(Debug, Parser)]
 #[command(name = "piton", version, about = "A small hypervisor with live checkpoints", max_term_width = 100)]
@@ -76,6 +79,11 @@ pub enum Command {
     /// Manage the checkpoints of a VM
     #[command(subcommand, visible_alias = "cp")]
     Checkpoint(CheckpointCommand),
+    /// Take back what the last delete, apply or revert of a VM took away
+    Undo(UndoArgs),
+    /// Work with what was taken away and can be taken back
+    #[command(subcommand)]
+    Trash(TrashCommand),
     /// Manage the disk images of a VM
     #[command(subcommand)]
     Disk(DiskCommand),
@@ -281,6 +289,10 @@ pub struct SetArgs {
     /// Create a checkpoint at every start if there is none, and delete it after a clean shutdown
     #[arg(long, value_name = "on|off", group = "setting")]
     pub auto_checkpoint: Option<Switch>,
+    /// How long what is deleted or discarded can be taken back with `piton undo`, such as 24h or 3d;
+    /// 0: not at all
+    #[arg(long, value_name = "TIME", group = "setting", value_parser = parse_span)]
+    pub trash: Option<u64>,
     /// Compute checksums of base images (disks with overlay or readonly) once, and check them from then on
     #[arg(long, group = "setting")]
     pub seal_base: bool,

@@ -15,12 +15,16 @@
 //! | `DELETE /vm/checkpoints/{checkpoint}` | [`DeleteBody`](crate::control::DeleteBody) or none | what went ([`DeletedInfo`](crate::control::DeletedInfo)) |
 //! | `POST /vm/checkpoints/{checkpoint}/clone` | [`CloneBody`](crate::control::CloneBody) | the VM |
 //! | `POST /vm/revert` | [`RevertBody`](crate::control::RevertBody) or none | the VM |
+//! | `GET /vm/trash` | | what can be taken back ([`TrashInfo`](crate::control::trash::TrashInfo)) |
+//! | `POST /vm/undo` | [`UndoBody`](crate::control::trash::UndoBody) or none | what came back ([`UndoneInfo`](crate::control::trash::UndoneInfo)) |
+//! | `POST /vm/trash/{entry}/restore` | the same | the same |
+//! | `DELETE /vm/trash`, `DELETE /vm/trash/{entry}` | | what is gone for good ([`EmptiedInfo`](crate::control::trash::EmptiedInfo)) |
 //! | `GET /vm/jobs` | | long work ([`JobList`](crate::control::jobs::JobList)) |
 //! | `GET /vm/jobs/{job}` | | one job ([`JobInfo`](crate::control::jobs::JobInfo)) |
 //! | `DELETE /vm/jobs/{job}` | | the job, asked to stop |
 //! | `GET /vm/console` with `Upgrade: piton-console` | | 101, then the console's bytes both ways |
 //!
-//! Making, going back and deleting are jobs: their bodies may also hold
+//! Making, going back, deleting and undoing are jobs: their bodies may also hold
 //! [`Waiting`](crate::control::jobs::Waiting), and with `no_wait` the answer is 202 and the job. Requests
 //! about jobs are answered at once, whatever the owner of the machine is busy with.
 //!
@@ -144,6 +148,24 @@ pub fn router(context: Context) -> Router {
             }),
         )
         .route("/vm/revert", post(|context, body: Sent| with_job(context, body, Request::Revert)))
+        .route("/vm/trash", get(|context| ask(context, Request::Trash)))
+        .route(
+            "/vm/trash",
+            delete(|context, body: Sent| with_job(context, body, |NoBody {}| Request::EmptyTrash(None))),
+        )
+        .route(
+            "/vm/trash/{entry}",
+            delete(|context, Reference(entry): Reference, body: Sent| {
+                with_job(context, body, |NoBody {}| Request::EmptyTrash(Some(entry)))
+            }),
+        )
+        .route(
+            "/vm/trash/{entry}/restore",
+            post(|context, Reference(entry): Reference, body: Sent| {
+                with_job(context, body, |body| Request::RestoreTrash(entry, body))
+            }),
+        )
+        .route("/vm/undo", post(|context, body: Sent| with_job(context, body, Request::Undo)))
         .route("/vm/jobs", get(async |State(context): State<Context>| Json(context.jobs.list())))
         .route(
             "/vm/jobs/{job}",

@@ -1,0 +1,71 @@
+//! Going back of a VM that is off, and keeping what it was.
+
+use super::offline::Offline;
+use super::{run, work};
+use crate::checkpoint::{Manifest, Trashed};
+use crate::config::NetArg;
+use crate::control::{GoBack, VmInfo};
+use crate::folder::{CheckpointType, VmFolder};
+use crate::history::{Catalog, apply, trash};
+use crate::moment::span;
+use crate::vm::Clock;
+
+/// Goes to a checkpoint of a VM that is off; with memory, its process is there then. `manifest` has the
+/// networks that it is to have, and `nets` are those that were named.
+pub fn go_offline(
+    folder: &VmFolder,
+    manifest: &Manifest,
+    run: bool,
+    how: GoBack,
+    nets: &[NetArg],
+) -> anyhow::Result<Option<VmInfo>> {
+    if manifest.memory.is_some() {
+        // It takes a process to hold the memory.
+        let mut args: Vec<std::ffi::OsString> =
+            ["start", &folder.name().to_string(), "--restore", &manifest.id.to_string()]
+                .map(Into::into)
+                .into();
+        let flags = [
+            (run, "--resume"),
+            (how.force, "--force"),
+            (how.clock == Clock::Host, "--clock=host"),
+            (how.share, "--share"),
+        ];
+        args.extend(flags.iter().filter(|(on, _)| *on).map(|(_, flag)| flag.into()));
+        args.extend(nets.iter().map(|net| format!("--net={net}").into()));
+        return Ok(Some(run::detach(args)?));
+    }
+    let mut vm = Offline::open_as_it_is(folder)?;
+    let around = apply::Around { reuse: &Default::default(), idle: true, bare: None };
+    let ready = work::here(|progress| {
+        apply::prepare(folder, &vm.definition, manifest, around, how, None, progress)
+    })??;
+    if let Err(e) = ready.commit(folder, &vm.lock, &mut vm.definition) {
+        ready.discard(folder, &vm.definition);
+        return Err(e.into());
+    }
+    drop(ready);
+    apply::forget_former(folder, &vm.definition);
+    if let Err(e) = trash::consume(folder, &vm.lock, &mut vm.definition) {
+        log::warn!("what has come back from the trash is not removed from it yet: {e}");
+    }
+    Ok(None)
+}
+
+/// Puts the current state of a VM that is off into its trash, if that is wanted.
+pub fn keep_now(vm: &mut Offline, why: String, by_undo: bool, no_undo: bool) -> anyhow::Result<()> {
+    let can = vm.definition.checkpoint_type != CheckpointType::Disabled;
+    if can && trash::is_on(&vm.definition, no_undo) {
+        let how = trash::next(&Catalog::new(vm.folder, &vm.definition), why)?;
+        let how = Trashed { was_now: true, by_undo, ..how };
+        trash::keep_now(vm.folder, &vm.lock, &mut vm.definition, &how)?;
+        trash::bound(vm.folder, &vm.lock, &mut vm.definition)?;
+    }
+    Ok(())
+}
+
+/// How what was taken away can be taken back.
+pub fn hint(folder: &VmFolder) -> String {
+    let kept = folder.load().map_or(0, |definition| definition.trash_seconds);
+    format!("`piton undo {}` takes that back, for {}", folder.name(), span(kept))
+}

@@ -1,0 +1,183 @@
+//! `piton undo` and `piton trash`: what was taken away comes back, or goes for good.
+
+use hyper::Method;
+
+use super::args::{TrashCommand, UndoArgs};
+use super::error::refused;
+use super::going_back::{go_offline, keep_now};
+use super::manage::confirm;
+use super::named::existing;
+use super::offline::Offline;
+use super::out::{self, outln};
+use super::units::size;
+use super::{output, work};
+use crate::checkpoint::tree::short;
+use crate::control::trash::{EmptiedInfo, TrashEntry, TrashInfo, TrashKind, UndoBody};
+use crate::control::{GoBack, NoBody, State, UndoneInfo, VmInfo};
+use crate::folder::{VmFolder, VmName};
+use crate::history::trash::{self, Entry};
+use crate::history::{Catalog, merge};
+
+pub fn undo(args: &UndoArgs, json: bool) -> anyhow::Result<()> {
+    let folder = existing(&args.name)?;
+    let body = UndoBody { no_undo: args.no_undo };
+    let undone = match work::ask::<UndoneInfo>(&folder.socket(), Method::POST, "/vm/undo", &body)? {
+        Some(undone) => undone,
+        None => {
+            let vm = Offline::open(&folder)?;
+            let entry = trash::last(&Catalog::new(&folder, &vm.definition), &vm.definition)?;
+            take_back(vm, &entry, true, body)?
+        }
+    };
+    tell(&undone, json);
+    Ok(())
+}
+
+pub fn run(command: TrashCommand, json: bool) -> anyhow::Result<()> {
+    match command {
+        TrashCommand::List { name } => list(&name, json),
+        TrashCommand::Restore { name, entry, no_undo } => restore(&name, &entry, no_undo, json),
+        TrashCommand::Empty { name, entry, yes } => empty(&name, entry.as_deref(), yes, json),
+    }
+}
+
+fn list(name: &VmName, json: bool) -> anyhow::Result<()> {
+    // Read without the lock: manifests are only ever replaced whole.
+    let folder = existing(name)?;
+    let definition = folder.load()?;
+    let info = trash::info(&Catalog::new(&folder, &definition), &definition)?;
+    if json {
+        out::json(&serde_json::json!(info));
+    } else {
+        show(name, &info);
+    }
+    Ok(())
+}
+
+fn show(vm: &VmName, info: &TrashInfo) {
+    if info.entries.is_empty() {
+        outln!("the trash of the VM `{vm}` is empty");
+    } else {
+        outln!("{:<8}  {:<20}  {:<20}  {:>9}  WHAT", "ENTRY", "SINCE", "UNTIL", "SIZE");
+        for entry in &info.entries {
+            let (id, since, until) = (short(entry.id), output::when(&entry.when), output::when(&entry.until));
+            outln!("{id:<8}  {since}  {until}  {:>9}  {}", size(entry.bytes), what(entry));
+        }
+        outln!("{} would be free without them", size(info.bytes));
+    }
+    if info.trash_seconds == 0 {
+        outln!("what is taken away now is not kept: `piton set {vm} --trash 24h` changes that");
+    }
+}
+
+fn what(entry: &TrashEntry) -> String {
+    match entry.kind {
+        TrashKind::CurrentState => {
+            let ran = if entry.ran { ", running" } else { "" };
+            format!("the state before: {}{ran}", entry.why)
+        }
+        TrashKind::Checkpoints => {
+            let names: Vec<_> = entry.checkpoints.iter().map(|info| format!("`{}`", info.name)).collect();
+            format!("{}: {}", entry.why, names.join(", "))
+        }
+    }
+}
+
+fn restore(name: &VmName, reference: &str, no_undo: bool, json: bool) -> anyhow::Result<()> {
+    let folder = existing(name)?;
+    let body = UndoBody { no_undo };
+    let definition = folder.load()?;
+    // Found here, so that no name has to be put into a path.
+    let entry = trash::find(&Catalog::new(&folder, &definition), &definition, reference)?;
+    let path = format!("/vm/trash/{}/restore", entry.how.entry);
+    let undone = match work::ask::<UndoneInfo>(&folder.socket(), Method::POST, &path, &body)? {
+        Some(undone) => undone,
+        None => {
+            let vm = Offline::open(&folder)?;
+            let id = entry.how.entry.to_string();
+            let entry = trash::find(&Catalog::new(&folder, &vm.definition), &vm.definition, &id)?;
+            take_back(vm, &entry, false, body)?
+        }
+    };
+    tell(&undone, json);
+    Ok(())
+}
+
+/// Takes an entry back into a VM that is off.
+fn take_back(mut vm: Offline, entry: &Entry, by_undo: bool, body: UndoBody) -> anyhow::Result<UndoneInfo> {
+    let folder = vm.folder;
+    let info = trash::entry_info(&Catalog::new(folder, &vm.definition), &vm.definition, entry)?;
+    let gone_to = match entry.state() {
+        None => {
+            trash::restore(folder, &vm.definition, entry)?;
+            None
+        }
+        Some(manifest) => {
+            let why = if by_undo { "undo" } else { "restore from the trash" };
+            keep_now(&mut vm, why.into(), by_undo, body.no_undo)?;
+            drop(vm);
+            go_offline(folder, manifest, entry.how.ran, GoBack::default(), &[])?
+        }
+    };
+    let vm = match gone_to {
+        Some(info) => info,
+        None => VmInfo::new(folder, &folder.load()?, State::Stopped, None),
+    };
+    Ok(UndoneInfo { entry: info, vm })
+}
+
+fn tell(undone: &UndoneInfo, json: bool) {
+    let UndoneInfo { entry, vm } = undone;
+    if json {
+        return out::json_line(&serde_json::json!(undone));
+    }
+    match entry.kind {
+        TrashKind::Checkpoints => {
+            entry.checkpoints.iter().for_each(|info| outln!("checkpoint `{}` is back", info.name));
+        }
+        TrashKind::CurrentState => {
+            outln!("the VM `{}` is as it was before the {}, {}", vm.name, entry.why, vm.state);
+        }
+    }
+}
+
+fn empty(name: &VmName, reference: Option<&str>, yes: bool, json: bool) -> anyhow::Result<()> {
+    let folder = existing(name)?;
+    let definition = folder.load()?;
+    let entry = reference.map(|reference| {
+        trash::find(&Catalog::new(&folder, &definition), &definition, reference).map(|entry| entry.how.entry)
+    });
+    let entry = entry.transpose()?;
+    let question = match entry {
+        Some(id) => format!("Delete the entry {} of the trash of `{name}` for good?", short(id)),
+        None => format!("Delete all in the trash of the VM `{name}` for good?"),
+    };
+    if !yes && !confirm(&question)? {
+        return Err(refused("nothing was deleted"));
+    }
+    let path = entry.map_or_else(|| "/vm/trash".to_owned(), |id| format!("/vm/trash/{id}"));
+    let emptied = match work::ask::<EmptiedInfo>(&folder.socket(), Method::DELETE, &path, &NoBody {})? {
+        Some(emptied) => emptied,
+        None => empty_offline(&folder, entry.map(|id| id.to_string()).as_deref())?,
+    };
+    if json {
+        out::json_line(&serde_json::json!(emptied));
+    } else if emptied.entries.is_empty() {
+        outln!("the trash of the VM `{name}` is empty");
+    } else {
+        for entry in &emptied.entries {
+            outln!("gone for good: {}", what(entry));
+        }
+        outln!("{} are free", size(emptied.bytes));
+    }
+    Ok(())
+}
+
+fn empty_offline(folder: &VmFolder, reference: Option<&str>) -> anyhow::Result<EmptiedInfo> {
+    let mut vm = Offline::open(folder)?;
+    let emptied = trash::empty(folder, &vm.lock, &mut vm.definition, reference)?;
+    if let Err(e) = work::here(|progress| merge::settle(folder, &vm.lock, &mut vm.definition, progress))? {
+        log::warn!("layers that could be merged are not merged yet: {e}");
+    }
+    Ok(emptied)
+}

@@ -1,0 +1,118 @@
+//! Points in time between which setting the host's clock adds and takes nothing, as far as that
+//! can be known: while the host is up it counts by itself.
+
+use std::sync::OnceLock;
+
+use chrono::{DateTime, Utc};
+use nix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moment {
+    pub at: DateTime<Utc>,
+    /// Which boot of the host it was in; none: not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<String>,
+    /// Seconds that the host was up, those included in which it slept.
+    #[serde(default)]
+    pub uptime: u64,
+}
+
+impl Moment {
+    pub fn now() -> Self {
+        // What cannot be told is as good as no boot.
+        let up = clock_gettime(ClockId::CLOCK_BOOTTIME).ok();
+        let boot = boot().clone().filter(|_| up.is_some());
+        Self { at: Utc::now(), boot, uptime: up.map_or(0, |time| time.tv_sec().unsigned_abs()) }
+    }
+
+    /// Seconds from `earlier` to this one. Over a reboot of the host the clock is all that is known,
+    /// and one that went back has not gone on.
+    pub fn since(&self, earlier: &Self) -> u64 {
+        if self.boot.is_some() && self.boot == earlier.boot {
+            return self.uptime.saturating_sub(earlier.uptime);
+        }
+        u64::try_from((self.at - earlier.at).num_seconds()).unwrap_or(0)
+    }
+}
+
+const UNITS: [(&str, u64); 5] = [("w", 7 * 24 * 3600), ("d", 24 * 3600), ("h", 3600), ("m", 60), ("s", 1)];
+
+/// Seconds of a time such as `24h`, `3d`, `90m` or `1d12h`; `0` stands for none.
+pub fn parse_span(text: &str) -> Result<u64, String> {
+    let wrong = || format!("`{}` is not a time: write it as 90m, 24h, 3d or 2w", text.escape_debug());
+    if text == "0" {
+        return Ok(0);
+    }
+    let (mut rest, mut seconds) = (text, 0u64);
+    while !rest.is_empty() {
+        let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        let (number, after) = rest.split_at(digits);
+        let (unit, each) = UNITS.iter().find(|(unit, _)| after.starts_with(unit)).ok_or_else(wrong)?;
+        let number: u64 = number.parse().map_err(|_| wrong())?;
+        seconds = number.checked_mul(*each).and_then(|more| seconds.checked_add(more)).ok_or_else(wrong)?;
+        rest = &after[unit.len()..];
+    }
+    // A century is as good as for ever, and can be added to any time.
+    if text.is_empty() { Err(wrong()) } else { Ok(seconds.min(100 * 365 * 24 * 3600)) }
+}
+
+/// As [`parse_span`] reads it.
+pub fn span(seconds: u64) -> String {
+    let whole = UNITS.iter().filter(|(unit, _)| *unit != "w");
+    let fits = whole.clone().find(|(_, each)| seconds > 0 && seconds.is_multiple_of(*each));
+    match fits {
+        Some((unit, each)) => format!("{}{unit}", seconds / each),
+        None => "0".into(),
+    }
+}
+
+fn boot() -> &'static Option<String> {
+    static BOOT: OnceLock<Option<String>> = OnceLock::new();
+    BOOT.get_or_init(|| {
+        let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        Some(text.trim().to_owned()).filter(|id| !id.is_empty() && id.len() <= 64)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn moment(boot: Option<&str>, uptime: u64, seconds: i64) -> Moment {
+        let at = DateTime::from_timestamp(1_800_000_000 + seconds, 0).unwrap();
+        Moment { at, boot: boot.map(Into::into), uptime }
+    }
+
+    #[test]
+    fn a_clock_that_is_set_changes_nothing_while_the_host_is_up() {
+        let first = moment(Some("a"), 100, 0);
+        assert_eq!(moment(Some("a"), 160, 1_000_000).since(&first), 60);
+        assert_eq!(moment(Some("a"), 160, -1_000_000).since(&first), 60);
+        // Over a reboot, and where no boot is known.
+        assert_eq!(moment(Some("b"), 5, 3600).since(&first), 3600);
+        assert_eq!(moment(Some("b"), 5, -3600).since(&first), 0);
+        assert_eq!(moment(None, 160, 7).since(&moment(None, 100, 0)), 7);
+    }
+
+    #[test]
+    fn times_are_read_and_told() {
+        for (text, seconds) in
+            [("0", 0), ("24h", 86_400), ("3d", 259_200), ("1d12h", 129_600), ("2w", 1_209_600), ("90m", 5400)]
+        {
+            assert_eq!(parse_span(text), Ok(seconds), "{text}");
+            assert_eq!(parse_span(&span(seconds)), Ok(seconds), "{text}");
+        }
+        for wrong in ["", "h", "24", "1y", "-3h", "1.5h", "99999999999999999999d", "99999999999999999w", "ä"]
+        {
+            assert!(parse_span(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!((span(86_400), span(5400), span(61)), ("1d".into(), "90m".into(), "61s".into()));
+    }
+
+    #[test]
+    fn now_is_not_before_what_was() {
+        let before = Moment::now();
+        assert!(Moment::now().since(&before) < 3600);
+    }
+}
