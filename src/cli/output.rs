@@ -186,8 +186,11 @@ fn network(net: &NetConfig, now: Option<&NetworkInfo>) -> String {
 
 /// What `piton set` leaves.
 pub fn settings(info: &VmInfo) {
-    outln!("checkpoints of the VM `{}`: {}", info.name, checkpoints(info));
-    outln!("what is deleted or discarded of it is {}", trash(info));
+    let kept = match info.trash_seconds {
+        0 => "not kept".into(),
+        seconds => format!("kept for {}", span(seconds)),
+    };
+    outln!("checkpoints of the VM `{}`: {}; what is deleted is {kept}", info.name, checkpoints(info));
     for forward in &info.forwards {
         outln!("{forward} is forwarded to the VM `{}`", info.name);
     }
