@@ -39,7 +39,8 @@ pub fn configured_default(survey: &Survey, entries: &[Entry]) -> Result<Option<u
         for folder in FOLDERS {
             let Some(text) = volume.text(&format!("{folder}/loader.conf"))? else { continue };
             let fields = text.lines().filter_map(|line| line.trim().split_once(char::is_whitespace));
-            let wanted = fields.filter(|(key, _)| *key == "default").map(|(_, value)| value.trim()).last();
+            let wanted =
+                fields.filter(|(key, _)| *key == "default").map(|(_, value)| value.trim()).next_back();
             if let Some(wanted) = wanted {
                 let wanted = wanted.strip_suffix(".conf").unwrap_or(wanted);
                 return Ok(entries.iter().position(|entry| fits(&entry.id, wanted)));
@@ -95,7 +96,7 @@ fn parse(text: &str, id: &str, volume: usize, variables: &BTreeMap<String, Strin
         .collect();
     let all =
         |key: &'static str| fields.iter().filter(move |(name, _)| *name == key).map(|(_, value)| *value);
-    let last = |key| all(key).last().map(str::to_owned);
+    let last = |key| all(key).next_back().map(str::to_owned);
     let file = |path: &str| File { volume, path: path.to_owned() };
     let options: Vec<String> = all("options").map(|text| expand(text, variables)).collect();
     let initrds: Vec<String> = all("initrd").map(|text| expand(text, variables)).collect();

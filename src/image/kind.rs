@@ -101,10 +101,10 @@ pub fn find(part: &Part) -> Result<Found> {
         let uuid = dashed(&le(&block, 0x68));
         return Ok(Found { kind: Kind::Ext, uuid: Some(uuid), label: label(&block[0x78..0x88]) });
     }
-    if let Some(sector) = part.bytes(0, 512)? {
-        if let Some(found) = fat(&sector) {
-            return Ok(found);
-        }
+    if let Some(sector) = part.bytes(0, 512)?
+        && let Some(found) = fat(&sector)
+    {
+        return Ok(found);
     }
     Ok(Found { kind: Kind::Unknown, uuid: None, label: None })
 }

@@ -33,10 +33,10 @@ pub fn of(survey: &Survey) -> Result<Menu> {
         Some(menu) => (menu.entries, Some(menu.default), menu.blscfg, menu.variables),
         None => (Vec::new(), None, false, BTreeMap::new()),
     };
-    if let (Some(default), false) = (&default, blscfg) {
-        if !entries.is_empty() || default.is_err() {
-            return Ok(Menu { entries, default: default.clone() });
-        }
+    if let (Some(default), false) = (&default, blscfg)
+        && (!entries.is_empty() || default.is_err())
+    {
+        return Ok(Menu { entries, default: default.clone() });
     }
     let own = entries.len();
     entries.extend(bls::entries(survey, &variables)?);

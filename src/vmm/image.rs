@@ -20,7 +20,7 @@ pub fn find(folder: &VmFolder, config: &VmConfig, disks: &OpenDisks) -> Result<O
         let menu = image::menu_of(&survey)?;
         image::load(&survey, image::choose(&menu, None)?)
     };
-    let found = read().map_err(|error| VmmError::Image { disk: id.clone(), path, error })?;
+    let found = read().map_err(|error| VmmError::Image { disk: id.clone(), path, error: Box::new(error) })?;
     log::info!("`{}` is booted: {} of disk `{id}`", found.title, found.kernel_path);
     Ok(Some(found))
 }

@@ -43,7 +43,7 @@ pub enum VmmError {
     #[error(transparent)]
     Vsock(#[from] HostError),
     #[error("nothing can be booted from disk `{disk}` ({}): {error}", path.display())]
-    Image { disk: String, path: std::path::PathBuf, error: ImageError },
+    Image { disk: String, path: std::path::PathBuf, error: Box<ImageError> },
 }
 
 /// What can happen to a VM while it runs.

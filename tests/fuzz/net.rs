@@ -128,7 +128,7 @@ impl Guest {
             }
             PASST_SENDS => {
                 let frame = &packet[HEADER..];
-                let length = if b & 7 == 7 { u32::from(a) << c % 24 } else { frame.len() as u32 };
+                let length = if b & 7 == 7 { u32::from(a) << (c % 24) } else { frame.len() as u32 };
                 if let Some(passt) = &mut self.passt {
                     let _ = passt.socket.write(&[&length.to_be_bytes(), frame].concat());
                 }
