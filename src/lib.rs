@@ -8,10 +8,11 @@
 //! | --- | --- | --- |
 //! | 10 | [`cli`] | the command line |
 //! | 8 | [`vmm`] | owner of a running machine; one request queue |
+//! | 8 | [`inside`] | commands and copies in a guest, over its agent |
 //! | 8 | [`transfer`] | export, import and diff, in the process of the command |
 //! | 7 | [`history`] | what is done to a VM's checkpoints, running or not |
 //! | 6 | [`machine`] | memory, vCPUs and devices as one thing that runs or stands still |
-//! | 5 | [`agent`] | asking the guest's agent to freeze its file systems |
+//! | 5 | [`agent`] | talking with the guest's agent: freezing, and other calls |
 //! | 5 | [`control`] | what can be asked of a running VM, and the HTTP that carries it |
 //! | 4 | [`checkpoint`] | checkpoints in their folder, and the tree that they form |
 //! | 4 | [`vcpu`] | one thread a vCPU |
@@ -34,6 +35,7 @@
 //! | 0 | [`moment`] | points in time that a clock which is set does not move |
 //! | 0 | [`pages`] | sets of pages of guest memory |
 //! | 0 | [`progress`] | how far long work is, and calling it off |
+//! | 0 | [`qga`] | calls to a guest's agent and the shapes of their answers |
 //! | 0 | [`seats`] | places for the clients of a server |
 //! | 0 | [`seccomp`] | what each thread may ask of the kernel |
 
@@ -56,6 +58,7 @@ pub mod folder;
 pub mod history;
 pub mod id;
 pub mod image;
+pub mod inside;
 pub mod layout;
 pub mod machine;
 pub mod memory;
@@ -64,6 +67,7 @@ pub mod nbd;
 pub mod net;
 pub mod pages;
 pub mod progress;
+pub mod qga;
 pub mod seats;
 pub mod seccomp;
 pub mod storage;

@@ -22,6 +22,7 @@ blk [N] flush|id       blk [N] discard|zero OFFSET LEN
 blk [N] bench rand-write|rand-read|seq-write|seq-read OFFSET LEN BS COUNT [FLUSH_EVERY] [qd=N]
 journal on|off|status|check|tick MS      memory and disks must tell the same step
 agent on|off|BEHAVIOUR play a guest agent, honest or not (see README.md)
+cat PATH | sleep MS    print a file that a host's agent wrote; do nothing for so long
 net [N]                MAC, link, address (by DHCP), counts
 net [N] address dhcp|A/BITS [GATEWAY]    net [N] ping HOST [COUNT [INTERVAL_MS]]
 net [N] get http://HOST[:PORT]/PATH      net [N] serve PORT|off (goes on in the background)
@@ -31,12 +32,13 @@ vsock call PORT [TEXT | bytes N]         call a program of the host
 tick on|off            evt tick N each second
 numbers may be 0x hex or end in K, M, G; disk numbers start at 0";
 
-pub fn run(g: &mut Guest, line: &str) {
+/// Whether it went well.
+pub fn run(g: &mut Guest, line: &str) -> bool {
     let line = line.trim();
     let (name, rest) = line.split_once(' ').unwrap_or((line, ""));
     let rest = rest.trim();
     let outcome = match name {
-        "" => return,
+        "" => return true,
         "help" => {
             HELP.lines().for_each(|l| say!("evt {l}"));
             say!("ok help");
@@ -67,7 +69,7 @@ pub fn run(g: &mut Guest, line: &str) {
             let (acpi, info) = (&g.acpi, &g.info);
             let listed = acpi.virtio[..acpi.virtio_count].iter().map(|&(addr, _)| addr);
             let devices = info.virtio_devices().map(|(addr, _)| addr).chain(listed);
-            g.agent.command(rest, devices)
+            g.agent.command(rest, devices, g.vsock.as_mut())
         }
         "blk" | "journal" if g.agent.frozen && rest != "status" => {
             Err(Fail::Text("frozen: no disk is used until the thaw"))
@@ -76,6 +78,8 @@ pub fn run(g: &mut Guest, line: &str) {
         "vsock" => vsock::commands::vsock(g, rest),
         "blk" => cmd_disk::blk(g, rest),
         "journal" => journal(g, rest),
+        "cat" => cat(g, rest),
+        "sleep" => sleep(g, rest),
         "smp" => show_smp(),
         "tick" => tick(g, rest),
         "poweroff" => {
@@ -100,9 +104,27 @@ pub fn run(g: &mut Guest, line: &str) {
         }
         _ => Err(Fail::Text("unknown command, try help")),
     };
-    if let Err(fail) = outcome {
-        say!("err {fail}");
+    match outcome {
+        Ok(()) => true,
+        Err(fail) => {
+            say!("err {fail}");
+            false
+        }
     }
+}
+
+fn cat(g: &Guest, name: &str) -> Outcome {
+    let bytes = g.agent.file(name.as_bytes()).ok_or(Fail::Text("no such file"))?;
+    let text = core::str::from_utf8(bytes).map_err(|_| Fail::Text("it is no text"))?;
+    serial::raw(text);
+    Ok(())
+}
+
+fn sleep(g: &mut Guest, text: &str) -> Outcome {
+    let ms = Args::new(text, "sleep MS").number()?;
+    let _: Option<()> = g.until(ms * 1000, |_| None);
+    say!("ok sleep {ms}");
+    Ok(())
 }
 
 fn info(g: &mut Guest) -> Outcome {

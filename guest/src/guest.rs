@@ -1,7 +1,7 @@
 //! Everything the boot vCPU owns, and what it does besides commands.
 
 use crate::acpi::{self, Acpi};
-use crate::agent::{self, Agent};
+use crate::agent::Agent;
 use crate::cpu::{cpuid, inb, tsc};
 use crate::disk::{self, Disk};
 use crate::journal::Journal;
@@ -160,9 +160,16 @@ impl Guest {
 
     /// What must go on during long commands, too.
     pub fn background(&mut self) {
+        // What it prints is no program's output.
+        let captured = serial::capture(false);
+        self.do_background();
+        serial::capture(captured);
+    }
+
+    fn do_background(&mut self) {
         self.input.drain();
         self.look_at_events();
-        self.agent.poll(&mut self.disks, self.journal.seq);
+        self.agent.poll(&mut self.disks, self.vsock.as_mut(), self.journal.seq);
         if !self.agent.frozen {
             self.journal.poll(&mut self.disks);
         }
@@ -205,7 +212,7 @@ impl Guest {
     }
 
     fn due_us(&mut self) -> u64 {
-        let agent = if self.agent.is_on() { agent::POLL_US } else { LONGEST_IDLE_US };
+        let agent = self.agent.due_us().unwrap_or(LONGEST_IDLE_US);
         let journal = if self.journal.on && !self.journal.broken && !self.agent.frozen {
             self.journal.every.left_us()
         } else {

@@ -20,6 +20,7 @@ mod guest;
 mod hash;
 mod histogram;
 mod journal;
+mod json;
 mod libc;
 mod memory;
 mod net;
@@ -27,6 +28,7 @@ mod outcome;
 mod port;
 mod power;
 mod pvh;
+mod relay;
 mod ring;
 mod serial;
 mod shell;
@@ -36,6 +38,7 @@ mod time;
 mod transport;
 mod virtio;
 mod vsock;
+mod work;
 
 /// The stub's `iretq` lands here on each vCPU, with interrupts on and, on the
 /// boot vCPU, none enabled yet.

@@ -1,8 +1,10 @@
 //! COM1: polled output, interrupt-driven input with a line editor.
 
 use crate::cpu::{inb, outb};
+use crate::work::OUTPUT;
+use core::cell::UnsafeCell;
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed};
 
 const PORT: u16 = 0x3f8;
 const LSR: u16 = PORT + 5;
@@ -12,6 +14,28 @@ const LINE_MAX: usize = 512;
 static ROOM: AtomicU32 = AtomicU32::new(0);
 /// A line that the user is typing has been echoed up to here.
 static MID_LINE: AtomicBool = AtomicBool::new(false);
+
+/// What is printed is kept for a program's output instead.
+static CAPTURING: AtomicBool = AtomicBool::new(false);
+static CAPTURED: AtomicUsize = AtomicUsize::new(0);
+static CAPTURE: Capture = Capture(UnsafeCell::new([0; OUTPUT]));
+
+struct Capture(UnsafeCell<[u8; OUTPUT]>);
+// SAFETY: only the boot vCPU captures, and only it writes while it does.
+unsafe impl Sync for Capture {}
+
+/// Whether what is printed is kept from now on; returns what was so before.
+pub fn capture(on: bool) -> bool {
+    CAPTURING.swap(on, Relaxed)
+}
+
+/// What was kept since the last time, and whether there was more than has room.
+pub fn take_captured(out: &mut [u8; OUTPUT]) -> (usize, bool) {
+    let len = CAPTURED.swap(0, Relaxed);
+    // SAFETY: nothing is captured at this time, and the boot vCPU is here.
+    *out = unsafe { *CAPTURE.0.get() };
+    (len.min(OUTPUT), len > OUTPUT)
+}
 
 /// Starts a line of its own: answers are found by how a line begins.
 #[macro_export]
@@ -29,7 +53,7 @@ impl Write for Console {
 }
 
 pub fn line(args: fmt::Arguments<'_>) {
-    if MID_LINE.swap(false, Relaxed) {
+    if !CAPTURING.load(Relaxed) && MID_LINE.swap(false, Relaxed) {
         raw("\r\n");
     }
     let _ = Console.write_fmt(args);
@@ -41,6 +65,16 @@ pub fn raw(text: &str) {
 }
 
 fn put(byte: u8) {
+    if CAPTURING.load(Relaxed) {
+        if byte != b'\r' {
+            let at = CAPTURED.fetch_add(1, Relaxed);
+            if at < OUTPUT {
+                // SAFETY: `at` is inside, and only the boot vCPU is here.
+                unsafe { CAPTURE.0.get().cast::<u8>().add(at).write(byte) };
+            }
+        }
+        return;
+    }
     // One look at the status for each 16 bytes: that is how much an empty
     // transmit FIFO takes, and a look costs as much as a byte.
     if ROOM.load(Relaxed) == 0 {

@@ -2,7 +2,7 @@
 
 use crate::guest::{Guest, LONGEST_IDLE_US};
 use crate::pvh::CMDLINE_MAX;
-use crate::{apic, commands, memory, say, serial, smp};
+use crate::{apic, commands, memory, say, serial, smp, work};
 
 pub fn run(mut g: Guest) -> ! {
     say!(
@@ -25,9 +25,29 @@ pub fn run(mut g: Guest) -> ! {
     loop {
         let seen = apic::total();
         g.background();
+        run_programs(&mut g);
         match g.input.take_line(&mut line) {
-            Some(text) => commands::run(&mut g, text),
+            Some(text) => {
+                commands::run(&mut g, text);
+            }
             None => g.rest(seen, LONGEST_IDLE_US),
         }
+    }
+}
+
+/// Runs what the host's agent was asked for.
+fn run_programs(g: &mut Guest) {
+    let (mut line, mut bytes) = ([0; 512], [0; work::OUTPUT]);
+    while let Some((n, line_len, input)) = g.agent.next_program(&mut line, &mut bytes) {
+        let text = core::str::from_utf8(&line[..line_len]).unwrap_or("");
+        if text == "cat" {
+            g.agent.end_program(n, 0, &bytes[..input], false);
+            continue;
+        }
+        serial::capture(true);
+        let well = commands::run(g, text);
+        serial::capture(false);
+        let (len, truncated) = serial::take_captured(&mut bytes);
+        g.agent.end_program(n, u8::from(!well), &bytes[..len], truncated);
     }
 }

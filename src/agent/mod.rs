@@ -1,5 +1,7 @@
-//! The agent in the guest: asking it to freeze the guest's file systems for a moment.
+//! The agent in the guest: asking it to freeze the guest's file systems for a moment, or for what
+//! [`crate::qga`] lists.
 //!
+//! One conversation at a time; one that is to freeze goes before all others that wait.
 //! [`protocol`] is pure; here is what waits. Every call has a time-out. Whatever the agent does,
 //! the caller gets an answer or an error in that time, and file systems that may be frozen are
 //! thawed, or remembered as due.
@@ -12,10 +14,15 @@ use serde_json::{Value, json};
 
 use crate::devices::virtio::console_port::{Port, Received};
 use crate::progress::Progress;
+use crate::qga::Call;
 use protocol::{Answer, Matcher, SYNC, request};
 
 /// How long an agent has to answer anything but a freeze.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The same for a call of [`crate::qga`], which may have to wait for the guest's disk.
+const CALL_PATIENCE: Duration = Duration::from_secs(30);
+/// How long such a call waits for a freeze to be over: the longest that there is, and some.
+const LINE_PATIENCE: Duration = Duration::from_secs(75);
 /// How often a thaw is asked for before it is put off. An agent thaws in milliseconds, but may be
 /// slow to come back from a freeze that was given up.
 const THAWS: u32 = 2;
@@ -39,6 +46,12 @@ pub enum AgentError {
     Refused { call: &'static str, why: String },
     #[error("the guest agent does not support {0}")]
     Lacks(&'static str),
+    #[error("the guest agent is not allowed to do {call}: {why}")]
+    Forbidden { call: &'static str, why: String },
+    #[error("the guest agent said more to {0} than is kept")]
+    TooLong(&'static str),
+    #[error("somebody else has been talking with the guest agent for too long")]
+    Busy,
     #[error("the guest agent gave an invalid response to {0}")]
     Senseless(&'static str),
     #[error("the guest agent did not freeze any file system")]
@@ -51,6 +64,11 @@ pub enum AgentError {
 
 /// The host's end of the agent's port.
 pub trait Channel {
+    /// Waits until nobody else talks; false if that took too long.
+    fn claim(&self, first: bool, patience: Duration) -> bool;
+    fn release(&self);
+    /// The guest is paused: time does not pass for it.
+    fn is_still(&self) -> bool;
     fn is_open(&self) -> bool;
     fn listen(&self);
     fn hang_up(&self);
@@ -60,6 +78,15 @@ pub trait Channel {
 }
 
 impl Channel for Port {
+    fn claim(&self, first: bool, patience: Duration) -> bool {
+        Self::claim(self, first, patience)
+    }
+    fn release(&self) {
+        Self::release(self);
+    }
+    fn is_still(&self) -> bool {
+        Self::is_still(self)
+    }
     fn is_open(&self) -> bool {
         Self::is_open(self)
     }
@@ -101,13 +128,30 @@ impl<'a> Agent<'a> {
         Ok(agent)
     }
 
+    /// For calls that can wait for those who freeze.
+    pub fn for_calls(channel: &'a dyn Channel, progress: &'a Progress) -> Result<Self, AgentError> {
+        Self::begin_with(channel, progress, CALL_PATIENCE, (false, LINE_PATIENCE))
+    }
+
     fn begin(
         channel: &'a dyn Channel,
         progress: &'a Progress,
         patience: Duration,
     ) -> Result<Self, AgentError> {
+        Self::begin_with(channel, progress, patience, (true, PATIENCE))
+    }
+
+    fn begin_with(
+        channel: &'a dyn Channel,
+        progress: &'a Progress,
+        patience: Duration,
+        (first, turn): (bool, Duration),
+    ) -> Result<Self, AgentError> {
         if !channel.is_open() {
             return Err(AgentError::Absent);
+        }
+        if !channel.claim(first, turn) {
+            return Err(AgentError::Busy);
         }
         channel.listen();
         // Numbers of another conversation must not be taken for those of this one; and an agent
@@ -135,19 +179,36 @@ impl<'a> Agent<'a> {
     }
 
     fn call(&mut self, call: &'static str, within: Duration) -> Result<Value, AgentError> {
+        self.call_with(call, None, within)
+    }
+
+    /// The agent's answer in its documented shape.
+    pub fn do_call(&mut self, call: &Call) -> Result<Value, AgentError> {
+        let answer = self.call_with(call.name(), call.arguments(), self.patience)?;
+        call.check(answer).ok_or(AgentError::Senseless(call.name()))
+    }
+
+    fn call_with(
+        &mut self,
+        call: &'static str,
+        arguments: Option<Value>,
+        within: Duration,
+    ) -> Result<Value, AgentError> {
         let deadline = Instant::now() + within;
         if self.out_of_step {
             self.sync(call, within.min(self.patience))?;
         }
         self.id += 1;
         self.matcher.call(self.id);
-        self.channel.send(&request(call, None, self.id));
+        self.channel.send(&request(call, arguments, self.id));
         self.out_of_step = true;
         let answer = self.wait(call, within, deadline)?;
-        self.out_of_step = false;
+        self.out_of_step = matches!(answer, Answer::TooLong);
         match answer {
             Answer::Return(value) => Ok(value),
-            Answer::Error(why) => Err(AgentError::Refused { call, why }),
+            Answer::Error { why, unsupported: true } => Err(AgentError::Forbidden { call, why }),
+            Answer::Error { why, unsupported: false } => Err(AgentError::Refused { call, why }),
+            Answer::TooLong => Err(AgentError::TooLong(call)),
         }
     }
 
@@ -165,7 +226,7 @@ impl<'a> Agent<'a> {
         &mut self,
         call: &'static str,
         within: Duration,
-        deadline: Instant,
+        mut deadline: Instant,
     ) -> Result<Answer, AgentError> {
         loop {
             // What is being undone goes on after a cancel.
@@ -182,6 +243,7 @@ impl<'a> Agent<'a> {
                         return Ok(answer);
                     }
                 }
+                Received::Nothing if self.channel.is_still() => deadline += SLICE,
                 Received::Nothing => {}
                 Received::Closed => return Err(AgentError::Gone(call)),
             }
@@ -249,6 +311,7 @@ impl<'a> Agent<'a> {
 impl Drop for Agent<'_> {
     fn drop(&mut self) {
         self.channel.hang_up();
+        self.channel.release();
     }
 }
 

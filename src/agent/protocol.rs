@@ -6,8 +6,8 @@
 
 use serde_json::{Value, json};
 
-/// Longest line that is kept; the longest answer that there is (`guest-info`) has some 6 KiB.
-pub const LINE_MAX: usize = 64 << 10;
+/// Longest line that is kept: a command's output is the longest answer that there is.
+pub const LINE_MAX: usize = 1 << 20;
 /// Longest text of an agent's that is repeated to users.
 const TOLD_MAX: usize = 200;
 
@@ -35,6 +35,8 @@ pub enum Item {
     /// What follows is newer than the last sync.
     Reset,
     Line(Vec<u8>),
+    /// A line that was too long to be kept has come to its end.
+    TooLong,
 }
 
 /// Cuts a stream into lines. Keeps at most [`LINE_MAX`] bytes, whatever comes.
@@ -55,7 +57,10 @@ impl Lines {
             }
             b'\n' => {
                 let line = std::mem::take(&mut self.line);
-                (!std::mem::take(&mut self.skipping) && !line.is_empty()).then_some(Item::Line(line))
+                if std::mem::take(&mut self.skipping) {
+                    return Some(Item::TooLong);
+                }
+                (!line.is_empty()).then_some(Item::Line(line))
             }
             _ if self.skipping => None,
             _ if self.line.len() == LINE_MAX => {
@@ -75,8 +80,15 @@ impl Lines {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Answer {
     Return(Value),
-    /// The agent could not, or would not; its own words.
-    Error(String),
+    /// The agent could not, or would not.
+    Error {
+        /// Its own words.
+        why: String,
+        /// It does not know the call, or is told not to do it.
+        unsupported: bool,
+    },
+    /// It said more than is kept.
+    TooLong,
 }
 
 /// Which answers are ours: those behind the reset that answers our sync, that bear the number of
@@ -144,6 +156,8 @@ impl Matcher {
                     answer
                 })
             }
+            // Which call it answers is not known; the next one begins with a sync.
+            (Item::TooLong, Phase::Calling) => Some(Answer::TooLong),
             _ => None,
         }
     }
@@ -156,7 +170,8 @@ fn parse(line: &[u8]) -> Option<(Answer, Option<u64>)> {
     let id = value.get("id").map(|id| id.as_u64().unwrap_or(u64::MAX));
     if let Some(error) = value.get("error") {
         let text = error.get("desc").and_then(Value::as_str).unwrap_or("it gave no reason");
-        return Some((Answer::Error(told(text)), id));
+        let unsupported = error.get("class").and_then(Value::as_str) == Some("CommandNotFound");
+        return Some((Answer::Error { why: told(text), unsupported }, id));
     }
     Some((Answer::Return(value.get("return")?.clone()), id))
 }
@@ -215,7 +230,7 @@ mod tests {
         matcher.call(2);
         assert_eq!(matcher.take(b"{\"return\": {}, \"id\": 2}\n"), None, "it never repeats numbers");
         let refused = matcher.take(b"{\"error\": {\"class\": \"X\", \"desc\": \"no\\u001b[2J way\"}}\n");
-        assert_eq!(refused, Some(Answer::Error("no[2J way".into())));
+        assert_eq!(refused, Some(Answer::Error { why: "no[2J way".into(), unsupported: false }));
     }
 
     #[test]
@@ -229,11 +244,11 @@ mod tests {
     #[test]
     fn a_line_without_end_takes_no_memory() {
         let mut lines = Lines::default();
-        for _ in 0..4 * LINE_MAX {
+        for _ in 0..2 * LINE_MAX + 9 {
             assert_eq!(lines.push(b'x'), None);
             assert!(lines.line.capacity() <= 2 * LINE_MAX);
         }
-        assert_eq!(lines.push(b'\n'), None, "it is thrown away");
+        assert_eq!(lines.push(b'\n'), Some(Item::TooLong), "it is thrown away");
         lines.push(b'y');
         assert_eq!(lines.push(b'\n'), Some(Item::Line(b"y".to_vec())));
     }

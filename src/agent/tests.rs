@@ -56,6 +56,13 @@ impl Fake {
 }
 
 impl Channel for Fake {
+    fn claim(&self, _: bool, _: Duration) -> bool {
+        true
+    }
+    fn release(&self) {}
+    fn is_still(&self) -> bool {
+        false
+    }
     fn is_open(&self) -> bool {
         self.state.borrow().open
     }

@@ -9,6 +9,7 @@ use crate::folder::FolderError;
 use crate::history::CheckpointError;
 use crate::history::disks::DisksError;
 use crate::history::networks::MacInUse;
+use crate::inside::InsideError;
 use crate::machine::MachineError;
 use crate::memory::MemoryError;
 use crate::nbd::NbdError;
@@ -103,6 +104,9 @@ fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
         return true;
     }
     if let Some(error) = error.downcast_ref::<CheckpointError>() {
+        return error.is_refusal();
+    }
+    if let Some(error) = error.downcast_ref::<InsideError>() {
         return error.is_refusal();
     }
     if let Some(error) = error.downcast_ref::<TransferError>() {

@@ -4,10 +4,12 @@ mod args;
 mod checkpoint;
 mod clone;
 mod console;
+mod copy;
 mod disk;
 mod each;
 mod error;
 mod going_back;
+mod exec;
 mod graph;
 mod guard;
 mod image;
@@ -70,6 +72,8 @@ pub fn main() -> ExitCode {
             "`piton console` does not support --json: it prints the guest's output as it is",
         )),
         Command::Console(args) => console::run(&args),
+        Command::Copy(args) => copy::run(&args, json),
+        Command::Exec(args) => exec::run(args, json),
         Command::Show { name } => manage::show(&name, json),
         Command::Rm(args) => manage::remove(&args, json),
         Command::Rename { name, new_name } => manage::rename(&name, &new_name, json),

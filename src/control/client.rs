@@ -67,12 +67,12 @@ fn runtime() -> Result<tokio::runtime::Runtime, ClientError> {
 }
 
 /// The VM's folder holds its socket and has its name.
-fn vm_of(socket: &Path) -> String {
+pub(super) fn vm_of(socket: &Path) -> String {
     let name = socket.parent().and_then(Path::file_name).unwrap_or_default();
     name.to_string_lossy().into_owned()
 }
 
-async fn connect(socket: &Path) -> Result<tokio::net::UnixStream, ClientError> {
+pub(super) async fn connect(socket: &Path) -> Result<tokio::net::UnixStream, ClientError> {
     loop {
         match tokio::net::UnixStream::connect(socket).await {
             Ok(stream) => return Ok(stream),
@@ -181,7 +181,7 @@ fn parse<T: DeserializeOwned>((status, bytes): (StatusCode, Bytes)) -> Result<T,
 }
 
 /// The other side went away in the middle.
-fn is_hang_up(error: &hyper::Error) -> bool {
+pub(super) fn is_hang_up(error: &hyper::Error) -> bool {
     let io = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
     error.is_incomplete_message()
         || error.is_canceled()

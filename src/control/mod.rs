@@ -1,6 +1,8 @@
 //! What can be asked of a running VM, and the HTTP that carries it. Knows no machine: whoever
 //! owns one answers the [`Request`]s.
 
+pub mod agent;
+pub mod agent_line;
 pub mod client;
 pub mod jobs;
 pub mod server;

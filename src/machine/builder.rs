@@ -323,6 +323,7 @@ fn plug_agent(
     events: &EventSink,
 ) -> Result<AgentLine, MachineError> {
     let port = Arc::new(Port::default());
+    port.set_still(true);
     let device = slots.plug(AgentConsole::new(port.clone()))?;
     let doorbell = || device.doorbell.try_clone().map_err(MachineError::setup("an event"));
     let events = events.clone();

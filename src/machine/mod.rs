@@ -220,6 +220,7 @@ impl Machine {
         self.blocks.iter().for_each(|block| block.pause());
         self.rng.pause();
         self.agent.device.pause();
+        self.agent.port.set_still(true);
         self.cards.iter().for_each(|card| card.device.pause());
         self.vsock.iter().for_each(|device| device.pause());
     }
@@ -227,6 +228,7 @@ impl Machine {
     fn resume_devices(&self) {
         self.blocks.iter().for_each(|block| block.resume());
         self.rng.resume();
+        self.agent.port.set_still(false);
         self.agent.device.resume();
         self.cards.iter().for_each(|card| card.device.resume());
         self.vsock.iter().for_each(|device| device.resume());

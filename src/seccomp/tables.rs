@@ -347,6 +347,8 @@ impl Thread {
             Self::Vsock => &[RUNTIME, VSOCK],
             Self::VsockCalls => &[RUNTIME, VSOCK_CALLS],
             Self::Control => &[RUNTIME, CONTROL],
+            // Locks, and the doorbell of the agent's port.
+            Self::Agent => &[RUNTIME],
             Self::Signals => &[RUNTIME, SIGNALS],
             Self::Log => &[RUNTIME, LOG],
             Self::Terminal => &[RUNTIME, TERMINAL],

@@ -17,6 +17,8 @@ pub enum Thread {
     Vsock,
     /// Connects to programs that a guest calls. It begins before all others are confined.
     VsockCalls,
+    /// Talks with the guest's agent.
+    Agent,
     Signals,
     Terminal,
     /// All of a command without a machine that reads what others may have written: it works on files.
@@ -43,6 +45,7 @@ impl Thread {
             Self::Network => "network",
             Self::Vsock => "vsock",
             Self::VsockCalls => "vsock-calls",
+            Self::Agent => "agent",
             Self::Signals => "signals",
             Self::Terminal => "terminal",
             Self::Files => "files",

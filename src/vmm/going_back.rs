@@ -149,6 +149,7 @@ impl Vmm {
             return Err(e);
         }
         self.boot = boot;
+        self.desk.set(ready.machine.as_ref().map(Machine::agent), "went back to a checkpoint");
         self.machine = ready.machine;
         self.filling = ready.filling;
         self.disks = ready.disks;

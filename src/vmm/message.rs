@@ -44,6 +44,8 @@ pub enum VmmError {
     Vsock(#[from] HostError),
     #[error("nothing can be booted from disk `{disk}` ({}): {error}", path.display())]
     Image { disk: String, path: std::path::PathBuf, error: Box<ImageError> },
+    #[error("the thread that talks with the guest's agent cannot be started: {0}")]
+    Desk(std::io::Error),
 }
 
 /// What can happen to a VM while it runs.

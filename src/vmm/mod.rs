@@ -4,6 +4,7 @@
 mod answers;
 mod button;
 mod chores;
+mod desk;
 mod going_back;
 mod image;
 mod merging;
@@ -24,6 +25,7 @@ use tokio::sync::oneshot;
 
 use crate::capture::lazy::Filling;
 use crate::config::VmConfig;
+use crate::control::agent::AgentAsked;
 use crate::control::jobs::{JobKind, Jobs};
 use crate::control::server::{Asked, Server};
 use crate::control::{Answer, Request, RequestError, State, VmInfo};
@@ -66,6 +68,8 @@ pub struct Vmm {
     network: Option<Network>,
     /// Where programs of the host meet those of the guest. Dropped before the lock, as is:
     vsock: Option<Arc<Host>>,
+    /// Calls to the agent of the machine.
+    desk: desk::Desk,
     /// Dropped before the lock: nobody may find the socket of a VM that is not locked.
     server: Option<Server>,
     lock: VmLock,
@@ -110,6 +114,7 @@ impl Vmm {
             started: chrono::Utc::now(),
             network: None,
             vsock: None,
+            desk: desk::Desk::new(),
             server: None,
             lock,
         };
@@ -192,6 +197,7 @@ impl Vmm {
         let parts = Parts { found, ..self.parts(self.boot, config, &self.disks) };
         let machine = machine::boot(config, parts)?;
         machine.take_console(&self.console)?;
+        self.desk.set(Some(machine.agent()), "was restarted");
         self.machine = Some(machine);
         Ok(())
     }
@@ -216,8 +222,11 @@ impl Vmm {
             // When the queue is gone the reply is dropped, which the server reports.
             let _ = sender.send(Message::Request(asked));
         });
+        let counter = self.desk.counter();
+        let agent = Arc::new(move |asked: AgentAsked| counter.ask(asked));
+        self.desk.open().map_err(VmmError::Desk)?;
         let socket = self.folder.socket();
-        self.server = Some(Server::start(&socket, dispatch, self.jobs.clone(), self.console.clone())?);
+        self.server = Some(Server::start(&socket, dispatch, agent, self.jobs.clone(), self.console.clone())?);
         Ok(())
     }
 
@@ -366,10 +375,12 @@ impl Vmm {
             jobs,
             network,
             vsock,
+            desk,
             server,
             lock,
             ..
         } = self;
+        drop(desk);
         if let Some(filling) = filling.take_if(|filling| filling.is_broken()) {
             // Threads of the machine wait for memory that will not come, and end with the process.
             std::mem::forget((machine, disks));

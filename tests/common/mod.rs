@@ -6,6 +6,7 @@
 mod finished;
 mod flat;
 mod home;
+mod host_agent;
 mod http;
 mod lane;
 mod mount;
@@ -15,6 +16,7 @@ mod vm;
 pub use finished::Finished;
 pub use flat::{e2fsck, flatten};
 pub use home::Home;
+pub use host_agent::{HostAgent, left_in_tmp};
 pub use http::Response;
 pub use lane::{LinuxGuest, is_emulated, is_root, patience, skip};
 pub use mount::Mount;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use piton::agent::{Agent, Channel, Outcome};
 use piton::devices::virtio::console_port::Received;
 use piton::progress::Progress;
+use piton::qga::{self, Call};
 use serde_json::Value;
 
 use crate::{Shape, Target};
@@ -20,6 +21,13 @@ struct Script {
 }
 
 impl Channel for Script {
+    fn claim(&self, _: bool, _: Duration) -> bool {
+        true
+    }
+    fn release(&self) {}
+    fn is_still(&self) -> bool {
+        false
+    }
     fn is_open(&self) -> bool {
         true
     }
@@ -61,6 +69,57 @@ fn seed(sync: &str, freeze: &str) -> Vec<u8> {
     // The reset before the answer to the sync.
     bytes.insert(0, 0xff);
     bytes
+}
+
+/// Calls beside freezing, each answered by the next part.
+fn calls() -> [Call; 6] {
+    [
+        Call::Info,
+        Call::Exec(qga::Exec { path: "/bin/ls".into(), ..qga::Exec::default() }),
+        Call::ExecStatus(qga::Pid { pid: 1 }),
+        Call::Open(qga::Open { path: "/x".into(), mode: "r".into() }),
+        Call::Read(qga::Read { handle: 1, count: 8 }),
+        Call::Write(qga::Write { handle: 1, data: "YWJj".into() }),
+    ]
+}
+
+/// What the calls are answered with may lie, but not about how much there is.
+pub fn calls_target() -> Target {
+    let answers = [
+        r#"{"return": $, "id": $}"#,
+        r#"{"return": {"version": "7.2", "supported_commands": [{"name": "guest-exec", "enabled": true}]}, "id": $}"#,
+        r#"{"return": {"pid": 17}, "id": $}"#,
+        r#"{"return": {"exited": true, "exitcode": 1, "out-data": "YWJj", "out-truncated": true}, "id": $}"#,
+        r#"{"return": 1000, "id": $}"#,
+        r#"{"return": {"count": 3, "buf-b64": "YWJj", "eof": true}, "id": $}"#,
+        r#"{"return": {"count": 3, "eof": false}, "id": $}"#,
+    ];
+    let mut seed = answers.map(|part| format!("{part}\n").into_bytes()).join(&SEPARATOR);
+    seed.insert(0, 0xff);
+    Target {
+        name: "agent-calls",
+        shape: Shape::Bytes,
+        seeds: vec![seed],
+        mend: Box::new(|_| {}),
+        run: Box::new(|bytes| {
+            let parts = bytes.split(|byte| *byte == SEPARATOR).map(<[u8]>::to_vec).collect();
+            let script =
+                Script { parts: RefCell::new(parts), ready: RefCell::default(), froze: Cell::new(false) };
+            let progress = Progress::default();
+            let Ok(mut agent) = Agent::for_calls(&script, &progress) else { return false };
+            let mut answered = false;
+            for call in calls() {
+                let Ok(answer) = agent.do_call(&call) else { continue };
+                answered = true;
+                if let Call::Read(read) = call {
+                    let bytes: qga::Bytes = serde_json::from_value(answer).expect("it was checked");
+                    let data = qga::decode(&bytes.data).expect("it was checked");
+                    assert!(data.len() == bytes.count && bytes.count <= read.count);
+                }
+            }
+            answered
+        }),
+    }
 }
 
 pub fn target() -> Target {

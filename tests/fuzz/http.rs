@@ -11,6 +11,7 @@ use piton::control::RequestError;
 use piton::control::jobs::Jobs;
 use piton::control::server::Server;
 use piton::devices::console::Console;
+use piton::qga::{CallError, Why};
 
 use crate::files::folder;
 use crate::{Shape, Target};
@@ -54,10 +55,21 @@ pub fn target() -> Target {
             let _ = reply.send(answer);
         }
     });
-    let server = Server::start(&path, dispatch, Jobs::default(), console).unwrap();
+    let agent = Arc::new(|asked: piton::control::agent::AgentAsked| {
+        let _ = asked.reply.send(Err(CallError::new(Why::Refused, "no")));
+    });
+    let server = Server::start(&path, dispatch, agent, Jobs::default(), console).unwrap();
     let one = "01010101010101010101010101010101";
     let seeds = vec![
         request("GET /vm", ""),
+        request(
+            "POST /vm/agent",
+            r#"{"execute": "guest-exec", "arguments": {"path": "/bin/ls", "arg": ["-l"], "input-data": "YWJj"}}"#,
+        ),
+        request(
+            "POST /vm/agent",
+            r#"{"execute": "guest-file-read", "arguments": {"handle": 1, "count": 131072}}"#,
+        ),
         request("PATCH /vm", r#"{"checkpoint_type": "standard", "auto_checkpoint": true}"#),
         request("POST /vm/stop", r#"{"force": true, "timeout": 9}"#),
         request("POST /vm/checkpoints", r#"{"name": "one", "note": "x", "type": "standard", "no_wait": true}"#),

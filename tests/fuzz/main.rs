@@ -92,6 +92,7 @@ fn targets() -> Vec<(&'static str, Make)> {
         ("bzimage", kernel::bzimage),
         ("control", http::target),
         ("agent", agent::target),
+        ("agent-calls", agent::calls_target),
     ]
 }
 

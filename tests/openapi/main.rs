@@ -17,7 +17,11 @@ const METHODS: [&str; 5] = ["GET", "POST", "PUT", "PATCH", "DELETE"];
 /// Answers that need a host that fails, or a VM that ends in just that moment.
 fn is_out_of_reach(path: &str, method: &str, status: &str) -> bool {
     let reads = method == "get" && !path.starts_with("/vm/jobs");
-    status == "500" || status == "409" && (reads || ["/vm/pause", "/vm/resume"].contains(&path))
+    // An agent that is silent for 30 s.
+    status == "504"
+        || status == "500"
+        || path == "/vm/agent" && status == "409"
+        || status == "409" && (reads || ["/vm/pause", "/vm/resume"].contains(&path))
 }
 
 /// A VM, the document, and which answers of it have been seen.
@@ -244,6 +248,27 @@ fn every_path_and_every_answer_is_as_documented() {
     for job in jobs["jobs"].as_array().unwrap() {
         assert_ne!(job["state"], "failed", "{jobs:#}");
     }
+
+    // The agent in the guest.
+    let agent = "/vm/agent";
+    let info = &json!({"execute": "guest-info"});
+    walk.ask("POST", agent, "", info, 503);
+    vm.ok("agent on");
+    let guest = walk.ask("POST", agent, "", info, 200)["guest"].clone();
+    let exec = &json!({"guest": guest, "execute": "guest-exec", "arguments": {"path": "echo"}});
+    walk.ask("POST", agent, "", exec, 200);
+    let open = json!({"execute": "guest-file-open", "arguments": {"path": "/nothing", "mode": "r"}});
+    walk.ask("POST", agent, "", &open, 422);
+    walk.ask("POST", agent, "", &json!({"execute": "guest-shutdown"}), 400);
+    walk.ask("POST", agent, "", &json!({"guest": one["id"], "execute": "guest-info"}), 410);
+    walk.ask("POST", "/vm/pause", "", none, 200);
+    walk.ask("POST", agent, "", info, 423);
+    walk.ask("POST", "/vm/resume", "", none, 200);
+    vm.ok("agent forbids");
+    walk.ask("POST", agent, "", exec, 403);
+    vm.ok("agent quits");
+    let status = json!({"execute": "guest-exec-status", "arguments": {"pid": 1}});
+    walk.ask("POST", agent, "", &status, 502);
 
     // The console, whose other answer is a stream.
     for query in ["", "?past=x", "?surely=not"] {

@@ -143,7 +143,11 @@ impl Document {
             }
         }
         // An object whose fields are not told may have any.
-        if !schema.contains_key("properties") && schema.get("type").is_some_and(|name| name == "object") {
+        if !schema.contains_key("properties")
+            && schema.get("type").is_some_and(|name| {
+                name == "object" || name.as_array().is_some_and(|names| names.contains(&"object".into()))
+            })
+        {
             known.extend(value.as_object().into_iter().flat_map(|fields| fields.keys()));
         }
         Ok(())

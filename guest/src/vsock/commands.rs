@@ -76,7 +76,7 @@ impl What<'_> {
 
 /// Sends all of it, says that this was all, and reads until the host's program has said all.
 fn call(g: &mut Guest, port: u32, what: &What<'_>) -> Result<(), Fail> {
-    device(g)?.call(port);
+    device(g)?.call(CALL, port);
     let answered = g.until(CONNECT_US, |g| match device(g).map(|d| d.connections[CALL].state) {
         Ok(State::Asking) => None,
         Ok(State::Open) => Some(Ok(())),

@@ -10,8 +10,9 @@ use crate::vsock::packet::{self, HEADER, Header};
 use crate::{hash, say};
 
 pub const CONNECTIONS: usize = 16;
-/// The connection that commands make; the others echo.
+/// The connection that commands make, and that of the agent's relay; the others echo.
 pub const CALL: usize = 0;
+pub const RELAY: usize = 1;
 
 const RX: u32 = 0;
 const TX: u32 = 1;
@@ -171,7 +172,8 @@ impl Device {
         let accepted = match known {
             Some(connection) => connection.hear(&header, data),
             None if header.op == packet::REQUEST && self.echo == Some(local) => {
-                let free = self.connections[CALL + 1..].iter_mut().find(|c| c.state == State::Free);
+                let free =
+                    self.connections[RELAY + 1..].iter_mut().find(|c| c.state == State::Free);
                 free.map(|connection| connection.answer(&header)).is_some()
             }
             None => header.op == packet::RESET,
@@ -270,9 +272,9 @@ impl Device {
     }
 
     /// Calls a program of the host.
-    pub fn call(&mut self, port: u32) {
+    pub fn call(&mut self, n: usize, port: u32) {
         let local = 1024 + hash::word(tsc(), 6) as u32 % (1 << 30);
-        self.connections[CALL].call(local, port);
+        self.connections[n].call(local, port);
         self.flush();
     }
 }

@@ -1,6 +1,6 @@
 //! Streams to programs of the host: a virtio-vsock driver, connections, and the commands.
 
 pub mod commands;
-mod connection;
+pub mod connection;
 pub mod device;
 mod packet;

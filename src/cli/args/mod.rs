@@ -63,6 +63,10 @@ pub enum Command {
     },
     /// Attach to the console of a VM
     Console(ConsoleArgs),
+    /// Run a command in a VM's guest, through its agent
+    Exec(ExecArgs),
+    /// Copy a file or folder into a VM's guest or out of it, through its agent
+    Copy(CopyArgs),
     /// Show the definition and state of a VM
     #[command(visible_alias = "inspect")]
     Show { name: VmName },
@@ -237,6 +241,46 @@ pub struct ConsoleArgs {
     /// Takes the place of the option that all other commands have.
     #[arg(id = "json", long = "json", hide = true)]
     pub no_json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ExecArgs {
+    pub name: VmName,
+    /// The user that it runs as [default: the agent's, which is root]
+    #[arg(long, short, value_name = "USER")]
+    pub user: Option<String>,
+    /// The folder that it runs in
+    #[arg(long, short, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// Set a variable of its environment; may be repeated
+    #[arg(long, short, value_name = "NAME=VALUE", value_parser = parse_variable)]
+    pub env: Vec<String>,
+    /// End it after this time
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
+    pub timeout: Option<Duration>,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    pub words: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct CopyArgs {
+    /// What to copy: a path on this host, or VM:/PATH
+    #[arg(value_name = "FROM")]
+    pub from: std::ffi::OsString,
+    /// Where to: a folder that exists, or the new name
+    #[arg(value_name = "TO")]
+    pub to: std::ffi::OsString,
+}
+
+fn parse_variable(text: &str) -> Result<String, String> {
+    let name = text.split_once('=').map_or("", |(name, _)| name);
+    let starts = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+    if starts && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+        Ok(text.to_owned())
+    } else {
+        Err("a variable is NAME=VALUE".into())
+    }
 }
 
 #[derive(Debug, Args)]

@@ -22,6 +22,7 @@
 //! | `GET /vm/jobs` | | long work ([`JobList`](crate::control::jobs::JobList)) |
 //! | `GET /vm/jobs/{job}` | | one job ([`JobInfo`](crate::control::jobs::JobInfo)) |
 //! | `DELETE /vm/jobs/{job}` | | the job, asked to stop |
+//! | `POST /vm/agent` | [`AgentBody`] | the agent's answer ([`AgentReply`](crate::control::agent::AgentReply)) |
 //! | `GET /vm/console` with `Upgrade: piton-console` | | 101, then the console's bytes both ways |
 //!
 //! Making, going back, deleting and undoing are jobs: their bodies may also hold
@@ -29,7 +30,8 @@
 //! about jobs are answered at once, whatever the owner of the machine is busy with.
 //!
 //! Errors are `{"error": "one sentence"}`: 400 for a malformed request, 404, 405, 409 where nothing was tried,
-//! 500 where it was tried and undone, also because it was cancelled.
+//! 500 where it was tried and undone, also because it was cancelled. Those of a call to the agent are in
+//! [`agent::status`](crate::control::agent::status).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -49,6 +51,7 @@ use serde_json::{Map, Value};
 use tokio::sync::oneshot;
 
 use super::relay::relay;
+use crate::control::agent::{self, AgentAsked, AgentBody};
 use crate::control::jobs::{Job, JobError, Jobs, Waiting};
 use crate::control::{Answer, CONSOLE_PAST, CONSOLE_PROTOCOL, ErrorBody, NoBody, Request, RequestError};
 use crate::devices::console::Console;
@@ -87,9 +90,13 @@ impl Asked {
 /// Hands a request to the owner of the machine.
 pub type Dispatch = Arc<dyn Fn(Asked) + Send + Sync>;
 
+/// Hands a call to the agent's thread.
+pub type AskAgent = Arc<dyn Fn(AgentAsked) + Send + Sync>;
+
 #[derive(Clone)]
 pub struct Context {
     dispatch: Dispatch,
+    agent: AskAgent,
     jobs: Jobs,
     console: Arc<Console>,
     /// Consoles that are attached now.
@@ -98,8 +105,14 @@ pub struct Context {
 }
 
 impl Context {
-    pub fn new(dispatch: Dispatch, jobs: Jobs, console: Arc<Console>, consoles_max: usize) -> Self {
-        Self { dispatch, jobs, console, consoles: Arc::default(), consoles_max }
+    pub fn new(
+        dispatch: Dispatch,
+        agent: AskAgent,
+        jobs: Jobs,
+        console: Arc<Console>,
+        consoles_max: usize,
+    ) -> Self {
+        Self { dispatch, agent, jobs, console, consoles: Arc::default(), consoles_max }
     }
 }
 
@@ -179,6 +192,7 @@ pub fn router(context: Context) -> Router {
                 about_job(StatusCode::ACCEPTED, context.jobs.cancel(&job))
             }),
         )
+        .route("/vm/agent", post(call_agent))
         .route("/vm/console", get(console))
         .fallback(async || error(StatusCode::NOT_FOUND, "no such path; GET /vm shows the VM"))
         .method_not_allowed_fallback(async || {
@@ -324,6 +338,27 @@ async fn with_job<T: DeserializeOwned>(
     // Whoever wants the answer looks at the job.
     (context.dispatch)(Asked { request, job: Some(job), reply: None });
     (StatusCode::ACCEPTED, Json(info)).into_response()
+}
+
+async fn call_agent(State(context): State<Context>, Sent(body): Sent) -> Response {
+    let body: AgentBody = match fields(&body).and_then(typed) {
+        Ok(body) => body,
+        Err(e) => return undocumented(&e),
+    };
+    let guest = body.guest;
+    let call = match body.call() {
+        Ok(call) => call,
+        Err(e) => {
+            return error(StatusCode::BAD_REQUEST, format!("the call is not as documented: {e}"));
+        }
+    };
+    let (reply, answer) = oneshot::channel();
+    (context.agent)(AgentAsked { guest, call, reply });
+    match answer.await {
+        Ok(Ok(reply)) => Json(reply).into_response(),
+        Ok(Err(e)) => error(agent::status(e.why), e.text),
+        Err(_) => error(StatusCode::CONFLICT, "the VM is stopping"),
+    }
 }
 
 /// Of `GET /vm/console`.

@@ -21,7 +21,7 @@ use crate::seccomp;
 use api::Context;
 use connections::ended;
 
-pub use api::{Asked, Dispatch};
+pub use api::{AskAgent, Asked, Dispatch};
 
 #[derive(Debug, thiserror::Error)]
 #[error("cannot set up the control socket {}: {error}", path.display())]
@@ -51,6 +51,7 @@ impl Server {
     pub fn start(
         path: &Path,
         dispatch: Dispatch,
+        agent: AskAgent,
         jobs: Jobs,
         console: Arc<Console>,
     ) -> Result<Self, ServerError> {
@@ -71,7 +72,7 @@ impl Server {
         let descriptors = descriptors();
         let seats = Seats::new((descriptors / 4).clamp(4, CONNECTIONS_MAX), GRACE);
         let consoles_max = (descriptors / 8).clamp(4, CONSOLES_MAX);
-        let context = Context::new(dispatch, jobs, console, consoles_max);
+        let context = Context::new(dispatch, agent, jobs, console, consoles_max);
         let thread = std::thread::Builder::new()
             .name("control".into())
             .spawn(move || {

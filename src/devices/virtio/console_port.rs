@@ -28,6 +28,12 @@ pub struct Port {
 #[derive(Default)]
 struct Inner {
     open: bool,
+    /// Somebody talks with the guest, or is about to.
+    claimed: bool,
+    /// How many wait to talk who go before others.
+    first: u32,
+    /// The guest is paused.
+    still: bool,
     listening: bool,
     thaw_due: bool,
     /// How often contact may still be told of.
@@ -60,6 +66,44 @@ impl Port {
         let mut inner = self.lock();
         inner.doorbell = Some(doorbell);
         inner.on_contact = Some(on_contact);
+    }
+
+    /// Waits until nobody else talks with the guest; who comes `first` goes before others. False: it
+    /// took too long. To be given back with [`Self::release`].
+    pub fn claim(&self, first: bool, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        let mut inner = self.lock();
+        inner.first += u32::from(first);
+        loop {
+            let mine = !inner.claimed && (first || inner.first == 0);
+            let left = deadline.saturating_duration_since(Instant::now());
+            if mine || left.is_zero() {
+                inner.first -= u32::from(first);
+                inner.claimed |= mine;
+                self.changed.notify_all();
+                return mine;
+            }
+            inner = self.changed.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    pub fn release(&self) {
+        self.lock().claimed = false;
+        self.changed.notify_all();
+    }
+
+    /// Whether somebody waits who goes before others.
+    pub fn is_wanted(&self) -> bool {
+        self.lock().first > 0
+    }
+
+    /// Whether the guest is paused.
+    pub fn is_still(&self) -> bool {
+        self.lock().still
+    }
+
+    pub fn set_still(&self, still: bool) {
+        self.lock().still = still;
     }
 
     /// Whether a process of the guest has the port open.
