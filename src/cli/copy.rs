@@ -9,7 +9,7 @@ use super::error::usage;
 use super::exec::connect;
 use super::out::{self, outln};
 use super::units::size;
-use super::{manage, work};
+use super::{named, work};
 use crate::folder::VmName;
 use crate::inside::copy::{self, Copied};
 
@@ -35,7 +35,7 @@ pub fn run(args: &CopyArgs, json: bool) -> anyhow::Result<()> {
     if host_path.as_os_str().as_bytes().is_empty() {
         return Err(usage("the path on this host is empty"));
     }
-    let folder = manage::existing(&name)?;
+    let folder = named::existing(&name)?;
     let mut guest = connect(&folder, &NEEDED, "files to be read and written from the host")?;
     let Copied { files, bytes, left_out } = work::here(|progress| match into {
         true => copy::to_guest(&mut guest, host_path, guest_path, progress),

@@ -13,10 +13,10 @@ use signal_hook::flag;
 
 use super::args::ExecArgs;
 use super::error::{Told, sentence};
-use super::manage;
 use super::out;
 use super::output::complain;
 use super::signals::ending;
+use super::{manage, named};
 use crate::control::ErrorBody;
 use crate::control::agent_line::AgentLine;
 use crate::inside::exec::{self, Command, Ended, Host, Input, Signal, Stream};
@@ -51,7 +51,7 @@ pub fn run(args: ExecArgs, json: bool) -> anyhow::Result<()> {
 }
 
 fn try_run(args: ExecArgs, json: bool) -> anyhow::Result<u8> {
-    let folder = manage::existing(&args.name)?;
+    let folder = named::existing(&args.name)?;
     let mut guest = connect(&folder, &NEEDED[..2], "commands from the host")?;
     let shell = NEEDED.iter().all(|call| guest.allows(call)) && guest.has_shell()?;
     let timeout = args.timeout;
