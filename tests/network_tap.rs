@@ -154,7 +154,7 @@ fn a_new_vm_is_given_a_network_of_its_own() {
         let lab = Lab::new();
         start(&lab, "demo", "--net tap=t0", 2);
         lab.create("here");
-        let anew = "--net tap=NAME, or --net user or --net none";
+        let anew = "--net tap=NAME, --net user or --net none";
         lab.piton("clone demo@here web").fails(3, &["the tap device `t0`", anew]);
         lab.piton("clone demo@here web --count 2 --net tap=t1").fails(3, &["2 VMs cannot share"]);
         let body = json!({"names": ["web"]}).to_string();
@@ -211,6 +211,6 @@ fn two_vms_on_one_bridge_have_different_addresses() {
         // Nor is it refused once the other one is off.
         lab.piton("stop demo --force").ok();
         lab.piton("clone demo@here again --run --net tap=t1").ok();
-        lab.piton("start demo").fails(3, &["the VM `again`, which is running"]);
+        lab.piton("start demo").fails(3, &["the running VM `again`"]);
     });
 }
