@@ -104,10 +104,10 @@ pub struct VmState {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Clock {
-    /// From when it was saved: to the guest no time has passed.
+    /// From the time of the checkpoint: for the guest, no time has passed
     #[default]
     Saved,
-    /// From now: the time since is added.
+    /// From the present: the elapsed time is added
     Host,
 }
 

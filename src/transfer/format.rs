@@ -22,12 +22,12 @@ pub const INDEX: &str = "export.json";
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum FileFormat {
-    /// The file's bytes are the disk's
+    /// The bytes of the disk
     #[default]
     Raw,
-    /// QEMU's, without a backing file
+    /// QEMU's format, without a backing file
     Qcow2,
-    /// A delta layer over zeros, or over the disk of the export before
+    /// A piton delta layer over zeros, or over the previous export's disk
     Piton,
 }
 

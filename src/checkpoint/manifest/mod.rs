@@ -175,10 +175,10 @@ impl MemoryInfo {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// While the guest runs; it stands still for the rest only.
+    /// While the guest runs; it is paused only for the rest
     #[default]
     Live,
-    /// While the guest stands still.
+    /// While the guest is paused
     Stop,
 }
 

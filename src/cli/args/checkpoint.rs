@@ -20,10 +20,12 @@ use crate::vm::Clock;
 pub enum CheckpointCommand {
     /// Create a checkpoint of a VM's current state
     Create {
+        #[arg(value_name = "VM")]
         name: VmName,
         /// Name of the checkpoint [default: the time]
         checkpoint: Option<CheckpointName>,
-        #[arg(long, value_name = "TEXT", default_value = "")]
+        /// Note to store with the checkpoint
+        #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
         note: String,
         /// Leave the VM paused afterwards
         #[arg(long)]
@@ -53,27 +55,46 @@ pub enum CheckpointCommand {
     /// Show a VM's checkpoints as a tree
     #[command(visible_alias = "ls")]
     List {
+        #[arg(value_name = "VM")]
         name: VmName,
         /// One line per checkpoint, oldest first
         #[arg(long)]
         flat: bool,
     },
     /// Show all details of a checkpoint
-    Show { checkpoint: CheckpointRef },
+    Show {
+        #[arg(value_name = "VM@CHECKPOINT")]
+        checkpoint: CheckpointRef,
+    },
     /// Rename a checkpoint
-    Rename { checkpoint: CheckpointRef, new_name: CheckpointName },
+    Rename {
+        #[arg(value_name = "VM@CHECKPOINT")]
+        checkpoint: CheckpointRef,
+        new_name: CheckpointName,
+    },
     /// Replace the note of a checkpoint
-    Note { checkpoint: CheckpointRef, text: String },
+    Note {
+        #[arg(value_name = "VM@CHECKPOINT")]
+        checkpoint: CheckpointRef,
+        text: String,
+    },
     /// Protect a checkpoint from being deleted
-    Pin { checkpoint: CheckpointRef },
+    Pin {
+        #[arg(value_name = "VM@CHECKPOINT")]
+        checkpoint: CheckpointRef,
+    },
     /// Let a pinned checkpoint be deleted again
-    Unpin { checkpoint: CheckpointRef },
+    Unpin {
+        #[arg(value_name = "VM@CHECKPOINT")]
+        checkpoint: CheckpointRef,
+    },
     /// Go to a checkpoint; the VM is then paused, or stopped if the checkpoint has no memory
     #[command(visible_alias = "restore")]
     Apply(ApplyArgs),
     /// Go back to the parent of the current state, which goes to the trash
     #[command(visible_alias = "rollback")]
     Revert {
+        #[arg(value_name = "VM")]
         name: VmName,
         /// Run the VM afterwards instead of leaving it paused or stopped
         #[arg(long)]
@@ -91,6 +112,7 @@ pub enum CheckpointCommand {
     /// Delete a checkpoint; the others stay intact
     #[command(visible_alias = "rm")]
     Delete {
+        #[arg(value_name = "VM@CHECKPOINT")]
         checkpoint: CheckpointRef,
         /// Also delete all its descendants
         #[arg(long)]
@@ -110,6 +132,7 @@ pub enum CheckpointCommand {
     },
     /// Check all data of a checkpoint against its checksums
     Verify {
+        #[arg(value_name = "VM@CHECKPOINT")]
         checkpoint: CheckpointRef,
         #[command(flatten)]
         guard: GuardArgs,
@@ -121,9 +144,13 @@ pub enum CheckpointCommand {
     /// Serve the disks of a checkpoint read-only over a socket (NBD)
     Serve(ServeArgs),
     /// List the running and recently finished jobs of a VM
-    Jobs { name: VmName },
+    Jobs {
+        #[arg(value_name = "VM")]
+        name: VmName,
+    },
     /// Cancel a job of a running VM
     Cancel {
+        #[arg(value_name = "VM")]
         name: VmName,
         /// Job id, or the first digits of it
         #[arg(value_parser = parse_job)]
@@ -197,6 +224,7 @@ impl ApplyArgs {
 
 #[derive(Debug, Args)]
 pub struct CloneArgs {
+    #[arg(value_name = "VM@CHECKPOINT")]
     pub checkpoint: CheckpointRef,
     /// Name of the new VM
     pub new: VmName,
@@ -219,6 +247,7 @@ pub struct CloneArgs {
 
 #[derive(Debug, Args)]
 pub struct ExportCheckpointArgs {
+    #[arg(value_name = "VM@CHECKPOINT")]
     pub checkpoint: CheckpointRef,
     /// Folder to create
     pub dir: PathBuf,
@@ -234,6 +263,7 @@ pub struct ExportCheckpointArgs {
 
 #[derive(Debug, Args)]
 pub struct ExportArgs {
+    #[arg(value_name = "VM")]
     pub name: VmName,
     /// Folder to create
     pub dir: PathBuf,
@@ -312,6 +342,7 @@ pub struct DiffArgs {
 
 #[derive(Debug, Args)]
 pub struct ServeArgs {
+    #[arg(value_name = "VM@CHECKPOINT")]
     pub checkpoint: CheckpointRef,
     /// Serve only this disk
     #[arg(long, value_name = "ID")]

@@ -48,17 +48,17 @@ pub enum Command {
     Stop(StopArgs),
     /// Cut the power of VMs
     Kill {
-        #[arg(required = true, value_name = "NAME")]
+        #[arg(required = true, value_name = "VM")]
         names: Vec<VmName>,
     },
     /// Pause VMs
     Pause {
-        #[arg(required = true, value_name = "NAME")]
+        #[arg(required = true, value_name = "VM")]
         names: Vec<VmName>,
     },
     /// Resume paused VMs
     Resume {
-        #[arg(required = true, value_name = "NAME")]
+        #[arg(required = true, value_name = "VM")]
         names: Vec<VmName>,
     },
     /// Attach to the console of a VM
@@ -69,12 +69,19 @@ pub enum Command {
     Copy(CopyArgs),
     /// Show the definition and state of a VM
     #[command(visible_alias = "inspect")]
-    Show { name: VmName },
+    Show {
+        #[arg(value_name = "VM")]
+        name: VmName,
+    },
     /// Remove stopped VMs and everything in their folders
     #[command(visible_alias = "delete")]
     Rm(RmArgs),
     /// Rename a stopped VM
-    Rename { name: VmName, new_name: VmName },
+    Rename {
+        #[arg(value_name = "VM")]
+        name: VmName,
+        new_name: VmName,
+    },
     /// List VMs
     #[command(visible_aliases = ["ls", "ps"])]
     List(ListArgs),
@@ -96,7 +103,7 @@ pub enum Command {
     Image(ImageCommand),
     /// Create VMs that start at a checkpoint
     Clone(CloneArgs),
-    /// Export a VM as it is now to a self-contained folder
+    /// Export the current state of a VM to a self-contained folder
     Export(ExportArgs),
     /// Create a VM from an export
     Import(ImportArgs),
@@ -105,6 +112,7 @@ pub enum Command {
     KeepNetwork,
     /// Check a VM for damage and for leftovers of a crash
     Doctor {
+        #[arg(value_name = "VM")]
         name: VmName,
         /// Repair what was found
         #[arg(long)]
@@ -119,6 +127,7 @@ pub enum Command {
 pub enum DiskCommand {
     /// Record the new path of a base image that was moved, for a stopped VM and all its checkpoints
     Relocate {
+        #[arg(value_name = "VM")]
         name: VmName,
         /// The disk's id
         #[arg(value_name = "ID")]
@@ -155,7 +164,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = parse_cpus)]
     pub cpus: u32,
     /// Disk image, raw or qcow2: PATH[,id=NAME][,format=raw|qcow2][,readonly][,passthrough][,overlay];
-    /// may be repeated; write a comma in PATH twice
+    /// may be repeated; double any comma in PATH
     #[arg(long = "disk", value_name = "DISK")]
     pub disks: Vec<DiskArg>,
     /// Backing file that a qcow2 image may use; may be repeated
@@ -193,7 +202,7 @@ pub struct RunArgs {
 
 #[derive(Debug, Args)]
 pub struct StartArgs {
-    #[arg(required = true, value_name = "NAME")]
+    #[arg(required = true, value_name = "VM")]
     pub names: Vec<VmName>,
     /// Stay in the foreground, attached to the VM's console
     #[arg(long)]
@@ -228,6 +237,7 @@ pub struct StartArgs {
 
 #[derive(Debug, Args)]
 pub struct ConsoleArgs {
+    #[arg(value_name = "VM")]
     pub name: VmName,
     /// Show this many lines of earlier output first; console.log has all of it [default: 10 at a terminal, else 0]
     #[arg(long, value_name = "N")]
@@ -285,7 +295,7 @@ fn parse_variable(text: &str) -> Result<String, String> {
 
 #[derive(Debug, Args)]
 pub struct StopArgs {
-    #[arg(required = true, value_name = "NAME")]
+    #[arg(required = true, value_name = "VM")]
     pub names: Vec<VmName>,
     /// Cut the power if the guest has not shut down in time
     #[arg(long)]
@@ -315,7 +325,7 @@ fn parse_state(text: &str) -> Result<State, String> {
 #[derive(Debug, Args)]
 #[command(group(clap::ArgGroup::new("setting").required(true).multiple(true)))]
 pub struct SetArgs {
-    #[arg(required = true, value_name = "NAME")]
+    #[arg(required = true, value_name = "VM")]
     pub names: Vec<VmName>,
     /// Checkpoint type: disabled, standard, production (standard if the guest cannot) or
     /// production-only
@@ -364,7 +374,7 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
 
 #[derive(Debug, Args)]
 pub struct RmArgs {
-    #[arg(required = true, value_name = "NAME")]
+    #[arg(required = true, value_name = "VM")]
     pub names: Vec<VmName>,
     /// Do not ask for confirmation
     #[arg(long, short)]
