@@ -52,7 +52,8 @@ fn a_menu_of_grub_is_followed_as_grub_would() {
     // The same in qcow2, and what people read.
     let qcow2 = image::qcow2(&home, &saved);
     let text = home.args(["image", "show", &qcow2]).ok();
-    for part in ["qcow2, a disk of", "GPT", "ext4 `root`", "guest agent installed, cloud-init not", "*  3"] {
+    for part in ["qcow2, virtual size", "GPT", "ext4 `root`", "guest agent installed, cloud-init not", "*  3"]
+    {
         assert!(text.contains(part), "{part}: {text}");
     }
 

@@ -243,7 +243,7 @@ fn apply_checkpoint(args: ApplyArgs, json: bool) -> anyhow::Result<()> {
         (None, false) if std::io::stdin().is_terminal() => confirm(question)?,
         (None, false) => {
             return Err(refused(
-                "the current state would be lost: give --save-current to save it as a checkpoint first, \
+                "the current state would be lost: use --save-current to save it as a checkpoint first, \
                  or --discard-current to discard it",
             ));
         }
