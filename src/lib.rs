@@ -25,6 +25,7 @@
 //! | 2 | [`vm`] | the KVM virtual machine |
 //! | 2 | [`disk`] | disk images and chains of them |
 //! | 2 | [`image`] | what is inside a disk image: partitions, file systems, kernels |
+//! | 1 | [`seed`] | what cloud-init finds at a guest's first boot |
 //! | 1 | [`storage`] | the one door to the file system for what must survive |
 //! | 1 | [`bus`] | port and MMIO buses |
 //! | 1 | [`memory`] | guest memory |
@@ -70,6 +71,7 @@ pub mod progress;
 pub mod qga;
 pub mod seats;
 pub mod seccomp;
+pub mod seed;
 pub mod storage;
 pub mod transfer;
 pub mod vcpu;

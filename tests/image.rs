@@ -298,3 +298,99 @@ fn what_is_no_image_to_boot_is_refused_and_leaves_nothing() {
     home.args(["image", "show", &disk]).fails(3, &["bootable.raw is in use"]);
     vm.power_off();
 }
+
+const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGbAvv1234567890123456789012345678901234 me@here";
+
+/// The disk for cloud-init of a VM, as text.
+fn seed(home: &Home, vm: &str) -> String {
+    String::from_utf8_lossy(&std::fs::read(home.vm(vm).join("disks/cidata.raw")).unwrap()).into_owned()
+}
+
+#[track_caller]
+fn holds(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "{part}: {}", text.replace('\0', ""));
+    }
+}
+
+#[test]
+fn cloud_init_is_told_who_it_is() {
+    let home = Home::new();
+    let menu = "menuentry 'Test' {\n linux /boot/vmlinuz root=/dev/sda1\n}\n";
+    let root = Root::new(&home, "cloud").system("Cloud").grub(menu);
+    root.file("boot/vmlinuz", common::GUEST);
+    root.file("usr/bin/cloud-init", b"");
+    let disk = gpt(&home, "cloud.raw", &[&root.ext4()]);
+    let key = home.file("id.pub", format!("{KEY}\n").as_bytes());
+    let run = format!("run demo --memory 64M --image {disk}");
+    let mut vm =
+        home.boot(&format!("{run} --net user --ssh-key {key} --password-hash $6$salt$abc --hostname demo"));
+    // As a guest reads it: a disk of its own that cannot be written.
+    let told = vm.ok("info");
+    assert!(told.contains("disks=2") && told.contains("root=/dev/vda1 console=ttyS0"), "{told}");
+    vm.err("blk 1 write 0 4K 1");
+    let text = seed(&home, "demo");
+    holds(
+        &text,
+        &["CIDATA", "instance-id: piton-", "local-hostname: demo ", KEY, "password: \"$6$salt$abc\""],
+    );
+    holds(&text, &["packages: [qemu-guest-agent]"]);
+    home.piton("checkpoint create demo one --type standard").ok();
+    vm.power_off();
+    // A clone is another host, an import the same one.
+    home.piton("clone demo@one other").ok();
+    let instance = |text: &str| text.split("instance-id: piton-").nth(1).unwrap()[..32].to_owned();
+    let cloned = seed(&home, "other");
+    holds(&cloned, &["local-hostname: other ", KEY]);
+    assert_ne!(instance(&cloned), instance(&text));
+    let out = home.beside("export");
+    home.args(["checkpoint", "export", "demo@one", out.to_str().unwrap()]).ok();
+    home.args(["import", out.to_str().unwrap(), "--name", "third"]).ok();
+    assert_eq!(seed(&home, "third"), text);
+    let mut third = home.boot("start third --attach");
+    third.err("blk 1 write 0 4K 1");
+    third.power_off();
+    home.piton("stop other --force").ok();
+    home.ended("other");
+    for vm in ["demo", "other", "third"] {
+        home.piton(&format!("rm {vm} --yes")).ok();
+    }
+
+    // Without any option it is told its name, so that it looks for no cloud; user data goes as it is.
+    home.boot(&run).power_off();
+    let text = seed(&home, "demo");
+    holds(&text, &["local-hostname: demo ", "#cloud-config\n"]);
+    assert!(!text.contains("packages"), "without a network nothing can be installed");
+    home.piton("rm demo --yes").ok();
+    let script = home.file("script", b"#!/bin/sh\necho hello\n");
+    home.boot(&format!("{run} --net user --user-data {script}")).power_off();
+    let text = seed(&home, "demo");
+    holds(&text, &["#!/bin/sh\necho hello\n"]);
+    assert!(!text.contains("packages"));
+    home.piton("rm demo --yes").ok();
+
+    let private = home.file("id", b"-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAA\n");
+    let yaml = home.file("yaml", b"a: [1\n");
+    let other = home.file("other", b"hello\n");
+    for (words, code, parts) in [
+        (format!("--ssh-key {private}"), 3, &["a private key", "/id:", ".pub"][..]),
+        (format!("--ssh-key {other}"), 3, &["not a public SSH key"]),
+        ("--ssh-key /nowhere/at/all".into(), 3, &["/nowhere/at/all cannot be read"]),
+        (format!("--user-data {yaml}"), 3, &["/yaml:", "not YAML", "line"]),
+        (format!("--user-data {other}"), 3, &["/other:", "#cloud-config"]),
+        (format!("--user-data {script} --password-hash $6$a$b"), 2, &["--user-data", "--password-hash"]),
+        ("--password-hash secret".into(), 2, &["--password-hash", "openssl passwd -6"]),
+        ("--hostname a_b".into(), 2, &["host name", "a_b"]),
+        (
+            format!("--hostname a --disk {other},id=cidata,format=raw,readonly"),
+            2,
+            &["two disks have the id `cidata`"],
+        ),
+    ] {
+        home.piton(&format!("{run} {words}")).fails(code, parts);
+    }
+    let plain = bootable(&home, "one");
+    home.piton(&format!("run demo --image {plain} --ssh-key {key}"))
+        .fails(3, &["no cloud-init", "--ssh-key"]);
+    home.is_empty();
+}

@@ -23,6 +23,7 @@ mod out;
 mod output;
 mod paths;
 mod run;
+mod seed;
 mod set;
 mod signals;
 mod stop;

@@ -16,7 +16,7 @@ use super::error::{InUse, Told, refused, usage};
 use super::out::{self, note};
 use super::paths::absolute;
 use super::terminal::{RawTerminal, print, read_keys};
-use super::{limits, log_file, manage, net, output, signals};
+use super::{limits, log_file, manage, net, output, seed, signals};
 use crate::config::{DiskArg, DiskConfig, DiskFormat, Forward, VmConfig};
 use crate::control::{ApplyBody, GoBack, State, VmInfo};
 use crate::devices::console::BACKLOG;
@@ -77,10 +77,12 @@ pub fn run(args: RunArgs, background: bool, json: bool) -> anyhow::Result<()> {
     }
     check_images(&config.disks, &args.backing)?;
     limits::check_memory(config.memory)?;
+    let seed = seed::wanted(&args.seed, &args.name, &config)?;
     seccomp_unless(args.no_seccomp)?;
     let lock = folder.create()?;
     // From here on a failure must leave nothing behind.
     let booted = make_own_disk(&folder, &mut config)
+        .and_then(|()| seed::make(&folder, &mut config, seed.as_ref()))
         .and_then(|()| boot_new(&folder, config, forwards, lock, args.seal_base))
         .inspect_err(|_| abandon(&folder));
     serve(booted?, &folder, true, background, args.stop_timeout)

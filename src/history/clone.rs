@@ -23,7 +23,8 @@ use crate::history::disks::{self, Layers, base_path};
 use crate::history::flat;
 use crate::id::Id;
 use crate::progress::Progress;
-use crate::storage::Storage;
+use crate::seed;
+use crate::storage::{Access, Storage};
 
 /// Clones that are made at a time.
 const AT_ONCE: usize = 8;
@@ -195,13 +196,16 @@ impl Source<'_> {
         }
         // They share the bases, and what vouches for them.
         for disk in &self.definition.config.disks {
-            if let Some(sums) = disks::base_sums(self.folder, disk)? {
+            if let Some(sums) = disks::base_sums(self.folder, disk)?.filter(|_| disk.id != seed::DISK) {
                 storage.link(&sums, &place.base_sums(&disk.id))?;
             }
         }
         // Images in the VM's own folder would go with it.
         for disk in self.definition.config.disks.iter().filter(|disk| disk.path.is_relative()) {
-            storage.link(&base_path(self.folder, disk), &base_path(place, disk))?;
+            let (from, to) = (base_path(self.folder, disk), base_path(place, disk));
+            if disk.id != seed::DISK || !self.fill_seed(place, &from, &to)? {
+                storage.link(&from, &to)?;
+            }
         }
         self.fill_checkpoint(place)?;
         let mut definition = self.definition.clone();
@@ -212,6 +216,19 @@ impl Source<'_> {
         storage.sync_dir(&disks)?;
         // Syncs the folder, too.
         Ok(place.save(lock, &definition)?)
+    }
+
+    /// Cloud-init is to take a clone for another host; whether it was a disk for it.
+    fn fill_seed(&self, place: &VmFolder, from: &Path, to: &Path) -> Result<bool> {
+        let storage = place.storage();
+        let file = storage.open(from, Access::ReadOnly)?;
+        let mut bytes = vec![0; usize::try_from(file.len()?.min(seed::MOST)).unwrap_or_default()];
+        file.read_at(&mut bytes, 0)?;
+        let id = Id::random().map_err(CheckpointError::Random)?;
+        let names = (self.folder.name().as_str(), place.name().as_str());
+        let Some(bytes) = seed::for_clone(&bytes, id, names.0, names.1) else { return Ok(false) };
+        write(storage, to, &bytes)?;
+        Ok(true)
     }
 
     fn fill_checkpoint(&self, place: &VmFolder) -> Result<()> {

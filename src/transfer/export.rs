@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 
 use chrono::Utc;
 
-use super::format::{DiskFile, Export, FileFormat, INDEX, INITRD, KERNEL, MemoryFile, Since, StateFile};
+use super::format::{
+    DiskFile, Export, FileFormat, INDEX, INITRD, KERNEL, MemoryFile, Since, StateFile, own_disk,
+};
 use super::source::Source;
 use super::{Result, TransferError, memory, sum};
 use crate::checkpoint::stamp::FileStamp;
@@ -161,6 +163,7 @@ impl Writer<'_> {
         let disks = self.disks(&mut config)?;
         let memory = self.memory()?;
         let state = self.state()?;
+        let own = self.own_disks(&mut config)?;
         for (name, path, stamp) in
             [(KERNEL, &mut config.kernel, &manifest.kernel), (INITRD, &mut config.initrd, &manifest.initrd)]
         {
@@ -188,7 +191,7 @@ impl Writer<'_> {
             piton: env!("CARGO_PKG_VERSION").into(),
             warnings,
         };
-        self.sums(&mut export)?;
+        self.sums(&mut export, own)?;
         let path = self.dir.join(INDEX);
         let bytes = export.encode(&path)?;
         let file = self.storage.create_new(&path)?;
@@ -293,8 +296,24 @@ impl Writer<'_> {
         Ok(())
     }
 
-    fn sums(&self, export: &mut Export) -> Result<()> {
+    /// Read-only disks in the VM's own folder, such as cloud-init's: no checkpoint holds them, as they
+    /// never change, but without them the VM is not whole. Returns their names in the export.
+    fn own_disks(&self, config: &mut VmConfig) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        for disk in config.disks.iter_mut().filter(|disk| disk.readonly && disk.path.is_relative()) {
+            let from = self.storage.open(&self.source.folder.join(&disk.path), Access::ReadOnly)?;
+            let name = own_disk(&disk.id);
+            copy(self.storage, &from, &self.dir.join(&name), self.progress)?;
+            disk.path = name.clone().into();
+            names.push(name);
+        }
+        self.storage.sync_dir(&self.dir.join(DISKS))?;
+        Ok(names)
+    }
+
+    fn sums(&self, export: &mut Export, own: Vec<String>) -> Result<()> {
         let mut names: Vec<String> = export.disks.values().map(|disk| disk.file.clone()).collect();
+        names.extend(own);
         names.extend(export.memory.iter().map(|memory| memory.file.clone()));
         names.extend(export.state.iter().map(|state| state.file.clone()));
         let boot =

@@ -225,6 +225,11 @@ impl Export {
     }
 }
 
+/// Where a read-only disk of the VM's own is.
+pub fn own_disk(id: &str) -> String {
+    format!("disks/{id}.own.raw")
+}
+
 pub const KERNEL: &str = "kernel";
 pub const INITRD: &str = "initrd";
 

@@ -88,12 +88,20 @@ fn make(folder: &VmFolder, lock: &VmLock, plan: Plan, id: Id, progress: &Progres
     for name in storage.list_dir(folder.path())?.iter().filter(|name| *name != "lock") {
         export::remove(storage, &folder.path().join(name))?;
     }
-    let Plan { export, mut config, disks, memory, state, copies } = plan;
+    let Plan { export, mut config, disks, memory, state, copies, own } = plan;
     for (name, from) in copies {
         let to = folder.path().join(name);
         export::copy(storage, &from, &to, progress)?;
         let path = if name == super::format::KERNEL { &mut config.kernel } else { &mut config.initrd };
         *path = Some(to);
+    }
+    for (id, from) in own {
+        let to = folder.make_disks_folder()?.join(format!("{id}.raw"));
+        export::copy(storage, &from, &to, progress)?;
+        for disk in config.disks.iter_mut().filter(|disk| disk.id == id) {
+            disk.path = PathBuf::from("disks").join(format!("{id}.raw"));
+            disk.format = DiskFormat::Raw;
+        }
     }
     let (mut points, mut bases) = (BTreeMap::new(), BTreeMap::new());
     for (disk, contents) in &disks {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::format::{Export, FileFormat, FileSum, INDEX, INITRD, KERNEL, damaged};
+use super::format::{Export, FileFormat, FileSum, INDEX, INITRD, KERNEL, damaged, own_disk};
 use super::{Result, TransferError, sum};
 use crate::capture::chain::{ImageSpec, MemoryChain};
 use crate::checkpoint::state::{StateInfo, read_state};
@@ -59,6 +59,8 @@ pub struct Plan {
     pub state: Option<Vec<u8>>,
     /// To be copied into the VM's folder, with the name there.
     pub copies: Vec<(&'static str, File)>,
+    /// Read-only disks of the VM's own, by id, to be copied there, too.
+    pub own: Vec<(String, File)>,
 }
 
 /// Opens and checks. The plan is there if there are no problems.
@@ -79,7 +81,8 @@ pub fn plan(
     check_files(storage, &exports, &mut problems, progress)?;
     let mut config = last.config.clone();
     let copies = boot_files(storage, dirs.last(), &mut config, remap, &mut problems);
-    outside_disks(storage, &last, &mut config, remap, &mut problems);
+    let own = own_disks(storage, dirs.last(), &last, remap, &mut problems);
+    outside_disks(storage, &last, &mut config, remap, &own, &mut problems);
     if !problems.damage() {
         let opened = (|| {
             let mut disks = BTreeMap::new();
@@ -103,7 +106,7 @@ pub fn plan(
                 if let Some(state) = &state {
                     check_processor(&last.config, state, &mut problems);
                 }
-                let plan = Plan { export: last.clone(), config, disks, memory, state, copies };
+                let plan = Plan { export: last.clone(), config, disks, memory, state, copies, own };
                 return Ok((last, if problems.0.is_empty() { Ok(plan) } else { Err(problems.0) }));
             }
         }
@@ -282,12 +285,34 @@ fn can_boot(storage: &Storage, path: &Path) -> std::result::Result<(), String> {
     }
 }
 
+/// Read-only disks that the export brings along; one that the user names another image for is not.
+fn own_disks(
+    storage: &Storage,
+    dir: Option<&PathBuf>,
+    export: &Export,
+    remap: &Remap,
+    problems: &mut Problems,
+) -> Vec<(String, File)> {
+    let mut own = Vec::new();
+    for disk in export.config.disks.iter().filter(|disk| disk.readonly) {
+        let (id, name) = (&disk.id, own_disk(&disk.id));
+        let brought = disk.path.as_os_str() == name.as_str() && export.files.contains_key(&name);
+        let (Some(dir), true, false) = (dir, brought, remap.disks.contains_key(id)) else { continue };
+        match storage.within(dir).open(&dir.join(&name), Access::ReadOnly) {
+            Ok(file) => own.push((id.clone(), file)),
+            Err(e) => problems.add("file", e.to_string(), true),
+        }
+    }
+    own
+}
+
 /// Disks that checkpoints leave out: which file of this host is theirs is for the user to say.
 fn outside_disks(
     storage: &Storage,
     export: &Export,
     config: &mut VmConfig,
     remap: &Remap,
+    own: &[(String, File)],
     problems: &mut Problems,
 ) {
     for id in remap.disks.keys() {
@@ -297,7 +322,10 @@ fn outside_disks(
             problems.add("disk", format!("the VM has no disk `{id}`"), false);
         }
     }
-    for disk in config.disks.iter_mut().filter(|disk| !export.disks.contains_key(&disk.id)) {
+    let is_own = |id: &String| own.iter().any(|(own, _)| own == id);
+    for disk in
+        config.disks.iter_mut().filter(|disk| !export.disks.contains_key(&disk.id) && !is_own(&disk.id))
+    {
         let id = &disk.id;
         let Some(path) = remap.disks.get(id) else {
             let (was, access) = (disk.path.display(), if disk.readonly { "reads" } else { "writes" });

@@ -2,6 +2,7 @@
 //! locks, so that whatever becomes of the VM it reads the same.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use chrono::Utc;
 
@@ -24,6 +25,8 @@ use crate::storage::StorageError;
 
 pub struct Source {
     pub manifest: Manifest,
+    /// The VM's.
+    pub folder: PathBuf,
     /// By the disk's id.
     pub disks: BTreeMap<String, FrozenChain>,
     pub memory: Option<MemoryChain>,
@@ -81,6 +84,7 @@ impl Source {
         };
         Ok(Self {
             manifest: manifest.clone(),
+            folder: folder.path().to_owned(),
             disks,
             memory,
             state,
@@ -148,6 +152,7 @@ impl Source {
         };
         Ok(Self {
             manifest,
+            folder: folder.path().to_owned(),
             disks,
             memory: None,
             state: None,

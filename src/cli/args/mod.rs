@@ -4,6 +4,7 @@ mod checkpoint;
 mod image;
 mod refs;
 mod trash;
+mod seed;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -24,6 +25,7 @@ pub use checkpoint::{
 pub use image::{ImageArgs, ImageCommand};
 pub use refs::{CheckpointRef, Since, StateRef};
 pub use trash::{TrashCommand, UndoArgs};
+pub use seed::SeedArgs;
 
 #[derive(Debug, Parser)]
 #[command(name = "piton", version, about = "A small hypervisor with live checkpoints", max_term_width = 100)]
@@ -157,6 +159,8 @@ pub struct RunArgs {
     /// Append this to the image's kernel command line
     #[arg(long, value_name = "STRING", requires = "image")]
     pub cmdline_extra: Option<String>,
+    #[command(flatten)]
+    pub seed: SeedArgs,
     /// Guest memory, such as 512M or 2G
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_memory)]
     pub memory: u64,
