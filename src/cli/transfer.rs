@@ -88,7 +88,7 @@ fn tell(folder: &VmFolder, export: &Export, dir: &Path, json: bool) -> anyhow::R
         dir.display(),
         memory.unwrap_or_default()
     );
-    for left in &export.left_out {
+    for left in export.left_out.iter().filter(|left| !export.brings(&left.disk)) {
         outln!("disk `{}` is not included: it is {}", left.disk, left.why);
     }
     output::unchecked(&unchecked);

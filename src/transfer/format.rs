@@ -218,6 +218,11 @@ impl Export {
         }
     }
 
+    /// Whether a disk that the checkpoint left out is there all the same.
+    pub fn brings(&self, disk: &str) -> bool {
+        self.files.contains_key(&own_disk(disk))
+    }
+
     /// What the VM boots from: its name in the folder to come, and its path.
     pub fn boot_files(&self) -> impl Iterator<Item = (&'static str, &PathBuf)> {
         let kernel = self.config.kernel.iter().map(|path| (KERNEL, path));

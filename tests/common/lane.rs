@@ -31,6 +31,26 @@ pub fn skip(reason: &str) {
     }
 }
 
+/// Whether tests that take minutes are to run, too; says so where they are not.
+pub fn is_long() -> bool {
+    let long = std::env::var_os("PITON_TEST_LONG").is_some_and(|value| value == "1");
+    if !long {
+        skip("it takes minutes: scripts/test --long");
+    }
+    long
+}
+
+/// A disk image of Debian as clouds use it, made by scripts/lib/debian-image. None, with the reason
+/// told, where it cannot boot.
+pub fn debian_image() -> Option<PathBuf> {
+    LinuxGuest::find()?;
+    let image = std::env::var_os("PITON_GUEST_DEBIAN").map(PathBuf::from);
+    if image.is_none() {
+        skip("no image: PITON_GUEST_DEBIAN names it (scripts/lib/debian-image)");
+    }
+    image
+}
+
 /// Images of a stock Linux guest, made by scripts/lib/linux-guest.
 pub struct LinuxGuest {
     pub kernel: PathBuf,

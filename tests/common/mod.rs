@@ -18,7 +18,7 @@ pub use flat::{e2fsck, flatten};
 pub use home::Home;
 pub use host_agent::{HostAgent, left_in_tmp};
 pub use http::Response;
-pub use lane::{LinuxGuest, is_emulated, is_root, patience, skip};
+pub use lane::{LinuxGuest, debian_image, is_emulated, is_long, is_root, patience, skip};
 pub use mount::Mount;
 pub use terminal::{Terminal, field, has_word};
 pub use vm::{Exit, Vm};
