@@ -3,8 +3,8 @@
 mod checkpoint;
 mod image;
 mod refs;
-mod trash;
 mod seed;
+mod trash;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -24,8 +24,8 @@ pub use checkpoint::{
 };
 pub use image::{ImageArgs, ImageCommand};
 pub use refs::{CheckpointRef, Since, StateRef};
-pub use trash::{TrashCommand, UndoArgs};
 pub use seed::SeedArgs;
+pub use trash::{TrashCommand, UndoArgs};
 
 #[derive(Debug, Parser)]
 #[command(name = "piton", version, about = "A small hypervisor with live checkpoints", max_term_width = 100)]
