@@ -245,10 +245,10 @@ impl Call {
             }
             Self::Open(open) if open.path.len() > PATH_MAX => too_long("`path`", PATH_MAX),
             Self::Open(open) if !["r", "w", "a", "r+", "w+", "a+"].contains(&open.mode.as_str()) => {
-                Err("`mode` is one of r, w, a, r+, w+, a+".into())
+                Err("`mode` must be one of r, w, a, r+, w+, a+".into())
             }
             Self::Read(read) if !(1..=CHUNK_MAX).contains(&read.count) => {
-                Err(format!("`count` is 1 to {CHUNK_MAX} bytes"))
+                Err(format!("`count` must be 1 to {CHUNK_MAX} bytes"))
             }
             Self::Write(write) => sendable("buf-b64", &write.data),
             _ => Ok(()),
@@ -308,7 +308,7 @@ impl Call {
 
 fn sendable(field: &str, data: &str) -> Result<(), String> {
     match decode(data) {
-        None => Err(format!("`{field}` is no base64")),
+        None => Err(format!("`{field}` is not base64")),
         Some(bytes) if bytes.len() > CHUNK_MAX => {
             Err(format!("`{field}` is too long: at most {CHUNK_MAX} bytes at a time"))
         }

@@ -69,7 +69,7 @@ fn commands_run_and_files_are_kept() {
     assert_eq!(home.http("demo", "POST", "/vm/agent", &again).status, 200, "a checkpoint changes nothing");
     home.piton("checkpoint apply demo@one --discard-current --run").ok();
     let text = home.http("demo", "POST", "/vm/agent", &again).error(410);
-    assert_eq!(text, "the guest went back to a checkpoint meanwhile");
+    assert_eq!(text, "the guest went back to a checkpoint in the meantime");
     assert_eq!(call(&home, "guest-info", json!({}))["version"], "piton");
     let asked = home.http("demo", "POST", "/vm/agent", &body("guest-info", &json!({}))).json();
     vm.send("reboot");
@@ -78,7 +78,7 @@ fn commands_run_and_files_are_kept() {
     let again = json!({"guest": asked["guest"], "execute": "guest-info"}).to_string();
     assert_eq!(
         home.http("demo", "POST", "/vm/agent", &again).error(410),
-        "the guest was restarted meanwhile"
+        "the guest was restarted in the meantime"
     );
     home.piton("pause demo").ok();
     refused(&home, "guest-info", json!({}), 423, "paused");
@@ -96,7 +96,7 @@ fn agents_that_do_not_do_their_part() {
     for bad in ["floods", "quits"] {
         vm.ok(&format!("agent {bad}"));
         let pid = call(&home, "guest-exec", json!({"path": "echo"}))["pid"].clone();
-        let word = if bad == "quits" { "went away during guest-exec-status" } else { "than is kept" };
+        let word = if bad == "quits" { "disconnected during guest-exec-status" } else { "is too long" };
         refused(&home, "guest-exec-status", json!({"pid": pid}), 502, word);
     }
     vm.ok("agent on");

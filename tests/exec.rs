@@ -113,7 +113,7 @@ fn signals_reach_the_command(home: &Home) {
     assert_eq!(ends(&mut child), Some(137));
     let told = exec(home, &["--timeout", "0.3", "sleep", "1000"]);
     assert_eq!(told.code, Some(124), "{told}");
-    assert!(told.stderr.contains("did not end within 0.3 s"), "{told}");
+    assert!(told.stderr.contains("did not finish within 0.3 s"), "{told}");
     // Nobody reads on.
     let mut child = start(home, &["yes"]);
     wait_for_line(&mut child, "y\n");
@@ -174,7 +174,7 @@ fn several_run_at_once_over_a_checkpoint_and_going_back() {
     assert_eq!(ends(&mut child), Some(125));
     let mut said = String::new();
     child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-    assert!(said.contains("guest went back to a checkpoint meanwhile"), "{said}");
+    assert!(said.contains("guest went back to a checkpoint in the meantime"), "{said}");
 
     // Its agent dies while it runs.
     agent.die();
@@ -210,7 +210,8 @@ fn the_bundled_guests_own_programs() {
     home.piton("exec demo --env x -- echo").fails(2, &["NAME=VALUE"]);
 
     vm.ok("agent forbids");
-    home.piton("exec demo -- echo x").fails(125, &["the guest forbids commands from the host", "guest-exec"]);
+    home.piton("exec demo -- echo x")
+        .fails(125, &["the guest does not allow running commands from the host", "guest-exec"]);
     vm.ok("agent quits");
     home.piton("exec demo -- echo x").fails(125, &["went away"]);
     vm.ok("agent floods");

@@ -65,7 +65,7 @@ fn deleted_checkpoints_come_back_where_they_were() {
         home.piton(&format!("checkpoint create demo {name}")).ok();
     }
     let told = home.piton("checkpoint delete demo@mid --yes").ok();
-    assert!(told.contains("`piton undo demo` takes that back, for 1d"), "{told}");
+    assert!(told.contains("`piton undo demo` undoes this, for 1d"), "{told}");
     are(&parents(&home), &[("root", "-"), ("leaf", "root"), ("Now", "leaf")]);
     // It is hidden wherever checkpoints are named, and its place is not taken by a merge.
     home.piton("checkpoint show demo@mid").fails(3, &["`mid`"]);
@@ -83,10 +83,13 @@ fn deleted_checkpoints_come_back_where_they_were() {
     assert_eq!(whats, [&json!("leaf"), &json!("mid")]);
     assert!(trash["bytes"].as_u64().unwrap() > 0, "{trash}");
     let listed = home.piton("trash list demo").ok();
-    assert!(listed.contains("delete: `leaf`") && listed.contains("would be free without them"), "{listed}");
+    assert!(
+        listed.contains("delete: `leaf`") && listed.contains("emptying the trash would free"),
+        "{listed}"
+    );
 
     // The last first, and then there is no more.
-    assert_eq!(home.piton("undo demo").ok(), "checkpoint `leaf` is back\n");
+    assert_eq!(home.piton("undo demo").ok(), "checkpoint `leaf` has been restored\n");
     are(&parents(&home), &[("root", "-"), ("leaf", "root"), ("next", "leaf"), ("Now", "next")]);
     home.piton("undo demo").ok();
     home.piton("undo demo").fails(3, &["nothing to undo", "is empty"]);
@@ -104,7 +107,7 @@ fn deleted_checkpoints_come_back_where_they_were() {
     // A subtree in one go; a name that is taken meanwhile; one entry of several; of a VM that is off.
     home.piton("checkpoint delete demo@mid --subtree --yes").ok();
     home.piton("checkpoint create demo leaf").ok();
-    home.piton("undo demo").fails(3, &["a checkpoint `leaf` exists"]);
+    home.piton("undo demo").fails(3, &["a checkpoint named `leaf` already exists"]);
     home.piton("checkpoint delete demo@leaf --yes").ok();
     vm.power_off();
     home.piton("trash empty demo leaf --yes").ok();
@@ -121,7 +124,7 @@ fn deleted_checkpoints_come_back_where_they_were() {
     home.piton("doctor demo").ok();
     // For good, all of it.
     home.piton("checkpoint delete demo@root --subtree --yes").ok();
-    assert!(home.piton("trash empty demo --yes").ok().contains("gone for good"));
+    assert!(home.piton("trash empty demo --yes").ok().contains("permanently deleted"));
     assert_eq!(home.piton("trash list demo").ok(), "the trash of the VM `demo` is empty\n");
     let left = std::fs::read_dir(home.vm("demo").join("checkpoints")).unwrap().count();
     let deltas = std::fs::read_dir(home.vm("demo").join("disks")).unwrap();
@@ -151,7 +154,7 @@ fn a_discarded_state_comes_back_to_the_instant() {
     vm.ok("blk 0 verify 0 64K 1");
     are(&parents(&home), &[("clean", "-"), ("Now", "clean")]);
     let told = home.piton("undo demo").ok();
-    assert_eq!(told, "the VM `demo` is as it was before the apply of `clean`, running\n");
+    assert_eq!(told, "the VM `demo` is back to its state before the apply of `clean`, running\n");
     assert_eq!(vm.ok("sum"), two);
     vm.ok("blk 0 verify 0 64K 2");
     are(&parents(&home), &[("clean", "-"), ("Now", "clean")]);
@@ -162,7 +165,7 @@ fn a_discarded_state_comes_back_to_the_instant() {
     assert_eq!(vm.ok("sum"), one);
     assert_eq!(
         home.piton("undo demo").ok(),
-        "the VM `demo` is as it was before the restore from the trash, running\n"
+        "the VM `demo` is back to its state before the restore from the trash, running\n"
     );
     assert_eq!(vm.ok("sum"), two);
 
@@ -205,7 +208,7 @@ fn a_vm_that_is_off_comes_back_too() {
     // Disks to disks.
     home.piton("checkpoint revert demo --yes").ok();
     let told = home.piton("undo demo").ok();
-    assert_eq!(told, "the VM `demo` is as it was before the revert to `cold`, stopped\n");
+    assert_eq!(told, "the VM `demo` is back to its state before the revert to `cold`, stopped\n");
     let mut vm = home.boot("start demo --attach");
     vm.ok("blk 0 verify 0 64K 3");
     vm.power_off();

@@ -46,11 +46,11 @@ pub enum AgentError {
     Refused { call: &'static str, why: String },
     #[error("the guest agent does not support {0}")]
     Lacks(&'static str),
-    #[error("the guest agent is not allowed to do {call}: {why}")]
+    #[error("the guest agent is not allowed to run {call}: {why}")]
     Forbidden { call: &'static str, why: String },
-    #[error("the guest agent said more to {0} than is kept")]
+    #[error("the guest agent's response to {0} is too long")]
     TooLong(&'static str),
-    #[error("somebody else has been talking with the guest agent for too long")]
+    #[error("another command has been using the guest agent for too long")]
     Busy,
     #[error("the guest agent gave an invalid response to {0}")]
     Senseless(&'static str),

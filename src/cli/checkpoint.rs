@@ -219,7 +219,7 @@ fn pin(target: &CheckpointRef, pinned: bool, json: bool) -> anyhow::Result<()> {
     let info = change(target, ChangeBody { pinned: Some(pinned), ..Default::default() })?;
     print_info(&info, json, |info| match pinned {
         true => outln!("checkpoint `{}` is pinned: it cannot be deleted", info.name),
-        false => outln!("checkpoint `{}` is not pinned any more", info.name),
+        false => outln!("checkpoint `{}` is no longer pinned", info.name),
     });
     Ok(())
 }

@@ -26,23 +26,21 @@ pub fn run(args: &CopyArgs, json: bool) -> anyhow::Result<()> {
         (Some((vm, path)), None) => (vm, path, Path::new(&args.to), false),
         (None, Some((vm, path))) => (vm, path, Path::new(&args.from), true),
         (Some(_), Some(_)) => {
-            return Err(usage(
-                "both are in a guest: copy to this host first, and from here to the other one",
-            ));
+            return Err(usage("both paths are in a guest: copy to this host first, then to the other guest"));
         }
-        (None, None) => return Err(usage("one of them has to be in a guest: VM:/PATH")),
+        (None, None) => return Err(usage("one of the paths must be in a guest: VM:/PATH")),
     };
     if host_path.as_os_str().as_bytes().is_empty() {
         return Err(usage("the path on this host is empty"));
     }
     let folder = named::existing(&name)?;
-    let mut guest = connect(&folder, &NEEDED, "files to be read and written from the host")?;
+    let mut guest = connect(&folder, &NEEDED, "reading and writing files from the host")?;
     let Copied { files, bytes, left_out } = work::here(|progress| match into {
         true => copy::to_guest(&mut guest, host_path, guest_path, progress),
         false => copy::from_guest(&mut guest, guest_path, host_path, progress),
     })??;
     if left_out > 0 {
-        log::warn!("{left_out} of them are devices, sockets or pipes, and were left out");
+        log::warn!("skipped {left_out} devices, sockets or pipes");
     }
     match json {
         true => out::json_line(&serde_json::json!({ "files": files, "bytes": bytes, "left_out": left_out })),

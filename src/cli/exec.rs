@@ -52,7 +52,7 @@ pub fn run(args: ExecArgs, json: bool) -> anyhow::Result<()> {
 
 fn try_run(args: ExecArgs, json: bool) -> anyhow::Result<u8> {
     let folder = named::existing(&args.name)?;
-    let mut guest = connect(&folder, &NEEDED[..2], "commands from the host")?;
+    let mut guest = connect(&folder, &NEEDED[..2], "running commands from the host")?;
     let shell = NEEDED.iter().all(|call| guest.allows(call)) && guest.has_shell()?;
     let timeout = args.timeout;
     let command =
@@ -71,7 +71,7 @@ fn try_run(args: ExecArgs, json: bool) -> anyhow::Result<u8> {
     }
     if timed_out {
         let seconds = timeout.unwrap_or_default().as_secs_f64();
-        complain(&format!("the command did not end within {seconds} s, and was ended"));
+        complain(&format!("the command did not finish within {seconds} s and was killed"));
         return Ok(TIMED_OUT);
     }
     Ok(code)
@@ -125,7 +125,7 @@ fn input() -> anyhow::Result<Option<Input>> {
                 }
             }
         })
-        .context("standard input cannot be read")?;
+        .context("cannot read standard input")?;
     Ok(Some(input))
 }
 
@@ -140,7 +140,7 @@ fn all_input() -> anyhow::Result<Vec<u8>> {
     if bytes.len() > qga::CHUNK_MAX {
         let most = qga::CHUNK_MAX >> 10;
         return Err(super::error::refused(format!(
-            "this guest has no /bin/sh, so its agent takes at most {most} KiB of input"
+            "this guest has no /bin/sh, so input is limited to {most} KiB"
         )));
     }
     Ok(bytes)
@@ -162,7 +162,7 @@ impl Ends {
         let mut signals = Vec::new();
         for signal in ending() {
             let came = Arc::new(AtomicBool::new(false));
-            flag::register(signal, came.clone()).context("signals cannot be received")?;
+            flag::register(signal, came.clone()).context("cannot set up signal handling")?;
             signals.push((signal, came));
         }
         Ok(Self { signals, count: 0, json, kept: Default::default(), truncated: false, broken: false })

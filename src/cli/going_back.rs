@@ -47,7 +47,7 @@ pub fn go_offline(
     drop(ready);
     apply::forget_former(folder, &vm.definition);
     if let Err(e) = trash::consume(folder, &vm.lock, &mut vm.definition) {
-        log::warn!("what has come back from the trash is not removed from it yet: {e}");
+        log::warn!("cannot remove a restored entry from the trash yet: {e}");
     }
     Ok(None)
 }
@@ -67,5 +67,5 @@ pub fn keep_now(vm: &mut Offline, why: String, by_undo: bool, no_undo: bool) -> 
 /// How what was taken away can be taken back.
 pub fn hint(folder: &VmFolder) -> String {
     let kept = folder.load().map_or(0, |definition| definition.trash_seconds);
-    format!("`piton undo {}` takes that back, for {}", folder.name(), span(kept))
+    format!("`piton undo {}` undoes this, for {}", folder.name(), span(kept))
 }

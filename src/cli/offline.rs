@@ -24,7 +24,7 @@ impl<'a> Offline<'a> {
     pub fn open(folder: &'a VmFolder) -> anyhow::Result<Self> {
         let mut vm = Self::open_as_it_is(folder)?;
         if let Err(e) = trash::expire(folder, &vm.lock, &mut vm.definition) {
-            log::warn!("the trash is not emptied: {e}");
+            log::warn!("cannot empty the trash: {e}");
         }
         Ok(vm)
     }

@@ -164,7 +164,7 @@ fn checkpoints(info: &VmInfo) -> String {
 fn trash(info: &VmInfo) -> String {
     match info.trash_seconds {
         0 => "not kept".into(),
-        seconds => format!("kept for {}: `piton undo {}` takes it back", span(seconds), info.name),
+        seconds => format!("kept for {}: `piton undo {}` restores them", span(seconds), info.name),
     }
 }
 
@@ -190,7 +190,7 @@ pub fn settings(info: &VmInfo) {
         0 => "not kept".into(),
         seconds => format!("kept for {}", span(seconds)),
     };
-    outln!("checkpoints of the VM `{}`: {}; what is deleted is {kept}", info.name, checkpoints(info));
+    outln!("checkpoints of the VM `{}`: {}; deleted ones are {kept}", info.name, checkpoints(info));
     for forward in &info.forwards {
         outln!("{forward} is forwarded to the VM `{}`", info.name);
     }

@@ -63,10 +63,10 @@ fn show(vm: &VmName, info: &TrashInfo) {
             let (id, since, until) = (short(entry.id), output::when(&entry.when), output::when(&entry.until));
             outln!("{id:<8}  {since}  {until}  {:>9}  {}", size(entry.bytes), what(entry));
         }
-        outln!("{} would be free without them", size(info.bytes));
+        outln!("emptying the trash would free {}", size(info.bytes));
     }
     if info.trash_seconds == 0 {
-        outln!("what is taken away now is not kept: `piton set {vm} --trash 24h` changes that");
+        outln!("the trash is off: `piton set {vm} --trash 24h` turns it on");
     }
 }
 
@@ -74,7 +74,7 @@ fn what(entry: &TrashEntry) -> String {
     match entry.kind {
         TrashKind::CurrentState => {
             let ran = if entry.ran { ", running" } else { "" };
-            format!("the state before: {}{ran}", entry.why)
+            format!("state before: {}{ran}", entry.why)
         }
         TrashKind::Checkpoints => {
             let names: Vec<_> = entry.checkpoints.iter().map(|info| format!("`{}`", info.name)).collect();
@@ -133,10 +133,10 @@ fn tell(undone: &UndoneInfo, json: bool) {
     }
     match entry.kind {
         TrashKind::Checkpoints => {
-            entry.checkpoints.iter().for_each(|info| outln!("checkpoint `{}` is back", info.name));
+            entry.checkpoints.iter().for_each(|info| outln!("checkpoint `{}` has been restored", info.name));
         }
         TrashKind::CurrentState => {
-            outln!("the VM `{}` is as it was before the {}, {}", vm.name, entry.why, vm.state);
+            outln!("the VM `{}` is back to its state before the {}, {}", vm.name, entry.why, vm.state);
         }
     }
 }
@@ -149,8 +149,8 @@ fn empty(name: &VmName, reference: Option<&str>, yes: bool, json: bool) -> anyho
     });
     let entry = entry.transpose()?;
     let question = match entry {
-        Some(id) => format!("Delete the entry {} of the trash of `{name}` for good?", short(id)),
-        None => format!("Delete all in the trash of the VM `{name}` for good?"),
+        Some(id) => format!("Permanently delete the entry {} from the trash of the VM `{name}`?", short(id)),
+        None => format!("Permanently delete everything in the trash of the VM `{name}`?"),
     };
     if !yes && !confirm(&question)? {
         return Err(refused("nothing was deleted"));
@@ -166,9 +166,9 @@ fn empty(name: &VmName, reference: Option<&str>, yes: bool, json: bool) -> anyho
         outln!("the trash of the VM `{name}` is empty");
     } else {
         for entry in &emptied.entries {
-            outln!("gone for good: {}", what(entry));
+            outln!("permanently deleted: {}", what(entry));
         }
-        outln!("{} are free", size(emptied.bytes));
+        outln!("{} freed", size(emptied.bytes));
     }
     Ok(())
 }
@@ -177,7 +177,7 @@ fn empty_offline(folder: &VmFolder, reference: Option<&str>) -> anyhow::Result<E
     let mut vm = Offline::open(folder)?;
     let emptied = trash::empty(folder, &vm.lock, &mut vm.definition, reference)?;
     if let Err(e) = work::here(|progress| merge::settle(folder, &vm.lock, &mut vm.definition, progress))? {
-        log::warn!("layers that could be merged are not merged yet: {e}");
+        log::warn!("layers could not be merged yet: {e}");
     }
     Ok(emptied)
 }

@@ -117,7 +117,7 @@ pub(super) fn pinned(manifests: &[Manifest], going: &[Id]) -> Result<()> {
     match manifests.iter().find(is_kept) {
         None => Ok(()),
         Some(Manifest { name, vm, .. }) => Err(CheckpointError::Refused(format!(
-            "checkpoint `{name}` is pinned: `piton checkpoint unpin {vm}@{name}` allows its deletion"
+            "checkpoint `{name}` is pinned: unpin it first with `piton checkpoint unpin {vm}@{name}`"
         ))),
     }
 }

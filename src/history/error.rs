@@ -57,7 +57,8 @@ pub enum CheckpointError {
     Thread(std::io::Error),
     /// The current state, so nothing else was done.
     #[error(
-        "the current state cannot be kept for an undo ({0}): nothing was changed; --no-undo goes without"
+        "cannot keep the current state for an undo ({0}), so nothing was changed: use --no-undo to go on \
+         without"
     )]
     NotKept(Box<CheckpointError>),
     #[error("cancelled: nothing was changed")]

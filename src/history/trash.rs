@@ -143,7 +143,7 @@ pub fn find(catalog: &Catalog, definition: &Definition, reference: &str) -> Resu
         (Some(entry), None) => return Ok(entry.clone()),
         (Some(_), Some(_)) => {
             return Err(CheckpointError::Refused(format!(
-                "several entries of the trash begin with `{reference}`: give more digits"
+                "`{reference}` matches several entries of the trash: give more digits of the id"
             )));
         }
         (None, _) => {}
@@ -152,7 +152,7 @@ pub fn find(catalog: &Catalog, definition: &Definition, reference: &str) -> Resu
     entries.iter().find(by_name).cloned().ok_or_else(|| {
         let vm = catalog.folder.name();
         CheckpointError::Missing(format!(
-            "there is no `{reference}` in the trash of `{vm}`: `piton trash list {vm}` shows all"
+            "there is no `{reference}` in the trash of the VM `{vm}`: `piton trash list {vm}` shows all entries"
         ))
     })
 }
@@ -165,11 +165,14 @@ pub fn last(catalog: &Catalog, definition: &Definition) -> Result<Entry> {
         let vm = catalog.folder.name();
         CheckpointError::Missing(match (redo, definition.trash_seconds) {
             (Some(id), _) => format!(
-                "there is nothing more to undo; `piton trash restore {vm} {}` takes back the last undo",
+                "there is nothing more to undo; `piton trash restore {vm} {}` reverses the last undo",
                 short(id)
             ),
             (None, 0) => {
-                format!("there is nothing to undo: the VM `{vm}` has no trash (`piton set {vm} --trash 24h`)")
+                format!(
+                    "there is nothing to undo: the trash of the VM `{vm}` is off (`piton set {vm} \
+                 --trash 24h` turns it on)"
+                )
             }
             (None, _) => format!("there is nothing to undo: the trash of the VM `{vm}` is empty"),
         })
@@ -207,7 +210,8 @@ pub fn restore(folder: &VmFolder, definition: &Definition, entry: &Entry) -> Res
     if let Some(back) = entry.checkpoints.iter().find(taken) {
         let (name, vm) = (&back.name, folder.name());
         return Err(CheckpointError::Refused(format!(
-            "a checkpoint `{name}` exists: rename it with `piton checkpoint rename {vm}@{name} NEW`, and try again"
+            "a checkpoint named `{name}` already exists: rename it with `piton checkpoint rename \
+             {vm}@{name} NEW`, and try again"
         )));
     }
     reserve::with_room(folder, definition, || {
@@ -366,7 +370,7 @@ pub fn drop_oldest(folder: &VmFolder, lock: &VmLock, definition: &mut Definition
     let Some(oldest) = entries(&manifests, definition).pop() else { return Ok(false) };
     purge(folder, lock, definition, &oldest)?;
     log::warn!(
-        "there is little room: what went into the trash at {} ({}) is gone for good",
+        "disk space is low: permanently deleted what was moved to the trash at {} ({})",
         oldest.how.when.at.format("%Y-%m-%d %H:%M:%SZ"),
         oldest.how.why
     );

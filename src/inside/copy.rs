@@ -74,7 +74,7 @@ fn find(guest: &mut Guest, path: &str) -> Result<Option<Found>, InsideError> {
         Some(b'f') => What::Other,
         Some(b'n') => What::Nothing,
         Some(b'x') => What::NoParent,
-        _ => return Err(InsideError::NotBegun("its shell does not work".into())),
+        _ => return Err(InsideError::NotBegun("its shell is not working".into())),
     };
     Ok(Some(Found { what, has_tar: said.get(2) == Some(&b't') }))
 }
@@ -107,7 +107,7 @@ fn check_guest_path(path: &str) -> Result<(), InsideError> {
         return refused(format!("`{path}` is not absolute: paths in the guest begin with /"));
     }
     if [".", "..", ""].contains(&split(path).1) {
-        return refused(format!("`{path}` does not end in a name: name the file or folder itself"));
+        return refused(format!("`{path}` does not end in a name: give the file or folder itself"));
     }
     Ok(())
 }
@@ -217,7 +217,7 @@ impl Unpacking<'_> {
         let mut all = parts(name).unwrap_or_default();
         match all.first_mut() {
             Some(first) if *first == self.name => first.clone_from(&self.name_here),
-            _ => return refused("the guest sent a name that leads elsewhere: it was not written"),
+            _ => return refused("the guest sent a path outside of the destination: it was not written"),
         }
         Ok(all)
     }
@@ -259,7 +259,7 @@ impl Unpacking<'_> {
             Kind::Folder => {
                 self.place.folder(&parts).map_err(failed)?;
                 if self.folders.len() >= FOLDERS_MAX {
-                    return refused("the folder has too many folders in it");
+                    return refused("the folder is nested too deeply");
                 }
                 self.folders.push((parts, mode));
             }
@@ -301,7 +301,7 @@ impl Unpacking<'_> {
     fn end(self, code: u8) -> Result<Copied, InsideError> {
         tar_ended(code, &self.complaint)?;
         if !self.reader.is_whole() {
-            return Err(InsideError::Lost { what: WHAT, text: "the guest's tar ended too early".into() });
+            return Err(InsideError::Lost { what: WHAT, text: "the guest's tar stopped too early".into() });
         }
         Ok(self.copied)
     }
@@ -316,7 +316,7 @@ fn tar_ended(code: u8, complaint: &[u8]) -> Result<(), InsideError> {
     // Its last words tell only that there were others.
     let said = said.lines().next().unwrap_or("it gave no reason").trim().to_owned();
     // GNU tar's 1: files changed while they were read.
-    let some = if code == 1 { "some files are not as they were" } else { "not all was copied" };
+    let some = if code == 1 { "some files do not match the originals" } else { "the copy is incomplete" };
     Err(InsideError::Lost {
         what: "tar in the guest failed",
         text: format!("{said} (exit code {code}; {some})"),
@@ -401,7 +401,7 @@ pub fn to_guest(
     let whole = std::fs::canonicalize(from).map_err(host(shown(from)))?;
     let name = from.file_name().or(whole.file_name()).unwrap_or_default();
     let Some(name) = name.to_str().filter(|name| !name.is_empty()) else {
-        return refused(format!("{} has a name that an agent cannot be told", shown(from)));
+        return refused(format!("{} has a name that the guest agent cannot handle", shown(from)));
     };
     let found = find(guest, to)?;
     let Some(found) = found else {
@@ -415,7 +415,7 @@ pub fn to_guest(
         What::Folder => (to, name),
         What::NoParent => return refused(format!("there is no folder {} in the guest", split(to).0)),
         _ if to.ends_with('/') => return refused(format!("there is no folder {to} in the guest")),
-        What::Other if meta.is_dir() => return refused(format!("{to} in the guest is no folder")),
+        What::Other if meta.is_dir() => return refused(format!("{to} in the guest is not a folder")),
         _ => {
             check_guest_path(to)?;
             split(to)
@@ -459,7 +459,7 @@ fn pack_to_guest(
             packed => Some(packed?),
         };
         tar_ended(ended.map_err(|e| renamed(e, WHAT))?.code, &sending.complaint)?;
-        copied.ok_or(InsideError::Lost { what: WHAT, text: "the guest's tar ended too early".into() })
+        copied.ok_or(InsideError::Lost { what: WHAT, text: "the guest's tar stopped too early".into() })
     })
 }
 
@@ -549,7 +549,7 @@ impl Packer<'_> {
             let mut piece = vec![0; most];
             let count = file.read(&mut piece).map_err(host(shown(path)))?;
             if count == 0 {
-                let error = io::Error::other("it became shorter while it was copied");
+                let error = io::Error::other("it was truncated while it was copied");
                 return Err(InsideError::Host { what: shown(path), error });
             }
             piece.truncate(count);

@@ -221,7 +221,7 @@ pub fn run(
     host: &mut dyn Host,
 ) -> Result<Ended, InsideError> {
     let mark = Id::random()
-        .map_err(|e| InsideError::Host { what: "no random bytes are available".into(), error: e.into() })?;
+        .map_err(|e| InsideError::Host { what: "cannot get random bytes".into(), error: e.into() })?;
     let dir = format!("/tmp/.piton-{mark}");
     let head = [
         dir.clone(),
@@ -317,7 +317,7 @@ impl Running<'_> {
             let code = std::str::from_utf8(&text).ok().and_then(|text| text.trim().parse().ok());
             return code
                 .map(Some)
-                .ok_or_else(|| InsideError::NotBegun("it does not say how the command ended".into()));
+                .ok_or_else(|| InsideError::NotBegun("it did not report how the command ended".into()));
         }
         let status = self.guest.exec_status(self.pid)?;
         if !status.exited {
@@ -325,7 +325,7 @@ impl Running<'_> {
         }
         let said = status.err.and_then(|err| qga::decode(&err)).unwrap_or_default();
         let said = String::from_utf8_lossy(&said);
-        let said = said.lines().next().unwrap_or("its shell ended").chars().take(200).collect();
+        let said = said.lines().next().unwrap_or("its shell exited").chars().take(200).collect();
         Err(InsideError::NotBegun(said))
     }
 

@@ -25,14 +25,15 @@ pub enum InsideError {
     #[error("{0}")]
     Call(CallError),
     #[error(
-        "the guest forbids {what}: its agent may not do {call} (in the guest, see /etc/sysconfig/qemu-ga, /etc/qemu/qemu-ga.conf or the options of qemu-ga)"
+        "the guest does not allow {what}: its agent may not run {call} (in the guest, see \
+         /etc/sysconfig/qemu-ga, /etc/qemu/qemu-ga.conf or the options of qemu-ga)"
     )]
     Forbidden { what: &'static str, call: &'static str },
-    #[error("{what}: its {text}; what became of it is not known")]
+    #[error("{what}: its {text}; its result is unknown")]
     WentBack { what: &'static str, text: String },
-    #[error("{what}: {text}; what became of it is not known")]
+    #[error("{what}: {text}; its result is unknown")]
     Lost { what: &'static str, text: String },
-    #[error("the guest cannot begin: {0}")]
+    #[error("the guest cannot start it: {0}")]
     NotBegun(String),
     #[error("{0}")]
     Refused(String),
@@ -103,7 +104,7 @@ impl Guest {
                 Ok(answer) => return Ok(answer),
                 Err(LineError::Call(CallError { why: Why::Locked, text })) => {
                     if !std::mem::replace(&mut self.told, true) {
-                        log::warn!("{text}; waiting for it");
+                        log::warn!("{text}; waiting");
                     }
                     std::thread::sleep(RETRY);
                 }
@@ -130,7 +131,7 @@ impl Guest {
         let answer: qga::Bytes = self.call(&Call::Read(qga::Read { handle, count: qga::CHUNK_MAX }))?;
         // Checked where it came in, too; this process believes nobody.
         qga::decode(&answer.data).filter(|bytes| bytes.len() <= qga::CHUNK_MAX).ok_or_else(|| {
-            InsideError::Call(CallError::new(Why::Broken, "the guest agent gave no meaningful answer"))
+            InsideError::Call(CallError::new(Why::Broken, "the guest agent gave an invalid response"))
         })
     }
 
@@ -196,10 +197,10 @@ pub fn meanwhile(what: &'static str, error: InsideError) -> InsideError {
             InsideError::Lost { what, text }
         }
         InsideError::Call(CallError { why: Why::Refused, text }) if text.contains("has not been found") => {
-            InsideError::Lost { what, text: "the guest agent was restarted meanwhile".into() }
+            InsideError::Lost { what, text: "the guest agent was restarted in the meantime".into() }
         }
         InsideError::Client(ClientError::NotRunning | ClientError::Ended) => {
-            InsideError::Lost { what, text: "the VM ended meanwhile".into() }
+            InsideError::Lost { what, text: "the VM stopped in the meantime".into() }
         }
         other => other,
     }

@@ -72,7 +72,7 @@ impl Place {
             OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         let file = File::from(openat(parent.as_fd(), name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?);
         if !file.metadata()?.is_file() {
-            return Err(io::Error::other("it is there and is no file"));
+            return Err(io::Error::other("it exists and is not a file"));
         }
         file.set_len(0)?;
         Ok(file)

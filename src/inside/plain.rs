@@ -25,7 +25,7 @@ pub fn run(
         }
     }
     let Some((program, arg)) = command.words.split_first() else {
-        return Err(InsideError::Refused("there is no command".into()));
+        return Err(InsideError::Refused("no command was given".into()));
     };
     let exec = qga::Exec {
         path: program.clone(),
@@ -50,12 +50,12 @@ pub fn run(
         }
         if host.signal().is_some() {
             return Err(InsideError::Refused(
-                "this guest has no /bin/sh, so the command in it cannot be ended and goes on".into(),
+                "this guest has no /bin/sh, so the command cannot be killed and keeps running".into(),
             ));
         }
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             return Err(InsideError::Refused(
-                "the command did not end in time; this guest has no /bin/sh, so it goes on".into(),
+                "the command did not finish in time; this guest has no /bin/sh, so it keeps running".into(),
             ));
         }
         std::thread::sleep(LOOK);

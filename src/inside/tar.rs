@@ -22,7 +22,7 @@ const PREFIX: std::ops::Range<usize> = 345..500;
 pub enum TarError {
     #[error("the guest's tar did not send an archive")]
     NoArchive,
-    #[error("the guest's tar sent a number that is none")]
+    #[error("the guest's tar sent an invalid number")]
     Number,
     #[error("the guest's tar sent a name of more than 64 KiB")]
     Name,

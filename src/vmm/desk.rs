@@ -88,7 +88,7 @@ impl Desk {
         shared.line = port.and_then(|port| match Id::random() {
             Ok(guest) => Some(Line { guest, port, calls: Progress::default() }),
             Err(e) => {
-                log::error!("the guest's agent cannot be called: no random bytes are available: {e}");
+                log::error!("the guest's agent cannot be called: cannot get random bytes: {e}");
                 None
             }
         });
@@ -111,7 +111,7 @@ impl Counter {
     pub fn ask(&self, asked: AgentAsked) {
         let (asked, text) = match self.sender.try_send(Message::Asked(asked)) {
             Ok(()) => return,
-            Err(TrySendError::Full(message)) => (message, "too many calls wait for the guest agent"),
+            Err(TrySendError::Full(message)) => (message, "too many calls are waiting for the guest agent"),
             Err(TrySendError::Disconnected(message)) => (message, "the VM is stopping"),
         };
         if let Message::Asked(AgentAsked { reply, .. }) = asked {
@@ -204,8 +204,8 @@ fn refusal(shared: &Mutex<Shared>, line: &Line, asked: &AgentAsked) -> Option<Ca
         return Some(CallError::new(Why::Locked, "the VM is paused: resume it first"));
     }
     line.port.is_thaw_due().then(|| {
-        let text = "the guest's file systems are frozen: its agent did not answer when they were to be thawed, \
-                    and is asked until it does";
+        let text = "the guest's file systems are frozen: its agent did not respond to the thaw; piton \
+         keeps trying";
         CallError::new(Why::Locked, text)
     })
 }
@@ -216,7 +216,7 @@ fn went(shared: &Mutex<Shared>) -> CallError {
         "" => "was restarted",
         former => former,
     };
-    CallError::new(Why::WentBack, format!("the guest {former} meanwhile"))
+    CallError::new(Why::WentBack, format!("the guest {former} in the meantime"))
 }
 
 fn told(shared: &Mutex<Shared>, error: AgentError) -> CallError {

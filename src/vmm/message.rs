@@ -44,7 +44,7 @@ pub enum VmmError {
     Vsock(#[from] HostError),
     #[error("nothing can be booted from disk `{disk}` ({}): {error}", path.display())]
     Image { disk: String, path: std::path::PathBuf, error: Box<ImageError> },
-    #[error("the thread that talks with the guest's agent cannot be started: {0}")]
+    #[error("cannot start the thread that talks to the guest agent: {0}")]
     Desk(std::io::Error),
 }
 

@@ -75,14 +75,14 @@ impl Vmm {
     pub(super) fn consume(&mut self) {
         let consumed = self.deleting(trash::consume);
         if let Err(e) = consumed {
-            log::warn!("what has come back from the trash is not removed from it yet: {e}");
+            log::warn!("cannot remove a restored entry from the trash yet: {e}");
         }
     }
 
     pub(super) fn empty_expired(&mut self) {
         self.park_merge();
         if let Err(e) = self.deleting(trash::expire) {
-            log::warn!("the trash is not emptied: {e}");
+            log::warn!("cannot empty the trash: {e}");
         }
         if self.machine.is_some() {
             self.merge_layers();
@@ -92,7 +92,7 @@ impl Vmm {
     /// The trash keeps to its share.
     pub(super) fn bound_trash(&mut self) {
         if let Err(e) = self.deleting(trash::bound) {
-            log::warn!("the trash is not bounded: {e}");
+            log::warn!("cannot limit the size of the trash: {e}");
         }
     }
 

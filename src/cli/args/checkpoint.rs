@@ -83,7 +83,7 @@ pub enum CheckpointCommand {
         #[arg(value_name = "VM@CHECKPOINT")]
         checkpoint: CheckpointRef,
     },
-    /// Let a pinned checkpoint be deleted again
+    /// Allow a pinned checkpoint to be deleted again
     Unpin {
         #[arg(value_name = "VM@CHECKPOINT")]
         checkpoint: CheckpointRef,
@@ -91,7 +91,7 @@ pub enum CheckpointCommand {
     /// Go to a checkpoint; the VM is then paused, or stopped if the checkpoint has no memory
     #[command(visible_alias = "restore")]
     Apply(ApplyArgs),
-    /// Go back to the parent of the current state, which goes to the trash
+    /// Go back to the parent of the current state, which is moved to the trash
     #[command(visible_alias = "rollback")]
     Revert {
         #[arg(value_name = "VM")]
@@ -123,7 +123,7 @@ pub enum CheckpointCommand {
         /// Do not wait for the layers to be merged
         #[arg(long)]
         no_wait: bool,
-        /// Delete it for good, so that `piton undo` cannot take it back
+        /// Delete it permanently, so that `piton undo` cannot restore it
         #[arg(long)]
         no_undo: bool,
         /// Do not ask for confirmation

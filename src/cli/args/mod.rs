@@ -92,9 +92,9 @@ pub enum Command {
     /// Manage the checkpoints of a VM
     #[command(subcommand, visible_alias = "cp")]
     Checkpoint(CheckpointCommand),
-    /// Take back what the last delete, apply or revert of a VM took away
+    /// Undo the last delete, apply or revert of a VM
     Undo(UndoArgs),
-    /// Work with what was taken away and can be taken back
+    /// Manage the trash of a VM
     #[command(subcommand)]
     Trash(TrashCommand),
     /// Manage the disk images of a VM
@@ -347,8 +347,8 @@ pub struct SetArgs {
     /// Create a checkpoint at every start if there is none, and delete it after a clean shutdown
     #[arg(long, value_name = "on|off", group = "setting")]
     pub auto_checkpoint: Option<Switch>,
-    /// How long what is deleted or discarded can be taken back with `piton undo`, such as 24h or 3d;
-    /// 0: not at all
+    /// How long `piton undo` can restore what was deleted or discarded, such as 24h or 3d;
+    /// 0 turns the trash off
     #[arg(long, value_name = "TIME", group = "setting", value_parser = parse_span)]
     pub trash: Option<u64>,
     /// Compute checksums of base images (disks with overlay or readonly) once, and check them from then on

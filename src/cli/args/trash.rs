@@ -7,26 +7,26 @@ use crate::folder::VmName;
 #[derive(Debug, Args)]
 pub struct UndoArgs {
     pub name: VmName,
-    /// Do not keep the current state, if another one comes back
+    /// Do not keep the current state if it is replaced
     #[arg(long)]
     pub no_undo: bool,
 }
 
 #[derive(Debug, Subcommand)]
 pub enum TrashCommand {
-    /// Show what is in the trash of a VM, how large it is, and how long it stays
+    /// Show what is in the trash of a VM, its size, and how long it is kept
     #[command(visible_alias = "ls")]
     List { name: VmName },
-    /// Take something back
+    /// Restore an entry
     Restore {
         name: VmName,
-        /// Entry, or the start of it, or the name of a deleted checkpoint
+        /// Entry, or its first digits, or the name of a deleted checkpoint
         entry: String,
-        /// Do not keep the current state, if another one comes back
+        /// Do not keep the current state if it is replaced
         #[arg(long)]
         no_undo: bool,
     },
-    /// Delete all in the trash for good, or one entry of it
+    /// Permanently delete everything in the trash, or one entry
     Empty {
         name: VmName,
         entry: Option<String>,

@@ -349,7 +349,7 @@ async fn call_agent(State(context): State<Context>, Sent(body): Sent) -> Respons
     let call = match body.call() {
         Ok(call) => call,
         Err(e) => {
-            return error(StatusCode::BAD_REQUEST, format!("the call is not as documented: {e}"));
+            return error(StatusCode::BAD_REQUEST, format!("invalid call: {e}"));
         }
     };
     let (reply, answer) = oneshot::channel();
