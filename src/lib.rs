@@ -7,6 +7,7 @@
 //! | level | module | what it is |
 //! | --- | --- | --- |
 //! | 10 | [`cli`] | the command line |
+//! | 9 | [`manager`] | pages for a browser: a client of the sockets, a reader of the folders |
 //! | 8 | [`vmm`] | owner of a running machine; one request queue |
 //! | 8 | [`inside`] | commands and copies in a guest, over its agent |
 //! | 8 | [`transfer`] | export, import and diff, in the process of the command |
@@ -62,6 +63,7 @@ pub mod image;
 pub mod inside;
 pub mod layout;
 pub mod machine;
+pub mod manager;
 pub mod memory;
 pub mod moment;
 pub mod nbd;

@@ -16,6 +16,7 @@ mod image;
 mod limits;
 mod log_file;
 mod manage;
+mod manager;
 mod named;
 mod net;
 mod offline;
@@ -88,6 +89,7 @@ pub fn main() -> ExitCode {
         Command::Clone(args) => clone::run(&args, json),
         Command::Export(args) => transfer::export_now(&args, json),
         Command::Import(args) => transfer::import(&args, json),
+        Command::Manager(args) => manager::run(args, json),
         Command::KeepNetwork => crate::net::keep().map_err(Into::into),
         Command::Doctor { name, repair, accept_unchecked } => {
             checkpoint::doctor(&name, repair, accept_unchecked, json)

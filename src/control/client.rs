@@ -205,6 +205,20 @@ pub fn get(socket: &Path) -> Result<VmInfo, ClientError> {
     ask(socket, Method::GET, "/vm", None, Wait::default())
 }
 
+/// One request without a body, for who has a runtime. What is not answered in this time is silent,
+/// whatever it is busy with.
+pub async fn ask_once<T: DeserializeOwned>(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    within: Duration,
+) -> Result<T, ClientError> {
+    match tokio::time::timeout(within, exchange(socket, method, path, Vec::new())).await {
+        Ok(answer) => parse(answer?),
+        Err(_) => Err(ClientError::Silent { vm: vm_of(socket) }),
+    }
+}
+
 /// Asks all VMs at once. One that does not answer in this time is silent, whatever it is busy with.
 pub fn get_all(
     sockets: &[PathBuf],
@@ -216,15 +230,7 @@ pub fn get_all(
         let asked: Vec<_> = some
             .iter()
             .cloned()
-            .map(|socket| {
-                runtime.spawn(async move {
-                    let answer = exchange(&socket, Method::GET, "/vm", Vec::new());
-                    match tokio::time::timeout(within, answer).await {
-                        Ok(answer) => parse(answer?),
-                        Err(_) => Err(ClientError::Silent { vm: vm_of(&socket) }),
-                    }
-                })
-            })
+            .map(|socket| runtime.spawn(async move { ask_once(&socket, Method::GET, "/vm", within).await }))
             .collect();
         for answer in asked {
             answers.push(runtime.block_on(answer).map_err(broken)?);

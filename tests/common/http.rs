@@ -37,7 +37,7 @@ fn connect(socket: &Path) -> UnixStream {
 }
 
 /// Reads up to the empty line behind the headers; returns the status and the head.
-fn read_head(stream: &mut UnixStream) -> (u16, String) {
+pub fn read_head(stream: &mut impl Read) -> (u16, String) {
     let mut head = Vec::new();
     let mut byte = [0];
     while !head.ends_with(b"\r\n\r\n") {
@@ -56,10 +56,15 @@ fn read_head(stream: &mut UnixStream) -> (u16, String) {
 
 /// Sends bytes as they are, and reads the answer to its end.
 pub fn exchange(socket: &Path, request: &[u8]) -> Response {
-    let mut stream = connect(socket);
+    converse(connect(socket), request)
+}
+
+/// The same over any connection.
+pub fn converse(mut stream: impl Read + Write, request: &[u8]) -> Response {
     match stream.write_all(request) {
         // It may answer, and close, before it has read all of a request that it does not want.
-        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => {}
+        Err(e)
+            if matches!(e.kind(), std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::ConnectionReset) => {}
         written => written.unwrap(),
     }
     let (status, head) = read_head(&mut stream);

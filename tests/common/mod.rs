@@ -7,7 +7,7 @@ mod finished;
 mod flat;
 mod home;
 mod host_agent;
-mod http;
+pub mod http;
 mod lane;
 mod mount;
 mod terminal;

@@ -15,6 +15,7 @@ use crate::config::{DiskArg, Forward, NetArg, parse_cpus, parse_memory};
 use crate::control::State;
 use crate::folder::{CheckpointType, VmName};
 use crate::id::Id;
+use crate::manager::Address;
 use crate::moment::parse_span;
 use crate::vm::Clock;
 
@@ -109,6 +110,8 @@ pub enum Command {
     Export(ExportArgs),
     /// Create a VM from an export
     Import(ImportArgs),
+    /// Show all VMs and their checkpoints in a browser
+    Manager(ManagerArgs),
     /// Start passt for the VM whose process is at the other end of standard input
     #[command(hide = true)]
     KeepNetwork,
@@ -374,6 +377,19 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
     // A year is as good as for ever, and can be added to any time.
     time.map(|time| time.min(Duration::from_secs(365 * 24 * 3600)))
         .ok_or_else(|| format!("`{}` is not a number of seconds", text.escape_debug()))
+}
+
+#[derive(Debug, Args)]
+pub struct ManagerArgs {
+    /// Where to listen: [ADDRESS:]PORT, ADDRESS or unix:PATH [default: a free port of 127.0.0.1]
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Option<Address>,
+    /// Another name by which browsers may know this host; may be repeated
+    #[arg(long, value_name = "NAME")]
+    pub allowed_host: Vec<String>,
+    /// Do not open a browser
+    #[arg(long)]
+    pub no_open: bool,
 }
 
 #[derive(Debug, Args)]

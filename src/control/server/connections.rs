@@ -1,5 +1,6 @@
 //! Who may connect, how many at one time, and for how long without a word.
 
+use std::future::Future;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,7 +10,8 @@ use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
@@ -28,31 +30,63 @@ pub async fn ended(mut stopped: watch::Receiver<()>) {
     while stopped.changed().await.is_ok() {}
 }
 
+/// Where clients come from.
+pub trait Door: Sync {
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// The next client; none: it may not ask, and was shown out.
+    fn client(&self) -> impl Future<Output = io::Result<Option<Self::Stream>>> + Send;
+}
+
+impl Door for UnixListener {
+    type Stream = UnixStream;
+
+    /// One of the user that this process runs as, or of root. The modes of socket and folder say the
+    /// same; this holds should somebody change them.
+    async fn client(&self) -> io::Result<Option<UnixStream>> {
+        let (stream, _) = self.accept().await?;
+        match stream.peer_cred() {
+            Ok(peer) if [nix::unistd::geteuid().as_raw(), 0].contains(&peer.uid()) => Ok(Some(stream)),
+            Ok(peer) => {
+                log::warn!("rejected a client: user {} may not use the socket", peer.uid());
+                Ok(None)
+            }
+            Err(e) => {
+                log::warn!("rejected a client: cannot tell its user: {e}");
+                Ok(None)
+            }
+        }
+    }
+}
+
+impl Door for TcpListener {
+    type Stream = TcpStream;
+
+    async fn client(&self) -> io::Result<Option<TcpStream>> {
+        let (stream, _) = self.accept().await?;
+        stream.set_nodelay(true)?;
+        Ok(Some(stream))
+    }
+}
+
 /// Serves until it is told to end and all that was asked is answered.
-pub async fn serve(
-    listener: std::os::unix::net::UnixListener,
-    app: Router,
-    seats: Seats,
-    stopped: watch::Receiver<()>,
-) -> io::Result<()> {
-    let listener = UnixListener::from_std(listener)?;
+pub async fn serve(door: impl Door, app: Router, seats: Seats, stopped: watch::Receiver<()>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             () = ended(stopped.clone()) => break,
             Some(_) = connections.join_next() => {}
-            stream = accept(&listener, &seats) => {
+            stream = accept(&door, &seats) => {
                 let leave = Arc::new(Notify::new());
                 if let Some(seat) = seat(&seats, &leave).await {
                     connections.spawn(converse(stream, app.clone(), seat, leave, stopped.clone()));
                 } else {
-                    log::warn!("rejected a client of the control socket: too many are waiting for responses");
+                    log::warn!("rejected a client: too many are waiting for responses");
                 }
             }
         }
     }
     while connections.join_next().await.is_some() {}
-    Ok(())
 }
 
 /// A place, if one is free in time; who is told to `leave` makes room.
@@ -68,20 +102,14 @@ async fn seat(seats: &Seats, leave: &Arc<Notify>) -> Option<Seat> {
     }
 }
 
-/// The next client that may ask: one of the user that the VM runs as, or of root. The modes of
-/// socket and folder say the same; this holds should somebody change them.
-async fn accept(listener: &UnixListener, seats: &Seats) -> UnixStream {
+/// The next client that may ask.
+async fn accept<D: Door>(door: &D, seats: &Seats) -> D::Stream {
     loop {
-        match listener.accept().await {
-            Ok((stream, _)) => match stream.peer_cred() {
-                Ok(peer) if [nix::unistd::geteuid().as_raw(), 0].contains(&peer.uid()) => return stream,
-                Ok(peer) => {
-                    log::warn!("rejected a client of the control socket: user {} may not use it", peer.uid())
-                }
-                Err(e) => log::warn!("rejected a client of the control socket: cannot tell its user: {e}"),
-            },
+        match door.client().await {
+            Ok(Some(stream)) => return stream,
+            Ok(None) => {}
             Err(e) => {
-                log::debug!("cannot accept a client of control socket: {e}");
+                log::debug!("cannot accept a client: {e}");
                 // No file descriptor is left, most likely.
                 seats.free_one();
                 tokio::time::sleep(RETRY).await;
@@ -92,7 +120,7 @@ async fn accept(listener: &UnixListener, seats: &Seats) -> UnixStream {
 
 /// Answers one client until it goes, is silent for too long, or has to make room for another.
 async fn converse(
-    stream: UnixStream,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     app: Router,
     seat: Seat,
     leave: Arc<Notify>,
@@ -117,7 +145,7 @@ async fn converse(
         tokio::select! {
             result = connection.as_mut() => {
                 if let Err(e) = result {
-                    log::debug!("a connection to the control socket failed: {e}");
+                    log::debug!("a connection broke off: {e}");
                 }
                 return;
             }

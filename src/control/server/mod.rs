@@ -2,7 +2,7 @@
 //! who may ask, and [`relay`] the console.
 
 mod api;
-mod connections;
+pub mod connections;
 mod relay;
 
 use std::io;
@@ -83,12 +83,12 @@ impl Server {
                         ended(stopped.clone()).await;
                         tokio::time::sleep(LAST_WORDS).await;
                     };
+                    let door = match tokio::net::UnixListener::from_std(listener) {
+                        Ok(door) => door,
+                        Err(e) => return log::error!("the control socket: {e}"),
+                    };
                     tokio::select! {
-                        result = connections::serve(listener, api::router(context), seats, stopped.clone()) => {
-                            if let Err(e) = result {
-                                log::error!("control socket: {e}");
-                            }
-                        }
+                        () = connections::serve(door, api::router(context), seats, stopped.clone()) => {}
                         () = patience => {}
                     }
                     let deadline = Instant::now() + LAST_WORDS;
@@ -103,7 +103,7 @@ impl Server {
 }
 
 /// How many files this process may have open; clients get a part of them.
-fn descriptors() -> usize {
+pub fn descriptors() -> usize {
     let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
     limit.map_or(1024, |(soft, _)| usize::try_from(soft).unwrap_or(usize::MAX))
 }

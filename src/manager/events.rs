@@ -1,0 +1,118 @@
+//! Server-sent events: how things are, and then each change.
+//!
+//! | event | data |
+//! | --- | --- |
+//! | `vm` | a VM, new or changed |
+//! | `gone` | the name of a VM that is no more |
+//! | `tree` | the checkpoints of the VM that was asked for; or `{"error"}` |
+//! | `actions` | all actions |
+//! | `ready` | nothing: all that there was has been told |
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::body::Bytes;
+use http_body_util::channel::Sender;
+use serde::Serialize;
+
+use super::actions::Actions;
+use super::files::{TreeFiles, tree};
+use super::watch::Watch;
+use crate::control::ErrorBody;
+use crate::folder::VmFolder;
+
+/// Between two looks for news.
+const TICK: Duration = Duration::from_millis(40);
+/// A stream without news says that it lives; who is gone is noticed so.
+const ALIVE: Duration = Duration::from_secs(5);
+/// How long the VMs may take until a page is told that it knows them all.
+const FIRST: Duration = Duration::from_secs(2);
+
+pub type Stream = Sender<Bytes, Infallible>;
+
+fn event(name: &str, data: &str) -> String {
+    // JSON has no line breaks but in strings, where they are escaped.
+    format!("event: {name}\ndata: {data}\n\n")
+}
+
+fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_else(|e| {
+        log::error!("an event cannot be told: {e}");
+        "null".into()
+    })
+}
+
+/// The tree as it was told last.
+struct Shown {
+    files: TreeFiles,
+    told: String,
+}
+
+impl Shown {
+    /// The event, if there is something new.
+    fn news(&mut self) -> Option<String> {
+        if !self.files.have_changed() {
+            return None;
+        }
+        let now = match tree(self.files.folder()) {
+            Ok(tree) => json(&tree),
+            Err(e) => json(&ErrorBody { error: e.to_string() }),
+        };
+        let changed = now != self.told;
+        self.told = now;
+        changed.then(|| event("tree", &self.told))
+    }
+}
+
+/// Tells until nobody listens.
+pub async fn tell(mut stream: Stream, watch: Watch, actions: Actions, vm: Option<VmFolder>) {
+    let watcher = watch.watcher();
+    let mut of_actions = actions.watch();
+    of_actions.mark_changed();
+    let mut shown = vm.map(|folder| Shown { files: TreeFiles::new(folder), told: String::new() });
+    let mut told: BTreeMap<String, Arc<str>> = BTreeMap::new();
+    let (began, mut spoke, mut ready) = (Instant::now(), Instant::now(), false);
+    loop {
+        let mut news = String::new();
+        let now = watcher.seen.borrow().clone();
+        for (name, vm) in now.iter() {
+            if told.get(name).is_none_or(|before| !Arc::ptr_eq(before, vm)) {
+                news += &event("vm", vm);
+            }
+        }
+        for name in told.keys().filter(|name| !now.contains_key(*name)) {
+            news += &event("gone", &json(name));
+        }
+        told.clone_from(&now);
+        if let Some(mut tree) = shown.take() {
+            let looked = tokio::task::spawn_blocking(move || {
+                let news = tree.news();
+                (tree, news)
+            });
+            if let Ok((tree, of_tree)) = looked.await {
+                shown = Some(tree);
+                news += &of_tree.unwrap_or_default();
+            }
+        }
+        if of_actions.has_changed().unwrap_or(false) {
+            of_actions.mark_unchanged();
+            news += &event("actions", &json(&actions.list()));
+        }
+        if !ready && (watch.is_complete() || began.elapsed() > FIRST) {
+            ready = true;
+            news += &event("ready", "null");
+        }
+        if news.is_empty() && spoke.elapsed() >= ALIVE {
+            news = ": alive\n\n".into();
+        }
+        if !news.is_empty() {
+            spoke = Instant::now();
+            if stream.send_data(news.into()).await.is_err() {
+                return;
+            }
+        }
+        tokio::time::sleep(TICK).await;
+    }
+}

@@ -1,0 +1,217 @@
+//! Where the manager listens, and its life.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{oneshot, watch};
+
+use super::actions::Actions;
+use super::api::Context;
+use super::front::{Door, router};
+use super::gate::Gate;
+use super::watch::Watch;
+use crate::control::server::connections::{ended, serve as serve_clients};
+use crate::control::server::descriptors;
+use crate::folder::Home;
+use crate::seats::Seats;
+
+/// Connections at one time, where there are file descriptors enough.
+const CONNECTIONS_MAX: usize = 256;
+/// A connection that said nothing for this long makes room for another if all are taken.
+const GRACE: Duration = Duration::from_millis(250);
+/// How long those who wait for an answer have when the manager ends.
+const LAST_WORDS: Duration = Duration::from_millis(300);
+
+#[derive(Debug, thiserror::Error)]
+pub enum ManagerError {
+    #[error("the manager cannot listen on {at}: {error}")]
+    Listen { at: String, error: io::Error },
+    #[error("another manager, or another program, listens on {}", .0.display())]
+    Taken(PathBuf),
+    #[error("{} is there and is no socket: choose another path", .0.display())]
+    NoSocket(PathBuf),
+    #[error("the manager cannot start: {0}")]
+    Start(io::Error),
+}
+
+/// Where to listen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// Port 0: any that is free.
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+impl Default for Address {
+    fn default() -> Self {
+        Self::Tcp((Ipv4Addr::LOCALHOST, 0).into())
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{}` is no address: give ADDRESS:PORT, ADDRESS, PORT or unix:PATH", .0.escape_debug())]
+pub struct AddressError(String);
+
+impl FromStr for Address {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
+            return Ok(Self::Unix(path.into()));
+        }
+        let port = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        text.parse()
+            .or_else(|_| text.parse().map(port))
+            .or_else(|_| text.parse::<IpAddr>().map(|address| (address, 0).into()))
+            .map(Self::Tcp)
+            .map_err(|_| AddressError(text.to_owned()))
+    }
+}
+
+pub struct Options {
+    pub home: Home,
+    pub address: Address,
+    /// Names that this host has for browsers elsewhere.
+    pub allowed_hosts: Vec<String>,
+    /// piton itself.
+    pub program: PathBuf,
+}
+
+/// Where the manager can be found: a link is this and the token. Over a Unix socket the port is the
+/// user's own.
+fn root(options: &Options, at: Option<SocketAddr>) -> String {
+    let host = options.allowed_hosts.first();
+    match at {
+        None => format!("http://{}", host.map_or("localhost:PORT", String::as_str)),
+        Some(at) => match host {
+            Some(host) => format!("http://{host}:{}", at.port()),
+            None => format!("http://{at}"),
+        },
+    }
+}
+
+/// Serves until `stop` comes. `new_link` is told each link; one lets one browser in.
+pub fn serve(
+    options: Options,
+    new_link: impl Fn(&str) + Send + Sync + 'static,
+    stop: oneshot::Receiver<()>,
+) -> Result<(), ManagerError> {
+    // Two threads do for those who look, and one that waits for a disk holds up nobody.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_io()
+        .enable_time()
+        .build()
+        .map_err(ManagerError::Start)?;
+    let result = runtime.block_on(run(options, new_link, stop));
+    // A look at a folder that does not answer is not waited for.
+    runtime.shutdown_background();
+    result
+}
+
+async fn run(
+    options: Options,
+    new_link: impl Fn(&str) + Send + Sync + 'static,
+    stop: oneshot::Receiver<()>,
+) -> Result<(), ManagerError> {
+    match options.address.clone() {
+        Address::Tcp(address) => {
+            let failed = |error| ManagerError::Listen { at: address.to_string(), error };
+            let door = TcpListener::bind(address).await.map_err(failed)?;
+            let at = door.local_addr().map_err(failed)?;
+            // An address is nobody's name.
+            let own = (!at.ip().is_unspecified()).then(|| match at.ip() {
+                IpAddr::V4(ip) => ip.to_string(),
+                IpAddr::V6(ip) => format!("[{ip}]"),
+            });
+            let gate = Gate::new(options.allowed_hosts.iter().cloned().chain(own), &at.port().to_string());
+            talk(options, gate, Some(at), door, new_link, stop).await
+        }
+        Address::Unix(path) => {
+            let door = bind(&path)?;
+            let mark = format!("{:08x}", crc32fast::hash(path.as_os_str().as_encoded_bytes()));
+            let gate = Gate::new(options.allowed_hosts.iter().cloned(), &mark);
+            let result = talk(options, gate, None, door, new_link, stop).await;
+            let _ = std::fs::remove_file(&path);
+            result
+        }
+    }
+}
+
+async fn talk(
+    options: Options,
+    gate: Gate,
+    at: Option<SocketAddr>,
+    door: impl crate::control::server::connections::Door,
+    new_link: impl Fn(&str) + Send + Sync + 'static,
+    stop: oneshot::Receiver<()>,
+) -> Result<(), ManagerError> {
+    let root = root(&options, at);
+    let tell = move |token: &str| new_link(&format!("{root}/?token={token}"));
+    tell(&gate.new_link().map_err(ManagerError::Start)?);
+    let watch = Watch::new(options.home.clone());
+    tokio::spawn(watch.clone().run());
+    let context = Context { home: options.home, watch, actions: Actions::new(options.program) };
+    let app = router(Door { gate: Arc::new(gate), new_link: Arc::new(tell) }, context);
+    let seats = Seats::new((descriptors() / 4).clamp(4, CONNECTIONS_MAX), GRACE);
+    let (end, stopped) = watch::channel(());
+    let patience = async {
+        ended(stopped.clone()).await;
+        tokio::time::sleep(LAST_WORDS).await;
+    };
+    tokio::select! {
+        () = serve_clients(door, app, seats, stopped.clone()) => {}
+        () = patience => {}
+        // Who may stop it has gone, or has done so.
+        _ = async { let _ = stop.await; drop(end); std::future::pending::<()>().await } => {}
+    }
+    Ok(())
+}
+
+/// Listens at `path`, in place of the socket of a manager that is no more.
+fn bind(path: &Path) -> Result<UnixListener, ManagerError> {
+    let failed = |error| ManagerError::Listen { at: path.display().to_string(), error };
+    match std::fs::symlink_metadata(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(failed(e)),
+        Ok(found) if !found.file_type().is_socket() => return Err(ManagerError::NoSocket(path.to_owned())),
+        Ok(_) => match std::os::unix::net::UnixStream::connect(path) {
+            Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
+                std::fs::remove_file(path).map_err(failed)?;
+            }
+            Ok(_) => return Err(ManagerError::Taken(path.to_owned())),
+            Err(e) => return Err(failed(e)),
+        },
+    }
+    let door = UnixListener::bind(path).map_err(failed)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    Ok(door)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses() {
+        let tcp = |text: &str| Ok(Address::Tcp(text.parse().unwrap()));
+        for (text, address) in [
+            ("8000", tcp("127.0.0.1:8000")),
+            ("127.0.0.2", tcp("127.0.0.2:0")),
+            ("[::1]:80", tcp("[::1]:80")),
+            ("::1", tcp("[::1]:0")),
+            ("unix:/run/x", Ok(Address::Unix("/run/x".into()))),
+        ] {
+            assert_eq!(text.parse(), address, "{text}");
+        }
+        for text in ["", "unix:", "localhost:80", "99999", "a b"] {
+            assert!(text.parse::<Address>().is_err(), "{text}");
+        }
+    }
+}

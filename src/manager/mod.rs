@@ -1,0 +1,22 @@
+//! The web manager: pages that show all VMs of a user and do what the commands do. It is a process
+//! of its own, a client of the VMs' sockets and a reader of their folders; what it changes it has
+//! changed by the program itself. Nothing depends on it.
+//!
+//! [`gate`] is who may ask, [`api`] what can be asked, [`pages`] what a browser gets.
+
+mod actions;
+mod api;
+mod console;
+mod deed;
+mod events;
+mod files;
+mod front;
+mod gate;
+mod listen;
+mod load;
+mod pages;
+mod tail;
+mod vms;
+mod watch;
+
+pub use listen::{Address, ManagerError, Options, serve};

@@ -1,0 +1,177 @@
+// What is asked before checkpoints are made, gone back to, or deleted; in plain words.
+
+import { h } from "./dom.js";
+import { ask, say } from "./dialogs.js";
+import { perform } from "./actions.js";
+import { act } from "./store.js";
+import { ago, plural, size } from "./text.js";
+
+export async function createCheckpoint(vm) {
+  const running = vm.state !== "stopped";
+  const given = await ask({
+    title: `Create a checkpoint of ${vm.name}`,
+    text: [running
+      ? "The VM keeps running. You can come back to exactly this moment at any time."
+      : "The VM is stopped, so the checkpoint holds its disks and settings."],
+    fields: [
+      { name: "name", label: "Name", kind: "text", most: 64, placeholder: "the time" },
+      { name: "note", label: "Note", kind: "textarea" },
+      ...(running ? [{ name: "type", label: "Type", kind: "choice", value: "", choices: [
+        ["", `As set for this VM (${vm.checkpoint_type})`],
+        ["standard", "Standard: memory and disks; going back resumes the running programs"],
+        ["production", "Production: disks only, with the guest's file systems flushed; needs qemu-guest-agent"],
+      ] }] : []),
+    ],
+    confirm: "Create",
+  });
+  if (!given) return;
+  const deed = { do: "create", vm: vm.name, note: given.note };
+  if (given.name) deed.name = given.name;
+  if (given.type) deed.type = given.type;
+  await perform(deed, (made) => `Checkpoint “${made.name}” was created.`);
+}
+
+/// What would be lost of the current state, in a sentence.
+function atStake(vm, tree) {
+  const parent = tree.checkpoints.find((checkpoint) => checkpoint.id === tree.now);
+  return parent
+    ? `What ${vm.name} has done since checkpoint “${parent.name}” (${ago(parent.created)}) is only in its current state: unless you save it, it is lost.`
+    : `What ${vm.name} has done so far is only in its current state: unless you save it, it is lost.`;
+}
+
+function landing(checkpoint, vm) {
+  if (checkpoint.lands === "stopped") {
+    return vm.state === "stopped"
+      ? "This checkpoint holds disks without memory, so the VM will boot from them."
+      : "This checkpoint holds disks without memory, so the VM stops, and then boots from them.";
+  }
+  return "The VM goes back to the instant at which this checkpoint was created, with all programs that ran then.";
+}
+
+export async function applyCheckpoint(vm, tree, checkpoint) {
+  const given = await ask({
+    title: `Apply checkpoint “${checkpoint.name}”`,
+    text: [landing(checkpoint, vm), h("p", { class: "stake" }, atStake(vm, tree))],
+    fields: [
+      { name: "current", label: "The current state", kind: "choice", value: "save", choices: [
+        ["save", "Save it first, as another checkpoint"],
+        ["discard", "Discard it; it cannot be brought back"],
+      ] },
+      { name: "name", label: "Name of the saved state", kind: "text", most: 64, placeholder: "the time",
+        when: (values) => values.current === "save" },
+      { name: "run", label: checkpoint.lands === "stopped" ? "Boot it at once" : "Let it run at once", kind: "check",
+        value: vm.state === "running" },
+    ],
+    confirm: "Apply",
+  });
+  if (!given) return;
+  const deed = { do: "apply", vm: vm.name, checkpoint: checkpoint.id, current: given.current, run: given.run };
+  if (given.current === "save" && given.name) deed.name = given.name;
+  await perform(deed, `${vm.name} is at checkpoint “${checkpoint.name}”.`);
+}
+
+export async function revert(vm, tree) {
+  const parent = tree.checkpoints.find((checkpoint) => checkpoint.id === tree.now);
+  if (!parent) return say("There is no checkpoint to revert to.", true);
+  const given = await ask({
+    title: `Revert ${vm.name} to “${parent.name}”`,
+    text: [landing(parent, vm), h("p", { class: "stake" },
+      `What the VM did since then (${ago(parent.created)}) will be lost. To keep it, apply the checkpoint instead and save the current state.`)],
+    fields: [{ name: "run", label: parent.lands === "stopped" ? "Boot it at once" : "Let it run at once", kind: "check",
+      value: vm.state === "running" }],
+    confirm: "Revert",
+    danger: true,
+  });
+  if (!given) return;
+  await perform({ do: "revert", vm: vm.name, run: given.run }, `${vm.name} is back at “${parent.name}”.`);
+}
+
+function held(checkpoints) {
+  const memory = checkpoints.reduce((sum, one) => sum + (one.memory_compressed ?? one.memory_stored ?? 0), 0);
+  const disk = checkpoints.reduce((sum, one) => sum + one.disk_bytes, 0);
+  return `${size(memory)} of memory and ${size(disk)} of disk changes`;
+}
+
+export async function deleteCheckpoint(vm, checkpoint, subtree) {
+  const deed = { do: "delete", vm: vm.name, checkpoint: checkpoint.id, subtree };
+  // What would go is piton's to say.
+  let plan;
+  try {
+    plan = await act({ ...deed, dry_run: true });
+  } catch (problem) {
+    return say(problem.message, true);
+  }
+  if (plan.state !== "done") return say(plan.error, true);
+  const going = plan.result.deleted;
+  const names = going.slice(0, 12).map((one) => h("li", {}, one.name));
+  if (going.length > names.length) names.push(h("li", {}, `and ${going.length - names.length} more`));
+  const given = await ask({
+    title: subtree && going.length > 1
+      ? `Delete “${checkpoint.name}” and all below it?`
+      : `Delete checkpoint “${checkpoint.name}”?`,
+    text: [
+      going.length > 1 ? h("ul", { class: "going" }, ...names) : null,
+      `${going.length > 1 ? `These ${plural(going.length, "checkpoint")} hold` : "It holds"} ${held(going)}. `
+        + "What other checkpoints or the current state need is merged and kept; the rest is freed. "
+        + "The VM and all other checkpoints stay as they are.",
+      "A deleted checkpoint cannot be brought back.",
+    ].filter(Boolean),
+    confirm: going.length > 1 ? `Delete ${going.length}` : "Delete",
+    danger: true,
+  });
+  if (!given) return;
+  await perform(deed, (done) => `${plural(done.deleted.length, "checkpoint")} deleted`
+    + (done.merge_later ? "; disk layers are being merged." : "."));
+}
+
+export async function renameCheckpoint(vm, checkpoint) {
+  const given = await ask({
+    title: `Rename “${checkpoint.name}”`,
+    fields: [{ name: "name", label: "Name", kind: "text", most: 64, value: checkpoint.name, required: true }],
+    confirm: "Rename",
+  });
+  if (!given || given.name === checkpoint.name) return;
+  await perform({ do: "rename", vm: vm.name, checkpoint: checkpoint.id, name: given.name });
+}
+
+export async function editNote(vm, checkpoint) {
+  const given = await ask({
+    title: `Note of “${checkpoint.name}”`,
+    fields: [{ name: "note", label: "Note", kind: "textarea", value: checkpoint.note }],
+    confirm: "Save",
+  });
+  if (!given || given.note === checkpoint.note) return;
+  await perform({ do: "note", vm: vm.name, checkpoint: checkpoint.id, note: given.note });
+}
+
+export async function cloneCheckpoint(vm, checkpoint) {
+  const given = await ask({
+    title: `Clone from “${checkpoint.name}”`,
+    text: ["A new VM begins at this checkpoint and shares its data; both then go their own ways."],
+    fields: [
+      { name: "new", label: "Name of the new VM", kind: "text", most: 64, value: `${vm.name}-clone`, required: true },
+      { name: "run", label: "Run it at once", kind: "check", value: false },
+    ],
+    confirm: "Clone",
+  });
+  if (!given) return;
+  await perform({ do: "clone", vm: vm.name, checkpoint: checkpoint.id, ...given }, `The VM “${given.new}” was created.`);
+}
+
+export async function exportCheckpoint(vm, checkpoint) {
+  const given = await ask({
+    title: `Export “${checkpoint.name}”`,
+    text: ["A self-contained copy: a backup, or to be imported on another host with piton import."],
+    fields: [{ name: "dir", label: "Folder to create on this host", kind: "text", required: true,
+      placeholder: "/home/you/backup", hint: "An absolute path; the folder must not exist yet." }],
+    confirm: "Export",
+  });
+  if (!given) return;
+  await perform({ do: "export", vm: vm.name, checkpoint: checkpoint.id, dir: given.dir }, `Exported to ${given.dir}.`);
+}
+
+export async function verifyCheckpoint(vm, checkpoint) {
+  await perform({ do: "verify", vm: vm.name, checkpoint: checkpoint.id },
+    (done) => `“${checkpoint.name}” is as it was written: ${size(done.bytes)} read and checked`
+      + (done.unchecked?.length ? `; ${plural(done.unchecked.length, "base image")} without checksums.` : "."));
+}
