@@ -62,8 +62,9 @@ fn refine(error: StoreError, manifest: &Manifest) -> CheckpointError {
     use std::io::ErrorKind::{QuotaExceeded, StorageFull};
     match source.kind() {
         StorageFull | QuotaExceeded => CheckpointError::Refused(format!(
-            "there is no room for a copy of the memory of `{}` that VMs can share ({source}): free some space, \
-             or let each VM have memory of its own (`clone --own-memory`, `apply` without --share)",
+            "there is not enough space for a copy of the memory of `{}` that VMs can share ({source}): \
+             free some space, or give each VM its own memory (`clone --own-memory`, `apply` without \
+             --share)",
             manifest.name
         )),
         _ => StorageError::into(source),
