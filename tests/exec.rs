@@ -93,17 +93,18 @@ fn wait_for_line(child: &mut Child, line: &str) {
 
 fn signals_reach_the_command(home: &Home) {
     let caught = "trap 'echo caught; exit 42' INT TERM; echo ready; while :; do sleep 0.05; done";
-    for signal in [libc::SIGINT, libc::SIGTERM] {
-        let mut child = start(home, &["sh", "-c", caught]);
-        wait_for_line(&mut child, "ready\n");
-        send_signal(child.id() as i32, signal);
-        wait_for_line(&mut child, "caught\n");
-        assert_eq!(ends(&mut child), Some(42));
-    }
-    let mut child = start(home, &["sh", "-c", "echo ready; sleep 1000"]);
+    let mut child = start(home, &["sh", "-c", caught]);
     wait_for_line(&mut child, "ready\n");
     send_signal(child.id() as i32, libc::SIGINT);
-    assert_eq!(ends(&mut child), Some(130));
+    wait_for_line(&mut child, "caught\n");
+    assert_eq!(ends(&mut child), Some(42));
+    let mut child = start(home, &["sh", "-c", "echo ready; sleep 1000"]);
+    wait_for_line(&mut child, "ready\n");
+    send_signal(child.id() as i32, libc::SIGTERM);
+    assert_eq!(ends(&mut child), Some(143));
+}
+
+fn who_is_deaf_is_killed(home: &Home) {
     // Who is deaf to the first is killed by the second.
     let mut child = start(home, &["sh", "-c", "trap '' INT; echo ready; while :; do sleep 0.05; done"]);
     wait_for_line(&mut child, "ready\n");
@@ -126,23 +127,32 @@ fn who_stays_behind_is_not_waited_for(home: &Home) {
     assert_eq!(told.ok(), "done\n");
 }
 
-fn all(home: &Home) {
-    streams_and_codes(home);
-    much_goes_through(home);
-    input_is_answered_as_it_comes(home);
-    signals_reach_the_command(home);
-    who_stays_behind_is_not_waited_for(home);
-}
-
 #[test]
 fn commands_run_as_if_they_were_here() {
     let (home, mut vm, _agent) = boot();
-    all(&home);
+    streams_and_codes(&home);
+    input_is_answered_as_it_comes(&home);
+    who_stays_behind_is_not_waited_for(&home);
     until("nothing to be left of the commands", || left_in_tmp(&home).is_empty().then_some(()));
     vm.power_off();
 }
 
-/// The same with a stock qemu-ga, where there is one.
+#[test]
+fn commands_can_be_ended() {
+    let (home, mut vm, _agent) = boot();
+    signals_reach_the_command(&home);
+    who_is_deaf_is_killed(&home);
+    vm.power_off();
+}
+
+#[test]
+fn much_goes_both_ways() {
+    let (home, mut vm, _agent) = boot();
+    much_goes_through(&home);
+    vm.power_off();
+}
+
+/// The heart of it with a stock qemu-ga, where there is one.
 #[test]
 fn a_stock_agent_does_the_same() {
     let home = Home::new();
@@ -150,7 +160,10 @@ fn a_stock_agent_does_the_same() {
     let Some(_agent) = HostAgent::start_stock(&home, &mut vm) else {
         return common::skip("there is no qemu-ga here");
     };
-    all(&home);
+    let told = exec(&home, &["--", "sh", "-c", "echo out; echo err >&2; exit 7"]);
+    assert_eq!((told.code, told.stdout.as_str(), told.stderr.as_str()), (Some(7), "out\n", "err\n"));
+    much_goes_through(&home);
+    signals_reach_the_command(&home);
     vm.power_off();
 }
 
@@ -174,7 +187,7 @@ fn several_run_at_once_over_a_checkpoint_and_going_back() {
     assert_eq!(ends(&mut child), Some(125));
     let mut said = String::new();
     child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-    assert!(said.contains("guest went back to a checkpoint in the meantime"), "{said}");
+    assert!(said.contains("the guest went back to a checkpoint while the command was running"), "{said}");
 
     // Its agent dies while it runs.
     agent.die();
@@ -206,6 +219,13 @@ fn the_bundled_guests_own_programs() {
     let mut out = String::new();
     child.stdout.take().unwrap().read_to_string(&mut out).unwrap();
     assert_eq!((out.as_str(), ends(&mut child)), ("hello\n", Some(0)));
+    home.piton("wait demo --for agent --timeout 30").ok();
+    home.piton("wait demo --for paused --timeout 0.1").fails(1, &["is running", "in time"]);
+    home.piton("wait demo --for surely").fails(2, &["surely"]);
+    home.piton("ssh demo").fails(3, &["no port of this host leads to port 22", "piton exec demo"]);
+    let log = home.piton("logs demo").ok();
+    assert!(log.contains("piton guest") && log.contains("ok agent on"), "{log}");
+    assert_eq!(home.piton("logs demo --tail 1").ok().trim_end(), "ok agent on");
     home.piton("exec demo").fails(2, &["required arguments"]);
     home.piton("exec demo --env x -- echo").fails(2, &["NAME=VALUE"]);
 
@@ -213,9 +233,9 @@ fn the_bundled_guests_own_programs() {
     home.piton("exec demo -- echo x")
         .fails(125, &["the guest does not allow running commands from the host", "guest-exec"]);
     vm.ok("agent quits");
-    home.piton("exec demo -- echo x").fails(125, &["went away"]);
+    home.piton("exec demo -- echo x").fails(125, &["disconnected", "while the command was running"]);
     vm.ok("agent floods");
-    home.piton("exec demo -- echo x").fails(125, &["more"]);
+    home.piton("exec demo -- echo x").fails(125, &["is too long"]);
     vm.ok("agent on");
     home.piton("pause demo").ok();
     home.piton("exec demo -- echo x").fails(125, &["paused", "piton resume demo"]);
@@ -223,7 +243,7 @@ fn the_bundled_guests_own_programs() {
     // A restart in the middle.
     let told = home.piton("exec demo -- reboot");
     assert_eq!(told.code, Some(125), "{told}");
-    assert!(told.stderr.contains("was restarted") || told.stderr.contains("went away"), "{told}");
+    assert!(told.stderr.contains("was restarted") || told.stderr.contains("disconnected"), "{told}");
     vm.ready();
     vm.power_off();
 }

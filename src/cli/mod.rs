@@ -15,6 +15,7 @@ mod guard;
 mod image;
 mod limits;
 mod log_file;
+mod logs;
 mod manage;
 mod manager;
 mod named;
@@ -27,12 +28,14 @@ mod run;
 mod seed;
 mod set;
 mod signals;
+mod ssh;
 mod stop;
 mod terminal;
 mod transfer;
 mod trash;
 mod units;
 mod verify;
+mod wait;
 mod words;
 mod work;
 
@@ -74,6 +77,15 @@ pub fn main() -> ExitCode {
             "`piton console` does not support --json: it prints the guest's output as it is",
         )),
         Command::Console(args) => console::run(&args),
+        Command::Ssh(args) if args.no_json => {
+            Err(error::usage("`piton ssh` does not support --json: it is ssh that prints"))
+        }
+        Command::Ssh(args) => ssh::run(&args),
+        Command::Logs(args) if args.no_json => {
+            Err(error::usage("`piton logs` does not support --json: it prints the guest's output as it is"))
+        }
+        Command::Logs(args) => logs::run(&args),
+        Command::Wait(args) => wait::run(&args, json),
         Command::Copy(args) => copy::run(&args, json),
         Command::Exec(args) => exec::run(args, json),
         Command::Show { name } => manage::show(&name, json),

@@ -44,7 +44,9 @@ struct Found {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum What {
     Folder,
-    Other,
+    File,
+    /// A device or the like.
+    Special,
     Nothing,
     /// Nor is the folder there that it would be in.
     NoParent,
@@ -52,7 +54,8 @@ enum What {
 
 /// Asks the guest's shell; none if it has none.
 fn find(guest: &mut Guest, path: &str) -> Result<Option<Found>, InsideError> {
-    const SCRIPT: &str = "if [ -d \"$1\" ]; then w=d; elif [ -e \"$1\" ] || [ -L \"$1\" ]; then w=f; \
+    const SCRIPT: &str = "if [ -d \"$1\" ]; then w=d; elif [ -e \"$1\" ] && [ ! -f \"$1\" ]; then w=s; \
+        elif [ -e \"$1\" ] || [ -L \"$1\" ]; then w=f; \
         elif [ -d \"$2\" ]; then w=n; else w=x; fi; \
         command -v tar >/dev/null 2>&1 && echo \"$w t\" || echo \"$w -\"";
     if !guest.allows("guest-exec") || !guest.has_shell()? {
@@ -71,7 +74,8 @@ fn find(guest: &mut Guest, path: &str) -> Result<Option<Found>, InsideError> {
     let said = status.out.as_deref().and_then(qga::decode).unwrap_or_default();
     let what = match said.first() {
         Some(b'd') => What::Folder,
-        Some(b'f') => What::Other,
+        Some(b'f') => What::File,
+        Some(b's') => What::Special,
         Some(b'n') => What::Nothing,
         Some(b'x') => What::NoParent,
         _ => return Err(InsideError::NotBegun("its shell is not working".into())),
@@ -315,12 +319,7 @@ fn tar_ended(code: u8, complaint: &[u8]) -> Result<(), InsideError> {
     let said = String::from_utf8_lossy(complaint);
     // Its last words tell only that there were others.
     let said = said.lines().next().unwrap_or("it gave no reason").trim().to_owned();
-    // GNU tar's 1: files changed while they were read.
-    let some = if code == 1 { "some files do not match the originals" } else { "the copy is incomplete" };
-    Err(InsideError::Lost {
-        what: "tar in the guest failed",
-        text: format!("{said} (exit code {code}; {some})"),
-    })
+    Err(InsideError::Tar { said, code })
 }
 
 impl Host for Unpacking<'_> {
@@ -415,7 +414,8 @@ pub fn to_guest(
         What::Folder => (to, name),
         What::NoParent => return refused(format!("there is no folder {} in the guest", split(to).0)),
         _ if to.ends_with('/') => return refused(format!("there is no folder {to} in the guest")),
-        What::Other if meta.is_dir() => return refused(format!("{to} in the guest is not a folder")),
+        What::Special => return refused(format!("{to} in the guest is neither a file nor a folder")),
+        What::File if meta.is_dir() => return refused(format!("{to} in the guest is not a folder")),
         _ => {
             check_guest_path(to)?;
             split(to)

@@ -29,12 +29,14 @@ pub enum InsideError {
          /etc/sysconfig/qemu-ga, /etc/qemu/qemu-ga.conf or the options of qemu-ga)"
     )]
     Forbidden { what: &'static str, call: &'static str },
-    #[error("{what}: its {text}; its result is unknown")]
+    #[error("{text} while {what}, so its result is lost")]
     WentBack { what: &'static str, text: String },
-    #[error("{what}: {text}; its result is unknown")]
+    #[error("{text} while {what}; whether it was completed is not known")]
     Lost { what: &'static str, text: String },
-    #[error("the guest cannot start it: {0}")]
+    #[error("the command cannot be started in the guest: {0}")]
     NotBegun(String),
+    #[error("tar in the guest failed: {said} (exit code {code}), so not everything was copied as it is")]
+    Tar { said: String, code: u8 },
     #[error("{0}")]
     Refused(String),
     #[error("{what}: {error}")]
@@ -104,7 +106,7 @@ impl Guest {
                 Ok(answer) => return Ok(answer),
                 Err(LineError::Call(CallError { why: Why::Locked, text })) => {
                     if !std::mem::replace(&mut self.told, true) {
-                        log::warn!("{text}; waiting");
+                        log::warn!("{}: waiting", text.trim_end_matches(": resume it first"));
                     }
                     std::thread::sleep(RETRY);
                 }
@@ -191,16 +193,16 @@ pub fn is_missing(text: &str) -> bool {
 pub fn meanwhile(what: &'static str, error: InsideError) -> InsideError {
     match error {
         InsideError::Call(e) if e.why == Why::WentBack => {
-            InsideError::WentBack { what, text: e.text.trim_start_matches("the ").to_owned() }
+            InsideError::WentBack { what, text: e.text.trim_end_matches(" in the meantime").to_owned() }
         }
         InsideError::Call(CallError { why: Why::Absent | Why::Broken | Why::Silent, text }) => {
             InsideError::Lost { what, text }
         }
         InsideError::Call(CallError { why: Why::Refused, text }) if text.contains("has not been found") => {
-            InsideError::Lost { what, text: "the guest agent was restarted in the meantime".into() }
+            InsideError::Lost { what, text: "the guest agent was restarted".into() }
         }
         InsideError::Client(ClientError::NotRunning | ClientError::Ended) => {
-            InsideError::Lost { what, text: "the VM stopped in the meantime".into() }
+            InsideError::Lost { what, text: "the VM ended".into() }
         }
         other => other,
     }

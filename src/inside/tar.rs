@@ -162,7 +162,7 @@ impl Reader {
             self.state = State::Ended;
             return Ok(());
         }
-        if number(&block[SUM])? != sum(block) {
+        if number(&block[SUM]) != Ok(sum(block)) {
             return Err(TarError::NoArchive.into());
         }
         let size = number(&block[SIZE])?;

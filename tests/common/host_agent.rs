@@ -28,10 +28,21 @@ pub enum HostAgent {
 impl HostAgent {
     /// The agent of the VM `demo`, which was started with `--vsock`.
     pub fn start(home: &Home, vm: &mut Vm) -> Self {
+        Self::start_in(home, vm, None)
+    }
+
+    /// With programs of this folder before all others.
+    pub fn start_with_path(home: &Home, vm: &mut Vm, bin: &std::path::Path) -> Self {
+        let path = std::env::var("PATH").unwrap_or_default();
+        Self::start_in(home, vm, Some(format!("{}:{path}", bin.display())))
+    }
+
+    fn start_in(home: &Home, vm: &mut Vm, search: Option<String>) -> Self {
         let path = home.vm("demo").join(format!("vsock.sock_{PORT}"));
         let _ = std::fs::remove_file(&path);
         let (asked, line) = (Arc::default(), Arc::default());
-        let state = State { tmp: format!("{}/", home.beside("").display()), ..State::default() };
+        let tmp = format!("{}/", home.beside("").display());
+        let state = State { tmp, search, ..State::default() };
         serve(UnixListener::bind(&path).unwrap(), state, Arc::clone(&asked), Arc::clone(&line));
         let agent = Self::Ours(asked, line);
         vm.ok(&format!("agent relay {PORT}"));
@@ -102,6 +113,8 @@ type Programs = HashMap<i64, (Child, [Arc<Mutex<Option<Vec<u8>>>>; 2])>;
 struct State {
     /// In place of /tmp/ for what piton puts there, so that a test's end takes it away.
     tmp: String,
+    /// PATH of what it runs.
+    search: Option<String>,
     files: HashMap<i64, std::fs::File>,
     programs: Programs,
     last: i64,
@@ -238,6 +251,9 @@ impl State {
         let mut command = Command::new(path);
         command.args(words("arg")).env_remove("HOME");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        if let Some(search) = &self.search {
+            command.env("PATH", search);
+        }
         // SAFETY: prctl is async-signal-safe and the closure touches nothing else.
         unsafe {
             command.pre_exec(|| {

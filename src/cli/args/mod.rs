@@ -68,6 +68,12 @@ pub enum Command {
     Console(ConsoleArgs),
     /// Run a command in a VM's guest, through its agent
     Exec(ExecArgs),
+    /// Talk to a VM's guest by ssh, through the forward to its port 22
+    Ssh(SshArgs),
+    /// Print what a VM's console printed
+    Logs(LogsArgs),
+    /// Wait until a VM is in a state
+    Wait(WaitArgs),
     /// Copy a file or folder into a VM's guest or out of it, through its agent
     Copy(CopyArgs),
     /// Show the definition and state of a VM
@@ -278,6 +284,74 @@ pub struct ExecArgs {
     /// The command and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     pub words: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct SshArgs {
+    pub name: VmName,
+    /// The user in the guest [default: as ssh is configured]
+    #[arg(long, short = 'l', value_name = "USER")]
+    pub user: Option<String>,
+    /// The private key
+    #[arg(long, short, value_name = "FILE")]
+    pub identity: Option<PathBuf>,
+    /// What ssh gets after the address: a command, for example
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    pub words: Vec<std::ffi::OsString>,
+    /// Takes the place of the option that all other commands have.
+    #[arg(id = "json", long = "json", hide = true)]
+    pub no_json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct LogsArgs {
+    pub name: VmName,
+    /// Go on with what is printed until the VM stops
+    #[arg(long, short)]
+    pub follow: bool,
+    /// Only so many of the last lines
+    #[arg(long, short = 'n', value_name = "N")]
+    pub tail: Option<usize>,
+    /// Takes the place of the option that all other commands have.
+    #[arg(id = "json", long = "json", hide = true)]
+    pub no_json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct WaitArgs {
+    pub name: VmName,
+    /// running, paused, stopped, agent (it answers), or exec=COMMAND (a shell command in the guest ends with 0)
+    #[arg(long = "for", value_name = "STATE")]
+    pub until: WaitFor,
+    /// Give up after this time [default: never]
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
+    pub timeout: Option<Duration>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WaitFor {
+    Running,
+    Paused,
+    Stopped,
+    Agent,
+    Exec(String),
+}
+
+impl std::str::FromStr for WaitFor {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Ok(match text {
+            "running" => Self::Running,
+            "paused" => Self::Paused,
+            "stopped" => Self::Stopped,
+            "agent" => Self::Agent,
+            _ => match text.strip_prefix("exec=") {
+                Some(command) if !command.is_empty() => Self::Exec(command.into()),
+                _ => return Err("it is one of running, paused, stopped, agent, exec=COMMAND".into()),
+            },
+        })
+    }
 }
 
 #[derive(Debug, Args)]
