@@ -173,12 +173,17 @@ fn damaged_memory_is_found_before_it_is_shared() {
     lab.piton("clone demo@one first").ok();
     let image = lab.folder(&lab.show("one")).join("memory");
     let at = data_in(&image);
+    lab.piton("clone demo@one early --run").ok();
+    console(&lab, "early");
     // After it was checked.
     flip(&image, at);
     let place = format!("offset {}", at / 4096 * 4096);
     lab.piton("clone demo@one second").fails(1, &["damaged", "memory", &place]);
     lab.cp("apply demo@one --discard-current --share").fails(1, &["damaged", &place]);
     assert_eq!(demo.ok("sum"), sum);
+    // Who has it mapped does not make a good page of it.
+    lab.piton("checkpoint create early part --type standard").ok();
+    lab.piton("checkpoint create early whole --full --type standard").fails(1, &["damaged", &place]);
     // It is found, too, where pages would be copied with their checksums.
     demo.ok("fill 1 5");
     let small = lab.create("part");

@@ -38,7 +38,11 @@ impl Console {
         let none = || io::Error::other("a child without pipes");
         let input = child.stdin.take().ok_or_else(none)?;
         let output = child.stdout.take().ok_or_else(none)?;
-        Ok(Self { input: Box::new(input), chunks: read_in_thread(output), unread: Vec::new() })
+        Ok(Self::over(input, output))
+    }
+
+    pub fn over(input: impl Write + Send + 'static, output: impl Read + Send + 'static) -> Self {
+        Self { input: Box::new(input), chunks: read_in_thread(output), unread: Vec::new() }
     }
 
     /// Sends a command whose answer is asked for later.

@@ -3,6 +3,7 @@
 mod block;
 mod boot;
 mod checkpoint;
+mod clones;
 mod console;
 mod host;
 mod piton;
@@ -15,6 +16,7 @@ use std::io;
 use std::path::PathBuf;
 
 use piton::Piton;
+use results::Results;
 use setting::Setting;
 
 fn main() {
@@ -32,7 +34,7 @@ fn run() -> io::Result<()> {
             boot::run(number(rounds)?, piton.as_ref(), guest.as_ref(), work.as_ref())
         }
         [
-            what @ ("block" | "checkpoint"),
+            what @ ("block" | "checkpoint" | "clones"),
             rounds,
             size @ ("full" | "quick"),
             piton,
@@ -49,16 +51,21 @@ fn run() -> io::Result<()> {
                 rounds: number(rounds)?,
                 quick: size == "quick",
             };
-            if what == "block" { block::run(&setting) } else { checkpoint::run(&setting) }
+            match what {
+                "block" => block::run(&setting),
+                "clones" => clones::run(&setting),
+                _ => checkpoint::run(&setting),
+            }
         }
-        ["render", "block", results] => block::report(&results::Results::load(results.as_ref())?),
+        ["render", "block", results] => block::report(&Results::load(results.as_ref())?),
+        ["render", "clones", results] => clones::report(&Results::load(results.as_ref())?),
         ["render", "checkpoint", results, plot] => {
-            checkpoint::report(&results::Results::load(results.as_ref())?, plot.as_ref())
+            checkpoint::report(&Results::load(results.as_ref())?, plot.as_ref())
         }
         _ => Err(io::Error::other(
             "usage: piton-bench boot ROUNDS PITON GUEST FOLDER
-       piton-bench block|checkpoint ROUNDS full|quick PITON GUEST FOLDER RESULTS
-       piton-bench render block RESULTS | render checkpoint RESULTS PLOT",
+       piton-bench block|checkpoint|clones ROUNDS full|quick PITON GUEST FOLDER RESULTS
+       piton-bench render block|clones RESULTS | render checkpoint RESULTS PLOT",
         )),
     }
 }

@@ -137,7 +137,9 @@ fn build(
         (Some(_), Some(state_info)) => {
             let json = read_state(folder.storage(), &catalog.store.state_path(manifest.id), state_info)?;
             let state: MachineState = serde_json::from_slice(&json).map_err(CheckpointError::Decode)?;
-            let shares = how.share || (next.share_memory && catalog.store.flat_image(manifest).is_some());
+            // To check a whole image takes as long as to read it, and less memory.
+            let is_better = || next.share_memory || !Filling::can_be_lazy();
+            let shares = how.share || (catalog.store.flat_image(manifest).is_some() && is_better());
             let chain = if shares {
                 flat::ready(&catalog.store, manifest, progress)?
             } else {

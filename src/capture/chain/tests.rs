@@ -3,9 +3,12 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use proptest::prelude::*;
+use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
 use crate::capture::image::{ImageWriter, Merge};
+use crate::capture::lazy::Filling;
+use crate::memory::GuestMemory;
 use crate::progress::Progress;
 
 const PAGE: u64 = 4096;
@@ -84,6 +87,33 @@ proptest! {
         let dir = tempfile::tempdir().unwrap();
         let (specs, model) = write(dir.path(), &layers, &packed);
         reads_as(&MemoryChain::open(&Storage::os(), &specs).unwrap(), &model);
+    }
+
+    #[test]
+    fn a_chain_is_the_same_in_one_file_that_is_mapped(layers in layers(1..6), packed: [bool; 5]) {
+        let dir = tempfile::tempdir().unwrap();
+        let (specs, model) = write(dir.path(), &layers, &packed);
+        let storage = Storage::os();
+        let sources = specs.iter().map(|one| Image::open(&storage, &one.path, one.id, one.crc).unwrap());
+        let path = dir.path().join("flat");
+        let info = Merge::flat(&storage, &path, sources.collect()).unwrap().finish().unwrap();
+        let image = Image::open(&storage, &path, specs[0].id, info.crc).unwrap();
+        prop_assert!(image.is_flat());
+        prop_assert!(image.check_once(&Progress::default()).unwrap());
+        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 40 * PAGE as usize),
+            (GuestAddress(64 * PAGE), 1030 * PAGE as usize)]).unwrap();
+        memory.write_slice(&[0xaa; 4096], GuestAddress(2 * PAGE)).unwrap();
+        let chain = MemoryChain::open(&storage, &[ImageSpec { path, id: specs[0].id, crc: info.crc }]).unwrap();
+        let filling = Filling::map(chain, &memory).unwrap();
+        prop_assert!(filling.is_shared() && filling.pending().is_some());
+        let mut buf = page(0);
+        for (number, fill) in model.iter().enumerate() {
+            memory.read_slice(&mut buf, GuestAddress(gpa_of(number))).unwrap();
+            prop_assert!(buf == page(*fill), "page {}", number);
+        }
+        // What is written is not in the file.
+        memory.write_slice(&[0xbb; 4096], GuestAddress(0)).unwrap();
+        reads_as(&filling.pending().unwrap(), &model);
     }
 
     #[test]

@@ -320,3 +320,39 @@ fn only_the_groups_that_are_asked_for_are_looked_at() {
     }
     assert!(image.verify(go_on).is_err() && image.present().is_err());
 }
+
+#[test]
+fn an_image_is_checked_once_as_long_as_it_stays_as_it_is() {
+    let (dir, path, storage) = place();
+    let mut writer = ImageWriter::create(&storage, &path, ID, &RAM).unwrap();
+    writer.write(2 * PAGE, &pages(&[1, 2, 3])).unwrap();
+    let crc = writer.finish().unwrap().crc;
+    let check = |path: &Path| {
+        let image = Image::open(&storage, path, ID, crc).unwrap();
+        assert!(image.is_flat());
+        image.check_once(&crate::progress::Progress::default())
+    };
+    assert!(check(&path).unwrap());
+    let remembered = storage.open(&path, crate::storage::Access::ReadOnly).unwrap().note().unwrap();
+    if remembered.is_none() {
+        return; // The file system has no place for it.
+    }
+    assert!(!check(&path).unwrap());
+    // Another name is the same file; a copy is not, even with the note.
+    let linked = dir.path().join("linked");
+    fs::hard_link(&path, &linked).unwrap();
+    assert!(!check(&linked).unwrap());
+    let copy = dir.path().join("copy");
+    fs::copy(&path, &copy).unwrap();
+    let file = storage.open(&copy, crate::storage::Access::ReadWrite).unwrap();
+    file.set_note(&remembered.unwrap()).unwrap();
+    assert!(check(&copy).unwrap());
+    // Written to since.
+    flip(&path, 3 * PAGE + 5, 2);
+    let error = check(&path).unwrap_err();
+    assert!(matches!(error, ImageError::Corrupt { offset, .. } if offset == 3 * PAGE), "{error}");
+    assert!(check(&linked).is_err());
+    flip(&path, 3 * PAGE + 5, 2);
+    assert!(check(&path).unwrap());
+    assert!(!check(&path).unwrap());
+}

@@ -119,6 +119,11 @@ impl Filling {
         }
     }
 
+    /// Whether [`Filling::begin`] need not read everything first.
+    pub fn can_be_lazy() -> bool {
+        Uffd::new().is_ok()
+    }
+
     /// Makes fresh memory read as `chain`, which is one flat image that was checked as a whole
     /// ([`super::image::Image::check_once`]): nothing is looked at any more when it is touched.
     pub fn map(chain: MemoryChain, memory: &GuestMemory) -> Result<Self, CaptureError> {
