@@ -4,7 +4,7 @@ import { h } from "./dom.js";
 import { ask, say } from "./dialogs.js";
 import { perform } from "./actions.js";
 import { act } from "./store.js";
-import { ago, plural, size } from "./text.js";
+import { ago, duration, plural, size } from "./text.js";
 
 export async function createCheckpoint(vm) {
   const running = vm.state !== "stopped";
@@ -31,12 +31,23 @@ export async function createCheckpoint(vm) {
   await perform(deed, (made) => `Checkpoint “${made.name}” was created.`);
 }
 
+/// How what is taken away can be brought back, if it can.
+function back(vm) {
+  return vm.trash_seconds > 0
+    ? `For ${duration(vm.trash_seconds)}, “piton undo ${vm.name}” in a terminal brings it back.`
+    : "It cannot be brought back: the trash of this VM is off.";
+}
+
+function lost(vm) {
+  return vm.trash_seconds > 0 ? "if you do not save it, it goes to the trash." : "if you do not save it, it is lost.";
+}
+
 /// What would be lost of the current state, in a sentence.
 function atStake(vm, tree) {
   const parent = tree.checkpoints.find((checkpoint) => checkpoint.id === tree.now);
   return parent
-    ? `What ${vm.name} has done since checkpoint “${parent.name}” (${ago(parent.created)}) is only in its current state: unless you save it, it is lost.`
-    : `What ${vm.name} has done so far is only in its current state: unless you save it, it is lost.`;
+    ? `What ${vm.name} has done since checkpoint “${parent.name}” (${ago(parent.created)}) is only in its current state: ${lost(vm)}`
+    : `What ${vm.name} has done so far is only in its current state: ${lost(vm)}`;
 }
 
 function landing(checkpoint, vm) {
@@ -55,7 +66,7 @@ export async function applyCheckpoint(vm, tree, checkpoint) {
     fields: [
       { name: "current", label: "The current state", kind: "choice", value: "save", choices: [
         ["save", "Save it first, as another checkpoint"],
-        ["discard", "Discard it; it cannot be brought back"],
+        ["discard", `Discard it. ${back(vm)}`],
       ] },
       { name: "name", label: "Name of the saved state", kind: "text", most: 64, placeholder: "the time",
         when: (values) => values.current === "save" },
@@ -76,7 +87,7 @@ export async function revert(vm, tree) {
   const given = await ask({
     title: `Revert ${vm.name} to “${parent.name}”`,
     text: [landing(parent, vm), h("p", { class: "stake" },
-      `What the VM did since then (${ago(parent.created)}) will be lost. To keep it, apply the checkpoint instead and save the current state.`)],
+      `What the VM did since then (${ago(parent.created)}) is discarded. ${back(vm)} To keep it, apply the checkpoint instead and save the current state.`)],
     fields: [{ name: "run", label: parent.lands === "stopped" ? "Boot it at once" : "Let it run at once", kind: "check",
       value: vm.state === "running" }],
     confirm: "Revert",
@@ -112,9 +123,8 @@ export async function deleteCheckpoint(vm, checkpoint, subtree) {
     text: [
       going.length > 1 ? h("ul", { class: "going" }, ...names) : null,
       `${going.length > 1 ? `These ${plural(going.length, "checkpoint")} hold` : "It holds"} ${held(going)}. `
-        + "What other checkpoints or the current state need is merged and kept; the rest is freed. "
         + "The VM and all other checkpoints stay as they are.",
-      "A deleted checkpoint cannot be brought back.",
+      back(vm),
     ].filter(Boolean),
     confirm: going.length > 1 ? `Delete ${going.length}` : "Delete",
     danger: true,
