@@ -394,3 +394,34 @@ fn cloud_init_is_told_who_it_is() {
         .fails(3, &["no cloud-init", "--ssh-key"]);
     home.is_empty();
 }
+
+#[test]
+fn hardware_is_changed_while_off_and_checkpoints_bring_theirs_back() {
+    let home = Home::new();
+    let disk = bootable(&home, "one");
+    let mut vm = home.boot(&format!("run demo --memory 64M --image {disk}"));
+    for words in ["--memory 128M", "--cpus 2", "--cmdline x"] {
+        home.piton(&format!("set demo {words}")).fails(3, &["while the VM is off", "piton stop demo"]);
+    }
+    home.http("demo", "PATCH", "/vm", "{\"cpus\": 2}").error(409);
+    vm.power_off();
+    home.piton("checkpoint create demo small").ok();
+    let told = home.piton("set demo --memory 96M --cpus 2 --cmdline-extra more").ok();
+    assert!(told.contains("boots with 96 MiB of memory, 2 CPUs, command line `more`"), "{told}");
+    let mut vm = home.boot("start demo --attach");
+    let info = vm.ok("info");
+    assert!(info.contains("vcpus=2 memory=96") && info.contains("console=ttyS0 more\""), "{info}");
+    vm.power_off();
+    let told = home.piton("checkpoint apply demo@small --discard-current").ok();
+    assert!(
+        told.contains("the checkpoint's again: memory 64 MiB (was 96 MiB), CPUs 1 (was 2), command line"),
+        "{told}"
+    );
+    let mut vm = home.boot("start demo --attach");
+    let info = vm.ok("info");
+    assert!(info.contains("vcpus=1 memory=64"), "{info}");
+    vm.power_off();
+    home.piton("set demo --memory 1M").fails(2, &["too little"]);
+    home.piton("set demo --cpus 0").fails(2, &["CPUs"]);
+    home.args(["set", "demo", "--cmdline", "a\nb"]).fails(3, &["printable ASCII"]);
+}

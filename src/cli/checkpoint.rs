@@ -16,6 +16,7 @@ use super::offline::{Offline, answer, find};
 use super::out::{self, outln};
 use super::{output, run, transfer, verify, work};
 use crate::checkpoint::Manifest;
+use crate::config::VmConfig;
 use crate::control::client::{self, Wait};
 use crate::control::jobs::{JobInfo, JobList};
 use crate::control::{
@@ -259,7 +260,7 @@ fn apply_checkpoint(args: ApplyArgs, json: bool) -> anyhow::Result<()> {
     };
     let path = format!("/vm/checkpoints/{}/apply", manifest.id);
     if let Some(info) = work::ask::<VmInfo>(&folder.socket(), Method::POST, &path, &body)? {
-        return landed(&folder, &manifest, Some(info), body.run, json);
+        return landed(&folder, &manifest, &definition.config, Some(info), body.run, json);
     }
     if body.save_current {
         apply::check(&folder, &manifest, body.how)?;
@@ -273,13 +274,14 @@ fn apply_checkpoint(args: ApplyArgs, json: bool) -> anyhow::Result<()> {
         keep_now(&mut Offline::open(&folder)?, why, false, body.no_undo)?;
     }
     let info = go_offline(&folder, &manifest, body.run, body.how, &body.net)?;
-    landed(&folder, &manifest, info, body.run, json)
+    landed(&folder, &manifest, &definition.config, info, body.run, json)
 }
 
 /// Tells where the VM is. With `run` one that has no memory to go on from is booted.
 fn landed(
     folder: &VmFolder,
     manifest: &Manifest,
+    before: &VmConfig,
     mut info: Option<VmInfo>,
     run: bool,
     json: bool,
@@ -316,6 +318,7 @@ fn landed(
         State::Unresponsive => format!("unresponsive: see `piton show {name}`"),
     };
     outln!("the VM `{name}` is at checkpoint `{}`, {next}", manifest.name);
+    output::hardware_is_back(before, &manifest.config);
     output::unchecked(&unchecked);
     Ok(())
 }
@@ -332,14 +335,14 @@ fn revert(folder: &VmFolder, body: RevertBody, yes: bool, json: bool) -> anyhow:
         return Err(refused("nothing was changed"));
     }
     if let Some(info) = work::ask::<VmInfo>(&folder.socket(), Method::POST, "/vm/revert", &body)? {
-        return landed(folder, &manifest, Some(info), body.run, json);
+        return landed(folder, &manifest, &definition.config, Some(info), body.run, json);
     }
     let how = GoBack { force: body.force, ..Default::default() };
     apply::check(folder, &manifest, how)?;
     let why = format!("revert to `{}`", manifest.name);
     keep_now(&mut Offline::open(folder)?, why, false, body.no_undo)?;
     let info = go_offline(folder, &manifest, body.run, how, &[])?;
-    landed(folder, &manifest, info, body.run, json)
+    landed(folder, &manifest, &definition.config, info, body.run, json)
 }
 
 fn delete_checkpoint(

@@ -196,6 +196,35 @@ pub fn settings(info: &VmInfo) {
     }
 }
 
+/// What a VM boots with from now on.
+pub fn hardware(info: &VmInfo) {
+    let VmConfig { cpus, memory, cmdline, .. } = &info.config;
+    let cmdline = if cmdline.is_empty() { String::new() } else { format!(", command line `{cmdline}`") };
+    let cpus = if *cpus == 1 { "1 CPU".into() } else { format!("{cpus} CPUs") };
+    outln!(
+        "the VM `{}` boots with {} of memory, {cpus}{cmdline} from now on; its checkpoints keep theirs",
+        info.name,
+        size(*memory)
+    );
+}
+
+/// What going back to a checkpoint has brought back beside its disks and memory.
+pub fn hardware_is_back(before: &VmConfig, after: &VmConfig) {
+    let mut changes = Vec::new();
+    if before.memory != after.memory {
+        changes.push(format!("memory {} (was {})", size(after.memory), size(before.memory)));
+    }
+    if before.cpus != after.cpus {
+        changes.push(format!("CPUs {} (was {})", after.cpus, before.cpus));
+    }
+    if before.cmdline != after.cmdline {
+        changes.push(format!("command line `{}` (was `{}`)", after.cmdline, before.cmdline));
+    }
+    if !changes.is_empty() {
+        outln!("its configuration is the checkpoint's again: {}", changes.join(", "));
+    }
+}
+
 /// What no checksums vouch for.
 pub fn unchecked(what: &[String]) {
     for one in what {

@@ -5,7 +5,7 @@ use super::error::{Told, exit_code_of, sentence};
 use super::named::existing;
 use super::offline::{Offline, answer};
 use super::out;
-use super::{output, work};
+use super::{limits, output, work};
 use crate::control::client;
 use crate::control::{SetBody, State, VmInfo};
 use crate::folder::VmFolder;
@@ -23,12 +23,19 @@ pub fn run(args: SetArgs, json: bool) -> anyhow::Result<()> {
         checkpoint_dir: args.checkpoint_dir.map(std::path::absolute).transpose()?,
         forward: args.forwards,
         no_forward: args.no_forwards,
+        memory: args.memory,
+        cpus: args.cpus,
+        cmdline: args.cmdline,
     };
+    if let Some(memory) = body.memory {
+        limits::check_memory(memory)?;
+    }
     let mut results = Vec::new();
     let mut codes = Vec::new();
     for folder in &folders {
         match set(folder, &body) {
             Ok(info) if json => results.push(serde_json::json!(info)),
+            Ok(info) if body.changes_hardware() => output::hardware(&info),
             Ok(info) => output::settings(&info),
             Err(e) if folders.len() == 1 => return Err(e),
             Err(e) => {

@@ -269,6 +269,22 @@ pub struct SetBody {
     /// Ports of the host that are to lead to it no more. One that does not is refused.
     #[serde(default)]
     pub no_forward: Vec<Forward>,
+    /// Of a VM that is off: bytes of memory.
+    #[serde(default)]
+    pub memory: Option<u64>,
+    /// Of a VM that is off.
+    #[serde(default)]
+    pub cpus: Option<u32>,
+    /// Of a VM that is off: its kernel's command line, or what is appended to its image's.
+    #[serde(default)]
+    pub cmdline: Option<String>,
+}
+
+impl SetBody {
+    /// Whether it asks for what only a VM that is off can be given.
+    pub fn changes_hardware(&self) -> bool {
+        self.memory.is_some() || self.cpus.is_some() || self.cmdline.is_some()
+    }
 }
 
 /// Body of `PATCH /vm/checkpoints/{checkpoint}`.

@@ -8,7 +8,7 @@ use super::saving::save;
 use super::{Catalog, CheckpointError, Result, delete};
 use crate::agent::AgentError;
 use crate::checkpoint::Manifest;
-use crate::config::{Forward, validate_forwards};
+use crate::config::{Forward, VmConfig, validate_forwards};
 use crate::control::{CreateBody, DeleteBody, SetBody};
 use crate::folder::{CheckpointType, Definition, FolderError, VmFolder, VmLock, trust};
 use crate::history::{disks, seal};
@@ -67,6 +67,7 @@ fn kind(folder: &VmFolder, definition: &Definition, body: &CreateBody) -> Result
 pub fn set(folder: &VmFolder, lock: &VmLock, definition: &mut Definition, body: &SetBody) -> Result<()> {
     let mut next = definition.clone();
     next.forwards = forwards(definition, body)?;
+    next.config = hardware(&definition.config, body)?;
     if let Some(kind) = body.checkpoint_type {
         next.checkpoint_type = kind;
     }
@@ -93,6 +94,18 @@ pub fn set(folder: &VmFolder, lock: &VmLock, definition: &mut Definition, body: 
         make_dir(folder, definition, &next, dir)?;
     }
     if next == *definition { Ok(()) } else { save(folder, lock, definition, next) }
+}
+
+/// The hardware that a change of the settings leads to. Checkpoints keep what they were made with.
+fn hardware(config: &VmConfig, body: &SetBody) -> Result<VmConfig> {
+    let next = VmConfig {
+        memory: body.memory.unwrap_or(config.memory),
+        cpus: body.cpus.unwrap_or(config.cpus),
+        cmdline: body.cmdline.clone().unwrap_or_else(|| config.cmdline.clone()),
+        ..config.clone()
+    };
+    next.validate().map_err(|e| CheckpointError::Refused(e.to_string()))?;
+    Ok(next)
 }
 
 /// The forwards that a change of the settings leads to.

@@ -84,6 +84,13 @@ impl Vmm {
             (Request::Kill, _) => {}
             // Pausing what is paused and resuming what runs are done already.
             (Request::Show | Request::Pause | Request::Resume, _) => {}
+            (Request::Set(body), _) if body.changes_hardware() => {
+                let name = self.folder.name();
+                return Err(RequestError::Refused(format!(
+                    "memory, CPUs and command line can only be changed while the VM is off: `piton stop {name}` \
+                     shuts it down"
+                )));
+            }
             (Request::Set(body), _) => {
                 let (before, forwards) =
                     (self.definition.forwards.clone(), policy::forwards(&self.definition, &body)?);

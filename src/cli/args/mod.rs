@@ -415,6 +415,16 @@ pub struct SetArgs {
     /// Keep checkpoints in this folder; only possible while the VM has none
     #[arg(long, value_name = "DIR", group = "setting")]
     pub checkpoint_dir: Option<PathBuf>,
+    /// Guest memory, such as 512M or 2G; only while the VM is off
+    #[arg(long, value_name = "SIZE", group = "setting", value_parser = parse_memory)]
+    pub memory: Option<u64>,
+    /// Number of vCPUs; only while the VM is off
+    #[arg(long, value_name = "N", group = "setting", value_parser = parse_cpus)]
+    pub cpus: Option<u32>,
+    /// Kernel command line, or for a VM made with --image what is appended to the image's; only while
+    /// the VM is off
+    #[arg(long, value_name = "STRING", group = "setting", visible_alias = "cmdline-extra")]
+    pub cmdline: Option<String>,
     /// Forward a port of this host to the guest: [udp:][ADDRESS:]PORT:GUESTPORT; may be repeated
     #[arg(long = "forward", value_name = "FORWARD", group = "setting")]
     pub forwards: Vec<Forward>,
