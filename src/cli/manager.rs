@@ -18,7 +18,7 @@ pub fn run(args: ManagerArgs, json: bool) -> anyhow::Result<()> {
     match &address {
         Address::Tcp(at) if at.ip().is_unspecified() && args.allowed_host.is_empty() => {
             return Err(usage(
-                "with --listen on all addresses, give the name of this host that browsers use with --allowed-host NAME",
+                "to listen on all addresses, give the host name that browsers use with --allowed-host NAME",
             ));
         }
         Address::Tcp(at) if !at.ip().is_loopback() => log::warn!(

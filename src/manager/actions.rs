@@ -62,13 +62,13 @@ pub struct Action {
 pub enum ActionError {
     #[error(transparent)]
     Deed(#[from] DeedError),
-    #[error("{RUNNING_MAX} actions are running: wait until one of them is done")]
+    #[error("{RUNNING_MAX} actions are already running: wait until one of them is done")]
     TooMany,
-    #[error("piton cannot be started: {0}")]
+    #[error("cannot start piton: {0}")]
     Start(std::io::Error),
     #[error("there is no action `{0}`")]
     Unknown(String),
-    #[error("this action is over: there is nothing to cancel")]
+    #[error("this action has finished: there is nothing to cancel")]
     Over,
 }
 

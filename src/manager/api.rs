@@ -73,7 +73,7 @@ pub fn router(context: Context) -> Router {
             }),
         )
         .method_not_allowed_fallback(async || {
-            error(StatusCode::METHOD_NOT_ALLOWED, "this path takes another method")
+            error(StatusCode::METHOD_NOT_ALLOWED, "method not allowed for this path")
         })
         .layer(DefaultBodyLimit::max(BODY_MAX))
         .with_state(context)
@@ -216,7 +216,7 @@ async fn cancel_job(
     let folder = existing(&context, &vm).await?;
     // It goes into a path.
     if !(MIN_PREFIX..=32).contains(&job.len()) || !job.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return Err(Problem(StatusCode::NOT_FOUND, "there is no such job".into()));
+        return Err(Problem(StatusCode::NOT_FOUND, "no such job".into()));
     }
     let path = format!("/vm/jobs/{job}");
     let job: JobInfo = client::ask_once(&folder.socket(), Method::DELETE, &path, CANCEL).await?;
@@ -243,9 +243,8 @@ async fn stream(
     State(context): State<Context>,
     query: Result<Query<EventsQuery>, axum::extract::rejection::QueryRejection>,
 ) -> Outcome<Response> {
-    let Query(EventsQuery { vm }) = query.map_err(|e| {
-        Problem(StatusCode::BAD_REQUEST, format!("the query is not as documented: {}", e.body_text()))
-    })?;
+    let Query(EventsQuery { vm }) =
+        query.map_err(|e| Problem(StatusCode::BAD_REQUEST, format!("invalid query: {}", e.body_text())))?;
     let folder = vm.map(|vm| context.home.folder(&vm));
     let (sender, body) = http_body_util::channel::Channel::new(1);
     tokio::spawn(events::tell(sender, context.watch, context.actions, folder));
@@ -259,7 +258,7 @@ async fn stream(
 async fn begin(State(context): State<Context>, request: Request) -> Outcome<Response> {
     let body = json_body(request).await?;
     let deed: Deed = serde_json::from_slice(&body)
-        .map_err(|e| Problem(StatusCode::BAD_REQUEST, format!("the body is not as documented: {e}")))?;
+        .map_err(|e| Problem(StatusCode::BAD_REQUEST, format!("invalid request body: {e}")))?;
     let action = blocking(move || context.actions.begin(&deed)).await?;
     Ok((StatusCode::ACCEPTED, Json(action)).into_response())
 }
@@ -271,11 +270,11 @@ async fn json_body(request: Request) -> Outcome<Bytes> {
         kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
     };
     if !is_json(request.headers()) {
-        let text = "the body has to be JSON: say so with `Content-Type: application/json`";
+        let text = "the request body must be JSON, with `Content-Type: application/json`";
         return Err(Problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, text.into()));
     }
     let too_large = || {
-        let text = format!("the body is too large: at most {BODY_MAX} bytes are taken");
+        let text = format!("the request body is too large: at most {BODY_MAX} bytes are accepted");
         Problem(StatusCode::PAYLOAD_TOO_LARGE, text)
     };
     let len = request.headers().get(CONTENT_LENGTH).and_then(|len| len.to_str().ok()?.parse().ok());
@@ -285,9 +284,9 @@ async fn json_body(request: Request) -> Outcome<Bytes> {
     match tokio::time::timeout(BODY, Bytes::from_request(request, &())).await {
         Ok(Ok(body)) => Ok(body),
         Ok(Err(e)) if e.status() == StatusCode::PAYLOAD_TOO_LARGE => Err(too_large()),
-        Ok(Err(e)) => Err(Problem(e.status(), format!("the body cannot be read: {}", e.body_text()))),
+        Ok(Err(e)) => Err(Problem(e.status(), format!("cannot read the request body: {}", e.body_text()))),
         Err(_) => {
-            let text = format!("the body did not come within {} s", BODY.as_secs());
+            let text = format!("the request body did not arrive within {} s", BODY.as_secs());
             Err(Problem(StatusCode::REQUEST_TIMEOUT, text))
         }
     }

@@ -153,9 +153,9 @@ pub struct Image {
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DeedError {
-    #[error("give an absolute path, one that begins with `/`, and not `{}`", .0.display())]
+    #[error("use an absolute path, beginning with `/`, instead of `{}`", .0.display())]
     Relative(PathBuf),
-    #[error("no checkpoint is named")]
+    #[error("no checkpoint was given")]
     NoCheckpoint,
 }
 

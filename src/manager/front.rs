@@ -36,7 +36,7 @@ pub fn router(door: Door, context: Context) -> Router {
         // Browsers ask for it on their own.
         .route("/favicon.ico", get(async || asset(UrlPath("icon.svg".into())).await))
         .merge(api::router(context))
-        .fallback(async || error(StatusCode::NOT_FOUND, "there is nothing at this path"))
+        .fallback(async || error(StatusCode::NOT_FOUND, "no such path"))
         .layer(from_fn_with_state(door, check))
 }
 
@@ -48,7 +48,7 @@ async fn index() -> Response {
 }
 
 async fn asset(UrlPath(name): UrlPath<String>) -> Response {
-    pages::file(&name).unwrap_or_else(|| error(StatusCode::NOT_FOUND, "there is no such file"))
+    pages::file(&name).unwrap_or_else(|| error(StatusCode::NOT_FOUND, "no such file"))
 }
 
 #[derive(Deserialize)]

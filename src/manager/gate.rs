@@ -17,15 +17,15 @@ const LOOPBACK: [&str; 3] = ["127.0.0.1", "localhost", "[::1]"];
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     #[error(
-        "the manager is not known by the name that this address has: use the address that it printed, or \
-         start it with --allowed-host NAME"
+        "the manager does not accept this host name: use the address that it printed, or start it with \
+         --allowed-host NAME"
     )]
     Host,
-    #[error("this request came from another page than the manager's own")]
+    #[error("this request does not come from one of the manager's own pages")]
     Origin,
-    #[error("this browser was not let in: open the link that `piton manager` printed last")]
+    #[error("this browser is not logged in: open the last link that `piton manager` printed")]
     NoSession,
-    #[error("this link was used before, or is none: open the one that `piton manager` printed last")]
+    #[error("this link is invalid or was already used: open the last link that `piton manager` printed")]
     Link,
 }
 

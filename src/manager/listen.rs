@@ -30,13 +30,13 @@ const LAST_WORDS: Duration = Duration::from_millis(300);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ManagerError {
-    #[error("the manager cannot listen on {at}: {error}")]
+    #[error("cannot listen on {at}: {error}")]
     Listen { at: String, error: io::Error },
     #[error("another manager, or another program, listens on {}", .0.display())]
     Taken(PathBuf),
-    #[error("{} is there and is no socket: choose another path", .0.display())]
+    #[error("{} exists and is not a socket: choose another path", .0.display())]
     NoSocket(PathBuf),
-    #[error("the manager cannot start: {0}")]
+    #[error("cannot start the manager: {0}")]
     Start(io::Error),
 }
 
@@ -55,7 +55,7 @@ impl Default for Address {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{}` is no address: give ADDRESS:PORT, ADDRESS, PORT or unix:PATH", .0.escape_debug())]
+#[error("`{}` is not an address: use ADDRESS:PORT, ADDRESS, PORT or unix:PATH", .0.escape_debug())]
 pub struct AddressError(String);
 
 impl FromStr for Address {

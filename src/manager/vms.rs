@@ -83,7 +83,7 @@ impl Looker {
                 self.files = Some(files);
                 told
             }
-            Err(e) => return self.broken(format!("the folder of the VM could not be read: {e}")),
+            Err(e) => return self.broken(format!("cannot read the VM's folder: {e}")),
         };
         if !told.listens {
             return self.stopped(told);
@@ -147,7 +147,7 @@ impl Looker {
             Err(error) => self.broken(error),
             Ok(definition) => {
                 let info = VmInfo::new(&self.folder, &definition, State::Unresponsive, pid);
-                let reason = "its process does not answer: wait, or stop it by force".to_owned();
+                let reason = "its process is not responding: wait, or force it off".to_owned();
                 idle(VmInfo { reason: Some(reason), ..info }, told.console)
             }
         }

@@ -72,7 +72,7 @@ impl Watch {
                 Ok(Ok(folders)) => self.follow(&mut followed, folders),
                 // It may be there again at the next look.
                 Ok(Err(e)) => log::warn!("{e}"),
-                Err(e) => log::error!("the folder of VMs could not be listed: {e}"),
+                Err(e) => log::error!("cannot list the folder of VMs: {e}"),
             }
             tokio::time::sleep(TICK).await;
         }

@@ -231,7 +231,7 @@ fn over_a_unix_socket() {
     // Only one at a path, and what is no socket stays.
     home.args(&words[..4]).fails(1, &["listens on"]);
     let file = home.file("file", b"");
-    home.args(["manager", "--no-open", "--listen", &format!("unix:{file}")]).fails(1, &["no socket"]);
+    home.args(["manager", "--no-open", "--listen", &format!("unix:{file}")]).fails(1, &["not a socket"]);
     home.args(["manager", "--listen", "0.0.0.0:0"]).fails(2, &["--allowed-host"]);
     // One that was killed leaves a socket that is no hindrance.
     child.kill().unwrap();

@@ -26,7 +26,7 @@ function route() {
 subscribe((what, name) => {
   if (what === "online") {
     const link = document.getElementById("link");
-    setText(link, state.online ? "" : "The manager does not answer: is it still running?");
+    setText(link, state.online ? "" : "The manager is not responding: is it still running?");
     document.body.classList.toggle("offline", !state.online);
     return;
   }
