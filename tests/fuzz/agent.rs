@@ -122,6 +122,47 @@ pub fn calls_target() -> Target {
     }
 }
 
+/// What a guest's tar sends: no more data than was announced, and no name without bounds.
+pub fn tar_target() -> Target {
+    use piton::inside::tar::{self, Entry, Event, Kind, TarError};
+    let entry = |path: &[u8], kind, size, target: &[u8]| {
+        tar::header(&Entry { path: path.into(), kind, mode: 0o644, size, target: target.into() }, 0)
+    };
+    let long = [b'n'; 150];
+    let mut seed = entry(b"d", Kind::Folder, 0, b"");
+    seed.extend(entry(b"d/f", Kind::File, 5, b""));
+    seed.extend([b"hello".to_vec(), vec![0; 507]].concat());
+    seed.extend(entry(&long, Kind::Symlink, 0, &long));
+    seed.extend(tar::end());
+    Target {
+        name: "guest-tar",
+        shape: Shape::Bytes,
+        seeds: vec![seed],
+        mend: Box::new(|_| {}),
+        run: Box::new(|bytes| {
+            let mut reader = tar::Reader::default();
+            let (mut left, mut files) = (0, 0);
+            for part in bytes.chunks(700) {
+                let pushed = reader.push(part, &mut |event| {
+                    match event {
+                        Event::Begin(entry) => {
+                            assert!(entry.path.len() <= 64 << 10 && entry.target.len() <= 64 << 10);
+                            (left, files) = (entry.size, files + 1);
+                        }
+                        Event::Data(data) => left -= data.len() as u64,
+                        Event::End => assert_eq!(left, 0),
+                    }
+                    Ok::<(), TarError>(())
+                });
+                if pushed.is_err() {
+                    return false;
+                }
+            }
+            files > 0
+        }),
+    }
+}
+
 pub fn target() -> Target {
     let sync = r#"{"return": $, "id": $}"#;
     Target {

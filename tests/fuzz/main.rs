@@ -93,6 +93,7 @@ fn targets() -> Vec<(&'static str, Make)> {
         ("control", http::target),
         ("agent", agent::target),
         ("agent-calls", agent::calls_target),
+        ("guest-tar", agent::tar_target),
     ]
 }
 
