@@ -82,7 +82,7 @@ fn only_who_was_let_in_is_answered() {
     }
     // WebSockets know no same-origin policy of their own.
     let upgrade = [
-        ("Connection", "Upgrade"),
+        ("Connection", "close, Upgrade"),
         ("Upgrade", "websocket"),
         ("Sec-WebSocket-Version", "13"),
         ("Sec-WebSocket-Key", "AAAAAAAAAAAAAAAAAAAAAA=="),
