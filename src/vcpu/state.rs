@@ -58,7 +58,12 @@ pub fn save(fd: &VcpuFd, listed: &[u32]) -> Result<VcpuState, StateError> {
     let mut msrs = get_msrs(fd, listed)?;
     keep_deadline(&lapic, &mut msrs);
     // Last: reading other state can complete or raise an exception.
-    let events = fd.get_vcpu_events().map_err(refused("read the pending events"))?;
+    let mut events = fd.get_vcpu_events().map_err(refused("read the pending events"))?;
+    // Without KVM_CAP_EXCEPTION_PAYLOAD a pending exception is told as injected, too, and setting the
+    // events drops that it was pending (Documentation/virt/kvm/api.rst, 4.32).
+    if events.exception.injected != 0 {
+        events.exception.pending = 0;
+    }
     let cpuid = fd
         .get_cpuid2(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
         .map_err(refused("read the features"))?
