@@ -214,3 +214,33 @@ fn another_file_system_is_refused() {
     lab.create("one");
     lab.piton("clone demo@one web").fails(3, &["not on the same file system", "hard links"]);
 }
+
+#[test]
+fn a_clone_continues_at_the_time_of_its_checkpoint_or_of_now() {
+    let (lab, _demo) = running();
+    lab.create("one");
+    // How far its clock is behind the host's, as KVM has both of one instant.
+    let behind = |vm: &str, checkpoint: &str| {
+        let id = lab.home.manifest(vm, checkpoint)["id"].as_str().unwrap().to_owned();
+        let state = std::fs::read(lab.home.vm(vm).join("checkpoints").join(id).join("state")).unwrap();
+        let state: Value = serde_json::from_slice(&state[24..]).unwrap();
+        let data: Vec<u8> = serde_json::from_value(state["vm"]["clock"].clone()).unwrap();
+        // `struct kvm_clock_data`: the clock, flags, and the host's.
+        let at = |at: usize| u64::from_le_bytes(*data[at..].first_chunk().unwrap());
+        (at(16) != 0).then(|| at(16) - at(0))
+    };
+    let Some(before) = behind("demo", "one") else {
+        common::skip("the host's kernel does not record when a clock was read");
+        return;
+    };
+    let since = std::time::Instant::now();
+    lab.piton("clone demo@one saved --run").ok();
+    lab.piton("clone demo@one host --run --clock host").ok();
+    let elapsed = since.elapsed();
+    let [saved, host] = ["saved", "host"].map(|vm| {
+        lab.piton(&format!("checkpoint create {vm} two --type standard")).ok();
+        behind(vm, "two").unwrap().abs_diff(before)
+    });
+    assert!(saved > 0 && u128::from(host) < elapsed.as_nanos(), "{saved} {host} {elapsed:?}");
+    assert!(host < saved / 4, "{saved} ns behind, and {host} ns with the host's clock");
+}

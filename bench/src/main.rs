@@ -6,6 +6,7 @@ mod checkpoint;
 mod clones;
 mod console;
 mod host;
+mod net;
 mod piton;
 mod qemu;
 mod results;
@@ -34,7 +35,7 @@ fn run() -> io::Result<()> {
             boot::run(number(rounds)?, piton.as_ref(), guest.as_ref(), work.as_ref())
         }
         [
-            what @ ("block" | "checkpoint" | "clones"),
+            what @ ("block" | "checkpoint" | "clones" | "net"),
             rounds,
             size @ ("full" | "quick"),
             piton,
@@ -54,18 +55,20 @@ fn run() -> io::Result<()> {
             match what {
                 "block" => block::run(&setting),
                 "clones" => clones::run(&setting),
+                "net" => net::run(&setting),
                 _ => checkpoint::run(&setting),
             }
         }
         ["render", "block", results] => block::report(&Results::load(results.as_ref())?),
         ["render", "clones", results] => clones::report(&Results::load(results.as_ref())?),
+        ["render", "net", results] => net::report(&Results::load(results.as_ref())?),
         ["render", "checkpoint", results, plot] => {
             checkpoint::report(&Results::load(results.as_ref())?, plot.as_ref())
         }
         _ => Err(io::Error::other(
             "usage: piton-bench boot ROUNDS PITON GUEST FOLDER
-       piton-bench block|checkpoint|clones ROUNDS full|quick PITON GUEST FOLDER RESULTS
-       piton-bench render block|clones RESULTS | render checkpoint RESULTS PLOT",
+       piton-bench block|checkpoint|clones|net ROUNDS full|quick PITON GUEST FOLDER RESULTS
+       piton-bench render block|clones|net RESULTS | render checkpoint RESULTS PLOT",
         )),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -31,9 +32,23 @@ pub struct Setup<'a> {
 impl Qemu {
     /// Returns when QMP answers; with `-S` the guest does not run then.
     pub fn spawn(setup: &Setup) -> io::Result<Self> {
+        Self::spawn_with(setup, None)
+    }
+
+    /// With `wire` as its file descriptor 3.
+    fn spawn_with(setup: &Setup, wire: Option<UnixStream>) -> io::Result<Self> {
         let socket = setup.work.join("qmp.sock");
         let _ = fs::remove_file(&socket);
-        let mut command = Command::new("qemu-system-x86_64");
+        let log = setup.work.join("qemu.log");
+        let mut command = match &wire {
+            None => Command::new("qemu-system-x86_64"),
+            Some(_) => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", "exec qemu-system-x86_64 \"$@\" 3<&2 2>\"$LOG\"", "sh"]);
+                shell.env("LOG", &log);
+                shell
+            }
+        };
         command.args(["-M", "microvm", "-accel", "kvm", "-cpu", "qemu64,-pni"]);
         command.args(["-smp", &setup.cpus.to_string(), "-m", &setup.memory_mib.to_string()]);
         command.args(["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio"]);
@@ -49,12 +64,14 @@ impl Qemu {
         }
         command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", socket.display()));
         command.arg("-kernel").arg(setup.guest).args(setup.more);
-        let log = setup.work.join("qemu.log");
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(File::create(&log)?)
-            .spawn()?;
+        let stderr = match wire {
+            None => Stdio::from(File::create(&log)?),
+            Some(wire) => Stdio::from(OwnedFd::from(wire)),
+        };
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr).spawn()?;
+        // Its copy of the wire ends, too.
+        drop(command);
         let made = Console::of(&mut child)
             .and_then(|console| Ok((console, Qmp::connect(&socket, &mut child)?)));
         match made {
@@ -69,9 +86,17 @@ impl Qemu {
     }
 
     pub fn boot(setup: &Setup) -> io::Result<Self> {
-        let mut qemu = Self::spawn(setup)?;
+        Self::boot_with(setup, None)
+    }
+
+    pub fn boot_with(setup: &Setup, wire: Option<UnixStream>) -> io::Result<Self> {
+        let mut qemu = Self::spawn_with(setup, wire)?;
         qemu.console.ready()?;
         Ok(qemu)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 }
 

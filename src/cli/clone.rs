@@ -20,6 +20,7 @@ use crate::control::{CloneBody, SetBody, State, VmInfo};
 use crate::folder::VmName;
 use crate::history::{clone, networks, policy};
 use crate::net::{check_free, check_taps};
+use crate::vm::Clock;
 
 pub fn run(args: &CloneArgs, json: bool) -> anyhow::Result<()> {
     let folder = existing(&args.checkpoint.vm)?;
@@ -69,7 +70,7 @@ pub fn run(args: &CloneArgs, json: bool) -> anyhow::Result<()> {
         (true, true) => State::Running,
     };
     if manifest.memory.is_some() {
-        start(&body.names, &manifest, args.run)?;
+        start(&body.names, &manifest, args)?;
     }
     if json {
         let each: anyhow::Result<Vec<VmInfo>> =
@@ -90,14 +91,15 @@ pub fn run(args: &CloneArgs, json: bool) -> anyhow::Result<()> {
 }
 
 /// A process for each, several at a time. Those that cannot be started are there, and off.
-fn start(names: &[VmName], manifest: &Manifest, run: bool) -> anyhow::Result<()> {
+fn start(names: &[VmName], manifest: &Manifest, args: &CloneArgs) -> anyhow::Result<()> {
     let next = AtomicUsize::new(0);
     let failed = Mutex::new(None);
     let work = || {
         while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
             let mut words: Vec<OsString> =
                 ["start", &name.to_string(), "--restore", &manifest.id.to_string()].map(Into::into).into();
-            words.extend(run.then(|| "--resume".into()));
+            words.extend(args.run.then(|| "--resume".into()));
+            words.extend((args.clock == Clock::Host).then(|| "--clock=host".into()));
             if let Err(e) = run::detach(words)
                 && let Ok(mut failed) = failed.lock()
             {

@@ -40,6 +40,8 @@ struct Known {
     guest_mac: [u8; 6],
     guest_closed: bool,
     peer_closed: bool,
+    /// The guest asked for it, and the peer has not agreed yet.
+    is_asked_for: bool,
 }
 
 /// A connection that is saved.
@@ -133,6 +135,7 @@ impl Flows {
             };
         };
         (known.guest_mac, known.peer_mac) = (guest_mac, peer_mac);
+        known.is_asked_for |= begins;
         known.next = segment.seq.wrapping_add(segment.length);
         if segment.has(ACK) {
             known.awaits = segment.ack;
@@ -142,8 +145,9 @@ impl Flows {
         Verdict::Pass
     }
 
-    /// A frame that comes to the guest.
-    pub fn enters(&mut self, frame: &[u8]) {
+    /// A frame that comes to the guest. What is returned is to follow it.
+    pub fn enters(&mut self, frame: &[u8]) -> Option<Vec<u8>> {
+        let mut more = None;
         match look_at(frame) {
             Carries::Tcp(segment) if segment.flags & (SYN | FIN | RST) != 0 => {
                 let ends = Ends { guest: segment.to, peer: segment.from };
@@ -152,6 +156,10 @@ impl Flows {
                 }
                 if let Some(known) = self.known.get_mut(&ends) {
                     known.peer_closed |= segment.has(FIN);
+                    known.is_asked_for &= !segment.has(SYN);
+                    if known.is_asked_for && segment.has(RST) && !segment.has(ACK) {
+                        more = Some(refusal(&segment, known));
+                    }
                     self.after(ends, &segment);
                 }
             }
@@ -163,6 +171,7 @@ impl Flows {
             }
             _ => {}
         }
+        more
     }
 
     fn begin(&mut self, ends: Ends) {
@@ -212,6 +221,13 @@ fn reset(segment: &Segment, guest_mac: [u8; 6], peer_mac: [u8; 6]) -> Vec<u8> {
     };
     let answer = Segment { from: segment.to, to: segment.from, seq, ack, flags, length: 0 };
     tcp_frame(guest_mac, peer_mac, &answer)
+}
+
+/// A refusal that the guest heeds. Early versions of passt refuse a connection without saying which
+/// (RFC 9293, section 3.10.7.3: that is to be dropped), and the guest would wait for long.
+fn refusal(segment: &Segment, known: &Known) -> Vec<u8> {
+    let answer = Segment { seq: 0, ack: known.next, flags: RST | ACK, ..*segment };
+    tcp_frame(known.guest_mac, known.peer_mac, &answer)
 }
 
 #[cfg(test)]
@@ -273,6 +289,21 @@ mod tests {
             flows.enters(&back(RST));
             answer(&mut flows, &out(ACK, 3, 11));
         }
+    }
+
+    #[test]
+    fn a_refusal_says_what_is_refused() {
+        let mut flows = Flows::new(false);
+        flows.leaves(&out(SYN, 4, 0));
+        let Carries::Tcp(told) = look_at(&flows.enters(&back(RST)).unwrap()) else { panic!() };
+        assert_eq!(told, segment("192.0.2.1:80", "10.0.0.2:4000", RST | ACK, 0, 5));
+        // Nothing is added to one that says so, nor to the end of one that was agreed to.
+        flows.leaves(&out(SYN, 4, 0));
+        assert_eq!(flows.enters(&back(RST | ACK)), None);
+        flows.leaves(&out(SYN, 4, 0));
+        flows.enters(&back(SYN | ACK));
+        flows.leaves(&out(ACK, 5, 10));
+        assert_eq!(flows.enters(&back(RST)), None);
     }
 
     #[test]

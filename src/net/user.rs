@@ -144,7 +144,7 @@ impl Backend for User {
         }
         // Only what the guest was given is a connection that it has.
         if let Ok(Some(frame)) = self.incoming.ready() {
-            self.flows.enters(frame);
+            self.answers.extend(self.flows.enters(frame));
         }
         self.incoming.drop_frame();
     }

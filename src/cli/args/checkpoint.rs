@@ -237,6 +237,9 @@ pub struct CloneArgs {
     pub forward_from: Vec<Forward>,
     #[command(flatten)]
     pub networks: OtherNetworks,
+    /// Where the guest's clock continues from
+    #[arg(long, value_enum, default_value_t = Clock::Saved)]
+    pub clock: Clock,
     /// Run the clones immediately
     #[arg(long)]
     pub run: bool,

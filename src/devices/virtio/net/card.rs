@@ -124,6 +124,12 @@ impl Net {
         }
     }
 
+    fn flush(&mut self) {
+        if let Some(Err(lost)) = self.backend.as_mut().map(|backend| backend.flush()) {
+            self.lose(lost);
+        }
+    }
+
     fn unplug(&mut self) {
         if let Some(backend) = self.backend.take() {
             self.former = backend.flows();
@@ -277,6 +283,8 @@ impl Device for Net {
     }
 
     fn turn(&mut self, queues: &mut [Queue], memory: &GuestMemory) -> Result<Turn, NotServed> {
+        // First: what the guest sends waits while the back-end is blocked, and nobody tells of it again.
+        self.flush();
         let mut all = Turn::Nothing;
         for (index, queue) in queues.iter_mut().enumerate() {
             let turn = match index {
@@ -285,8 +293,9 @@ impl Device for Net {
             };
             all = all.and(turn);
         }
-        if let Some(Err(lost)) = self.backend.as_mut().map(|backend| backend.flush()) {
-            self.lose(lost);
+        // One that is blocked is polled, and begins with the next turn.
+        if self.backend.as_ref().is_some_and(|backend| !backend.is_blocked()) {
+            self.flush();
         }
         Ok(all)
     }

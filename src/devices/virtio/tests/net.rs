@@ -36,6 +36,8 @@ struct Ends {
     from_guest: Vec<Vec<u8>>,
     /// Takes so many more, then waits.
     room: usize,
+    /// So many it takes once it is told to pass on what waits.
+    drains: usize,
     ended: Vec<SavedFlow>,
     lost: bool,
     gone: bool,
@@ -93,6 +95,8 @@ impl Backend for Plug {
         Ok(())
     }
     fn flush(&mut self) -> Result<(), Lost> {
+        let mut ends = self.wire.ends();
+        ends.room = ends.room.saturating_add(std::mem::take(&mut ends.drains));
         Ok(())
     }
     fn set_offloads(&mut self, features: u64) -> Result<(), Lost> {
@@ -354,6 +358,19 @@ fn what_the_outside_cannot_take_waits_in_the_guest() {
     assert_eq!(card.used(TX).len(), 3);
     let sent: Vec<_> = (0..5).map(|n| frame(60, n)).collect();
     assert_eq!(wire.ends().from_guest, sent);
+}
+
+/// The outside takes frames again, which the thread sees, and the guest has said all it has to say.
+#[test]
+fn what_waited_is_sent_as_soon_as_it_can_be() {
+    let (mut card, wire) = Card::ready(0);
+    wire.ends().room = 2;
+    (0..5).for_each(|n| card.send(&frame(60, n)));
+    card.serve();
+    assert_eq!(card.used(TX).len(), 2);
+    wire.ends().drains = 9;
+    card.serve();
+    assert_eq!(card.used(TX).len(), 3);
 }
 
 #[test]
