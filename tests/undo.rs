@@ -259,6 +259,7 @@ fn rules_say_what_stays_and_why() {
     let home = Home::new();
     let mut vm = home.boot("run demo --memory 32M");
     home.piton("checkpoint prune demo --yes").fails(3, &["has no rule", "--keep"]);
+    vm.ok("fill 4 1");
     for name in ["a", "b", "c", "d"] {
         home.piton(&format!("checkpoint create demo {name}")).ok();
     }
