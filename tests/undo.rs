@@ -253,3 +253,83 @@ fn the_trash_empties_itself() {
     home.piton("set demo --trash nonsense").fails(2, &["24h"]);
     vm.power_off();
 }
+
+#[test]
+fn rules_say_what_stays_and_why() {
+    let home = Home::new();
+    let mut vm = home.boot("run demo --memory 32M");
+    home.piton("checkpoint prune demo --yes").fails(3, &["has no rule", "--keep"]);
+    vm.ok("fill 4 1");
+    for name in ["a", "b", "c", "d"] {
+        home.piton(&format!("checkpoint create demo {name}")).ok();
+    }
+    home.piton("checkpoint pin demo@a").ok();
+    let told = home.piton("set demo --keep last=2 --keep-within 0").ok();
+    assert!(told.contains("keeps: last=2 (scheduled checkpoints only)"), "{told}");
+    // What a user made is the user's.
+    let pruned = home.piton("checkpoint prune demo --yes --json").json();
+    assert!(pruned["checkpoints"].as_array().unwrap().iter().all(|one| one["stays"] == true), "{pruned}");
+    home.piton("set demo --keep-all on").ok();
+    let told = home.piton("checkpoint prune demo --dry-run").ok();
+    let lines: Vec<&str> = told.lines().collect();
+    assert_eq!(
+        lines[..4],
+        [
+            "stays    d  it is the parent of the current state",
+            "stays    c  last 2 of 2",
+            "goes     b  no rule keeps it",
+            "stays    a  it is pinned"
+        ]
+    );
+    assert!(lines[4].ends_with("would be freed"), "{told}");
+    are(&parents(&home)[..2], &[("a", "-"), ("b", "a")]);
+    home.piton("checkpoint prune demo --yes").ok();
+    are(&parents(&home), &[("a", "-"), ("c", "a"), ("d", "c"), ("Now", "d")]);
+    for name in ["a", "c", "d"] {
+        home.piton(&format!("checkpoint verify demo@{name}")).ok();
+    }
+    // A size, and of a VM that is off.
+    vm.power_off();
+    home.piton("set demo --keep none --max-size 1M").ok();
+    let told = home.piton("checkpoint prune demo --yes").ok();
+    assert!(told.contains("deleted  c  all of them take more than --max-size"), "{told}");
+    are(&parents(&home), &[("a", "-"), ("d", "a"), ("Now", "d")]);
+    for wrong in ["--keep sometimes", "--keep last=x", "--keep-within 3", "--max-size 1X", "--every often"] {
+        home.piton(&format!("set demo {wrong}")).fails(2, &[]);
+    }
+}
+
+#[test]
+fn a_schedule_makes_checkpoints_and_rules_delete_them() {
+    let home = Home::new();
+    let image = home.image("a.raw", 4 << 20);
+    let mut vm = home.boot(&format!("run demo --memory 32M --disk {image},id=a"));
+    home.piton("checkpoint create demo mine").ok();
+    let told = home.piton("set demo --every 1s --every-type standard --keep last=2").ok();
+    assert!(told.contains("every 1s, standard"), "{told}");
+    let scheduled = || {
+        let tree = home.piton("checkpoint list demo --json").json();
+        let all = tree["checkpoints"].as_array().unwrap().clone();
+        let ours = all.iter().filter(|one| one["scheduled"] == true);
+        ours.map(|one| one["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let first = until("two checkpoints", || Some(scheduled()).filter(|names| names.len() == 2));
+    // The older ones go.
+    until("newer ones", || Some(scheduled()).filter(|now| now.len() <= 2 && !now.contains(&first[0])));
+    assert!(home.piton("checkpoint list demo").ok().contains(", scheduled"));
+    home.piton("checkpoint show demo@mine").ok();
+    // Nothing was written, so there is nothing to make; and then there is.
+    home.piton("set demo --only-if-changed on").ok();
+    let quiet = scheduled();
+    vm.ok("blk 0 write 0 64K 1");
+    until("one more", || (scheduled().last() != quiet.last()).then_some(()));
+    // A VM that is paused is left alone, and one that is off as well.
+    home.piton("pause demo").ok();
+    let paused = scheduled();
+    home.piton("resume demo").ok();
+    vm.ok("blk 0 write 0 64K 2");
+    until("one after the pause", || (scheduled().last() != paused.last()).then_some(()));
+    assert!(home.piton("set demo --every 0").ok().lines().all(|line| !line.contains("every")));
+    vm.power_off();
+    home.piton("doctor demo").ok();
+}

@@ -16,6 +16,12 @@ pub struct Keeping {
     /// When it was made, whatever became of the host's clock. None: of an older piton.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub made: Option<Moment>,
+    /// Its time in seconds since 1970, counted on from the checkpoints before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counted: Option<i64>,
+    /// The VM's process made it by itself, because its time had come.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub scheduled: bool,
 }
 
 /// How a checkpoint came into the trash.

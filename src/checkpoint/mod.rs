@@ -7,6 +7,7 @@ pub mod keeping;
 pub mod layers;
 pub mod manifest;
 pub mod name;
+pub mod retention;
 pub mod shown;
 pub mod stamp;
 pub mod state;

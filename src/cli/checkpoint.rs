@@ -14,7 +14,7 @@ use super::manage::{confirm, has_ended, in_use, lock, must_run};
 use super::named::existing;
 use super::offline::{Offline, answer, find};
 use super::out::{self, outln};
-use super::{output, run, transfer, verify, work};
+use super::{output, prune, run, transfer, verify, work};
 use crate::checkpoint::Manifest;
 use crate::config::VmConfig;
 use crate::control::client::{self, Wait};
@@ -111,6 +111,7 @@ pub fn run(command: CheckpointCommand, json: bool) -> anyhow::Result<()> {
         CheckpointCommand::Delete { checkpoint, subtree, dry_run, no_wait, no_undo, yes } => {
             delete_checkpoint(&checkpoint, DeleteBody { subtree, dry_run, no_undo }, no_wait, yes, json)?;
         }
+        CheckpointCommand::Prune { name, dry_run, yes } => prune::run(&name, dry_run, yes, json)?,
         CheckpointCommand::Verify { checkpoint, guard } => verify::run(&checkpoint, &guard, json)?,
         CheckpointCommand::Export(args) => transfer::export_checkpoint(&args, json)?,
         CheckpointCommand::Diff(args) => transfer::diff(&args, json)?,

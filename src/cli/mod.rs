@@ -24,6 +24,7 @@ mod offline;
 mod out;
 mod output;
 mod paths;
+mod prune;
 mod run;
 mod seed;
 mod set;

@@ -12,7 +12,7 @@ use crate::checkpoint::tree::{Node, RowItem, Tree, short};
 use crate::config::{DiskConfig, NetConfig, VmConfig};
 use crate::control::jobs::{JobInfo, JobList, JobState};
 use crate::control::{CheckpointInfo, DeletedInfo, NetworkInfo, State, Traffic, TreeInfo, VmInfo};
-use crate::folder::{CheckpointType, Ending, LastRun, VmName};
+use crate::folder::{CheckpointType, Ending, LastRun, Retention, Schedule, VmName};
 use crate::moment::span;
 
 /// One line on standard error.
@@ -144,6 +144,12 @@ pub fn show(info: &VmInfo) {
     }
     line("checkpoints", checkpoints(info));
     line("trash", trash(info));
+    if !info.retention.is_none() {
+        line("keep", rule(&info.retention));
+    }
+    if info.schedule.every_seconds > 0 {
+        line("schedule", schedule(&info.schedule));
+    }
     line("folder", info.folder.display().to_string());
 }
 
@@ -191,6 +197,12 @@ pub fn settings(info: &VmInfo) {
         seconds => format!("kept for {}", span(seconds)),
     };
     outln!("checkpoints of the VM `{}`: {}; deleted ones are {kept}", info.name, checkpoints(info));
+    if !info.retention.is_none() {
+        outln!("`piton checkpoint prune {}` keeps: {}", info.name, rule(&info.retention));
+    }
+    if info.schedule.every_seconds > 0 {
+        outln!("while it runs, a checkpoint is created {}", schedule(&info.schedule));
+    }
     for forward in &info.forwards {
         outln!("{forward} is forwarded to the VM `{}`", info.name);
     }
@@ -223,6 +235,27 @@ pub fn hardware_is_back(before: &VmConfig, after: &VmConfig) {
     if !changes.is_empty() {
         outln!("its configuration is the checkpoint's again: {}", changes.join(", "));
     }
+}
+
+fn rule(rule: &Retention) -> String {
+    let mut parts = Vec::new();
+    if rule.has_rule() {
+        parts.push(rule.keep.to_string());
+    }
+    if rule.within_seconds > 0 {
+        parts.push(format!("all within {}", span(rule.within_seconds)));
+    }
+    if rule.max_bytes > 0 {
+        parts.push(format!("{} at most", size(rule.max_bytes)));
+    }
+    let whose = if rule.all { "all checkpoints" } else { "scheduled checkpoints only" };
+    format!("{} ({whose})", parts.join(", "))
+}
+
+fn schedule(schedule: &Schedule) -> String {
+    let kind = schedule.kind.map_or(String::new(), |kind| format!(", {kind}"));
+    let changed = if schedule.only_if_changed { ", if a disk has been written to" } else { "" };
+    format!("every {}{kind}{changed}", span(schedule.every_seconds))
 }
 
 /// What no checksums vouch for.
@@ -421,7 +454,11 @@ pub fn when(time: &DateTime<Utc>) -> String {
 
 /// One line about a checkpoint, behind its name.
 fn about(info: &CheckpointInfo) -> String {
-    let automatic = if info.automatic { ", automatic" } else { "" };
+    let automatic = match (info.automatic, info.scheduled) {
+        (true, _) => ", automatic",
+        (false, true) => ", scheduled",
+        (false, false) => "",
+    };
     let pinned = if info.pinned { ", pinned" } else { "" };
     let note = info.note.lines().next().map_or(String::new(), |note| format!("  \"{note}\""));
     format!(

@@ -7,6 +7,7 @@ use super::offline::{Offline, answer};
 use super::out;
 use super::{limits, output, work};
 use crate::control::client;
+use crate::control::upkeep::{RetentionChange, ScheduleChange};
 use crate::control::{SetBody, State, VmInfo};
 use crate::folder::VmFolder;
 use crate::history::{policy, seal};
@@ -19,6 +20,17 @@ pub fn run(args: SetArgs, json: bool) -> anyhow::Result<()> {
         checkpoint_type: args.checkpoint_type,
         auto_checkpoint: args.auto_checkpoint.map(|switch| switch.is_on()),
         trash_seconds: args.trash,
+        retention: RetentionChange {
+            keep: args.keep,
+            within_seconds: args.keep_within,
+            max_bytes: args.max_size,
+            all: args.keep_all.map(|switch| switch.is_on()),
+        },
+        schedule: ScheduleChange {
+            every_seconds: args.every,
+            kind: args.every_type,
+            only_if_changed: args.only_if_changed.map(|switch| switch.is_on()),
+        },
         seal_base: args.seal_base,
         checkpoint_dir: args.checkpoint_dir.map(std::path::absolute).transpose()?,
         forward: args.forwards,

@@ -188,6 +188,7 @@ impl Request {
             Self::Revert(_) => (JobKind::Revert, String::new()),
             Self::Undo(_) => (JobKind::Undo, String::new()),
             Self::RestoreTrash(entry, _) => (JobKind::Undo, entry.clone()),
+            Self::Prune(body) if !body.dry_run => (JobKind::Delete, String::new()),
             Self::EmptyTrash(entry) => (JobKind::Delete, entry.clone().unwrap_or_default()),
             _ => return None,
         })

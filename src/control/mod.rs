@@ -8,6 +8,7 @@ pub mod jobs;
 pub mod server;
 mod told;
 pub mod trash;
+pub mod upkeep;
 
 use std::time::Duration;
 
@@ -16,11 +17,12 @@ use serde::{Deserialize, Serialize};
 pub use told::{CheckpointDetails, CheckpointInfo, DiskDetails, State, TreeInfo};
 
 use trash::{EmptiedInfo, TrashEntry, TrashInfo, UndoBody};
+use upkeep::{PruneBody, PrunedInfo, RetentionChange, ScheduleChange};
 
 use crate::checkpoint::manifest::Mode;
 use crate::checkpoint::{CheckpointName, Manifest};
 use crate::config::{Forward, NetArg, VmConfig};
-use crate::folder::{CheckpointType, Definition, LastRun, VmFolder, VmName};
+use crate::folder::{CheckpointType, Definition, LastRun, Retention, Schedule, VmFolder, VmName};
 use crate::id::Id;
 use crate::vm::Clock;
 
@@ -59,6 +61,7 @@ pub enum Request {
     RestoreTrash(String, UndoBody),
     /// The entry; none: all.
     EmptyTrash(Option<String>),
+    Prune(PruneBody),
 }
 
 /// A VM as `GET /vm` and `piton show --json` tell it.
@@ -98,6 +101,12 @@ pub struct VmInfo {
     /// How long what is taken away can be taken back, in seconds; 0: not at all.
     #[serde(default)]
     pub trash_seconds: u64,
+    /// Which checkpoints a prune deletes; absent: none.
+    #[serde(default, skip_serializing_if = "Retention::is_none")]
+    pub retention: Retention,
+    /// When its process makes checkpoints by itself; absent: never.
+    #[serde(default, skip_serializing_if = "Schedule::is_off")]
+    pub schedule: Schedule,
     /// Absent: in the VM's folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint_dir: Option<std::path::PathBuf>,
@@ -153,6 +162,8 @@ impl VmInfo {
             checkpoint_type: definition.checkpoint_type,
             auto_checkpoint: definition.auto_checkpoint,
             trash_seconds: definition.trash_seconds,
+            retention: definition.retention,
+            schedule: definition.schedule,
             checkpoint_dir: definition.checkpoint_dir.clone(),
             problems: Vec::new(),
             forwards: definition.forwards.clone(),
@@ -191,6 +202,7 @@ pub enum Reply {
     Trash(TrashInfo),
     Undone(Box<UndoneInfo>),
     Emptied(EmptiedInfo),
+    Pruned(PrunedInfo),
     /// There is nothing to tell of it.
     Done {},
 }
@@ -257,6 +269,10 @@ pub struct SetBody {
     /// How long what is taken away can be taken back, in seconds; 0: not at all.
     #[serde(default)]
     pub trash_seconds: Option<u64>,
+    #[serde(default)]
+    pub retention: RetentionChange,
+    #[serde(default)]
+    pub schedule: ScheduleChange,
     /// Absolute.
     #[serde(default)]
     pub checkpoint_dir: Option<std::path::PathBuf>,

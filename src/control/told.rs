@@ -55,6 +55,9 @@ pub struct CheckpointInfo {
     /// It cannot be deleted.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub pinned: bool,
+    /// The VM's process made it by itself, because its time had come.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub scheduled: bool,
     /// How a capture of memory went.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capture: Option<CaptureInfo>,
@@ -93,6 +96,7 @@ impl From<&Manifest> for CheckpointInfo {
             fallback: manifest.fallback.clone(),
             automatic: manifest.automatic,
             pinned: manifest.keeping.pinned,
+            scheduled: manifest.keeping.scheduled,
             capture: manifest.capture,
             memory_parent: manifest.memory.as_ref().and_then(|memory| memory.parent),
             memory_stored: manifest.memory.as_ref().map(|memory| memory.stored_bytes),

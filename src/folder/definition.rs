@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::kind::CheckpointType;
 use super::name::VmName;
+use super::upkeep::{Retention, Schedule};
 use crate::config::{Forward, VmConfig};
 use crate::id::Id;
 use crate::moment::parse_span;
@@ -34,6 +35,12 @@ pub struct Definition {
     /// Seconds that what is taken away stays in the trash; 0: it is gone at once.
     #[serde(default = "a_day")]
     pub trash_seconds: u64,
+    /// Which checkpoints a prune deletes.
+    #[serde(default, skip_serializing_if = "Retention::is_none")]
+    pub retention: Retention,
+    /// When checkpoints are made without being asked for.
+    #[serde(default, skip_serializing_if = "Schedule::is_off")]
+    pub schedule: Schedule,
     /// Base images that stand still are to get checksums, as soon as there is time.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub seal_base: bool,
@@ -59,53 +66,6 @@ pub fn default_trash() -> Result<u64, String> {
     match std::env::var_os("PITON_TRASH").filter(|text| !text.is_empty()) {
         None => Ok(a_day()),
         Some(text) => parse_span(&text.to_string_lossy()).map_err(|e| format!("PITON_TRASH: {e}")),
-    }
-}
-
-/// What kind of checkpoint `create` makes of a VM that runs.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum CheckpointType {
-    /// None at all, of a VM that is off neither: for guests that going back would corrupt.
-    Disabled,
-    /// With memory.
-    Standard,
-    /// Disks as the guest's agent quiesced them; a standard one where it cannot.
-    #[default]
-    Production,
-    /// As `Production`, and an error where the agent cannot.
-    ProductionOnly,
-}
-
-impl CheckpointType {
-    const ALL: [Self; 4] = [Self::Disabled, Self::Standard, Self::Production, Self::ProductionOnly];
-
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Disabled => "disabled",
-            Self::Standard => "standard",
-            Self::Production => "production",
-            Self::ProductionOnly => "production-only",
-        }
-    }
-}
-
-impl std::fmt::Display for CheckpointType {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(self.as_str())
-    }
-}
-
-impl FromStr for CheckpointType {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let found = Self::ALL.into_iter().find(|one| one.as_str() == text);
-        found.ok_or_else(|| {
-            format!(
-                "`{text}` is not a checkpoint type: use disabled, standard, production or production-only"
-            )
-        })
     }
 }
 
@@ -193,6 +153,8 @@ impl Definition {
             checkpoint_type: CheckpointType::default(),
             auto_checkpoint: false,
             trash_seconds: default_trash().unwrap_or_else(|_| a_day()),
+            retention: Retention::default(),
+            schedule: Schedule::default(),
             seal_base: false,
             forwards: Vec::new(),
             cloned_from: None,

@@ -3,10 +3,12 @@
 
 mod definition;
 mod holder;
+mod kind;
 mod last_run;
 mod name;
 mod rename;
 pub mod trust;
+mod upkeep;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,10 +22,12 @@ use definition::{FORMAT, OnDisk, crc_of};
 
 pub use holder::Holder;
 
-pub use definition::{CheckpointType, Definition, Merging, Now, Origin, Relocating, default_trash};
+pub use definition::{Definition, Merging, Now, Origin, Relocating, default_trash};
+pub use kind::CheckpointType;
 pub use last_run::{Ending, LastRun};
 pub use name::{NameError, VmName};
 pub use trust::TrustError;
+pub use upkeep::{Counts, Retention, Schedule};
 
 const DEFINITION: &str = "vm.json";
 const CRC: &str = "crc";

@@ -238,7 +238,7 @@ impl Source<'_> {
         let mut manifest = self.manifest.clone();
         manifest.vm = place.name().to_string();
         manifest.parent = None;
-        manifest.keeping = Keeping { made: manifest.keeping.made.take(), ..Keeping::default() };
+        manifest.keeping = Keeping { pinned: false, trash: None, scheduled: false, ..manifest.keeping };
         manifest.config = self.definition.config.clone();
         storage.create_dir(&parent)?;
         storage.create_dir(&to.path(id))?;

@@ -18,6 +18,7 @@ use super::{Catalog, CheckpointError, Result, reserve, sealing};
 use crate::capture::chain::MemoryChain;
 use crate::capture::guest::CaptureError;
 use crate::checkpoint::manifest::{DiskPoint, LeftOut, LeftOutWhy, MemoryInfo};
+use crate::checkpoint::retention::counted;
 use crate::checkpoint::stamp::FileStamp;
 use crate::checkpoint::state::write_state;
 use crate::checkpoint::{CheckpointName, Keeping, Kind, Manifest, Trashed};
@@ -57,6 +58,8 @@ pub struct Origin {
     pub automatic: bool,
     /// It is for the trash from its first moment: nobody sees it.
     pub trash: Option<Trashed>,
+    /// Its time had come.
+    pub scheduled: bool,
 }
 
 impl Subject<'_> {
@@ -127,6 +130,7 @@ pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Resul
         manifest.fallback = origin.fallback;
         manifest.automatic = origin.automatic;
         manifest.keeping.trash = origin.trash;
+        manifest.keeping.scheduled = origin.scheduled;
         let shadow = captured.as_ref().and_then(|captured| captured.shadow.clone());
         if let Some(captured) = captured {
             let micros = |pause: Duration| u64::try_from(pause.as_micros()).unwrap_or(u64::MAX);
@@ -230,6 +234,7 @@ pub(super) fn describe(
     let stamp = |path: &Option<std::path::PathBuf>| {
         path.as_deref().map(|path| FileStamp::take(storage, path)).transpose()
     };
+    let (all, now) = (Catalog::new(folder, before).manifests()?, Moment::now());
     let mut warnings = Vec::new();
     let mut stamp_or_warn = |path| {
         stamp(path).unwrap_or_else(|e| {
@@ -259,7 +264,7 @@ pub(super) fn describe(
         frozen_us: None,
         fallback: None,
         automatic: false,
-        keeping: Keeping { made: Some(Moment::now()), ..Keeping::default() },
+        keeping: Keeping { counted: Some(counted(&all, &now)), made: Some(now), ..Keeping::default() },
         piton: env!("CARGO_PKG_VERSION").into(),
         warnings,
     })

@@ -26,6 +26,7 @@ mod overlay;
 pub mod pair;
 pub mod policy;
 pub mod production;
+pub mod prune;
 pub mod readers;
 pub mod recover;
 pub mod relocate;

@@ -80,6 +80,13 @@ pub fn set(folder: &VmFolder, lock: &VmLock, definition: &mut Definition, body: 
     if let Some(seconds) = body.trash_seconds {
         next.trash_seconds = seconds;
     }
+    next.retention = body.retention.on(next.retention);
+    next.schedule = body.schedule.on(next.schedule);
+    if next.schedule.kind == Some(CheckpointType::Disabled) {
+        return Err(CheckpointError::Refused(
+            "`disabled` is no type that checkpoints can be made of: --every 0 ends the schedule".into(),
+        ));
+    }
     if next.auto_checkpoint && next.checkpoint_type == CheckpointType::Disabled {
         return Err(CheckpointError::Refused(format!(
             "the VM `{}` cannot have automatic checkpoints while checkpoints are disabled: \

@@ -92,6 +92,7 @@ pub fn create(subject: Subject, body: &CreateBody, progress: &Progress) -> Resul
                 manifest.pause_us = pause.map(micros);
                 manifest.frozen_us = Some(micros(frozen.took));
                 manifest.automatic = origin.automatic;
+                manifest.keeping.scheduled = origin.scheduled;
                 describe_disks(folder, &layers, &mut manifest)?;
                 sealing::seal_below(folder, lock, definition, disks, &manifest)?;
                 if let Err(e) = frozen.thawed {

@@ -164,6 +164,7 @@ impl Vmm {
                 let entry = trash::find(&catalog, &self.definition, &reference)?;
                 return self.take_back(entry, false, body, job, progress);
             }
+            (Request::Prune(body), _) => return Ok(Reply::Pruned(self.prune(body.dry_run)?)),
             (Request::EmptyTrash(reference), _) => return self.empty_trash(reference.as_deref()),
         }
         Ok(self.info().into())
@@ -174,6 +175,15 @@ impl Vmm {
         body: &CreateBody,
         progress: &Progress,
     ) -> Result<Manifest, CheckpointError> {
+        self.create_as(body, Origin::default(), progress)
+    }
+
+    pub(super) fn create_as(
+        &mut self,
+        body: &CreateBody,
+        origin: Origin,
+        progress: &Progress,
+    ) -> Result<Manifest, CheckpointError> {
         let made = loop {
             let subject = Subject {
                 folder: &self.folder,
@@ -181,7 +191,7 @@ impl Vmm {
                 definition: &mut self.definition,
                 disks: &self.disks.live,
                 machine: self.machine.as_mut(),
-                origin: Origin::default(),
+                origin: origin.clone(),
                 pending: self.filling.as_ref().and_then(Filling::pending),
             };
             match policy::create(subject, body, progress) {

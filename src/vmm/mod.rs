@@ -10,6 +10,7 @@ mod image;
 mod merging;
 mod message;
 mod network;
+mod schedule;
 mod sealer;
 mod sealing;
 mod seen;
@@ -270,7 +271,7 @@ impl Vmm {
             let behind = self.lock.is_behind().then(|| Instant::now() + CALM);
             let look = thaw.next(self.machine.as_ref());
             let unread = button.next(self.machine.as_ref());
-            let chore = chores.next(&self.folder, &self.definition);
+            let chore = chores.next(&self.folder, &self.definition, self.state() == State::Running);
             let due = [begin, behind, look, unread, chore, closing.map(|(at, _)| at)];
             let due = due.into_iter().flatten().min();
             let message = match due {
@@ -292,8 +293,10 @@ impl Vmm {
                     }
                     thaw.poke(self.machine.as_ref(), now);
                     button.repeat(self.machine.as_ref(), now);
-                    if chores.is_due(now) {
-                        self.empty_expired();
+                    match chores.due(now) {
+                        Some(chores::Chore::Trash) => self.empty_expired(),
+                        Some(chores::Chore::Checkpoint) => self.make_scheduled(),
+                        None => {}
                     }
                     continue;
                 }
@@ -311,7 +314,8 @@ impl Vmm {
                 Message::Request(asked) if asked.is_withdrawn() => asked.withdraw(),
                 Message::Request(Asked { request, job, reply }) => {
                     let creates = matches!(request, Request::CreateCheckpoint(_));
-                    let changes = request.job().is_some() || matches!(request, Request::Set(_));
+                    let changes = request.job().is_some()
+                        || matches!(request, Request::Set(_) | Request::Pause | Request::Resume);
                     self.seen.set(creates.then(|| self.info()));
                     let answer = self.answer(request, job.as_ref());
                     if changes {

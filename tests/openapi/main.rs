@@ -187,6 +187,15 @@ fn every_path_and_every_answer_is_as_documented() {
     walk.ask("POST", clone, "one", &json!({"names": ["other"], "own_memory": true, "no_wait": true}), 202);
     walk.ask("POST", clone, "one", &json!({"names": []}), 400);
 
+    // Rules.
+    walk.ask("POST", "/vm/prune", "", none, 409);
+    let keep = json!({"keep": {"last": 1}, "max_bytes": null, "all": false});
+    let schedule = json!({"every_seconds": 0, "type": "standard", "only_if_changed": true});
+    walk.ask("PATCH", "/vm", "", &json!({"retention": keep, "schedule": schedule}), 200);
+    walk.ask("POST", "/vm/prune", "", &json!({"dry_run": true}), 200);
+    walk.ask("POST", "/vm/prune", "", &json!({"no_wait": true}), 202);
+    walk.ask("POST", "/vm/prune", "", none, 200);
+
     // The trash.
     let (entry, restore) = ("/vm/trash/{entry}", "/vm/trash/{entry}/restore");
     walk.ask("PATCH", "/vm", "", &json!({"trash_seconds": 3600}), 200);
@@ -346,7 +355,9 @@ fn commands_print_what_the_socket_answers() {
     vm("checkpoint apply demo@uno --discard-current");
     vm("checkpoint revert demo --yes --run");
     document.holds("Deleted", &json("checkpoint delete demo@two --dry-run"));
-    json("set demo --trash 1h");
+    json("set demo --trash 1h --keep last=3 --keep-within 1h --every 0");
+    document.holds("Pruned", &json("checkpoint prune demo --dry-run"));
+    vm("show demo");
     document.holds("Deleted", &json("checkpoint delete demo@two --yes"));
     document.holds("Trash", &json("trash list demo"));
     document.holds("Undone", &json("undo demo"));

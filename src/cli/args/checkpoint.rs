@@ -130,6 +130,16 @@ pub enum CheckpointCommand {
         #[arg(long, short)]
         yes: bool,
     },
+    /// Delete, for good, the checkpoints that the rules of a VM do not keep (`piton set --keep`)
+    Prune {
+        name: VmName,
+        /// Only show what would go and what would stay, and why
+        #[arg(long)]
+        dry_run: bool,
+        /// Do not ask for confirmation
+        #[arg(long, short)]
+        yes: bool,
+    },
     /// Check all data of a checkpoint against its checksums
     Verify {
         #[arg(value_name = "VM@CHECKPOINT")]

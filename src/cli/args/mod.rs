@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{DiskArg, Forward, NetArg, parse_cpus, parse_memory};
 use crate::control::State;
-use crate::folder::{CheckpointType, VmName};
+use crate::folder::{CheckpointType, Counts, VmName};
 use crate::id::Id;
 use crate::manager::Address;
 use crate::moment::parse_span;
@@ -438,6 +438,28 @@ pub struct SetArgs {
     /// 0 turns the trash off
     #[arg(long, value_name = "TIME", group = "setting", value_parser = parse_span)]
     pub trash: Option<u64>,
+    /// Checkpoints that a prune keeps: last=5,hourly=24,daily=7,weekly=4,monthly=12,yearly=3, or some
+    /// of these, or none
+    #[arg(long, value_name = "RULE", group = "setting")]
+    pub keep: Option<Counts>,
+    /// Also keep those that are not older than the newest by more than this, such as 3d; 0: not
+    #[arg(long, value_name = "TIME", group = "setting", value_parser = parse_span)]
+    pub keep_within: Option<u64>,
+    /// Delete the oldest while all of them take more than this, such as 20G; 0: no limit
+    #[arg(long, value_name = "SIZE", group = "setting", value_parser = parse_size)]
+    pub max_size: Option<u64>,
+    /// Apply these rules to all checkpoints, and not only to those of --every
+    #[arg(long, value_name = "on|off", group = "setting")]
+    pub keep_all: Option<Switch>,
+    /// Create a checkpoint this often while the VM runs, such as 1h, and prune; 0: never
+    #[arg(long, value_name = "TIME", group = "setting", value_parser = parse_span)]
+    pub every: Option<u64>,
+    /// Type of the checkpoints of --every: standard, production or production-only
+    #[arg(long, value_name = "TYPE", group = "setting")]
+    pub every_type: Option<CheckpointType>,
+    /// Skip a checkpoint of --every if no disk has been written to since the last checkpoint
+    #[arg(long, value_name = "on|off", group = "setting")]
+    pub only_if_changed: Option<Switch>,
     /// Compute checksums of base images (disks with overlay or readonly) once, and check them from then on
     #[arg(long, group = "setting")]
     pub seal_base: bool,
@@ -453,6 +475,22 @@ impl Switch {
     pub fn is_on(self) -> bool {
         matches!(self, Self::On)
     }
+}
+
+/// Bytes, as of memory; 0 is one, too.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let wrong = || format!("`{}` is not a size: write it as 500M or 20G, or 0", text.escape_debug());
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(split);
+    let shift = match unit.to_ascii_lowercase().as_str() {
+        "" if digits == "0" => 0,
+        "m" | "mib" => 20,
+        "g" | "gib" => 30,
+        "t" | "tib" => 40,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    number.checked_mul(1 << shift).ok_or_else(wrong)
 }
 
 /// Seconds, with a fraction or without.

@@ -16,6 +16,7 @@
 //! | `POST /vm/checkpoints/{checkpoint}/clone` | [`CloneBody`](crate::control::CloneBody) | the VM |
 //! | `POST /vm/revert` | [`RevertBody`](crate::control::RevertBody) or none | the VM |
 //! | `GET /vm/trash` | | what can be taken back ([`TrashInfo`](crate::control::trash::TrashInfo)) |
+//! | `POST /vm/prune` | [`PruneBody`](crate::control::upkeep::PruneBody) or none | what went by the rules ([`PrunedInfo`](crate::control::upkeep::PrunedInfo)) |
 //! | `POST /vm/undo` | [`UndoBody`](crate::control::trash::UndoBody) or none | what came back ([`UndoneInfo`](crate::control::trash::UndoneInfo)) |
 //! | `POST /vm/trash/{entry}/restore` | the same | the same |
 //! | `DELETE /vm/trash`, `DELETE /vm/trash/{entry}` | | what is gone for good ([`EmptiedInfo`](crate::control::trash::EmptiedInfo)) |
@@ -178,6 +179,7 @@ pub fn router(context: Context) -> Router {
                 with_job(context, body, |body| Request::RestoreTrash(entry, body))
             }),
         )
+        .route("/vm/prune", post(|context, body: Sent| with_job(context, body, Request::Prune)))
         .route("/vm/undo", post(|context, body: Sent| with_job(context, body, Request::Undo)))
         .route("/vm/jobs", get(async |State(context): State<Context>| Json(context.jobs.list())))
         .route(
