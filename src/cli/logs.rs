@@ -49,8 +49,11 @@ fn print(path: &Path, args: &LogsArgs, is_off: &dyn Fn() -> bool) -> io::Result<
     for file in files {
         copy(file)?;
     }
+    if !args.follow {
+        return Ok(());
+    }
     let mut looks = 0;
-    while args.follow {
+    loop {
         looks += 1;
         let off = looks % LOOKS == 0 && is_off();
         if let Some(file) = &mut now {
@@ -72,7 +75,6 @@ fn print(path: &Path, args: &LogsArgs, is_off: &dyn Fn() -> bool) -> io::Result<
         }
         std::thread::sleep(LOOK);
     }
-    Ok(())
 }
 
 /// Puts each file to where the last lines of all begin.

@@ -68,7 +68,7 @@ pub fn main() -> ExitCode {
     }
     limits::raise_open_files();
     let result = match cli.command {
-        Command::Run(args) => run::run(args, cli.background, json),
+        Command::Run(args) => run::run(*args, cli.background, json),
         Command::Start(args) => run::start(args, cli.background, json),
         Command::Stop(args) => stop::stop(&args, json),
         Command::Kill { names } => stop::kill(&names, json),

@@ -220,8 +220,8 @@ pub fn run(
     input: Option<Input>,
     host: &mut dyn Host,
 ) -> Result<Ended, InsideError> {
-    let mark = Id::random()
-        .map_err(|e| InsideError::Host { what: "cannot get random bytes".into(), error: e.into() })?;
+    let mark =
+        Id::random().map_err(|e| InsideError::Host { what: "cannot get random bytes".into(), error: e })?;
     let dir = format!("/tmp/.piton-{mark}");
     let head = [
         dir.clone(),

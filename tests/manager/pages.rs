@@ -148,7 +148,7 @@ fn in_a_browser() {
     shows(&browser, "1 clean");
     browser.keys("\u{e014}");
     shows(&browser, "1 clean, 2 worst, 2 Now");
-    browser.keys(&format!("{ENTER}"));
+    browser.keys(ENTER);
     browser.until("document.querySelector('dialog h2')?.textContent === 'Apply checkpoint “clean”'");
     browser.keys(ESCAPE);
     browser.until("!document.querySelector('dialog')");

@@ -44,7 +44,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Create a VM and boot it
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Boot stopped VMs
     Start(StartArgs),
     /// Shut down VMs
