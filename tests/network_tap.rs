@@ -52,6 +52,8 @@ fn frames_travel_through_a_tap_device() {
         refused.fails(3, &["the tap device `t0` is in use by another process"]);
         // Going back, and a reboot, keep the device.
         lab.apply("here", "--run");
+        guest.line(&["evt net=0 link=down"]);
+        guest.line(&["evt net=0 link=up"]);
         assert!(String::from_utf8_lossy(&ask("10.77.0.2", "/")).contains("seq="));
         assert!(has_word(&guest.ok("net"), "link=up"));
         guest.send("reboot");
