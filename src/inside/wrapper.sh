@@ -6,6 +6,11 @@ u=$(umask)
 umask 077
 mkdir "$d" || exit 125
 cd "$d" && mkfifo 0 1 2 || exit 125
+# Without the folder nobody reads or writes here any more.
+pause() {
+    [ -d "$d" ] || exit 125
+    sleep 0.05 || sleep 1
+}
 give() {
     i=0
     while :; do
@@ -13,7 +18,7 @@ give() {
         [ -s "$d/$1.$i" ] || break
         i=$((i + 1))
         if [ $i -ge 2 ]; then
-            until [ -e "$d/$1.$((i - 2)).ok" ]; do sleep 0.05 || sleep 1; done
+            until [ -e "$d/$1.$((i - 2)).ok" ]; do pause; done
             rm -f "$d/$1.$((i - 2))" "$d/$1.$((i - 2)).ok"
         fi
     done
@@ -22,7 +27,7 @@ give() {
 take() {
     i=0
     while :; do
-        until [ -e "$d/0.$i.ok" ]; do sleep 0.05 || sleep 1; done
+        until [ -e "$d/0.$i.ok" ]; do pause; done
         [ -e "$d/0.$i" ] || break
         cat "$d/0.$i" || break
         rm -f "$d/0.$i" "$d/0.$i.ok"
