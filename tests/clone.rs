@@ -3,22 +3,9 @@
 mod ckpt_common;
 mod common;
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use ckpt_common::{Lab, files, same};
 use common::{Terminal, send_signal, until};
 use serde_json::Value;
-
-/// The console of a VM that runs, ready for commands.
-fn console(lab: &Lab, vm: &str) -> Terminal {
-    static MARK: AtomicU64 = AtomicU64::new(0);
-    let mut console = lab.attach(vm);
-    // An attached console first shows what was printed before.
-    let mark = format!("mark-{}", MARK.fetch_add(1, Ordering::Relaxed));
-    console.send(&format!("echo {mark}"));
-    console.line(&[&format!("ok {mark}")]);
-    console
-}
 
 fn running() -> (Lab, Terminal) {
     let lab = Lab::new();
@@ -55,7 +42,7 @@ fn clones_of_a_running_guest_go_their_own_ways() {
     assert_ne!(sum, later);
     let told = lab.piton("clone demo@one web --count 2 --run --json").json();
     assert_eq!((told[0]["name"].as_str(), told[1]["state"].as_str()), (Some("web-1"), Some("running")));
-    let mut clones = ["web-1", "web-2"].map(|vm| console(&lab, vm));
+    let mut clones = ["web-1", "web-2"].map(|vm| lab.console(vm));
     for (n, guest) in (10..).zip(&mut clones) {
         assert_eq!(guest.ok("sum"), sum);
         guest.ok("blk 0 verify 0 64K 3");
@@ -81,7 +68,7 @@ fn clones_of_a_running_guest_go_their_own_ways() {
     drop(clones);
     kill(&lab, "web-1");
     lab.piton("checkpoint revert web-1 --yes --run").ok();
-    let mut guest = console(&lab, "web-1");
+    let mut guest = lab.console("web-1");
     assert_eq!(guest.ok("sum"), sum);
     guest.ok("blk 0 verify 0 64K 3");
     guest.journal();
@@ -90,7 +77,7 @@ fn clones_of_a_running_guest_go_their_own_ways() {
     lab.piton("clone web-1@mine again").ok();
     assert_eq!(show(&lab, "again")["state"], "paused");
     lab.piton("resume again").ok();
-    let mut again = console(&lab, "again");
+    let mut again = lab.console("again");
     assert_eq!(again.ok("sum"), sum);
     again.journal();
     for vm in ["web-1", "web-2", "again"] {
@@ -131,7 +118,7 @@ fn the_origin_may_go_with_all_its_files() {
     lab.stop();
     lab.piton("rm demo --yes").ok();
     lab.piton("resume other").ok();
-    let mut other = console(&lab, "other");
+    let mut other = lab.console("other");
     assert_eq!(other.ok("sum"), sum);
     other.ok("blk 0 verify 0 64K 5");
     other.journal();

@@ -5,7 +5,6 @@ mod common;
 
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use ckpt_common::{Lab, MIB};
 use common::{Finished, Terminal};
@@ -13,16 +12,6 @@ use serde_json::Value;
 
 /// What an idle clone may have of its own beyond what its guest wrote: piton itself.
 const OWN: u64 = 6 * MIB;
-
-fn console(lab: &Lab, vm: &str) -> Terminal {
-    static MARK: AtomicU64 = AtomicU64::new(0);
-    let mut console = lab.attach(vm);
-    // An attached console first shows what was printed before.
-    let mark = format!("mark-{}", MARK.fetch_add(1, Ordering::Relaxed));
-    console.send(&format!("echo {mark}"));
-    console.line(&[&format!("ok {mark}")]);
-    console
-}
 
 /// A running guest that wrote to 24 MiB of its memory, and what that is.
 fn running() -> (Lab, Terminal, String) {
@@ -81,7 +70,7 @@ fn running_clones_share_memory_and_keep_what_they_write() {
     Finished::run(clone).ok();
     lab.piton("clone demo@one alone --own-memory --run").ok();
     assert_eq!(show(&lab, "alone")["shares_memory"], false);
-    let mut guests = ["web-1", "web-2", "web-3"].map(|vm| console(&lab, vm));
+    let mut guests = ["web-1", "web-2", "web-3"].map(|vm| lab.console(vm));
     for (n, guest) in (1..).zip(&mut guests) {
         assert_eq!(guest.ok("sum"), sum);
         guest.ok(&format!("fill {n} {}", 10 + n));
@@ -142,7 +131,7 @@ fn memory_in_parts_or_compressed_is_copied_once_for_all_clones() {
         lab.piton(&format!("clone demo@{name} {name}-b --run")).ok();
         assert_eq!(copy_of(&lab, name).metadata().unwrap().ino(), inode);
         for vm in [format!("{name}-a"), format!("{name}-b")] {
-            assert_eq!(console(&lab, &vm).ok("sum"), sum);
+            assert_eq!(lab.console(&vm).ok("sum"), sum);
             assert_eq!(show(&lab, &vm)["shares_memory"], true);
             let own = own_memory(&lab, &vm);
             assert!(own < OWN, "{vm} has {own} bytes of its own");
@@ -150,18 +139,18 @@ fn memory_in_parts_or_compressed_is_copied_once_for_all_clones() {
         // One that vanished is made again.
         std::fs::remove_file(copy_of(&lab, name)).unwrap();
         lab.piton(&format!("clone demo@{name} {name}-c --run")).ok();
-        assert_eq!(console(&lab, &format!("{name}-c")).ok("sum"), sum);
+        assert_eq!(lab.console(&format!("{name}-c")).ok("sum"), sum);
         // And so is one that is damaged; who has the former keeps it.
         flip(&copy_of(&lab, name), data_in(&copy_of(&lab, name)));
         lab.piton(&format!("clone demo@{name} {name}-d --run")).ok();
-        assert_eq!(console(&lab, &format!("{name}-d")).ok("sum"), sum);
-        assert_eq!(console(&lab, &format!("{name}-a")).ok("sum"), sum);
+        assert_eq!(lab.console(&format!("{name}-d")).ok("sum"), sum);
+        assert_eq!(lab.console(&format!("{name}-a")).ok("sum"), sum);
     }
     lab.piton("checkpoint verify demo@part").ok();
     let folder = lab.folder(&lab.show("part"));
     lab.delete("part");
     assert!(!folder.exists());
-    assert_eq!(console(&lab, "part-b").ok("sum"), sum);
+    assert_eq!(lab.console("part-b").ok("sum"), sum);
     lab.stop();
     lab.piton("doctor demo").ok();
 }
@@ -174,7 +163,7 @@ fn damaged_memory_is_found_before_it_is_shared() {
     let image = lab.folder(&lab.show("one")).join("memory");
     let at = data_in(&image);
     lab.piton("clone demo@one early --run").ok();
-    console(&lab, "early");
+    lab.console("early");
     // After it was checked.
     flip(&image, at);
     let place = format!("offset {}", at / 4096 * 4096);

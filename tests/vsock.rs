@@ -8,7 +8,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::thread::JoinHandle;
 
-use common::{Finished, Home, Terminal, field, patience, until};
+use common::{Finished, Home, field, patience, until};
 
 const RUN: &str = "run demo --memory 64M --vsock";
 
@@ -69,13 +69,6 @@ fn bytes(length: usize) -> (Vec<u8>, String) {
         .iter()
         .fold(0xcbf2_9ce4_8422_2325_u64, |sum, &byte| (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     (bytes, format!("fnv={sum:016x}"))
-}
-
-fn console(home: &Home, vm: &str) -> Terminal {
-    let mut console = home.attach(vm);
-    console.send("echo here-i-am");
-    console.line(&["ok here-i-am"]);
-    console
 }
 
 #[test]
@@ -294,7 +287,7 @@ fn every_clone_has_its_own() {
     for name in ["demo", "web-1", "web-2", "web-3"] {
         echoes(&mut connect(&home, name, 1024), name);
     }
-    let mut clone = console(&home, "web-2");
+    let mut clone = home.console("web-2");
     assert_eq!(field(&clone.ok("vsock"), "resets"), 1);
     for name in ["web-1", "web-2", "web-3"] {
         home.piton(&format!("stop --force {name}")).ok();

@@ -22,7 +22,7 @@ pub fn each<T: Serialize + Send>(
         let joined = threads.into_iter().map(|thread| thread.join());
         joined.map(|done| done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect::<Vec<_>>()
     });
-    tell(folders.iter().zip(results), json, say)
+    tell(folders.iter().zip(results), json, false, say)
 }
 
 /// The same, one VM after another.
@@ -33,7 +33,7 @@ pub fn in_turn<T: Serialize>(
     say: impl Fn(&T),
 ) -> Result<()> {
     let folders = folders(names)?;
-    tell(folders.iter().map(|folder| (folder, act(folder))), json, say)
+    tell(folders.iter().map(|folder| (folder, act(folder))), json, false, say)
 }
 
 fn folders(names: &[VmName]) -> Result<Vec<VmFolder>> {
@@ -49,19 +49,21 @@ fn folders(names: &[VmName]) -> Result<Vec<VmFolder>> {
     Ok(folders)
 }
 
-/// With `json` one VM is an object, several are an array.
-fn tell<'a, T: Serialize>(
+/// Says what came of each. With `json` one VM is an object unless `listed`, several are an array.
+pub fn tell<'a, T: Serialize>(
     results: impl ExactSizeIterator<Item = (&'a VmFolder, Result<T>)>,
     json: bool,
+    listed: bool,
     say: impl Fn(&T),
 ) -> Result<()> {
     let alone = results.len() == 1;
+    let listed = listed || !alone;
     let mut all = Vec::new();
     // A failure weighs more than a refusal.
     let mut code: Option<u8> = None;
     for (folder, result) in results {
         match result {
-            Ok(value) if json && alone => out::json_line(&serde_json::json!(value)),
+            Ok(value) if json && !listed => out::json_line(&serde_json::json!(value)),
             Ok(value) if json => all.push(serde_json::json!(value)),
             Ok(value) => say(&value),
             Err(e) if alone => return Err(e),
@@ -76,7 +78,7 @@ fn tell<'a, T: Serialize>(
             }
         }
     }
-    if json && !alone {
+    if json && listed {
         out::json(&serde_json::json!(all));
     }
     code.map_or(Ok(()), |code| Err(Told { code }.into()))

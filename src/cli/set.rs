@@ -1,10 +1,9 @@
 //! `piton set`: the settings of many VMs at once.
 
 use super::args::SetArgs;
-use super::error::{Told, exit_code_of, sentence};
+use super::each::tell;
 use super::named::existing;
 use super::offline::{Offline, answer};
-use super::out;
 use super::{limits, output, work};
 use crate::control::client;
 use crate::control::upkeep::{RetentionChange, ScheduleChange};
@@ -42,32 +41,10 @@ pub fn run(args: SetArgs, json: bool) -> anyhow::Result<()> {
     if let Some(memory) = body.memory {
         limits::check_memory(memory)?;
     }
-    let mut results = Vec::new();
-    let mut codes = Vec::new();
-    for folder in &folders {
-        match set(folder, &body) {
-            Ok(info) if json => results.push(serde_json::json!(info)),
-            Ok(info) if body.changes_hardware() => output::hardware(&info),
-            Ok(info) => output::settings(&info),
-            Err(e) if folders.len() == 1 => return Err(e),
-            Err(e) => {
-                let text = sentence(&e);
-                codes.push(exit_code_of(&e));
-                if json {
-                    results.push(serde_json::json!({ "name": folder.name(), "error": text }));
-                }
-                output::complain(&format!("{}: {text}", folder.name()));
-            }
-        }
-    }
-    if json {
-        out::json(&serde_json::json!(results));
-    }
-    // A failure weighs more than a refusal.
-    match codes.into_iter().min() {
-        None => Ok(()),
-        Some(code) => Err(Told { code }.into()),
-    }
+    let results = folders.iter().map(|folder| (folder, set(folder, &body)));
+    tell(results, json, true, |info| {
+        if body.changes_hardware() { output::hardware(info) } else { output::settings(info) }
+    })
 }
 
 fn set(folder: &VmFolder, body: &SetBody) -> anyhow::Result<VmInfo> {

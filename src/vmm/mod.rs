@@ -10,6 +10,7 @@ mod image;
 mod merging;
 mod message;
 mod network;
+mod reminder;
 mod schedule;
 mod sealer;
 mod sealing;
@@ -264,13 +265,13 @@ impl Vmm {
         // What an earlier run left to merge must not hold up the start.
         let mut begin = Some(Instant::now() + CALM);
         let mut closing: Option<(Instant, &'static str)> = None;
-        let mut thaw = thaw::Thaw::default();
-        let mut button = button::Reminder::default();
+        let mut thaw = thaw::reminder();
+        let mut button = button::reminder();
         let mut chores = chores::Chores::default();
         let outcome = loop {
             let behind = self.lock.is_behind().then(|| Instant::now() + CALM);
-            let look = thaw.next(self.machine.as_ref());
-            let unread = button.next(self.machine.as_ref());
+            let look = thaw.next(thaw::is_due(self.machine.as_ref()));
+            let unread = button.next(button::is_unread(self.machine.as_ref()));
             let chore = chores.next(&self.folder, &self.definition, self.state() == State::Running);
             let due = [begin, behind, look, unread, chore, closing.map(|(at, _)| at)];
             let due = due.into_iter().flatten().min();
@@ -291,8 +292,12 @@ impl Vmm {
                         self.merge_layers();
                         self.seal_bases();
                     }
-                    thaw.poke(self.machine.as_ref(), now);
-                    button.repeat(self.machine.as_ref(), now);
+                    if thaw.is_due(now) {
+                        thaw::poke(self.machine.as_ref());
+                    }
+                    if button.is_due(now) {
+                        button::repeat(self.machine.as_ref());
+                    }
                     match chores.due(now) {
                         Some(chores::Chore::Trash) => self.empty_expired(),
                         Some(chores::Chore::Checkpoint) => self.make_scheduled(),

@@ -2,49 +2,26 @@
 //! answer. It is asked until it does. What is sent to it waits for it in the guest, so nobody waits
 //! here: its first word is an event, and then it is given the thaw.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use super::reminder::Reminder;
 use crate::agent;
 use crate::machine::Machine;
 
-/// Before the first reminder, and between two at most.
-const FIRST: Duration = Duration::from_secs(1);
-const LONGEST: Duration = Duration::from_secs(60);
-
-/// When the agent is next reminded.
-#[derive(Default)]
-pub struct Thaw {
-    next: Option<Instant>,
-    pause: Duration,
+/// How often the agent is reminded.
+pub fn reminder() -> Reminder {
+    Reminder::new(Duration::from_secs(1), Duration::from_secs(60))
 }
 
-impl Thaw {
-    /// None: nothing is frozen, as far as is known, or the guest does not run.
-    pub fn next(&mut self, machine: Option<&Machine>) -> Option<Instant> {
-        if !is_due(machine) {
-            *self = Self::default();
-            return None;
-        }
-        if self.next.is_none() {
-            self.pause = FIRST;
-            self.next = Some(Instant::now() + FIRST);
-        }
-        self.next
-    }
-
-    pub fn poke(&mut self, machine: Option<&Machine>, now: Instant) {
-        if let Some(machine) = machine
-            && self.next.is_some_and(|at| now >= at)
-        {
-            agent::poke(&machine.agent());
-            self.pause = (self.pause * 2).min(LONGEST);
-            self.next = Some(now + self.pause);
-        }
-    }
-}
-
-fn is_due(machine: Option<&Machine>) -> bool {
+/// Whether something may be frozen, as far as is known, in a guest that runs.
+pub fn is_due(machine: Option<&Machine>) -> bool {
     machine.is_some_and(|machine| machine.is_running() && machine.agent().is_thaw_due())
+}
+
+pub fn poke(machine: Option<&Machine>) {
+    if let Some(machine) = machine {
+        agent::poke(&machine.agent());
+    }
 }
 
 /// Asks an agent that has just been heard of.

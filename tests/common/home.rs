@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Finished, Response, Terminal, Vm, http};
 
@@ -133,6 +134,17 @@ impl Home {
     /// The console of a running VM, through its control socket.
     pub fn attach(&self, name: &str) -> Terminal {
         http::attach(&self.socket(name))
+    }
+
+    /// The same, past all that was printed before: ready for commands.
+    #[track_caller]
+    pub fn console(&self, name: &str) -> Terminal {
+        static MARK: AtomicU64 = AtomicU64::new(0);
+        let mut console = self.attach(name);
+        let mark = format!("mark-{}", MARK.fetch_add(1, Ordering::Relaxed));
+        console.send(&format!("echo {mark}"));
+        console.line(&[&format!("ok {mark}")]);
+        console
     }
 
     /// The manifest of a checkpoint, as it lies in the VM's folder.

@@ -20,6 +20,13 @@ struct Script {
     froze: Cell<bool>,
 }
 
+impl Script {
+    fn of(bytes: &[u8]) -> Self {
+        let parts = bytes.split(|byte| *byte == SEPARATOR).map(<[u8]>::to_vec).collect();
+        Self { parts: RefCell::new(parts), ready: RefCell::default(), froze: Cell::new(false) }
+    }
+}
+
 impl Channel for Script {
     fn claim(&self, _: bool, _: Duration) -> bool {
         true
@@ -102,9 +109,7 @@ pub fn calls_target() -> Target {
         seeds: vec![seed],
         mend: Box::new(|_| {}),
         run: Box::new(|bytes| {
-            let parts = bytes.split(|byte| *byte == SEPARATOR).map(<[u8]>::to_vec).collect();
-            let script =
-                Script { parts: RefCell::new(parts), ready: RefCell::default(), froze: Cell::new(false) };
+            let script = Script::of(bytes);
             let progress = Progress::default();
             let Ok(mut agent) = Agent::for_calls(&script, &progress) else { return false };
             let mut answered = false;
@@ -175,9 +180,7 @@ pub fn target() -> Target {
         ],
         mend: Box::new(|_| {}),
         run: Box::new(|bytes| {
-            let parts = bytes.split(|byte| *byte == SEPARATOR).map(<[u8]>::to_vec).collect();
-            let script =
-                Script { parts: RefCell::new(parts), ready: RefCell::default(), froze: Cell::new(false) };
+            let script = Script::of(bytes);
             let progress = Progress::default();
             let Ok(mut agent) = Agent::connect(&script, &progress) else { return false };
             let switched = Cell::new(false);
