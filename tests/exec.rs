@@ -145,6 +145,52 @@ fn commands_can_be_ended() {
     vm.power_off();
 }
 
+/// A guest that is busy: what the user does comes before the command has a place there.
+#[test]
+fn input_and_signals_wait_for_a_slow_guest() {
+    let (home, mut vm, mut agent) = boot();
+    let bin = home.beside("bin");
+    std::fs::create_dir(&bin).unwrap();
+    let (slow, begin) = (bin.join("mkdir"), home.beside("begin"));
+    let path = std::env::var("PATH").unwrap();
+    let script = format!(
+        "#!/bin/sh\n: >'{0}.seen'\nuntil [ -e '{0}' ]; do sleep 0.05; done\nPATH='{path}' exec mkdir \"$@\"\n",
+        begin.display()
+    );
+    std::fs::write(&slow, script).unwrap();
+    std::fs::set_permissions(&slow, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    agent.die();
+    vm.ok("agent off");
+    let agent = HostAgent::start_with_path(&home, &mut vm, &bin);
+    let seen = begin.with_extension("seen");
+    // What was tried so often has had its chance to be tried too early.
+    let tried = || agent.asked("guest-file-open");
+    let held = |child: &mut Child| {
+        until("the shell in the guest", || seen.exists().then_some(()));
+        let before = tried();
+        until("some looks at the command", || (tried() > before + 6).then_some(()));
+        assert_eq!(child.try_wait().unwrap(), None);
+    };
+
+    let mut child = start(&home, &["sh", "-c", "cat; echo end"]);
+    child.stdin.take().unwrap().write_all(b"early\n").unwrap();
+    held(&mut child);
+    std::fs::write(&begin, "").unwrap();
+    let mut out = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut out).unwrap();
+    assert_eq!((out.as_str(), ends(&mut child)), ("early\nend\n", Some(0)));
+
+    std::fs::remove_file(&begin).unwrap();
+    std::fs::remove_file(&seen).unwrap();
+    let mut child = start(&home, &["sleep", "1000"]);
+    until("the shell in the guest", || seen.exists().then_some(()));
+    send_signal(child.id() as i32, libc::SIGTERM);
+    held(&mut child);
+    std::fs::write(&begin, "").unwrap();
+    assert_eq!(ends(&mut child), Some(143));
+    vm.power_off();
+}
+
 #[test]
 fn much_goes_both_ways() {
     let (home, mut vm, _agent) = boot();

@@ -8,9 +8,9 @@
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
-use super::{Guest, InsideError, SHELL, meanwhile};
+use super::{Guest, InsideError, SHELL, is_missing, meanwhile};
 use crate::id::Id;
-use crate::qga;
+use crate::qga::{self, CallError, Why};
 
 const WRAPPER: &str = include_str!("wrapper.sh");
 /// Between two looks at a command: shortly after something moved, and after a while.
@@ -232,9 +232,14 @@ pub fn run(
     ];
     let arguments = [&head[..], &command.env, &command.words].concat();
     let pid = guest.exec(shell(WRAPPER, arguments))?;
-    Running { guest, dir, pid, deadline: command.timeout.map(|time| Instant::now() + time), host }
-        .follow(input)
-        .map_err(|e| meanwhile(WHAT, e))
+    let deadline = command.timeout.map(|time| Instant::now() + time);
+    Running { guest, dir, pid, begun: false, deadline, host }.follow(input).map_err(|e| match e {
+        InsideError::Call(CallError { why: Why::Refused, text }) if is_missing(&text) => {
+            let text = "its folder below /tmp was removed in the guest".into();
+            InsideError::Lost { what: WHAT, text }
+        }
+        e => meanwhile(WHAT, e),
+    })
 }
 
 struct Running<'a> {
@@ -242,6 +247,8 @@ struct Running<'a> {
     dir: String,
     /// The wrapper's.
     pid: i64,
+    /// The wrapper's folder is there: nothing can be put into it before.
+    begun: bool,
     deadline: Option<Instant>,
     host: &'a mut dyn Host,
 }
@@ -264,7 +271,7 @@ impl Running<'_> {
                     kill_at = kill_at.or(Some(Instant::now() + GRACE));
                 }
             }
-            if code.is_none() {
+            if code.is_none() && self.has_begun()? {
                 moved |= writer.give(self.guest, &self.dir)?;
                 if let Some(signal) = self.host.signal() {
                     self.send(signal)?;
@@ -298,8 +305,11 @@ impl Running<'_> {
                 for handle in readers.iter_mut().filter_map(|reader| reader.handle.take()) {
                     self.guest.close(handle)?;
                 }
-                // It has said all; the wrapper takes its folder away.
-                self.guest.put(&format!("{}/done", self.dir), b"")?;
+                // The wrapper takes its folder away. Where that is gone, so is what was not read.
+                let told = self.guest.put(&format!("{}/done", self.dir), b"");
+                if !readers.iter().all(|reader| reader.ended) {
+                    told?;
+                }
                 return Ok(Ended { code, timed_out });
             }
             std::thread::sleep(match quiet {
@@ -307,6 +317,16 @@ impl Running<'_> {
                 _ => (quiet / 4).clamp(SOON, LATE),
             });
         }
+    }
+
+    fn has_begun(&mut self) -> Result<bool, InsideError> {
+        if !self.begun
+            && let Some(handle) = self.guest.open_if_there(&format!("{}/begun", self.dir))?
+        {
+            self.guest.close(handle)?;
+            self.begun = true;
+        }
+        Ok(self.begun)
     }
 
     /// The command's exit code, once it has ended.
@@ -325,6 +345,9 @@ impl Running<'_> {
         }
         let said = status.err.and_then(|err| qga::decode(&err)).unwrap_or_default();
         let said = String::from_utf8_lossy(&said);
+        if self.begun {
+            return Err(InsideError::Lost { what: WHAT, text: "its shell was killed in the guest".into() });
+        }
         let said = said.lines().next().unwrap_or("its shell exited").chars().take(200).collect();
         Err(InsideError::NotBegun(said))
     }

@@ -5,7 +5,7 @@ shift 5
 u=$(umask)
 umask 077
 mkdir "$d" || exit 125
-cd "$d" && mkfifo 0 1 2 || exit 125
+cd "$d" && mkfifo 0 1 2 && : >begun || exit 125
 # Without the folder nobody reads or writes here any more.
 pause() {
     [ -d "$d" ] || exit 125
