@@ -246,19 +246,21 @@ pub fn expired(manifests: &[Manifest], definition: &Definition, now: &Moment) ->
     old
 }
 
-/// Deletes for good whose time is over. What is read just now stays for a while.
-pub fn expire(folder: &VmFolder, lock: &VmLock, definition: &mut Definition) -> Result<usize> {
-    consume(folder, lock, definition)?;
+/// Deletes for good whose time is over; false: some of it is there still. One that is read just now, or
+/// cannot be deleted, keeps none of the others.
+pub fn expire(folder: &VmFolder, lock: &VmLock, definition: &mut Definition) -> Result<bool> {
+    let mut failed = consume(folder, lock, definition).err();
     let manifests = Catalog::new(folder, definition).manifests()?;
-    let mut gone = 0;
+    let mut all = true;
     for entry in expired(&manifests, definition, &Moment::now()) {
         match purge(folder, lock, definition, &entry) {
-            Ok(()) => gone += 1,
+            Ok(()) => continue,
             Err(e) if e.is_refusal() => log::debug!("{e}"),
-            Err(e) => return Err(e),
+            Err(e) => failed = failed.or(Some(e)),
         }
+        all = false;
     }
-    Ok(gone)
+    failed.map_or(Ok(all), Err)
 }
 
 /// Seconds until the next entry's time is over.

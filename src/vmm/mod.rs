@@ -40,7 +40,9 @@ use crate::history::recover::{self, NamesBeingSynced};
 use crate::history::{self, CheckpointError, apply, disks, merge, policy};
 use crate::id::Id;
 use crate::machine::{self, Machine, MachineError, Parts};
+use crate::moment::Moment;
 use crate::net::Network;
+use chores::Chores;
 
 pub use message::{Ender, Message, Outcome, VmmError};
 
@@ -267,12 +269,15 @@ impl Vmm {
         let mut closing: Option<(Instant, &'static str)> = None;
         let mut thaw = thaw::reminder();
         let mut button = button::reminder();
-        let mut chores = chores::Chores::default();
+        let mut chores = Chores::new(Moment::now());
         let outcome = loop {
+            if closing.is_none() {
+                self.do_chores(&mut chores);
+            }
             let behind = self.lock.is_behind().then(|| Instant::now() + CALM);
             let look = thaw.next(thaw::is_due(self.machine.as_ref()));
             let unread = button.next(button::is_unread(self.machine.as_ref()));
-            let chore = chores.next(&self.folder, &self.definition, self.state() == State::Running);
+            let chore = self.next_chore(&mut chores).filter(|_| closing.is_none());
             let due = [begin, behind, look, unread, chore, closing.map(|(at, _)| at)];
             let due = due.into_iter().flatten().min();
             let message = match due {
@@ -298,11 +303,6 @@ impl Vmm {
                     if button.is_due(now) {
                         button::repeat(self.machine.as_ref());
                     }
-                    match chores.due(now) {
-                        Some(chores::Chore::Trash) => self.empty_expired(),
-                        Some(chores::Chore::Checkpoint) => self.make_scheduled(),
-                        None => {}
-                    }
                     continue;
                 }
                 // It cannot be closed while `self.sender` lives.
@@ -319,8 +319,7 @@ impl Vmm {
                 Message::Request(asked) if asked.is_withdrawn() => asked.withdraw(),
                 Message::Request(Asked { request, job, reply }) => {
                     let creates = matches!(request, Request::CreateCheckpoint(_));
-                    let changes = request.job().is_some()
-                        || matches!(request, Request::Set(_) | Request::Pause | Request::Resume);
+                    let changes = request.job().is_some() || matches!(request, Request::Set(_));
                     self.seen.set(creates.then(|| self.info()));
                     let answer = self.answer(request, job.as_ref());
                     if changes {

@@ -1,13 +1,47 @@
 //! Checkpoints that a VM's process makes by itself, and deletes by its rules.
 
+use std::time::Instant;
+
+use super::chores::{Chore, Chores, Facts};
 use super::{State, Vmm};
 use crate::control::CreateBody;
 use crate::control::upkeep::PrunedInfo;
 use crate::history::create::Origin;
-use crate::history::{Catalog, CheckpointError, prune};
+use crate::history::{Catalog, CheckpointError, prune, trash};
+use crate::moment::Moment;
 use crate::progress::Progress;
 
 impl Vmm {
+    fn runs(&self) -> bool {
+        self.state() == State::Running
+    }
+
+    pub(super) fn next_chore(&self, chores: &mut Chores) -> Option<Instant> {
+        let now = Moment::now();
+        chores.wait(&now, self.runs(), || self.facts(&now)).map(|left| Instant::now() + left)
+    }
+
+    fn facts(&self, now: &Moment) -> Option<Facts> {
+        let manifests = Catalog::new(&self.folder, &self.definition).manifests().ok()?;
+        Some(Facts {
+            trash: trash::next_end(&manifests, &self.definition, now),
+            every: self.definition.schedule.every_seconds,
+            made: prune::last_scheduled(&manifests).and_then(|last| last.keeping.made.clone()),
+        })
+    }
+
+    /// Does what is due, one thing.
+    pub(super) fn do_chores(&mut self, chores: &mut Chores) {
+        match chores.due(&Moment::now(), self.runs()) {
+            Some(Chore::Trash) => {
+                let all = self.empty_expired();
+                chores.emptied(&Moment::now(), all);
+            }
+            Some(Chore::Checkpoint) => self.make_scheduled(),
+            None => {}
+        }
+    }
+
     /// Its time has come: a checkpoint, and what the rules do not keep goes. One that fails is told of,
     /// and the next one is made when its time has come.
     pub(super) fn make_scheduled(&mut self) {

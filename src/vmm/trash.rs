@@ -79,14 +79,17 @@ impl Vmm {
         }
     }
 
-    pub(super) fn empty_expired(&mut self) {
+    /// False: some whose time is over are there still.
+    pub(super) fn empty_expired(&mut self) -> bool {
         self.park_merge();
-        if let Err(e) = self.deleting(trash::expire) {
+        let all = self.deleting(trash::expire).unwrap_or_else(|e| {
             log::warn!("cannot empty the trash: {e}");
-        }
+            false
+        });
         if self.machine.is_some() {
             self.merge_layers();
         }
+        all
     }
 
     /// The trash keeps to its share.
