@@ -278,6 +278,35 @@ fn what_a_killed_vm_had_to_merge_is_merged_after_its_start() {
     unchanged(&before, &nodes);
 }
 
+/// A base into which half of a layer was merged is not as any checkpoint knows it, and not changed by
+/// somebody else either.
+#[test]
+fn what_was_merged_into_a_base_is_no_change_of_it() {
+    for what in [
+        "checkpoint apply demo@two --discard-current",
+        "checkpoint revert demo --yes",
+        "clone demo@two twin",
+    ] {
+        let (lab, mut vm) = long_merge("--memory 32M");
+        let before = lab.nodes();
+        lab.delete("one");
+        merge_under_way(&lab);
+        vm.signal(libc::SIGKILL);
+        vm.exit();
+        let verified = lab.cp("verify demo@two");
+        assert!(!verified.stderr.contains("has changed"), "{verified}");
+        lab.piton(what).ok();
+        lab.cp("verify demo@two").ok();
+        if what.starts_with("checkpoint") {
+            lab.piton("stop demo --force").ok();
+        }
+        unchanged(&before, &lab.nodes());
+        lab.piton("doctor demo --repair").ok();
+        lab.cp("verify demo@two").ok();
+        unchanged(&before, &lab.nodes());
+    }
+}
+
 #[test]
 fn killed_at_any_moment_of_a_merge() {
     let lab = Lab::new();

@@ -27,8 +27,8 @@ use crate::folder::{Definition, VmFolder, VmName};
 use crate::history::create::{Origin, Subject};
 use crate::history::disks;
 use crate::history::{
-    self, Catalog, CheckpointError, Finding, apply, base_problems, lost, memory, merge, networks, policy,
-    recover, seal, sealing, trash,
+    self, Catalog, CheckpointError, Finding, base_problems, lost, memory, merge, networks, policy, recover,
+    seal, sealing, trash,
 };
 use crate::id::Id;
 use crate::progress::Cancelled;
@@ -263,16 +263,17 @@ fn apply_checkpoint(args: ApplyArgs, json: bool) -> anyhow::Result<()> {
     if let Some(info) = work::ask::<VmInfo>(&folder.socket(), Method::POST, &path, &body)? {
         return landed(&folder, &manifest, &definition.config, Some(info), body.run, json);
     }
+    let mut vm = Offline::open_to_go_to(&folder, manifest.id, body.how)?;
     if body.save_current {
-        apply::check(&folder, &manifest, body.how)?;
+        drop(vm);
         let info = create_checkpoint(&folder, &CreateBody { name: body.name, ..Default::default() })?;
         if !json {
             created(&folder, &info);
         }
     } else {
-        apply::check(&folder, &manifest, body.how)?;
         let why = format!("apply of `{}`", manifest.name);
-        keep_now(&mut Offline::open(&folder)?, why, false, body.no_undo)?;
+        keep_now(&mut vm, why, false, body.no_undo)?;
+        drop(vm);
     }
     let info = go_offline(&folder, &manifest, body.run, body.how, &body.net)?;
     landed(&folder, &manifest, &definition.config, info, body.run, json)
@@ -339,9 +340,10 @@ fn revert(folder: &VmFolder, body: RevertBody, yes: bool, json: bool) -> anyhow:
         return landed(folder, &manifest, &definition.config, Some(info), body.run, json);
     }
     let how = GoBack { force: body.force, ..Default::default() };
-    apply::check(folder, &manifest, how)?;
+    let mut vm = Offline::open_to_go_to(folder, manifest.id, how)?;
     let why = format!("revert to `{}`", manifest.name);
-    keep_now(&mut Offline::open(folder)?, why, false, body.no_undo)?;
+    keep_now(&mut vm, why, false, body.no_undo)?;
+    drop(vm);
     let info = go_offline(folder, &manifest, body.run, how, &[])?;
     landed(folder, &manifest, &definition.config, info, body.run, json)
 }

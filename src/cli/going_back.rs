@@ -36,9 +36,12 @@ pub fn go_offline(
         return Ok(Some(run::detach(args)?));
     }
     let mut vm = Offline::open_as_it_is(folder)?;
+    // A merge that was finished may have put it on another layer, or changed the base below it.
+    let fresh = Catalog::new(folder, &vm.definition).store.load(manifest.id)?;
+    let manifest = Manifest { config: manifest.config.clone(), ..fresh };
     let around = apply::Around { reuse: &Default::default(), idle: true, bare: None };
     let ready = work::here(|progress| {
-        apply::prepare(folder, &vm.definition, manifest, around, how, None, progress)
+        apply::prepare(folder, &vm.definition, &manifest, around, how, None, progress)
     })??;
     if let Err(e) = ready.commit(folder, &vm.lock, &mut vm.definition) {
         ready.discard(folder, &vm.definition);

@@ -2,9 +2,11 @@
 
 use super::manage::{in_use, lock};
 use crate::checkpoint::Manifest;
+use crate::control::GoBack;
 use crate::control::client::ClientError;
 use crate::folder::{Definition, VmFolder, VmLock};
-use crate::history::{Catalog, recover, trash};
+use crate::history::{Catalog, apply, recover, trash};
+use crate::id::Id;
 
 pub fn find(folder: &VmFolder, reference: &str) -> anyhow::Result<Manifest> {
     let definition = folder.load()?;
@@ -26,6 +28,14 @@ impl<'a> Offline<'a> {
         if let Err(e) = trash::expire(folder, &vm.lock, &mut vm.definition) {
             log::warn!("cannot empty the trash: {e}");
         }
+        Ok(vm)
+    }
+
+    /// To go to a checkpoint, which can be gone to. Recovery may have changed what it lies on.
+    pub fn open_to_go_to(folder: &'a VmFolder, checkpoint: Id, how: GoBack) -> anyhow::Result<Self> {
+        let vm = Self::open(folder)?;
+        let manifest = Catalog::new(folder, &vm.definition).store.load(checkpoint)?;
+        apply::check(folder, &vm.definition, &manifest, how)?;
         Ok(vm)
     }
 

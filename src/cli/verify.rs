@@ -92,7 +92,7 @@ fn check(
     progress: &Progress,
 ) -> Result<Checked, CheckpointError> {
     let catalog = Catalog::new(folder, definition);
-    bases::check(folder, manifest, false)?;
+    bases::check(folder, definition, manifest, false)?;
     let mut bytes = 0;
     if let Some(info) = &manifest.state {
         bytes += read_state(folder.storage(), &catalog.store.state_path(manifest.id), info)?.len() as u64;

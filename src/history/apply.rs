@@ -59,7 +59,7 @@ pub fn prepare(
     parts: Option<MakeParts<'_>>,
     progress: &Progress,
 ) -> Result<Prepared> {
-    check(folder, manifest, how)?;
+    check(folder, definition, manifest, how)?;
     let catalog = Catalog::new(folder, definition);
     // What KVM needs takes as long as the disks, and neither needs the other.
     if manifest.memory.is_some() {
@@ -167,8 +167,8 @@ fn build(
 
 /// Whether `manifest` can be gone to: a base that somebody wrote to since is not what its layers
 /// were made above.
-pub fn check(folder: &VmFolder, manifest: &Manifest, how: GoBack) -> Result<()> {
-    bases::check(folder, manifest, how.force)
+pub fn check(folder: &VmFolder, definition: &Definition, manifest: &Manifest, how: GoBack) -> Result<()> {
+    bases::check(folder, definition, manifest, how.force)
 }
 
 impl Prepared {

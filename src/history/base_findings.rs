@@ -1,6 +1,6 @@
 //! Looking at all bases of a VM.
 
-use super::bases::{BaseProblem, compare, look};
+use super::bases::{BaseProblem, compare, is_merged_into, look};
 use super::disks::Layers;
 use super::{Catalog, Result};
 use crate::folder::Definition;
@@ -19,8 +19,7 @@ pub fn base_problems(catalog: &Catalog, definition: &Definition) -> Result<Vec<B
         for manifest in &manifests {
             let Some(stamp) = manifest.bases.get(&config.id) else { continue };
             // Where a merge into it was cut short it is not what it was, and is not damaged.
-            let merging = definition.now.merging.as_ref();
-            if merging.is_some_and(|merging| merging.disk == config.id && merging.lower.is_none()) {
+            if is_merged_into(definition, config) {
                 break;
             }
             if let Some(problem) = compare(folder, manifest, config, stamp)? {

@@ -94,7 +94,7 @@ fn check<'a>(
         return refuse("two clones cannot have the same name".into());
     }
     names.iter().try_for_each(|name| folder.sibling(name).make_room())?;
-    apply::check(folder, manifest, GoBack::default())?;
+    apply::check(folder, definition, manifest, GoBack::default())?;
     let nets = networks::of_new(net, &manifest.config.nets, manifest.memory.is_some(), names.len())?;
     if let Some(merging) = &definition.now.merging {
         return refuse(format!(

@@ -64,7 +64,7 @@ impl Source {
 
     fn open(folder: &VmFolder, definition: &Definition, manifest: &Manifest) -> Result<Self> {
         let (catalog, id) = (Catalog::new(folder, definition), manifest.id);
-        bases::check(folder, manifest, false)?;
+        bases::check(folder, definition, manifest, false)?;
         let (layers, sums) = (Layers::read(folder)?, catalog.layer_sums(definition)?);
         let mut disks = BTreeMap::new();
         for config in &manifest.config.disks {

@@ -60,11 +60,11 @@ impl Vmm {
         progress: &Progress,
     ) -> Result<(), CheckpointError> {
         let ran = self.state() == State::Running;
-        // Not kept for an apply that is refused.
-        apply::check(&self.folder, manifest, body.how)?;
         let how = how.filter(|_| body.discard_current && !body.save_current);
+        // Not kept for an apply that is refused.
         let gone = self
-            .keep_now(how.map(|how| Trashed { was_now: true, ran, ..how }), progress)
+            .can_go_to(manifest.id, body)
+            .and_then(|()| self.keep_now(how.map(|how| Trashed { was_now: true, ran, ..how }), progress))
             .and_then(|()| self.go_to(manifest, body, None, progress));
         if gone.is_err() {
             if ran && self.state() == State::Paused {
@@ -76,6 +76,13 @@ impl Vmm {
         apply::forget_former(&self.folder, &self.definition);
         self.consume();
         Ok(())
+    }
+
+    fn can_go_to(&mut self, checkpoint: Id, body: &ApplyBody) -> Result<(), CheckpointError> {
+        // One into a base changes it, and its end the manifest.
+        self.park_merge();
+        let manifest = Catalog::new(&self.folder, &self.definition).store.load(checkpoint)?;
+        apply::check(&self.folder, &self.definition, &manifest, body.how)
     }
 
     /// The layers that only the former state needed are left.
@@ -111,7 +118,7 @@ impl Vmm {
     ) -> Result<(), CheckpointError> {
         if body.save_current {
             // Not saved for an apply that is refused.
-            apply::check(&self.folder, manifest, body.how)?;
+            apply::check(&self.folder, &self.definition, manifest, body.how)?;
             let body = CreateBody { name: body.name.clone(), ..Default::default() };
             self.create_checkpoint(&body, progress)?;
         }
