@@ -162,14 +162,15 @@ fn checkpointed_over(home: &Home, disk: &str, options: &str) {
 /// What every command has to say that needs the base; `show` and `doctor` among others.
 fn told_by_all(home: &Home, words: &[&str]) {
     let out = home.beside("out");
-    let export = format!("checkpoint export demo@one {}", out.display());
+    let exports =
+        ["checkpoint export demo@one", "export demo"].map(|line| format!("{line} {}", out.display()));
     let said = home.piton("checkpoint revert demo --yes").fails_saying(3, words);
     for (line, code) in [
         ("checkpoint apply demo@one --discard-current", 3),
         ("start demo", 3),
-        ("checkpoint create demo two", 3),
         ("checkpoint verify demo@one", 1),
-        (&export, 3),
+        (&exports[0], 3),
+        (&exports[1], 3),
         ("clone demo@one other", 3),
     ] {
         assert_eq!(home.piton(line).fails_saying(code, words), said, "{line}");
@@ -192,13 +193,81 @@ fn a_base_that_is_gone_or_has_another_length_is_one_finding() {
     home.piton("doctor demo").ok();
     let moved = home.beside("moved.raw");
     std::fs::rename(&base, &moved).unwrap();
-    told_by_all(&home, &[&base, "is missing", "`piton disk relocate demo root PATH`"]);
+    let words = [&base, "is missing", "`piton disk relocate demo root PATH`"];
+    told_by_all(&home, &words);
+    home.piton("checkpoint create demo two").fails(3, &words);
+    home.piton("start demo --force").fails(3, &words);
     std::fs::copy(&moved, &base).unwrap();
     std::fs::File::options().write(true).open(&base).unwrap().set_len(5 << 20).unwrap();
-    told_by_all(
-        &home,
-        &[&base, "its size is 5242880 bytes instead of 4194304", "piton disk relocate demo root"],
+    let words = [&base, "its size is 5242880 bytes instead of 4194304", "piton disk relocate demo root"];
+    told_by_all(&home, &words);
+    home.piton("checkpoint create demo two").fails(3, &words);
+    home.piton("start demo --force").fails(3, &words);
+}
+
+#[test]
+fn a_base_that_was_written_to_is_one_finding_and_can_be_used_all_the_same() {
+    let home = Home::new();
+    let before = vec![3; 4 << 20];
+    let base = home.file("base.raw", &before);
+    checkpointed(&home, &format!("{base},overlay"));
+    let mut after = before.clone();
+    after[..4096].fill(9);
+    std::fs::write(&base, &after).unwrap();
+    let words = [&base, "changed since checkpoint `one`", "piton start --force"];
+    told_by_all(&home, &words);
+    // What was put back is what it was, at whatever time.
+    std::fs::write(&base, &before).unwrap();
+    home.piton("start demo").ok();
+    home.piton("kill demo").ok();
+    std::fs::write(&base, &after).unwrap();
+    let mut vm = home.boot("start demo --attach --force");
+    vm.ok("blk verify 0 64K 5");
+    // A checkpoint of that says so, and from then on it is what Now lies on.
+    let created = home.piton("checkpoint create demo two");
+    assert!(
+        created.code == Some(0) && created.stderr.contains("changed since checkpoint `one`"),
+        "{created}"
     );
+    let warnings = &home.piton("checkpoint show demo@two --json").json()["warnings"];
+    assert!(warnings[0].as_str().unwrap().contains("changed since checkpoint `one`"), "{warnings}");
+    vm.power_off();
+    home.piton("start demo").ok();
+    home.piton("kill demo").ok();
+    home.piton("checkpoint verify demo@two").ok();
+    home.piton("checkpoint verify demo@one").fails(1, &words);
+    assert_eq!(home.piton("doctor demo").code, Some(1));
+    home.piton("checkpoint apply demo@one --discard-current").fails(3, &words);
+    home.piton("checkpoint apply demo@one --discard-current --force --run").ok();
+    home.piton("kill demo").ok();
+}
+
+#[test]
+fn nothing_is_merged_into_a_base_that_was_written_to() {
+    let home = Home::new();
+    let base = home.file("base.raw", &vec![3; 4 << 20]);
+    checkpointed(&home, &base);
+    let before = std::fs::read(&base).unwrap();
+    let mut vm = home.boot("start demo --attach");
+    vm.ok("blk write 64K 64K 6");
+    home.piton("checkpoint create demo two").ok();
+    vm.power_off();
+    let mut after = before.clone();
+    after[..4096].fill(9);
+    std::fs::write(&base, &after).unwrap();
+    // It would be a part of what `two` knows as its base.
+    let deleted = home.piton("checkpoint delete demo@one --yes");
+    assert!(deleted.code == Some(0) && deleted.stderr.contains("has changed since checkpoint"), "{deleted}");
+    assert!(std::fs::read(&base).unwrap() == after);
+    home.piton("checkpoint verify demo@two").fails(1, &[&base, "has changed"]);
+    std::fs::write(&base, &before).unwrap();
+    home.piton("doctor demo --repair").ok();
+    assert!(std::fs::read(&base).unwrap() != before);
+    home.piton("checkpoint verify demo@two").ok();
+    let mut vm = home.boot("start demo --attach");
+    vm.ok("blk verify 0 64K 5");
+    vm.ok("blk verify 64K 64K 6");
+    vm.power_off();
 }
 
 #[test]
@@ -235,27 +304,24 @@ fn a_base_that_was_moved_is_given_anew() {
 fn a_change_below_a_qcow2_base_is_noticed() {
     let home = Home::new();
     let low = home.file("lvl0.raw", &vec![3; 8 << 20]);
-    let top = home.beside("lvl1.qcow2").to_str().unwrap().to_owned();
-    run(&format!("qemu-img create -f qcow2 -F raw -b {low} {top}"));
-    checkpointed_over(&home, &format!("{top},overlay"), &format!("--backing {low}"));
+    let [mid, top] = ["lvl1.qcow2", "lvl2.qcow2"].map(|name| home.beside(name).to_str().unwrap().to_owned());
+    run(&format!("qemu-img create -f qcow2 -F raw -b {low} {mid}"));
+    run(&format!("qemu-img create -f qcow2 -F qcow2 -b {mid} {top}"));
+    checkpointed_over(&home, &format!("{top},overlay"), &format!("--backing {mid} --backing {low}"));
     home.piton("checkpoint verify demo@one").ok();
     let before = std::fs::read(&low).unwrap();
     let mut bytes = before.clone();
     bytes[2 << 20..3 << 20].fill(9);
     std::fs::write(&low, bytes).unwrap();
-    let words = ["lvl0.raw", "backing file", "root", "changed since checkpoint `one`"];
-    home.piton("checkpoint revert demo --yes").fails(3, &words);
-    home.piton("checkpoint apply demo@one --discard-current").fails(3, &words);
-    home.piton("checkpoint verify demo@one").fails(1, &words);
-    let out = home.beside("out");
-    home.piton(&format!("checkpoint export demo@one {}", out.display())).fails(3, &words);
-    assert_eq!(home.piton("doctor demo").code, Some(1));
+    told_by_all(&home, &["lvl0.raw", "backing file", "root", "changed since checkpoint `one`"]);
     // What was put back is what it was, at whatever time.
     std::fs::write(&low, before).unwrap();
     home.piton("checkpoint verify demo@one").ok();
     home.piton("doctor demo").ok();
     std::fs::remove_file(&low).unwrap();
-    home.piton("checkpoint revert demo --yes").fails(3, &["lvl0.raw", "backing file", "is missing"]);
+    told_by_all(&home, &["lvl0.raw", "backing file", "is missing"]);
+    std::fs::rename(&mid, home.beside("away")).unwrap();
+    told_by_all(&home, &["lvl1.qcow2", "backing file", "is missing"]);
 }
 
 /// `qemu-nbd` with an image; it ends with this.

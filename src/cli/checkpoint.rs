@@ -261,7 +261,7 @@ fn apply_checkpoint(args: ApplyArgs, json: bool) -> anyhow::Result<()> {
     };
     let path = format!("/vm/checkpoints/{}/apply", manifest.id);
     if let Some(info) = work::ask::<VmInfo>(&folder.socket(), Method::POST, &path, &body)? {
-        return landed(&folder, &manifest, &definition.config, Some(info), body.run, json);
+        return landed(&folder, &manifest, &definition.config, Some(info), body.run, body.how.force, json);
     }
     let mut vm = Offline::open_to_go_to(&folder, manifest.id, body.how)?;
     if body.save_current {
@@ -276,16 +276,18 @@ fn apply_checkpoint(args: ApplyArgs, json: bool) -> anyhow::Result<()> {
         drop(vm);
     }
     let info = go_offline(&folder, &manifest, body.run, body.how, &body.net)?;
-    landed(&folder, &manifest, &definition.config, info, body.run, json)
+    landed(&folder, &manifest, &definition.config, info, body.run, body.how.force, json)
 }
 
-/// Tells where the VM is. With `run` one that has no memory to go on from is booted.
+/// Tells where the VM is. With `run` one that has no memory to go on from is booted, with `force` over
+/// bases that have changed, too.
 fn landed(
     folder: &VmFolder,
     manifest: &Manifest,
     before: &VmConfig,
     mut info: Option<VmInfo>,
     run: bool,
+    force: bool,
     json: bool,
 ) -> anyhow::Result<()> {
     let name = folder.name();
@@ -299,7 +301,8 @@ fn landed(
                 manifest.name
             ));
         }
-        info = Some(run::detach(["start".into(), name.to_string().into()])?);
+        let words = ["start", name.as_str()].into_iter().chain(force.then_some("--force"));
+        info = Some(run::detach(words.map(Into::into))?);
     }
     let state = info.as_ref().map_or(State::Stopped, |info| info.state);
     let unchecked = seal::unchecked(folder, &manifest.config)?;
@@ -337,7 +340,7 @@ fn revert(folder: &VmFolder, body: RevertBody, yes: bool, json: bool) -> anyhow:
         return Err(refused("nothing was changed"));
     }
     if let Some(info) = work::ask::<VmInfo>(&folder.socket(), Method::POST, "/vm/revert", &body)? {
-        return landed(folder, &manifest, &definition.config, Some(info), body.run, json);
+        return landed(folder, &manifest, &definition.config, Some(info), body.run, body.force, json);
     }
     let how = GoBack { force: body.force, ..Default::default() };
     let mut vm = Offline::open_to_go_to(folder, manifest.id, how)?;
@@ -345,7 +348,7 @@ fn revert(folder: &VmFolder, body: RevertBody, yes: bool, json: bool) -> anyhow:
     keep_now(&mut vm, why, false, body.no_undo)?;
     drop(vm);
     let info = go_offline(folder, &manifest, body.run, how, &[])?;
-    landed(folder, &manifest, &definition.config, info, body.run, json)
+    landed(folder, &manifest, &definition.config, info, body.run, body.force, json)
 }
 
 fn delete_checkpoint(

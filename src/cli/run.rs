@@ -112,7 +112,7 @@ pub fn start(args: StartArgs, background: bool, json: bool) -> anyhow::Result<()
     let patience = args.stop_timeout;
     let Some(id) = args.restore else {
         let mut vmm = Vmm::new(folder.clone(), definition, lock)?;
-        vmm.start()?;
+        vmm.start(args.force)?;
         return serve(vmm, &folder, true, background, patience);
     };
     let how = GoBack { force: args.force, clock: args.clock, share: args.share };
@@ -129,6 +129,7 @@ fn words_to_start(args: &StartArgs, name: &VmName, json: bool) -> Vec<OsString> 
     let flags = [
         (json, "--json"),
         (args.accept_lost_writes, "--accept-lost-writes"),
+        (args.force, "--force"),
         (args.no_seccomp, "--no-seccomp"),
     ];
     words.extend(flags.iter().filter(|(on, _)| *on).map(|(_, flag)| flag.into()));

@@ -48,7 +48,11 @@ fn open_layer(storage: &Storage, path: &Path, depth: usize) -> Result<FormatAcce
         return Err(error(path, "an external data file is not supported"));
     }
     image.set_data_file(None);
-    let backing = match backing_of(storage, path, &image)? {
+    let below = backing_of(storage, path, &image).map_err(|e| match e {
+        missing @ DiskError::Missing(_) => of(path)(missing),
+        e => e,
+    })?;
+    let backing = match below {
         None => None,
         Some(_) if depth + 1 >= MAX_DEPTH => return Err(too_deep(path)),
         Some((below, ImageFormat::Qcow2)) => Some(open_layer(storage, &below, depth + 1).map_err(of(path))?),
@@ -111,7 +115,10 @@ fn backing_of(
         }
         // Nothing recorded which it is; a chain that the user brought is not
         // written by a guest while it is a backing file.
-        None => super::probe(storage, &path, false).map_err(of(image))?,
+        None => super::probe(storage, &path, false).map_err(|e| match e {
+            missing @ DiskError::Missing(_) => missing,
+            e => of(image)(e),
+        })?,
     };
     Ok(Some((path, format)))
 }

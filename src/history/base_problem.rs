@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::checkpoint::Manifest;
 use crate::checkpoint::stamp::BaseChange;
 use crate::config::{DiskConfig, DiskFormat};
+use crate::disk::{DiskError, files_of};
 use crate::folder::{VmFolder, VmName};
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -47,8 +48,8 @@ impl fmt::Display for BaseProblem {
                     None => write!(f, " has changed ({change})")?,
                 }
                 f.write_str(
-                    ", so layers and checkpoints on top of it may be invalid: restore the original, or go \
-                     back anyway with `piton checkpoint apply --force`",
+                    ", so layers and checkpoints on top of it may be invalid: restore the original, or use \
+                     it as it is with `piton start --force` or `piton checkpoint apply --force`",
                 )
             }
         }
@@ -60,24 +61,33 @@ pub fn base_path(folder: &VmFolder, config: &DiskConfig) -> PathBuf {
     folder.path().join(&config.path)
 }
 
-/// What of a base can be told without opening it: whether it is there and as long as the layers
-/// above it need. `size` is theirs, if there are any.
+/// What of a base can be told without opening it: whether all its files are there and, of a raw one,
+/// whether it is as long as the layers above it need. `size` is theirs, if there are any.
 pub fn look(
     folder: &VmFolder,
     config: &DiskConfig,
     size: Option<u64>,
 ) -> std::result::Result<(), Box<BaseProblem>> {
-    let path = base_path(folder, config);
-    let change = match folder.storage().metadata(&path) {
-        Err(e) if e.is_not_found() => BaseChange::Gone,
-        // What else is wrong with it is said by whoever opens it.
+    // What else is wrong with it is said by whoever opens it.
+    let (storage, path) = (folder.storage(), base_path(folder, config));
+    let found = |file: &Path, change| Err(problem(folder, config, file, change, None));
+    let meta = match storage.metadata(&path) {
+        Err(e) if e.is_not_found() => return found(&path, BaseChange::Gone),
         Err(_) => return Ok(()),
-        Ok(meta) => match size.filter(|_| config.format == DiskFormat::Raw) {
-            Some(then) if meta.len != then => BaseChange::Length { then, now: meta.len },
-            _ => return Ok(()),
-        },
+        Ok(meta) => meta,
     };
-    Err(problem(folder, config, &path, change, None))
+    if config.format == DiskFormat::Raw {
+        return match size {
+            Some(then) if meta.len != then => found(&path, BaseChange::Length { then, now: meta.len }),
+            _ => Ok(()),
+        };
+    }
+    let files = match files_of(storage, &path, config.format) {
+        Err(DiskError::Missing(file)) => return found(&file, BaseChange::Gone),
+        files => files.unwrap_or_default(),
+    };
+    let gone = files.iter().find(|file| storage.metadata(file).is_err_and(|e| e.is_not_found()));
+    gone.map_or(Ok(()), |file| found(file, BaseChange::Gone))
 }
 
 pub(super) fn problem(

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use chrono::Utc;
 
+use super::base_findings::problems_of_now;
 use super::capture::{self, Plan};
 use super::catalog::sums_of;
 use super::overlay::{Frozen, Staged, stage_overlays, switch};
@@ -235,7 +236,8 @@ pub(super) fn describe(
         path.as_deref().map(|path| FileStamp::take(storage, path)).transpose()
     };
     let (all, now) = (Catalog::new(folder, before).manifests()?, Moment::now());
-    let mut warnings = Vec::new();
+    let mut warnings: Vec<String> =
+        problems_of_now(folder, before)?.iter().map(ToString::to_string).collect();
     let mut stamp_or_warn = |path| {
         stamp(path).unwrap_or_else(|e| {
             warnings.push(format!("{e}; a cold boot from this checkpoint may use a different file"));

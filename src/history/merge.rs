@@ -6,6 +6,7 @@
 //! *record* who is where now. A crash after *announce* is brought to its end by [`finish_merge`].
 //! At every station vm.json names checksums of all that is read of either layer.
 
+use super::base_findings::check_disk;
 use super::orphans::orphans;
 use super::pair::{Check, Checked, GoOn, Pair, graph, merged_disks, spec};
 use super::saving::{is_saved, save};
@@ -162,6 +163,9 @@ impl Settler<'_> {
     /// What is to be checked of a pair before it is merged; of one whose upper layer a running
     /// guest writes to, `live`, only the lower one.
     pub fn check(&self, pair: &Pair, live: bool) -> Result<Check> {
+        if pair.lower == Parent::Base {
+            check_disk(self.catalog, self.definition, &pair.disk)?;
+        }
         let sums = self.catalog.layer_sums(self.definition)?;
         let checkable = |spec: &LayerSpec| (spec.clone(), sums.get(&spec.id).copied());
         Ok(Check {

@@ -40,7 +40,7 @@ pub mod steady;
 pub mod trash;
 mod tree;
 
-pub use base_findings::base_problems;
+pub use base_findings::{base_problems, check_now};
 pub use base_problem::BaseProblem;
 pub use catalog::Catalog;
 pub use error::{CheckpointError, Result};

@@ -19,7 +19,7 @@ use crate::folder::{CheckpointType, Definition, VmFolder, VmLock};
 use crate::history::bases;
 use crate::history::disks::{Layers, base_path, base_sums};
 use crate::history::readers::{self, Reading};
-use crate::history::{Catalog, CheckpointError, lost, steady};
+use crate::history::{Catalog, CheckpointError, check_now, lost, steady};
 use crate::id::Id;
 use crate::storage::StorageError;
 
@@ -100,6 +100,7 @@ impl Source {
         if let Some(lost) = lost::list(folder)?.into_iter().next() {
             return Err(TransferError::Refused(lost.to_string()));
         }
+        check_now(folder, definition)?;
         let catalog = Catalog::new(folder, definition);
         let (layers, sums) = (Layers::read(folder)?, catalog.layer_sums(definition)?);
         let Definition { config, now, .. } = definition;

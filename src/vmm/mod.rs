@@ -206,8 +206,12 @@ impl Vmm {
         Ok(())
     }
 
-    /// Boots a VM that was off, as its settings say with a checkpoint of what it was before.
-    pub fn start(&mut self) -> Result<(), VmmError> {
+    /// Boots a VM that was off, as its settings say with a checkpoint of what it was before; with
+    /// `force` over bases that have changed, too.
+    pub fn start(&mut self, force: bool) -> Result<(), VmmError> {
+        if !force {
+            history::check_now(&self.folder, &self.definition)?;
+        }
         if let Err(e) = policy::at_start(&self.folder, &self.lock, &mut self.definition) {
             log::warn!("no automatic checkpoint was created: {e}");
         }

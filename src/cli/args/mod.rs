@@ -229,6 +229,9 @@ pub struct StartArgs {
     /// Start although a flush of a disk failed and writes may be lost
     #[arg(long)]
     pub accept_lost_writes: bool,
+    /// Start although a base image has changed since the latest checkpoint
+    #[arg(long)]
+    pub force: bool,
     /// Do not restrict the system calls of the VM's process
     #[arg(long)]
     pub no_seccomp: bool,
@@ -238,8 +241,6 @@ pub struct StartArgs {
     /// And let it run
     #[arg(long, hide = true)]
     pub resume: bool,
-    #[arg(long, hide = true)]
-    pub force: bool,
     #[arg(long, hide = true, value_enum, default_value_t = Clock::Saved)]
     pub clock: Clock,
     #[arg(long = "net", hide = true, requires = "restore")]
