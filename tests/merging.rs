@@ -282,11 +282,9 @@ fn what_a_killed_vm_had_to_merge_is_merged_after_its_start() {
 /// somebody else either.
 #[test]
 fn what_was_merged_into_a_base_is_no_change_of_it() {
-    for what in [
-        "checkpoint apply demo@two --discard-current",
-        "checkpoint revert demo --yes",
-        "clone demo@two twin",
-    ] {
+    for what in
+        ["checkpoint apply demo@two --discard-current", "checkpoint revert demo --yes", "clone demo@two twin"]
+    {
         let (lab, mut vm) = long_merge("--memory 32M");
         let before = lab.nodes();
         lab.delete("one");

@@ -5,10 +5,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
-use serde::Serialize;
 
-use super::args::{ListArgs, RmArgs};
-use super::each::{each, in_turn};
+use super::args::ListArgs;
+use super::each::each;
 use super::error::{InUse, REFUSED, Told, refused, sentence};
 use super::named::{existing, home};
 use super::out::{self, outln};
@@ -219,34 +218,6 @@ pub fn has_ended(folder: &VmFolder, patience: Duration) -> bool {
         }
         std::thread::sleep(POLL);
     }
-}
-
-#[derive(Serialize)]
-struct Removed {
-    removed: VmName,
-}
-
-pub fn remove(args: &RmArgs, json: bool) -> anyhow::Result<()> {
-    // One after another: each is asked about.
-    in_turn(
-        &args.names,
-        json,
-        |folder| {
-            let name = folder.name();
-            let lock = folder.lock().map_err(|e| in_use(folder, e))?;
-            if !args.yes
-                && !confirm(&format!(
-                    "Remove the VM `{name}` and everything in {}?",
-                    folder.path().display()
-                ))?
-            {
-                return Err(refused(format!("the VM `{name}` was not removed")));
-            }
-            folder.remove(lock)?;
-            Ok(Removed { removed: name.clone() })
-        },
-        |Removed { removed }| outln!("the VM `{removed}` has been removed"),
-    )
 }
 
 pub fn rename(name: &VmName, new_name: &VmName, json: bool) -> anyhow::Result<()> {

@@ -25,6 +25,7 @@ mod out;
 mod output;
 mod paths;
 mod prune;
+mod removed;
 mod run;
 mod seed;
 mod set;
@@ -67,6 +68,9 @@ pub fn main() -> ExitCode {
         return leave(error::USAGE, out::finish());
     }
     limits::raise_open_files();
+    if !cli.background {
+        removed::tidy_before(&cli.command);
+    }
     let result = match cli.command {
         Command::Run(args) => run::run(*args, cli.background, json),
         Command::Start(args) => run::start(args, cli.background, json),
@@ -90,7 +94,7 @@ pub fn main() -> ExitCode {
         Command::Copy(args) => copy::run(&args, json),
         Command::Exec(args) => exec::run(args, json),
         Command::Show { name } => manage::show(&name, json),
-        Command::Rm(args) => manage::remove(&args, json),
+        Command::Rm(args) => removed::remove(&args, json),
         Command::Rename { name, new_name } => manage::rename(&name, &new_name, json),
         Command::List(args) => manage::list(&args, json),
         Command::Set(args) => set::run(args, json),

@@ -2,6 +2,7 @@
 
 use super::error::refused;
 use crate::folder::{FolderError, Home, VmFolder, VmName};
+use crate::history::removed;
 use crate::storage::Storage;
 
 pub fn home() -> Result<Home, FolderError> {
@@ -19,6 +20,12 @@ pub fn existing(name: &VmName) -> anyhow::Result<VmFolder> {
 pub fn must_exist(folder: &VmFolder) -> anyhow::Result<()> {
     match folder.must_exist() {
         Err(e @ FolderError::Missing { .. }) => {
+            let name = folder.name();
+            if removed::find(&home()?, name.as_str())?.is_some_and(|removed| removed.name() == name) {
+                return Err(refused(format!(
+                    "the VM `{name}` has been removed: `piton undo {name}` restores it"
+                )));
+            }
             let names = home()?.all()?;
             let near = names
                 .iter()

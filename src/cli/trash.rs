@@ -10,7 +10,7 @@ use super::named::existing;
 use super::offline::Offline;
 use super::out::{self, outln};
 use super::units::size;
-use super::{output, work};
+use super::{output, removed, work};
 use crate::checkpoint::tree::short;
 use crate::control::trash::{EmptiedInfo, TrashEntry, TrashInfo, TrashKind, UndoBody};
 use crate::control::{GoBack, NoBody, State, UndoneInfo, VmInfo};
@@ -19,6 +19,9 @@ use crate::history::trash::{self, Entry};
 use crate::history::{Catalog, merge};
 
 pub fn undo(args: &UndoArgs, json: bool) -> anyhow::Result<()> {
+    if removed::is_meant(&args.name)? {
+        return removed::restore(&args.name, None, json);
+    }
     let folder = existing(&args.name)?;
     let body = UndoBody { no_undo: args.no_undo };
     let undone = match work::ask::<UndoneInfo>(&folder.socket(), Method::POST, "/vm/undo", &body)? {
@@ -35,9 +38,21 @@ pub fn undo(args: &UndoArgs, json: bool) -> anyhow::Result<()> {
 
 pub fn run(command: TrashCommand, json: bool) -> anyhow::Result<()> {
     match command {
-        TrashCommand::List { name } => list(&name, json),
-        TrashCommand::Restore { name, entry, no_undo } => restore(&name, &entry, no_undo, json),
-        TrashCommand::Empty { name, entry, yes } => empty(&name, entry.as_deref(), yes, json),
+        TrashCommand::List { name: None } => removed::list(json),
+        TrashCommand::List { name: Some(name) } => list(&name, json),
+        TrashCommand::Restore { name, entry: Some(entry), no_undo, .. } => {
+            restore(&name, &entry, no_undo, json)
+        }
+        TrashCommand::Restore { name, entry: None, new_name, .. } => {
+            removed::restore(&name, new_name.as_ref(), json)
+        }
+        TrashCommand::Empty { name: Some(name), entry, yes } => {
+            if entry.is_none() && removed::is_meant(&name)? {
+                return removed::empty(Some(&name), yes, json);
+            }
+            empty(&name, entry.as_deref(), yes, json)
+        }
+        TrashCommand::Empty { name: None, yes, .. } => removed::empty(None, yes, json),
     }
 }
 

@@ -6,6 +6,8 @@ mod holder;
 mod kind;
 mod last_run;
 mod name;
+mod others;
+mod removed;
 mod rename;
 pub mod trust;
 mod upkeep;
@@ -26,6 +28,7 @@ pub use definition::{Definition, Merging, Now, Origin, Relocating, default_trash
 pub use kind::CheckpointType;
 pub use last_run::{Ending, LastRun};
 pub use name::{NameError, VmName};
+pub use removed::{Removal, Removed};
 pub use trust::TrustError;
 pub use upkeep::{Counts, Retention, Schedule};
 
@@ -67,6 +70,10 @@ pub enum FolderError {
     Impossible { path: PathBuf, error: ConfigError },
     #[error("cannot rename the VM `{name}`: {why}")]
     NotRenamed { name: VmName, why: String },
+    #[error("cannot restore the VM `{name}`: {why}")]
+    NotRestored { name: VmName, why: String },
+    #[error("cannot remove the VM `{name}`: the VM `{user}` uses an image in its folder")]
+    Needed { name: VmName, user: VmName },
     #[error(transparent)]
     Storage(#[from] StorageError),
 }
@@ -290,11 +297,6 @@ impl VmFolder {
         Err(FolderError::Missing { name: self.name.clone(), home: self.home.clone() })
     }
 
-    /// Another VM of the same home.
-    pub fn sibling(&self, name: &VmName) -> Self {
-        Self { name: name.clone(), path: self.home.join(name.as_str()), ..self.clone() }
-    }
-
     /// Whether a VM can be made here; what an interrupted creation left is removed.
     pub fn make_room(&self) -> Result<(), FolderError> {
         self.check()?;
@@ -343,25 +345,6 @@ impl VmFolder {
         Ok(())
     }
 
-    /// The definitions of all other VMs of this home that can be read.
-    pub fn others(&self) -> Result<Vec<(VmName, Definition)>, FolderError> {
-        let home = Home { root: self.home.clone(), storage: self.storage.clone() };
-        let others = home.all()?.into_iter().filter(|other| other.path != self.path);
-        Ok(others.filter_map(|other| Some((other.name.clone(), other.load().ok()?))).collect())
-    }
-
-    /// Whether a VM of this home but this one has `base` for an image of a disk, or may have: of
-    /// what cannot be read nothing is known.
-    pub fn others_rest_on(&self, base: &Path) -> Result<bool, FolderError> {
-        let home = Home { root: self.home.clone(), storage: self.storage.clone() };
-        let others = home.all()?.into_iter().filter(|other| other.path != self.path);
-        Ok(others.into_iter().any(|other| match other.load() {
-            Ok(definition) => definition.config.disks.iter().any(|disk| other.path.join(&disk.path) == base),
-            Err(FolderError::Missing { .. }) => false,
-            Err(_) => true,
-        }))
-    }
-
     fn take_lock(&self) -> Result<VmLock, FolderError> {
         let path = self.path.join(LOCK);
         let file = match self.storage.create_new(&path) {
@@ -371,6 +354,12 @@ impl VmFolder {
             other => other?,
         };
         match file.lock(Lock::Exclusive) {
+            // Renamed or removed since it was opened, it is the lock of something else.
+            Ok(())
+                if self.storage.metadata(&path).ok().map(|found| found.ino) != Some(file.metadata()?.ino) =>
+            {
+                Err(FolderError::Busy(self.name.clone()))
+            }
             Ok(()) => Ok(VmLock { _file: file, behind: AtomicBool::new(false) }),
             Err(StorageError::InUse { .. }) => Err(FolderError::Busy(self.name.clone())),
             Err(e) => Err(e.into()),

@@ -73,7 +73,13 @@ impl CheckpointError {
                 | Self::Missing(_)
                 | Self::Base(_)
                 | Self::Resolve(_)
-                | Self::Folder(FolderError::Taken { .. } | FolderError::Busy(_) | FolderError::Trust(_))
+                | Self::Folder(
+                    FolderError::Taken { .. }
+                        | FolderError::Busy(_)
+                        | FolderError::Trust(_)
+                        | FolderError::NotRestored { .. }
+                        | FolderError::Needed { .. }
+                )
         )
     }
 

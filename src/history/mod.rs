@@ -30,6 +30,7 @@ pub mod prune;
 pub mod readers;
 pub mod recover;
 pub mod relocate;
+pub mod removed;
 pub mod reserve;
 mod saving;
 pub mod seal;

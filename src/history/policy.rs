@@ -158,6 +158,13 @@ fn make_dir(folder: &VmFolder, definition: &Definition, next: &Definition, dir: 
         )));
     }
     trust::parent(dir).and_then(|()| trust::folder(&folder.checkpoints(next))).map_err(FolderError::from)?;
+    let taken = Catalog::new(folder, next).listing();
+    if taken.is_ok_and(|found| !found.manifests.is_empty() || !found.damaged.is_empty()) {
+        return Err(CheckpointError::Refused(format!(
+            "{} holds checkpoints of another VM: choose another folder",
+            folder.checkpoints(next).display()
+        )));
+    }
     // Made now, so that its absence later means that its disk is not mounted.
     let own = folder.checkpoints(next);
     let storage = folder.storage();

@@ -6,12 +6,10 @@
 //! place of becomes a checkpoint that was in the trash from its first moment. Only what leaves the
 //! trash for good is deleted ([`super::delete`]).
 
-use std::path::Path;
-
 use super::create::{Origin, Subject, create};
 use super::delete::pinned;
 use super::sizes::Sizes;
-use super::{Catalog, CheckpointError, Result, delete, disks, reserve};
+use super::{Catalog, CheckpointError, Result, delete, disks, removed, reserve};
 use crate::checkpoint::tree::{Tree, short};
 use crate::checkpoint::{Manifest, Trashed};
 use crate::control::trash::{EmptiedInfo, TrashEntry, TrashInfo, TrashKind};
@@ -20,6 +18,7 @@ use crate::folder::{Definition, VmFolder, VmLock};
 use crate::id::Id;
 use crate::moment::Moment;
 use crate::progress::Progress;
+use crate::storage::Room;
 
 /// What was taken away in one go.
 #[derive(Clone, Debug)]
@@ -343,31 +342,24 @@ pub fn bound(folder: &VmFolder, lock: &VmLock, definition: &mut Definition) -> R
         if Sizes::read(&catalog, definition, &manifests)?.frees(&ids) <= room.share() {
             return Ok(());
         }
-        drop_oldest(folder, lock, definition)?;
+        drop_own(folder, lock, definition)?;
     }
 }
 
-/// Bytes of a file system.
-struct Room {
-    all: u64,
-    free: u64,
-}
-
-impl Room {
-    /// None: it cannot be known.
-    fn of(path: &Path) -> Option<Self> {
-        let found = nix::sys::statvfs::statvfs(path).ok()?;
-        let unit = found.fragment_size();
-        Some(Self { all: found.blocks() * unit, free: found.blocks_available() * unit })
-    }
-
-    fn share(&self) -> u64 {
-        if self.free < self.all / 20 { self.all / 100 } else { self.all / 10 }
-    }
-}
-
-/// Gives up the oldest entry, for room that is needed now; false if there is none.
+/// Gives up what is oldest in the trash of the VM or of its home, for room that is needed now; false if
+/// there is nothing.
 pub fn drop_oldest(folder: &VmFolder, lock: &VmLock, definition: &mut Definition) -> Result<bool> {
+    let (home, now) = (folder.home(), Moment::now());
+    let manifests = Catalog::new(folder, definition).manifests()?;
+    let own = entries(&manifests, definition).pop().map(|oldest| now.since(&oldest.how.when));
+    let vm = removed::oldest(&home, &now).unwrap_or_default();
+    if vm.is_some_and(|age| own.is_none_or(|own| age >= own)) && removed::drop_oldest(&home)? {
+        return Ok(true);
+    }
+    drop_own(folder, lock, definition)
+}
+
+fn drop_own(folder: &VmFolder, lock: &VmLock, definition: &mut Definition) -> Result<bool> {
     let manifests = Catalog::new(folder, definition).manifests()?;
     let Some(oldest) = entries(&manifests, definition).pop() else { return Ok(false) };
     purge(folder, lock, definition, &oldest)?;

@@ -10,6 +10,7 @@ mod backend;
 mod behind;
 mod image_lock;
 mod os;
+mod room;
 pub mod sim;
 mod within;
 
@@ -27,6 +28,7 @@ use behind::Behind;
 use within::Within;
 
 pub use backend::{Access, Backend, BackendFile, FileKind, Links, Lock, Metadata};
+pub use room::Room;
 
 #[derive(Debug, Error)]
 pub enum StorageError {

@@ -99,9 +99,9 @@ pub enum Command {
     /// Manage the checkpoints of a VM
     #[command(subcommand, visible_alias = "cp")]
     Checkpoint(CheckpointCommand),
-    /// Undo the last delete, apply or revert of a VM
+    /// Undo the last delete, apply or revert of a VM, or restore a removed VM
     Undo(UndoArgs),
-    /// Manage the trash of a VM
+    /// Manage the trash of a VM, and removed VMs
     #[command(subcommand)]
     Trash(TrashCommand),
     /// Manage the disk images of a VM
@@ -519,6 +519,9 @@ pub struct ManagerArgs {
 pub struct RmArgs {
     #[arg(required = true, value_name = "VM")]
     pub names: Vec<VmName>,
+    /// Delete permanently instead of moving to the trash
+    #[arg(long)]
+    pub no_undo: bool,
     /// Do not ask for confirmation
     #[arg(long, short)]
     pub yes: bool,

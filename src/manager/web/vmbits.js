@@ -60,7 +60,9 @@ async function turnOff(vm) {
 async function remove(vm) {
   const sure = await ask({
     title: `Remove ${vm.name}?`,
-    text: ["Its definition, its own disks and all its checkpoints will be deleted. Disk images that you brought stay."],
+    text: [vm.trash_seconds
+      ? "It goes to the trash with its own disks and all its checkpoints: `piton undo` restores it until its time is over. Disk images that you brought stay."
+      : "Its definition, its own disks and all its checkpoints will be deleted. Disk images that you brought stay."],
     fields: [{ name: "name", label: `Type ${vm.name} to confirm`, kind: "text" }],
     check: (values) => (values.name === vm.name ? "" : `Type ${vm.name} to confirm.`),
     confirm: "Remove",
