@@ -63,7 +63,7 @@ pub fn remove(args: &RmArgs, json: bool) -> anyhow::Result<()> {
             if !args.yes && !confirm(&question)? {
                 return Err(refused(format!("the VM `{name}` was not removed")));
             }
-            let trash = removed::remove(folder, lock, args.no_undo)?.map(|removed| removed.id);
+            let trash = removed::remove(folder, &lock, args.no_undo)?.map(|removed| removed.id);
             Ok(Told { removed: name.clone(), trash, kept })
         },
         |Told { removed, trash, kept }| {
@@ -143,7 +143,7 @@ pub fn restore(name: &VmName, new_name: Option<&VmName>, json: bool) -> anyhow::
 }
 
 pub fn empty(name: Option<&VmName>, yes: bool, json: bool) -> anyhow::Result<()> {
-    let going = match name {
+    let mut going = match name {
         Some(name) => vec![find(name)?],
         None => removed::list(&home()?)?,
     };
@@ -155,7 +155,7 @@ pub fn empty(name: Option<&VmName>, yes: bool, json: bool) -> anyhow::Result<()>
         return Err(refused("nothing was deleted"));
     }
     let told = List { bytes: removed::frees(&going), removed: going.iter().map(removed::describe).collect() };
-    for one in &going {
+    for one in &mut going {
         if !removed::purge(one)? {
             return Err(refused(format!("another command is working on the removed VM `{}`", one.name())));
         }

@@ -256,7 +256,7 @@ fn boot_new(
 /// VM that somebody else makes meanwhile is left alone.
 fn abandon(folder: &VmFolder) {
     if let Ok(lock) = folder.lock_leftover()
-        && let Err(e) = folder.remove(lock)
+        && let Err(e) = folder.remove(&lock)
     {
         output::complain(&format!("cannot remove {}: {e}", folder.path().display()));
     }

@@ -434,7 +434,7 @@ impl VmFolder {
 
     /// Removes the VM with all that is in its folder. The definition goes first: what is left
     /// after a crash is no VM any more.
-    pub fn remove(&self, _lock: VmLock) -> Result<(), FolderError> {
+    pub fn remove(&self, _lock: &VmLock) -> Result<(), FolderError> {
         let elsewhere = match self.load() {
             Ok(definition) => definition.checkpoint_dir.is_some().then(|| self.checkpoints(&definition)),
             // What cannot be read cannot say; the folder goes all the same.
@@ -504,7 +504,7 @@ mod tests {
         assert_eq!(home.all().unwrap().len(), 1);
         drop(lock);
         let lock = folder.lock().unwrap();
-        folder.remove(lock).unwrap();
+        folder.remove(&lock).unwrap();
         assert!(!folder.path().exists());
         assert!(home.all().unwrap().is_empty());
     }

@@ -6,8 +6,9 @@
 //! | `removed.json` in it | when that was |
 //! | `<checkpoint dir>/.removed-<VM>-<id>` | checkpoints that lay in a folder of their own |
 //!
-//! One rename removes it, one brings it back. Checkpoints elsewhere follow it, and precede it on the
-//! way back; [`Removed::settle`] takes those along that a crash left behind.
+//! One rename removes it, one brings it back. What is noted, and checkpoints elsewhere, follow it, and
+//! precede it on the way back; [`Removed::date`] and [`Removed::settle`] make up for what a crash
+//! prevented.
 
 use std::path::{Path, PathBuf};
 
@@ -83,13 +84,6 @@ impl VmFolder {
         serde_json::from_slice(&bytes).ok().filter(|removal: &Removal| removal.format <= FORMAT)
     }
 
-    fn record(&self, removal: &Removal) -> Result<(), FolderError> {
-        let path = self.path.join(RECORD);
-        let bytes = serde_json::to_vec(removal)
-            .map_err(|e| FolderError::Damaged { path: path.clone(), error: e.to_string() })?;
-        Ok(self.storage.replace(&path, &bytes)?)
-    }
-
     /// Refuses to remove what another VM needs.
     pub fn is_free_to_go(&self) -> Result<(), FolderError> {
         match self.user_of_images()? {
@@ -103,16 +97,22 @@ impl VmFolder {
         Removal { format: FORMAT, number, when, checkpoint_dir }
     }
 
-    /// Puts the VM into the trash. Durable when it returns; its name is free.
+    /// Puts the VM into the trash. Durable when it returns; its name is free. Needs no room.
     pub fn put_away(&self, lock: &VmLock, id: Id, number: u64, when: Moment) -> Result<Removed, FolderError> {
         let removal = self.removal_now(number, when);
-        self.record(&removal)?;
         let path = self.home.join(name_of(&self.name, id));
         self.storage.rename(&self.path, &path)?;
-        self.sync_home()?;
+        if let Err(e) = self.sync_home() {
+            if let Err(again) = self.storage.rename(&path, &self.path) {
+                log::warn!("{again}");
+            }
+            return Err(e);
+        }
         let folder = Self { path, ..self.clone() };
         let removed = Removed { folder, id, removal: Some(removal), is_going: false };
-        if let Err(e) = removed.settle(lock) {
+        // It is in the trash, and the next look at it makes up for what fails here.
+        let noted = removed.note().and_then(|()| removed.settle(lock));
+        if let Err(e) = noted {
             log::warn!("{e}");
         }
         Ok(removed)
@@ -126,6 +126,13 @@ impl Removed {
 
     pub fn name(&self) -> &VmName {
         &self.folder.name
+    }
+
+    fn note(&self) -> Result<(), FolderError> {
+        let path = self.folder.path.join(RECORD);
+        let bytes = serde_json::to_vec(&self.removal)
+            .map_err(|e| FolderError::Damaged { path: path.clone(), error: e.to_string() })?;
+        Ok(self.folder.storage.replace(&path, &bytes)?)
     }
 
     /// Where checkpoints lie that are not in the VM's folder, and where they go while it is removed.
@@ -164,9 +171,8 @@ impl Removed {
     /// Whose time cannot be read has been here from now on.
     pub fn date(&mut self, _lock: &VmLock, now: Moment) -> Result<(), FolderError> {
         if self.removal.is_none() && !self.is_going {
-            let removal = self.folder.removal_now(0, now);
-            self.folder.record(&removal)?;
-            self.removal = Some(removal);
+            self.removal = Some(self.folder.removal_now(0, now));
+            self.note()?;
         }
         Ok(())
     }
@@ -193,20 +199,22 @@ impl Removed {
                 }
             }
         }
+        // It says nothing of a VM that is there.
+        storage.remove_file_if_exists(&self.folder.path.join(RECORD))?;
+        storage.sync_dir(&self.folder.path)?;
         storage.rename(&self.folder.path, &back.path)?;
         self.folder.sync_home()?;
-        // It says nothing of a VM that is there.
-        if let Err(e) = storage.remove_file_if_exists(&back.path.join(RECORD)) {
-            log::warn!("{e}");
-        }
         Ok(back)
     }
 
     /// Removes it for good. The definition goes first: what is left after a crash does not come back.
     /// The folder goes last: as long as there is something of the VM, it is known where.
-    pub fn purge(&self, lock: VmLock) -> Result<(), FolderError> {
+    pub fn purge(&mut self, lock: &VmLock) -> Result<(), FolderError> {
+        if let Err(e) = self.date(lock, Moment::now()) {
+            log::debug!("{e}");
+        }
         let storage = &self.folder.storage;
-        self.settle(&lock)?;
+        self.settle(lock)?;
         storage.remove_file_if_exists(&self.folder.definition_path())?;
         storage.sync_dir(&self.folder.path)?;
         if let Some((_, aside)) = self.elsewhere()
@@ -216,7 +224,6 @@ impl Removed {
             storage.sync_parent(&aside)?;
         }
         storage.remove_tree(&self.folder.path)?;
-        drop(lock);
         self.folder.sync_home()
     }
 }

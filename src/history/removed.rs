@@ -7,7 +7,7 @@ use std::path::Path;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use super::{CheckpointError, Result, reserve};
+use super::{CheckpointError, Result};
 use crate::folder::{Definition, FolderError, Home, Removed, VmFolder, VmLock, VmName, default_trash};
 use crate::id::Id;
 use crate::moment::Moment;
@@ -47,7 +47,7 @@ fn number(removed: &Removed) -> u64 {
 }
 
 /// Removes a VM: into the trash, unless it is not to stay there.
-pub fn remove(folder: &VmFolder, lock: VmLock, no_undo: bool) -> Result<Option<Removed>> {
+pub fn remove(folder: &VmFolder, lock: &VmLock, no_undo: bool) -> Result<Option<Removed>> {
     folder.is_free_to_go()?;
     if no_undo || seconds(folder) == 0 {
         folder.remove(lock)?;
@@ -55,13 +55,7 @@ pub fn remove(folder: &VmFolder, lock: VmLock, no_undo: bool) -> Result<Option<R
     }
     let last = folder.home().removed()?.iter().map(number).max().unwrap_or(0);
     let id = Id::random().map_err(CheckpointError::Random)?;
-    let put_away = || Ok(folder.put_away(&lock, id, last + 1, Moment::now())?);
-    let removed = match folder.load() {
-        Ok(definition) => reserve::with_room(folder, &definition, put_away),
-        // What is damaged can come back, too.
-        Err(_) => put_away(),
-    }?;
-    drop(lock);
+    let removed = folder.put_away(lock, id, last + 1, Moment::now())?;
     if let Err(e) = bound(&folder.home()) {
         log::warn!("cannot limit the size of the trash: {e}");
     }
@@ -90,9 +84,9 @@ pub fn restore(removed: &Removed, name: &VmName) -> Result<VmFolder> {
 }
 
 /// Deletes one for good; false: somebody else is at it.
-pub fn purge(removed: &Removed) -> Result<bool> {
+pub fn purge(removed: &mut Removed) -> Result<bool> {
     match removed.lock() {
-        Ok(lock) => removed.purge(lock).map(|()| true).map_err(Into::into),
+        Ok(lock) => removed.purge(&lock).map(|()| true).map_err(Into::into),
         Err(FolderError::Busy(_)) => Ok(false),
         Err(e) => Err(e.into()),
     }
@@ -110,7 +104,7 @@ pub fn tidy(home: &Home) {
     let now = Moment::now();
     for mut removed in all {
         let tidied = if removed.is_going || is_over(&removed, &now) {
-            purge(&removed).map(drop)
+            purge(&mut removed).map(drop)
         } else {
             put_right(&mut removed, &now)
         };
@@ -156,8 +150,8 @@ pub fn oldest(home: &Home, now: &Moment) -> Result<Option<u64>> {
 
 /// Gives up the one that was removed first, for room that is needed; false: there is none.
 pub fn drop_oldest(home: &Home) -> Result<bool> {
-    let Some(oldest) = list(home)?.pop() else { return Ok(false) };
-    let gone = purge(&oldest)?;
+    let Some(mut oldest) = list(home)?.pop() else { return Ok(false) };
+    let gone = purge(&mut oldest)?;
     if gone {
         log::warn!("disk space is low: permanently deleted the removed VM `{}`", oldest.name());
     }

@@ -72,7 +72,7 @@ pub fn run(
             drop(lock);
             // Should somebody have taken it over meanwhile, it is theirs.
             if let Ok(lock) = folder.lock_leftover()
-                && let Err(left) = folder.remove(lock)
+                && let Err(left) = folder.remove(&lock)
             {
                 log::warn!("cannot remove {}: {left}", folder.path().display());
             }

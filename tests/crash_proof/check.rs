@@ -14,12 +14,12 @@ use piton::disk::layer::LayerSpec;
 use piton::disk::{Backing, open_base};
 use piton::folder::{Definition, Home, VmFolder, VmLock};
 use piton::history::disks::{self, DisksError, Layers, base_path};
-use piton::history::{Catalog, lost, merge, recover};
+use piton::history::{Catalog, lost, merge, recover, removed};
 use piton::id::Id;
 use piton::progress::Progress;
 use piton::storage::sim::Sim;
 
-use crate::model::{Expect, NodeModel, NowModel, stamps};
+use crate::model::{Expect, NodeModel, NowModel, Place, stamps};
 
 pub const HOME: &str = "/home";
 pub const VM: &str = "demo";
@@ -32,6 +32,28 @@ pub struct Seen {
     pub checkpoints: Vec<Id>,
     /// Entries of the log when recovery was done.
     pub recovered_at: usize,
+    pub is_gone: bool,
+}
+
+/// What the next command does with the home; and a VM in the trash comes back. Returns where it was.
+fn come_back(sim: &Sim, folder: &VmFolder) -> Outcome<(Place, usize)> {
+    let home = folder.home();
+    removed::tidy(&home);
+    let tidied_at = sim.log_len();
+    if folder.must_exist().is_ok() {
+        return Ok((Place::There, tidied_at));
+    }
+    let Some(found) = removed::find(&home, VM).map_err(|e| text("the trash")(&e))? else {
+        let image = sim.live();
+        let left = |(path, _): &(PathBuf, _)| path.to_string_lossy().contains(".removed-");
+        let trees = [HOME, "/ext"].map(|place| image.tree(Path::new(place)).unwrap_or_default());
+        return match trees.concat().iter().find(|one| left(one)) {
+            Some((path, _)) => Err(format!("{} is left over", path.display())),
+            None => Ok((Place::Nowhere, tidied_at)),
+        };
+    };
+    removed::restore(&found, folder.name()).map_err(|e| text("back from the trash")(&e))?;
+    Ok((Place::Trash, tidied_at))
 }
 
 pub fn folder(sim: &Sim) -> VmFolder {
@@ -56,13 +78,21 @@ pub fn check(sim: &Sim, expect: &Expect, settle: bool) -> Outcome<Seen> {
 
 fn checked(sim: &Sim, expect: &Expect, settle: bool) -> Outcome<Seen> {
     let folder = folder(sim);
+    let (place, tidied_at) = come_back(sim, &folder)?;
+    if !expect.may_be(place) {
+        return Err(format!("{OTHERWISE}: the VM is {place:?}, not of {:?}", expect.places));
+    }
+    if place == Place::Nowhere {
+        return Ok(Seen { checkpoints: Vec::new(), recovered_at: tidied_at, is_gone: true });
+    }
     let lock = folder.lock().map_err(|e| text("lock")(&e))?;
     let mut definition = folder.load().map_err(|e| text("vm.json")(&e))?;
     let found = recover(&folder, &lock, &mut definition, true).map_err(|e| text("recovery")(&e))?;
     if let Some(damage) = found.iter().find(|finding| !finding.mended) {
         return Err(format!("recovery finds damage: {}", damage.text));
     }
-    let recovered_at = sim.log_len();
+    // What is brought back from the trash is not where it was.
+    let recovered_at = if place == Place::Trash { tidied_at } else { sim.log_len() };
     let loaded = folder.load().map_err(|e| text("vm.json")(&e))?;
     if loaded != definition {
         return Err("recovery leaves another vm.json than it goes on with".into());
@@ -76,7 +106,7 @@ fn checked(sim: &Sim, expect: &Expect, settle: bool) -> Outcome<Seen> {
     if settle {
         settled(sim, &folder, &lock, &mut definition, expect).map_err(|e| format!("after merging: {e}"))?;
     }
-    Ok(Seen { checkpoints, recovered_at })
+    Ok(Seen { checkpoints, recovered_at, is_gone: false })
 }
 
 /// A disk whose flush failed is not opened until somebody accepts that; then it is what a power cut

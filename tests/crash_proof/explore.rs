@@ -149,7 +149,11 @@ impl Explorer<'_> {
                     continue;
                 }
             };
+            if seen.is_gone {
+                continue;
+            }
             let narrowed = expect.narrowed(&seen.checkpoints);
+            let expect = &expect.brought_back();
             let seed = self.rng.draw();
             let lived = match live_on(&sim, narrowed, seed) {
                 Ok(lived) => lived,

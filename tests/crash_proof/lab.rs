@@ -116,6 +116,7 @@ impl Lab {
         expect.now.retain(|now| now.parents.contains(&parent) && fits(now, &found));
         // Recovery made durable what Now descends from, and nothing of what the guest did not flush.
         expect.now.iter_mut().for_each(|now| now.parents = vec![parent]);
+        expect.places.clear();
         lab.expect_from_here(expect);
         Ok(lab)
     }
@@ -136,7 +137,7 @@ impl Lab {
         Catalog::new(&self.folder, &self.definition)
     }
 
-    fn open(&mut self) -> Result<()> {
+    pub fn open(&mut self) -> Result<()> {
         self.disks = OpenDisks::default();
         let sums = self.catalog().layer_sums(&self.definition)?;
         let Definition { config, now, .. } = &self.definition;

@@ -38,6 +38,14 @@ pub struct NowModel {
     pub disks: BTreeMap<String, Allowed>,
 }
 
+/// Where the VM may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    There,
+    Trash,
+    Nowhere,
+}
+
 /// What must hold after a crash, from one moment of a scenario to the next.
 #[derive(Clone, Debug, Default)]
 pub struct Expect {
@@ -47,9 +55,24 @@ pub struct Expect {
     /// Being made or deleted: there and whole, or not there.
     pub may: BTreeMap<Id, NodeModel>,
     pub now: Vec<NowModel>,
+    /// None: [`Place::There`].
+    pub places: Vec<Place>,
 }
 
 impl Expect {
+    pub fn may_be(&self, place: Place) -> bool {
+        self.places.contains(&place) || self.places.is_empty() && place == Place::There
+    }
+
+    /// Where somebody may have brought it back.
+    pub fn brought_back(&self) -> Self {
+        let mut next = self.clone();
+        if !next.places.is_empty() {
+            next.places.push(Place::There);
+        }
+        next
+    }
+
     pub fn node(&self, id: Id) -> Option<&NodeModel> {
         self.must.get(&id).or_else(|| self.may.get(&id))
     }

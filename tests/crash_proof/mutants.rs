@@ -196,6 +196,47 @@ const MUTANTS: &[Mutant] = &[
             )
         },
     },
+    Mutant {
+        name: "the home is not synced",
+        scenario: "a VM removed, and back",
+        spoil: |log| no_folder_sync(log, "/home"),
+    },
+    Mutant {
+        name: "what says that a VM was removed goes after it is back",
+        scenario: "a VM removed, and back",
+        spoil: |log| {
+            let mut log = log;
+            // Its folder is not synced before.
+            let last = log.iter().rposition(|l| renames(l, ".removed-")).expect("it came back");
+            let synced = log[..last].iter().rposition(|l| matches!(l.op, Op::SyncDir { .. }));
+            log.remove(synced.expect("a sync"));
+            log
+        },
+    },
+    Mutant {
+        name: "the folder of checkpoints elsewhere is not synced",
+        scenario: "a VM removed with checkpoints elsewhere",
+        spoil: |log| no_folder_sync(log, "/ext"),
+    },
+    Mutant {
+        name: "checkpoints elsewhere go before the definition",
+        scenario: "a VM removed with checkpoints elsewhere",
+        spoil: |log| {
+            let gone = |l: &Logged| {
+                matches!(l.op, Op::Remove { .. }) && l.path.starts_with("/ext") && name(l) == "manifest.json"
+            };
+            sooner(log, gone, |before, _| matches!(before.op, Op::Remove { .. }) && name(before) == "vm.json")
+        },
+    },
+    Mutant {
+        name: "the definition of a VM that goes is not gone before the rest",
+        scenario: "a VM removed for good",
+        spoil: |log| {
+            let is_sync = |l: &Logged| matches!(l.op, Op::SyncDir { .. }) && name(l).starts_with(".removed-");
+            let last = log.iter().rposition(is_sync).expect("a sync");
+            log.into_iter().enumerate().filter(|(at, _)| *at != last).map(|(_, l)| l).collect()
+        },
+    },
 ];
 
 #[test]

@@ -5,7 +5,7 @@ use piton::id::Id;
 use crate::explore::Recording;
 use crate::lab::{DISKS, Lab, Result};
 use crate::model::Memory;
-use crate::trash;
+use crate::{removed, trash};
 
 pub struct Scenario {
     pub name: &'static str,
@@ -207,6 +207,10 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario { name: "deleted into the trash, and back", run: trash::deleted },
     Scenario { name: "a discarded state, and back", run: trash::discarded },
+    Scenario { name: "a VM removed, and back", run: removed::and_back },
+    Scenario { name: "a VM removed for good", run: |lab| removed::for_good(lab, false) },
+    Scenario { name: "a VM removed at once", run: |lab| removed::for_good(lab, true) },
+    Scenario { name: "a VM removed with checkpoints elsewhere", run: removed::elsewhere },
     Scenario { name: "a random life", run: random },
 ];
 
