@@ -13,7 +13,7 @@ use super::manage::info;
 use super::named::existing;
 use super::offline::{Offline, find};
 use super::out::{self, outln};
-use super::{net, run, work};
+use super::{identity, net, run, work};
 use crate::checkpoint::Manifest;
 use crate::config::{Forward, validate_forwards};
 use crate::control::{CloneBody, SetBody, State, VmInfo};
@@ -38,6 +38,9 @@ pub fn run(args: &CloneArgs, json: bool) -> anyhow::Result<()> {
             clones",
             manifest.name
         )));
+    }
+    if args.new_identity {
+        identity::check(&names)?;
     }
     let forwards = net::numbered(&args.forward_from, names.len()).map_err(usage)?;
     let all: Vec<Forward> = forwards.concat();
@@ -74,22 +77,32 @@ pub fn run(args: &CloneArgs, json: bool) -> anyhow::Result<()> {
     if manifest.memory.is_some() {
         start(&body.names, &manifest, args)?;
     }
+    let folders = body.names.iter().map(existing).collect::<Result<Vec<_>, _>>()?;
+    let identities = args.new_identity.then(|| identity::renew(&folders));
+    let of = |n: usize| identities.as_ref().and_then(|each| each.get(n));
     if json {
-        let each: anyhow::Result<Vec<VmInfo>> =
-            body.names.iter().map(|name| info(&existing(name)?)).collect();
-        out::json(&serde_json::json!(each?));
-        return Ok(());
+        let each = folders.iter().enumerate().map(|(n, folder)| {
+            let mut told = serde_json::json!(info(folder)?);
+            if let Some(identity) = of(n) {
+                told["new_identity"] = serde_json::json!(identity);
+            }
+            Ok(told)
+        });
+        out::json(&serde_json::json!(each.collect::<anyhow::Result<Vec<_>>>()?));
+    } else {
+        for (n, name) in body.names.iter().enumerate() {
+            let next = match state {
+                State::Running => "running".to_owned(),
+                State::Paused => format!("paused; `piton resume {name}` resumes it"),
+                State::Stopped => format!("stopped; `piton start {name}` boots it"),
+                State::Unresponsive => format!("unresponsive: see `piton show {name}`"),
+            };
+            let (checkpoint, vm) = (&manifest.name, &args.checkpoint.vm);
+            let identity = of(n).map_or("", |told| identity::words(told));
+            outln!("the VM `{name}` is at checkpoint `{checkpoint}` of `{vm}`, {next}{identity}");
+        }
     }
-    for name in &body.names {
-        let next = match state {
-            State::Running => "running".to_owned(),
-            State::Paused => format!("paused; `piton resume {name}` resumes it"),
-            State::Stopped => format!("stopped; `piton start {name}` boots it"),
-            State::Unresponsive => format!("unresponsive: see `piton show {name}`"),
-        };
-        outln!("the VM `{name}` is at checkpoint `{}` of `{}`, {next}", manifest.name, args.checkpoint.vm);
-    }
-    Ok(())
+    identity::finish(folders.iter().zip(identities.iter().flatten()))
 }
 
 /// A process for each, several at a time. Those that cannot be started are there, and off.

@@ -12,6 +12,7 @@ mod exec;
 mod going_back;
 mod graph;
 mod guard;
+mod identity;
 mod image;
 mod limits;
 mod log_file;

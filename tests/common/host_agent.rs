@@ -5,19 +5,23 @@
 //! one (`PITON_QEMU_GA`, or in the PATH), the same tests run on that, too.
 
 use std::collections::HashMap;
+use std::ffi::{CStr, CString};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use piton::qga::{decode, encode};
 use serde_json::{Value, json};
 
-use super::{Home, Vm, until};
+use super::{Home, Terminal, Vm, until};
 
 const PORT: u32 = 5000;
+/// What a room has of its own.
+const ROOM: [&str; 4] = ["etc", "run", "sys", "var"];
 
 pub enum HostAgent {
     /// What it was asked, and its last connection.
@@ -28,21 +32,30 @@ pub enum HostAgent {
 impl HostAgent {
     /// The agent of the VM `demo`, which was started with `--vsock`.
     pub fn start(home: &Home, vm: &mut Vm) -> Self {
-        Self::start_in(home, vm, None)
+        Self::start_in(home, "demo", vm, State::default())
+    }
+
+    /// The agent of any VM, whose commands see what lies in `room` in place of this host's `etc`, `run`,
+    /// `sys` and `var`, programs in its `bin` before all others, and have a host name of their own. Needs
+    /// root.
+    pub fn start_in_room(home: &Home, name: &str, vm: &mut Terminal, room: &Path) -> Self {
+        for place in ROOM {
+            std::fs::create_dir_all(room.join(place)).unwrap();
+        }
+        let search = path_with(&room.join("bin"));
+        Self::start_in(home, name, vm, State { search, room: Some(room.to_owned()), ..State::default() })
     }
 
     /// With programs of this folder before all others.
-    pub fn start_with_path(home: &Home, vm: &mut Vm, bin: &std::path::Path) -> Self {
-        let path = std::env::var("PATH").unwrap_or_default();
-        Self::start_in(home, vm, Some(format!("{}:{path}", bin.display())))
+    pub fn start_with_path(home: &Home, vm: &mut Vm, bin: &Path) -> Self {
+        Self::start_in(home, "demo", vm, State { search: path_with(bin), ..State::default() })
     }
 
-    fn start_in(home: &Home, vm: &mut Vm, search: Option<String>) -> Self {
-        let path = home.vm("demo").join(format!("vsock.sock_{PORT}"));
+    fn start_in(home: &Home, name: &str, vm: &mut Terminal, mut state: State) -> Self {
+        let path = home.vm(name).join(format!("vsock.sock_{PORT}"));
         let _ = std::fs::remove_file(&path);
         let (asked, line) = (Arc::default(), Arc::default());
-        let tmp = format!("{}/", home.beside("").display());
-        let state = State { tmp, search, ..State::default() };
+        state.tmp = format!("{}/", home.beside("").display());
         serve(UnixListener::bind(&path).unwrap(), state, Arc::clone(&asked), Arc::clone(&line));
         let agent = Self::Ours(asked, line);
         vm.ok(&format!("agent relay {PORT}"));
@@ -97,6 +110,10 @@ impl Drop for HostAgent {
     }
 }
 
+fn path_with(bin: &Path) -> Option<String> {
+    Some(format!("{}:{}", bin.display(), std::env::var("PATH").unwrap_or_default()))
+}
+
 fn stock() -> Option<PathBuf> {
     if let Some(program) = std::env::var_os("PITON_QEMU_GA") {
         return Some(program.into());
@@ -115,6 +132,7 @@ struct State {
     tmp: String,
     /// PATH of what it runs.
     search: Option<String>,
+    room: Option<PathBuf>,
     files: HashMap<i64, std::fs::File>,
     programs: Programs,
     last: i64,
@@ -254,11 +272,26 @@ impl State {
         if let Some(search) = &self.search {
             command.env("PATH", search);
         }
-        // SAFETY: prctl is async-signal-safe and the closure touches nothing else.
+        let text = |path: &Path| CString::new(path.as_os_str().as_bytes()).unwrap();
+        let places: Vec<_> = self
+            .room
+            .iter()
+            .flat_map(|room| ROOM.map(|place| (text(&room.join(place)), text(&Path::new("/").join(place)))))
+            .collect();
+        // SAFETY: the calls are async-signal-safe, and all that they are given was made before.
         unsafe {
-            command.pre_exec(|| {
+            command.pre_exec(move || {
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                Ok(())
+                if places.is_empty() {
+                    return Ok(());
+                }
+                let mount = |from: &CStr, to: &CStr, flags| {
+                    libc::mount(from.as_ptr(), to.as_ptr(), std::ptr::null(), flags, std::ptr::null()) == 0
+                };
+                let alone = libc::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWUTS) == 0
+                    && mount(c"none", c"/", libc::MS_REC | libc::MS_PRIVATE)
+                    && places.iter().all(|(from, to)| mount(from, to, libc::MS_BIND));
+                if alone { Ok(()) } else { Err(std::io::Error::last_os_error()) }
             });
         }
         let mut child = command

@@ -253,6 +253,10 @@ pub struct CloneArgs {
     /// Run the clones immediately
     #[arg(long)]
     pub run: bool,
+    /// Give each clone an identity of its own, through the agent of its guest: hostname (the clone's
+    /// name), machine id, SSH host keys, DHCP lease
+    #[arg(long, requires = "run")]
+    pub new_identity: bool,
     /// Give each clone its own memory instead of sharing the checkpoint's
     #[arg(long)]
     pub own_memory: bool,
