@@ -9,7 +9,7 @@ use std::io::{Read, Write};
 use std::time::Duration;
 
 use ckpt_common::Lab;
-use common::{field, until};
+use common::{field, has_word, until};
 use net_common::{Host, fetch, fetch_bytes, free_port, has_passt, passts, served, start};
 
 #[test]
@@ -110,7 +110,8 @@ fn going_back_ends_connections_and_begins_afresh() {
     let hello = host.url(&guest.gateway(), "/hello");
     let got = guest.ok(&format!("net get {hello}"));
     assert_eq!(field(&got, "status"), 200);
-    assert!(guest.ok("net").contains("link=up"));
+    // It looks at its link in its own time.
+    until("the guest to see its link", || has_word(&guest.ok("net"), "link=up").then_some(()));
     // As well from a VM that is off.
     lab.piton("stop demo --force --timeout 1").ok();
     lab.piton("checkpoint apply demo@busy --discard-current --run").ok();

@@ -33,6 +33,8 @@ pub trait Backend: Send {
     /// The next frame, which stays until it is dropped.
     fn peek(&mut self) -> Result<Option<Incoming<'_>>, Lost>;
     fn drop_frame(&mut self);
+    /// Whether there is one that its file does not tell of.
+    fn has_frame(&self) -> bool;
     /// Whether what was sent before waits for the outside: then nothing more may be sent.
     fn is_blocked(&self) -> bool;
     /// Sends a header and a frame. May change both.

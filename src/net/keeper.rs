@@ -20,8 +20,8 @@ use crate::config::Forward;
 
 /// Longest message.
 const MOST: u32 = 64 << 10;
-/// How long passt may take to begin, and to end when its socket is closed.
-const BEGIN: Duration = Duration::from_secs(20);
+/// How long passt may take to begin, on a host that is very busy, and to end when its socket is closed.
+const BEGIN: Duration = Duration::from_secs(60);
 const END: Duration = Duration::from_secs(1);
 /// Most that is kept of what it says.
 const MOST_SAID: usize = 16 << 10;

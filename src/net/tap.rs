@@ -155,6 +155,10 @@ impl Backend for Tap {
         self.length = 0;
     }
 
+    fn has_frame(&self) -> bool {
+        self.length != 0
+    }
+
     fn is_blocked(&self) -> bool {
         !self.waiting.is_empty()
     }

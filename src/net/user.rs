@@ -149,6 +149,11 @@ impl Backend for User {
         self.incoming.drop_frame();
     }
 
+    fn has_frame(&self) -> bool {
+        // What makes no sense is for `peek` to say.
+        !(self.answers.is_empty() && self.former.is_empty() && matches!(self.incoming.ready(), Ok(None)))
+    }
+
     fn is_blocked(&self) -> bool {
         self.outgoing.is_blocked()
     }

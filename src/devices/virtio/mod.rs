@@ -18,7 +18,11 @@ pub mod vsock;
 pub use awaited::Awaited;
 pub use queue::{Active, Backend, Worker};
 
+use std::sync::atomic::{Ordering, fence};
+
+use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress};
 
 use crate::memory::GuestMemory;
 
@@ -95,6 +99,10 @@ pub enum Turn {
         /// The driver wants to know.
         notify: bool,
     },
+    /// As that, and there was no more to do: whatever comes now is told of.
+    Finished {
+        notify: bool,
+    },
 }
 
 impl Turn {
@@ -102,7 +110,10 @@ impl Turn {
     pub fn and(self, other: Self) -> Self {
         match (self, other) {
             (Self::Nothing, turn) | (turn, Self::Nothing) => turn,
-            (Self::Served { notify: a }, Self::Served { notify: b }) => Self::Served { notify: a || b },
+            (
+                Self::Served { notify: a } | Self::Finished { notify: a },
+                Self::Served { notify: b } | Self::Finished { notify: b },
+            ) => Self::Served { notify: a || b },
         }
     }
 }
@@ -144,8 +155,28 @@ fn next_chain<'m>(queue: &mut Queue, memory: &'m GuestMemory) -> Result<Option<C
     }
 }
 
+/// Until the next time that the queue is found empty.
+fn want_no_notification(queue: &mut Queue, memory: &GuestMemory) -> Result<(), Violation> {
+    queue.disable_notification(memory).map_err(Violation::from_error("the used ring is broken"))
+}
+
 fn needs_notification(queue: &mut Queue, memory: &GuestMemory) -> Result<bool, Violation> {
-    queue.needs_notification(memory).map_err(Violation::from_error("the available ring is broken"))
+    if queue.event_idx_enabled() {
+        return queue
+            .needs_notification(memory)
+            .map_err(Violation::from_error("the available ring is broken"));
+    }
+    wants_interrupts(queue, memory)
+}
+
+/// What the driver says in the flags of the available ring, which hold where it names no event.
+fn wants_interrupts(queue: &Queue, memory: &GuestMemory) -> Result<bool, Violation> {
+    // What was used must be there before the driver's wish is looked at.
+    fence(Ordering::SeqCst);
+    let flags: u16 = memory
+        .load(GuestAddress(queue.avail_ring()), Ordering::Relaxed)
+        .map_err(|_| Violation("the available ring is broken".into()))?;
+    Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
 }
 
 #[cfg(test)]

@@ -214,6 +214,12 @@ impl<D: Device> Backend<D> {
                 Ok(Turn::Nothing) => return true,
                 Ok(Turn::Served { notify: false }) => {}
                 Ok(Turn::Served { notify: true }) => self.interrupt(VIRTIO_MMIO_INT_VRING),
+                Ok(Turn::Finished { notify }) => {
+                    if notify {
+                        self.interrupt(VIRTIO_MMIO_INT_VRING);
+                    }
+                    return true;
+                }
                 Err(NotServed::Violation(violation)) => {
                     self.break_down(active.device.device_type(), &violation);
                 }

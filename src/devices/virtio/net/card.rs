@@ -17,7 +17,9 @@ use virtio_queue::{Queue, QueueT};
 
 use crate::config::NetConfig;
 use crate::devices::virtio::complaints::Complaints;
-use crate::devices::virtio::{Chain, Device, NotServed, Turn, Violation, needs_notification, next_chain};
+use crate::devices::virtio::{
+    Chain, Device, NotServed, Turn, Violation, needs_notification, next_chain, want_no_notification,
+};
 use crate::memory::GuestMemory;
 use crate::net::{self, Change, HEADER, Link, Lost, MOST_FRAME, SavedFlow};
 
@@ -33,6 +35,16 @@ pub(super) const BATCH: usize = 64;
 pub(super) const BATCH_BYTES: usize = 512 << 10;
 /// How long the link stays down so that the driver sees it, if it looks.
 const SEEN_DOWN: Duration = Duration::from_secs(1);
+
+/// What a step did with a queue.
+#[derive(Default)]
+pub(super) struct Done {
+    pub served: bool,
+    /// The driver wants to know.
+    pub notify: bool,
+    /// The step ended before the work did.
+    pub more: bool,
+}
 
 /// State of the device beside its queues.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +70,8 @@ pub struct Net {
     pub(super) packet: Box<[u8]>,
     /// A frame waits for the guest's buffers.
     pub(super) starved: bool,
+    /// The back-end's file has something to read, or its end.
+    pub(super) readable: bool,
     pub(super) complaints: Complaints,
 }
 
@@ -74,6 +88,7 @@ impl Net {
             former: Vec::new(),
             packet: vec![0; HEADER + MOST_FRAME].into(),
             starved: false,
+            readable: false,
             complaints: Complaints::default(),
         }
     }
@@ -198,18 +213,27 @@ impl Net {
         index: usize,
         queue: &mut Queue,
         memory: &GuestMemory,
-    ) -> Result<Turn, NotServed> {
-        let mut turn = Turn::Nothing;
+    ) -> Result<Done, NotServed> {
+        let mut done = Done::default();
         if !queue.ready() {
-            return Ok(turn);
+            return Ok(done);
         }
         let mut bytes = 0;
-        for _ in 0..BATCH {
+        for count in 0.. {
             let blocked = self.backend.as_ref().is_some_and(|backend| backend.is_blocked());
-            if bytes >= BATCH_BYTES || (index == TRANSMIT && blocked) {
+            if index == TRANSMIT && blocked {
+                break;
+            }
+            if count >= BATCH || bytes >= BATCH_BYTES {
+                done.more = true;
                 break;
             }
             let Some(chain) = next_chain(queue, memory)? else { break };
+            if !done.served {
+                // What comes during it is found anyway.
+                want_no_notification(queue, memory)?;
+                done.served = true;
+            }
             let head = chain.head_index();
             let written = match index {
                 CONTROL => self.control(memory, chain)?,
@@ -221,12 +245,9 @@ impl Net {
             queue
                 .add_used(memory, head, written)
                 .map_err(Violation::from_error("the used ring is broken"))?;
-            turn = Turn::Served { notify: false };
         }
-        if turn != Turn::Nothing {
-            turn = Turn::Served { notify: needs_notification(queue, memory)? };
-        }
-        Ok(turn)
+        done.notify = done.served && needs_notification(queue, memory)?;
+        Ok(done)
     }
 }
 
@@ -285,18 +306,26 @@ impl Device for Net {
     fn turn(&mut self, queues: &mut [Queue], memory: &GuestMemory) -> Result<Turn, NotServed> {
         // First: what the guest sends waits while the back-end is blocked, and nobody tells of it again.
         self.flush();
-        let mut all = Turn::Nothing;
+        let mut all = Done::default();
         for (index, queue) in queues.iter_mut().enumerate() {
-            let turn = match index {
+            let done = match index {
                 RECEIVE => self.receive(queue, memory)?,
                 _ => self.serve_queue(index, queue, memory)?,
             };
-            all = all.and(turn);
+            all.served |= done.served;
+            all.notify |= done.notify;
+            all.more |= done.more;
         }
         // One that is blocked is polled, and begins with the next turn.
         if self.backend.as_ref().is_some_and(|backend| !backend.is_blocked()) {
             self.flush();
         }
-        Ok(all)
+        // An answer to what was sent is told of by nobody.
+        all.more |= !self.starved && self.backend.as_ref().is_some_and(|backend| backend.has_frame());
+        Ok(match all {
+            Done { more: true, notify, .. } => Turn::Served { notify },
+            Done { served: true, notify, .. } => Turn::Finished { notify },
+            Done { .. } => Turn::Nothing,
+        })
     }
 }

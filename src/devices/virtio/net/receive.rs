@@ -8,31 +8,41 @@ use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::card::{BATCH, BATCH_BYTES, Net};
+use super::card::{BATCH, BATCH_BYTES, Done, Net};
 use crate::devices::virtio::request::Output;
-use crate::devices::virtio::{NotServed, Turn, Violation, next_chain};
+use crate::devices::virtio::{NotServed, Violation, next_chain, want_no_notification, wants_interrupts};
 use crate::memory::GuestMemory;
 use crate::net::HEADER;
 
 /// Where the number of buffers is in a header.
 const BUFFERS_AT: usize = 10;
-/// Of the available ring: the driver wants no interrupts.
-const NO_INTERRUPT: u16 = 1;
 
 impl Net {
-    pub(super) fn receive(&mut self, queue: &mut Queue, memory: &GuestMemory) -> Result<Turn, NotServed> {
+    pub(super) fn receive(&mut self, queue: &mut Queue, memory: &GuestMemory) -> Result<Done, NotServed> {
         self.starved = !queue.ready();
         let begin = queue.next_used();
         let merges = self.has(VIRTIO_NET_F_MRG_RXBUF);
+        let mut done = Done::default();
         let mut bytes = 0;
-        for _ in 0..BATCH {
-            if self.starved || bytes >= BATCH_BYTES {
+        for count in 0.. {
+            // What the back-end has to say it was asked to tell of.
+            let Some(backend) = self.backend.as_mut().filter(|backend| self.readable || backend.has_frame())
+            else {
+                break;
+            };
+            if self.starved {
                 break;
             }
-            let Some(backend) = &mut self.backend else { break };
+            if count >= BATCH || bytes >= BATCH_BYTES {
+                done.more = true;
+                break;
+            }
             let incoming = match backend.peek() {
                 Ok(Some(incoming)) => incoming,
-                Ok(None) => break,
+                Ok(None) => {
+                    self.readable = false;
+                    break;
+                }
                 Err(lost) => {
                     self.lose(lost);
                     break;
@@ -61,10 +71,15 @@ impl Net {
                 }
             }
         }
-        if queue.next_used() == begin {
-            return Ok(Turn::Nothing);
+        done.served = queue.next_used() != begin;
+        if done.served {
+            done.notify = wants_interrupt(queue, memory, begin)?;
+            // While there are buffers, more of them are no news.
+            if !self.starved {
+                want_no_notification(queue, memory)?;
+            }
         }
-        Ok(Turn::Served { notify: wants_interrupt(queue, memory, begin)? })
+        Ok(done)
     }
 }
 
@@ -131,7 +146,9 @@ fn publish(queue: &mut Queue, memory: &GuestMemory, used: &[(u16, u32)]) -> Resu
     for &(head, length) in used {
         // The ring was checked to lie in guest memory, so this does not overflow.
         let slot = GuestAddress(ring + 4 + u64::from(next % queue.size()) * 8);
-        let element = [u32::from(head).to_le_bytes(), length.to_le_bytes()].concat();
+        let mut element = [0; 8];
+        element[..4].copy_from_slice(&u32::from(head).to_le_bytes());
+        element[4..].copy_from_slice(&length.to_le_bytes());
         memory.write_slice(&element, slot).map_err(broken)?;
         next = next.wrapping_add(1);
     }
@@ -141,16 +158,15 @@ fn publish(queue: &mut Queue, memory: &GuestMemory, used: &[(u16, u32)]) -> Resu
 
 /// Whether the driver wants to know of what was used since the ring stood at `old`.
 fn wants_interrupt(queue: &Queue, memory: &GuestMemory, old: u16) -> Result<bool, Violation> {
-    let broken = |_| Violation("the available ring is broken".into());
+    if !queue.event_idx_enabled() {
+        return wants_interrupts(queue, memory);
+    }
     // What was used must be there before the driver's wish is looked at.
     fence(Ordering::SeqCst);
-    let read =
-        |offset| memory.load(GuestAddress(queue.avail_ring() + offset), Ordering::Relaxed).map_err(broken);
-    if queue.event_idx_enabled() {
-        let event = u16::from_le(read(4 + 2 * u64::from(queue.size()))?);
-        let new = queue.next_used();
-        // Section 2.7.10: the event lies in what is new.
-        return Ok(new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old));
-    }
-    Ok(u16::from_le(read(0)?) & NO_INTERRUPT == 0)
+    let event: u16 = memory
+        .load(GuestAddress(queue.avail_ring() + 4 + 2 * u64::from(queue.size())), Ordering::Relaxed)
+        .map_err(|_| Violation("the available ring is broken".into()))?;
+    let new = queue.next_used();
+    // Section 2.7.10: the event lies in what is new.
+    Ok(new.wrapping_sub(u16::from_le(event)).wrapping_sub(1) < new.wrapping_sub(old))
 }

@@ -18,11 +18,15 @@ pub fn spawn(name: String, backend: Arc<Backend<Net>>, link: Arc<Link>) -> std::
     let served = backend.clone();
     Worker::running(name, backend, move || {
         seccomp::confine(seccomp::Thread::Net);
-        while wait(&served, &link) {
+        while let Some(woken) = wait(&served, &link) {
             // Emptied before serving, so that a ring during it is not lost.
-            let _ = served.doorbell.read();
-            let _ = link.wake.read();
-            follow_link(&served);
+            if woken.rung {
+                let _ = served.doorbell.read();
+            }
+            if woken.changed {
+                let _ = link.wake.read();
+            }
+            follow_link(&served, woken.readable);
             if !served.serve() {
                 return;
             }
@@ -32,18 +36,27 @@ pub fn spawn(name: String, backend: Arc<Backend<Net>>, link: Arc<Link>) -> std::
     })
 }
 
+/// What there is to do.
+struct Woken {
+    rung: bool,
+    changed: bool,
+    /// The back-end that was waited for.
+    readable: bool,
+}
+
 /// While the machine stands still nothing changes: its state may be read.
-fn follow_link(served: &Backend<Net>) {
+fn follow_link(served: &Backend<Net>, readable: bool) {
     let mut active = served.lock();
     if !active.is_paused() {
+        active.device.readable |= readable;
         let seen = !served.running() || served.is_config_seen();
         active.device.follow_link(seen, Instant::now());
         served.publish_config(&active.device);
     }
 }
 
-/// Until there is something to do. False: the thread cannot go on.
-fn wait(served: &Backend<Net>, link: &Link) -> bool {
+/// Until there is something to do. None: the thread cannot go on.
+fn wait(served: &Backend<Net>, link: &Link) -> Option<Woken> {
     let poll = |fd, events| libc::pollfd { fd, events, revents: 0 };
     let mut polled = [
         poll(served.doorbell.as_raw_fd(), libc::POLLIN),
@@ -71,12 +84,13 @@ fn wait(served: &Backend<Net>, link: &Link) -> bool {
         // SAFETY: `polled` is an array of valid pollfds that lives across the call.
         let ready = unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, timeout) };
         if ready >= 0 {
-            return true;
+            let [rung, changed, readable] = polled.map(|polled| polled.revents & !libc::POLLOUT != 0);
+            return Some(Woken { rung, changed, readable });
         }
         let error = Error::last_os_error();
         if error.kind() != std::io::ErrorKind::Interrupted {
             log::error!("waiting for frames: {error}");
-            return false;
+            return None;
         }
     }
 }

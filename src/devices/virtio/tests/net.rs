@@ -85,6 +85,10 @@ impl Backend for Plug {
     fn drop_frame(&mut self) {
         self.wire.ends().to_guest.pop_front();
     }
+    fn has_frame(&self) -> bool {
+        let ends = self.wire.ends();
+        ends.lost || !ends.to_guest.is_empty()
+    }
     fn is_blocked(&self) -> bool {
         self.wire.ends().room == 0
     }
@@ -305,6 +309,47 @@ fn frames_go_both_ways_unchanged() {
     assert_eq!(card.driver.acknowledge(), 1);
     assert_ne!(card.driver.take_interrupts(), 0);
     assert_eq!(wire.ends().offloads & GUEST_CSUM, GUEST_CSUM);
+}
+
+/// One that knows no event indexes: each notification that it need not send is an exit spared, and
+/// each interrupt that it does not want another.
+#[test]
+fn a_driver_is_told_when_it_may_be_silent_and_is_left_alone_when_it_wants_to_be() {
+    let (mut card, wire) = Card::ready(0);
+    let is_silent =
+        |card: &Card, queue| card.driver.memory.read_obj::<u16>(GuestAddress(used(queue))).unwrap();
+    assert_eq!((is_silent(&card, RX), is_silent(&card, TX)), (0, 0));
+    for _ in 0..3 {
+        card.buffer(2048);
+    }
+    wire.ends().to_guest.push_back(frame(60, 1));
+    card.serve();
+    // More buffers are no news while there are some.
+    assert_eq!((card.used(RX).len(), is_silent(&card, RX)), (1, 1));
+    wire.ends().to_guest.extend((0..3).map(|n| frame(60, n)));
+    card.serve();
+    assert_eq!((card.used(RX).len(), is_silent(&card, RX)), (2, 0), "a frame waits for one");
+    card.buffer(2048);
+    card.serve();
+    assert_eq!((card.used(RX).len(), wire.ends().to_guest.len()), (1, 0));
+
+    // What is to be sent is waited for, unless the outside is.
+    wire.ends().room = 1;
+    card.send(&frame(60, 2));
+    card.send(&frame(60, 3));
+    card.serve();
+    assert_eq!((card.used(TX).len(), is_silent(&card, TX)), (1, 1));
+    wire.ends().drains = 10;
+    card.serve();
+    assert_eq!((card.used(TX).len(), is_silent(&card, TX)), (1, 0));
+
+    card.driver.take_interrupts();
+    for (wish, raised) in [(1u16, false), (0, true)] {
+        card.driver.memory.write_obj(wish, GuestAddress(avail(TX))).unwrap();
+        card.send(&frame(60, 4));
+        card.serve();
+        assert_eq!((card.used(TX).len(), card.driver.take_interrupts() > 0), (1, raised));
+    }
 }
 
 #[test]
