@@ -37,6 +37,7 @@ fn an_image_boots_to_its_login_as_cloud_init_set_it_up() {
 
 /// Waits for longer than a single command may take.
 fn comes(home: &Home, what: &str) {
+    until("the VM", || (home.piton("show demo").code == Some(0)).then_some(()));
     let wait = || home.args(["wait", "demo", "--for", what, "--timeout", "150"]);
     assert!((0..6).any(|_| wait().code == Some(0)), "waited in vain for {what}");
 }
