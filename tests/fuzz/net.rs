@@ -97,7 +97,11 @@ impl Guest {
 
     /// What the device's thread does.
     fn serve(&self) {
-        self.driver.rig.backend.lock().device.follow_link(true, Instant::now());
+        {
+            let device = &mut self.driver.rig.backend.lock().device;
+            device.follow_link(true, Instant::now());
+            device.note_readable();
+        }
         self.driver.rig.backend.ring();
         self.driver.rig.serve();
     }

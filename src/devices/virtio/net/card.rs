@@ -108,6 +108,11 @@ impl Net {
         self.features >> feature & 1 == 1
     }
 
+    /// The back-end's file was found to have something to read: it is not tried otherwise.
+    pub fn note_readable(&mut self) {
+        self.readable = true;
+    }
+
     /// Does what was done to the cable. `seen`: the driver knows the link as it is.
     pub fn follow_link(&mut self, seen: bool, now: Instant) {
         match self.link.take_change() {

@@ -48,7 +48,9 @@ struct Woken {
 fn follow_link(served: &Backend<Net>, readable: bool) {
     let mut active = served.lock();
     if !active.is_paused() {
-        active.device.readable |= readable;
+        if readable {
+            active.device.note_readable();
+        }
         let seen = !served.running() || served.is_config_seen();
         active.device.follow_link(seen, Instant::now());
         served.publish_config(&active.device);
