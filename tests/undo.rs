@@ -231,6 +231,50 @@ fn a_vm_that_is_off_comes_back_too() {
 }
 
 #[test]
+fn goes_back_to_disks_without_memory() {
+    let home = Home::with_trash();
+    let image = home.image("a.raw", 4 << 20);
+    let mut vm = home.boot(&format!("run demo --memory 64M --disk {image},id=a"));
+    vm.ok("fill 4 1");
+    vm.ok("blk 0 write 0 64K 1");
+    home.piton("checkpoint create demo warm").ok();
+    vm.ok("fill 4 2");
+    let two = vm.ok("sum");
+    vm.ok("blk 0 write 0 64K 2");
+    home.piton("checkpoint apply demo@warm --discard-current --cold --share").fails(2, &["--share"]);
+    let both = r#"{"discard_current": true, "cold": true, "share": true}"#;
+    assert_eq!(home.http("demo", "POST", "/vm/checkpoints/warm/apply", both).status, 409);
+    vm.ok("blk 0 verify 0 64K 2");
+    // Its process ends.
+    let told = home.piton("checkpoint apply demo@warm --discard-current --cold").ok();
+    assert!(told.contains("is at checkpoint `warm`, stopped"), "{told}");
+    home.ended("demo");
+    home.piton("doctor demo").ok();
+    // It boots, and what comes after descends from it, with memory of its own.
+    let mut vm = home.boot("start demo --attach");
+    vm.ok("blk 0 verify 0 64K 1");
+    home.piton("checkpoint create demo next").ok();
+    home.piton("checkpoint verify demo@next").ok();
+    assert_eq!(home.piton("checkpoint show demo@next --json").json()["parent"], {
+        home.piton("checkpoint show demo@warm --json").json()["id"].clone()
+    });
+    vm.power_off();
+    // What was left comes back with its memory, and so does the checkpoint.
+    home.piton("undo demo").ok();
+    assert_eq!(home.console("demo").ok("sum"), two);
+    // Over the socket, and of a VM that is off; --run boots.
+    let cold = r#"{"discard_current": true, "cold": true, "no_undo": true}"#;
+    let answer = home.http("demo", "POST", "/vm/checkpoints/warm/apply", cold);
+    assert_eq!((answer.status, &answer.json()["state"]), (200, &json!("stopped")));
+    home.ended("demo");
+    let told = home.piton("checkpoint apply demo@warm --discard-current --cold --run").ok();
+    assert!(told.contains("running"), "{told}");
+    home.piton("stop demo --force").ok();
+    home.piton("checkpoint apply demo@warm --discard-current --run --no-undo").ok();
+    home.piton("stop demo --force").ok();
+}
+
+#[test]
 fn the_trash_empties_itself() {
     let home = Home::with_trash();
     let mut vm = home.boot("run demo --memory 32M");

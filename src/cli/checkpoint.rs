@@ -27,8 +27,8 @@ use crate::folder::{Definition, VmFolder, VmName};
 use crate::history::create::{Origin, Subject};
 use crate::history::disks;
 use crate::history::{
-    self, Catalog, CheckpointError, Finding, base_problems, lost, memory, merge, networks, policy, recover,
-    seal, sealing, trash,
+    self, Catalog, CheckpointError, Finding, apply, base_problems, lost, memory, merge, networks, policy,
+    recover, seal, sealing, trash,
 };
 use crate::id::Id;
 use crate::progress::Cancelled;
@@ -229,7 +229,8 @@ fn pin(target: &CheckpointRef, pinned: bool, json: bool) -> anyhow::Result<()> {
 fn apply_checkpoint(args: ApplyArgs, json: bool) -> anyhow::Result<()> {
     let (target, save_current) = args.target_and_save().map_err(usage)?;
     let folder = existing(&target.vm)?;
-    let mut manifest = find(&folder, &target.checkpoint)?;
+    let how = GoBack { force: args.force, clock: args.clock, share: args.share, cold: args.cold };
+    let mut manifest = apply::seen_as(find(&folder, &target.checkpoint)?, how);
     manifest.config.nets =
         networks::renamed(&args.networks.nets, &manifest.config.nets, manifest.memory.is_some())?;
     let definition = folder.load()?;
@@ -256,7 +257,7 @@ fn apply_checkpoint(args: ApplyArgs, json: bool) -> anyhow::Result<()> {
         name: save_current.flatten(),
         run: args.run,
         no_undo: args.no_undo,
-        how: GoBack { force: args.force, clock: args.clock, share: args.share },
+        how,
         net: args.networks.nets,
     };
     let path = format!("/vm/checkpoints/{}/apply", manifest.id);

@@ -37,7 +37,7 @@ pub fn go_offline(
     }
     let mut vm = Offline::open_as_it_is(folder)?;
     // A merge that was finished may have put it on another layer, or changed the base below it.
-    let fresh = Catalog::new(folder, &vm.definition).store.load(manifest.id)?;
+    let fresh = apply::seen_as(Catalog::new(folder, &vm.definition).store.load(manifest.id)?, how);
     let manifest = Manifest { config: manifest.config.clone(), ..fresh };
     let around = apply::Around { reuse: &Default::default(), idle: true, bare: None };
     let ready = work::here(|progress| {

@@ -115,7 +115,7 @@ pub fn start(args: StartArgs, background: bool, json: bool) -> anyhow::Result<()
         vmm.start(args.force)?;
         return serve(vmm, &folder, true, background, patience);
     };
-    let how = GoBack { force: args.force, clock: args.clock, share: args.share };
+    let how = GoBack { force: args.force, clock: args.clock, share: args.share, cold: false };
     let body = ApplyBody { discard_current: true, how, net: args.nets, ..Default::default() };
     let vmm = Vmm::restore(folder.clone(), definition, lock, id, &body)?;
     serve(vmm, &folder, args.resume, background, patience)

@@ -350,13 +350,15 @@ struct ApplyFields {
     clock: Clock,
     net: Vec<NetArg>,
     share: bool,
+    cold: bool,
 }
 
 impl From<ApplyFields> for ApplyBody {
     fn from(fields: ApplyFields) -> Self {
-        let ApplyFields { save_current, discard_current, name, run, no_undo, force, clock, net, share } =
+        let ApplyFields { save_current, discard_current, name, run, no_undo, force, clock, net, share, cold } =
             fields;
-        Self { save_current, discard_current, name, run, no_undo, how: GoBack { force, clock, share }, net }
+        let how = GoBack { force, clock, share, cold };
+        Self { save_current, discard_current, name, run, no_undo, how, net }
     }
 }
 
@@ -372,6 +374,9 @@ pub struct GoBack {
     /// Map the memory image, to share what the host caches of it with other VMs that do.
     #[serde(default)]
     pub share: bool,
+    /// To the disks only, as if the power had gone at that instant.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cold: bool,
 }
 
 /// Body of `DELETE /vm/checkpoints/{checkpoint}`.

@@ -48,6 +48,11 @@ pub struct Around<'a> {
     pub bare: Option<Bare>,
 }
 
+/// What of a checkpoint is gone to.
+pub fn seen_as(manifest: Manifest, how: GoBack) -> Manifest {
+    if how.cold { Manifest { memory: None, state: None, ..manifest } } else { manifest }
+}
+
 /// Builds the state of `manifest` beside whatever runs now. `parts` makes what the machine needs
 /// beside its definition; without it only a checkpoint without memory can be gone to.
 pub fn prepare(

@@ -97,8 +97,12 @@ impl Vmm {
             return Err(CheckpointError::Refused("set either save_current or discard_current".into()));
         }
         self.park_merge();
+        if body.how.cold && body.how.share {
+            return Err(CheckpointError::Refused("with cold there is no memory to share".into()));
+        }
         // A merge may have put it on another layer, or changed the base below it.
-        let mut manifest = Catalog::new(&self.folder, &self.definition).store.load(manifest.id)?;
+        let manifest = Catalog::new(&self.folder, &self.definition).store.load(manifest.id)?;
+        let mut manifest = apply::seen_as(manifest, body.how);
         rename_networks(&mut manifest, body)?;
         let manifest = &manifest;
         self.reserve_networks(manifest)?;

@@ -214,6 +214,9 @@ pub struct ApplyArgs {
     /// checked first, once per boot of the host
     #[arg(long)]
     pub share: bool,
+    /// Go back to the disks only, without the checkpoint's memory: the guest boots as after a power cut
+    #[arg(long, conflicts_with_all = ["share", "clock"])]
+    pub cold: bool,
 }
 
 impl ApplyArgs {
