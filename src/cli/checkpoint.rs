@@ -20,8 +20,8 @@ use crate::config::VmConfig;
 use crate::control::client::{self, Wait};
 use crate::control::jobs::{JobInfo, JobList};
 use crate::control::{
-    ApplyBody, ChangeBody, CheckpointDetails, CheckpointInfo, CreateBody, DeleteBody, DeletedInfo, GoBack,
-    RevertBody, State, TreeInfo, VmInfo,
+    ApplyBody, ChangeBody, CheckpointInfo, CreateBody, DeleteBody, DeletedInfo, GoBack, RevertBody, State,
+    TreeInfo, VmInfo,
 };
 use crate::folder::{Definition, VmFolder, VmName};
 use crate::history::create::{Origin, Subject};
@@ -88,10 +88,12 @@ pub fn run(command: CheckpointCommand, json: bool) -> anyhow::Result<()> {
         CheckpointCommand::Show { checkpoint } => {
             let folder = existing(&checkpoint.vm)?;
             let manifest = find(&folder, &checkpoint.checkpoint)?;
+            let definition = folder.load()?;
+            let details = history::details(&Catalog::new(&folder, &definition), &definition, &manifest)?;
             if json {
-                out::json(&serde_json::json!(CheckpointDetails::from(&manifest)));
+                out::json(&serde_json::json!(details));
             } else {
-                output::show_checkpoint(&manifest);
+                output::show_checkpoint(&manifest, details.info.size.as_ref());
             }
         }
         CheckpointCommand::Rename { checkpoint, new_name } => {

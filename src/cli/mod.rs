@@ -5,6 +5,7 @@ mod checkpoint;
 mod clone;
 mod console;
 mod copy;
+mod df;
 mod disk;
 mod each;
 mod error;
@@ -100,6 +101,7 @@ pub fn main() -> ExitCode {
         Command::List(args) => manage::list(&args, json),
         Command::Set(args) => set::run(args, json),
         Command::Checkpoint(command) => checkpoint::run(command, json),
+        Command::Df => df::run(json),
         Command::Undo(args) => trash::undo(&args, json),
         Command::Trash(command) => trash::run(command, json),
         Command::Disk(command) => disk::run(command, json),

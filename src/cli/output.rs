@@ -11,7 +11,9 @@ use crate::checkpoint::Manifest;
 use crate::checkpoint::tree::{Node, RowItem, Tree, short};
 use crate::config::{DiskConfig, NetConfig, VmConfig};
 use crate::control::jobs::{JobInfo, JobList, JobState};
-use crate::control::{CheckpointInfo, DeletedInfo, NetworkInfo, State, Traffic, TreeInfo, VmInfo};
+use crate::control::{
+    CheckpointInfo, DeletedInfo, NetworkInfo, SharedInfo, SizeInfo, State, Traffic, TreeInfo, VmInfo,
+};
 use crate::folder::{CheckpointType, Ending, LastRun, Retention, Schedule, VmName};
 use crate::moment::span;
 
@@ -460,9 +462,10 @@ fn about(info: &CheckpointInfo) -> String {
         (false, false) => "",
     };
     let pinned = if info.pinned { ", pinned" } else { "" };
+    let frees = info.size.as_ref().map_or(String::new(), |bytes| format!(", frees {}", size(bytes.freed)));
     let note = info.note.lines().next().map_or(String::new(), |note| format!("  \"{note}\""));
     format!(
-        "{}{automatic}{pinned}  {}  {}disk {}{note}",
+        "{}{automatic}{pinned}  {}  {}disk {}{frees}{note}",
         info.kind,
         when(&info.created),
         memory(info),
@@ -499,7 +502,21 @@ pub fn tree(vm: &VmName, info: &TreeInfo, state: State) {
     }
 }
 
-pub fn show_checkpoint(manifest: &Manifest) {
+/// What a checkpoint takes on disk.
+fn takes(bytes: &SizeInfo) {
+    row("held", format!("{} in all files that it is read from, without base images", size(bytes.held)));
+    row("freed", format!("{} at least, if it is permanently deleted", size(bytes.freed)));
+    let abroad = [("the current state", bytes.shared_with_now), ("other VMs", bytes.shared_with_vms)];
+    for (with, shared) in abroad.into_iter().filter(|(_, shared)| *shared > 0) {
+        row("shared", format!("{} with {with}", size(shared)));
+    }
+    for SharedInfo { name, bytes, in_trash, .. } in &bytes.shared {
+        let place = if *in_trash { " in the trash" } else { "" };
+        row("shared", format!("{} with `{name}`{place}", size(*bytes)));
+    }
+}
+
+pub fn show_checkpoint(manifest: &Manifest, bytes: Option<&SizeInfo>) {
     let line = |name: &str, value: String| row(name, value);
     line("name", manifest.name.to_string());
     line("id", manifest.id.to_string());
@@ -533,6 +550,9 @@ pub fn show_checkpoint(manifest: &Manifest) {
         }
     }
     line("disk", size(manifest.disk_bytes));
+    if let Some(bytes) = bytes {
+        takes(bytes);
+    }
     line("cpus", manifest.config.cpus.to_string());
     line("kernel", boots(&manifest.config));
     for left in &manifest.left_out {

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use told::{CheckpointDetails, CheckpointInfo, DiskDetails, State, TreeInfo};
+pub use told::{CheckpointDetails, CheckpointInfo, DiskDetails, SharedInfo, SizeInfo, State, TreeInfo};
 
 use trash::{EmptiedInfo, TrashEntry, TrashInfo, UndoBody};
 use upkeep::{PruneBody, PrunedInfo, RetentionChange, ScheduleChange};

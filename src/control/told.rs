@@ -74,6 +74,9 @@ pub struct CheckpointInfo {
     pub memory: Option<u64>,
     /// Bytes that the disks changed since the parent.
     pub disk_bytes: u64,
+    /// What it takes; not known of one that was made just now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<SizeInfo>,
     /// Disks that are not part of it, and why.
     #[serde(default)]
     pub left_out: Vec<LeftOut>,
@@ -103,10 +106,37 @@ impl From<&Manifest> for CheckpointInfo {
             memory_compressed: manifest.memory.as_ref().and_then(|memory| memory.compressed_bytes),
             memory: manifest.memory.as_ref().map(|memory| memory.guest_bytes),
             disk_bytes: manifest.disk_bytes,
+            size: None,
             left_out: manifest.left_out.clone(),
             warnings: manifest.warnings.clone(),
         }
     }
+}
+
+/// What a checkpoint takes on disk, base images left out.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SizeInfo {
+    /// Bytes of all files that it is read from.
+    pub held: u64,
+    /// Bytes that are free once it has gone for good, at least: what nothing else is read from.
+    pub freed: u64,
+    /// Bytes of the files that the current state is read from as well.
+    pub shared_with_now: u64,
+    /// Bytes of the files that other VMs have as well: clones, or what this one was cloned from.
+    pub shared_with_vms: u64,
+    /// For each other checkpoint, bytes of the files that both are read from; not in a list.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shared: Vec<SharedInfo>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharedInfo {
+    pub checkpoint: Id,
+    pub name: CheckpointName,
+    pub bytes: u64,
+    /// That one is in the trash.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub in_trash: bool,
 }
 
 /// A checkpoint with what it was made of.

@@ -1,20 +1,14 @@
 //! Removing VMs so that they can come back: the trash of a home. How long they stay is their own
 //! setting; every command that makes, lists or removes VMs deletes what has had its time.
 
-use std::collections::BTreeMap;
-use std::path::Path;
-
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use super::{CheckpointError, Result};
+use super::{CheckpointError, Result, files};
 use crate::folder::{Definition, FolderError, Home, Removed, VmFolder, VmLock, VmName, default_trash};
 use crate::id::Id;
 use crate::moment::Moment;
-use crate::storage::{FileKind, Room, Storage};
-
-/// Folders in a VM's folder are never deeper.
-const DEEPEST: usize = 8;
+use crate::storage::Room;
 
 /// A removed VM as it is told to users.
 #[derive(Debug, Clone, Serialize)]
@@ -160,36 +154,12 @@ pub fn drop_oldest(home: &Home) -> Result<bool> {
 
 /// Bytes that are free once all of these have gone: what is in files that nobody else has a name for.
 pub fn frees(removed: &[Removed]) -> u64 {
-    let mut files = BTreeMap::new();
+    let mut found = files::Files::new();
     for one in removed {
         let places = [Some(one.folder.path().to_owned()), one.checkpoints_elsewhere()];
-        for place in places.into_iter().flatten() {
-            walk(one.folder.storage(), &place, DEEPEST, &mut files);
-        }
+        places.iter().flatten().for_each(|place| files::walk(one.folder.storage(), place, &mut found));
     }
-    files.values().filter(|file| file.found >= file.names).map(|file| file.bytes).sum()
-}
-
-struct Found {
-    bytes: u64,
-    names: u64,
-    found: u64,
-}
-
-/// What cannot be looked at counts for nothing.
-fn walk(storage: &Storage, dir: &Path, deepest: usize, files: &mut BTreeMap<(u64, u64), Found>) {
-    for name in storage.list_dir(dir).unwrap_or_default() {
-        let path = dir.join(name);
-        let Ok(meta) = storage.metadata(&path) else { continue };
-        match meta.kind {
-            FileKind::Dir if deepest > 0 => walk(storage, &path, deepest - 1, files),
-            FileKind::File => {
-                let new = Found { bytes: meta.allocated, names: meta.links, found: 0 };
-                files.entry((meta.dev, meta.ino)).or_insert(new).found += 1;
-            }
-            _ => {}
-        }
-    }
+    found.values().filter(|file| file.found >= file.names).map(|file| file.bytes).sum()
 }
 
 pub fn describe(removed: &Removed) -> RemovedVm {

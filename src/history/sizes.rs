@@ -9,6 +9,7 @@ use super::{Catalog, Result};
 use crate::checkpoint::Manifest;
 use crate::checkpoint::layers::User;
 use crate::checkpoint::manifest::DiskPoint;
+use crate::control::{SharedInfo, SizeInfo};
 use crate::folder::Definition;
 use crate::id::Id;
 use crate::storage::Storage;
@@ -48,6 +49,7 @@ impl Sizes {
             }
             let images = store.images(manifest).unwrap_or_default();
             paths.extend(images.into_iter().map(|image| image.spec.path));
+            paths.extend(store.flat_image(manifest).map(|flat| flat.path));
             paths.extend([store.manifest_path(manifest.id), store.state_path(manifest.id)]);
             sizes.add(storage, User::Checkpoint(manifest.id), paths);
         }
@@ -78,6 +80,47 @@ impl Sizes {
     /// Bytes of all that a checkpoint, or Now, is read from; without base images.
     pub fn holds(&self, user: User) -> u64 {
         self.needs.get(&user).map_or(0, |paths| self.sum(paths.iter().map(PathBuf::as_path)))
+    }
+
+    /// Bytes of the files that both are read from.
+    pub fn shared(&self, a: User, b: User) -> u64 {
+        let (Some(a), Some(b)) = (self.needs.get(&a), self.needs.get(&b)) else { return 0 };
+        self.sum(a.intersection(b).map(PathBuf::as_path))
+    }
+
+    /// Bytes of the files of a user that have names elsewhere.
+    fn shared_abroad(&self, user: User) -> u64 {
+        let is_abroad = |path: &&Path| {
+            self.files.get(*path).is_some_and(|file| {
+                self.names.get(&file.ino).map_or(0, |names| names.len() as u64) < file.names
+            })
+        };
+        self.needs
+            .get(&user)
+            .map_or(0, |paths| self.sum(paths.iter().map(PathBuf::as_path).filter(is_abroad)))
+    }
+
+    /// What is told of a checkpoint's size.
+    pub fn of(&self, id: Id) -> SizeInfo {
+        let user = User::Checkpoint(id);
+        SizeInfo {
+            held: self.holds(user),
+            freed: self.frees(&[id]),
+            shared_with_now: self.shared(user, User::Now),
+            shared_with_vms: self.shared_abroad(user),
+            shared: Vec::new(),
+        }
+    }
+
+    /// And which others it shares with.
+    pub fn in_detail(&self, id: Id, manifests: &[Manifest]) -> SizeInfo {
+        let shared = manifests.iter().filter(|other| other.id != id).map(|other| SharedInfo {
+            checkpoint: other.id,
+            name: other.name.clone(),
+            bytes: self.shared(User::Checkpoint(id), User::Checkpoint(other.id)),
+            in_trash: other.is_in_trash(),
+        });
+        SizeInfo { shared: shared.filter(|shared| shared.bytes > 0).collect(), ..self.of(id) }
     }
 
     /// Bytes that are free once all of these have gone, at least: merging what is left may free more.

@@ -1,10 +1,12 @@
 //! The checkpoint tree as users see it.
 
 use super::merge::pending;
+use super::sizes::Sizes;
 use super::{Catalog, Result};
+use crate::checkpoint::Manifest;
 use crate::checkpoint::shown::shown;
 use crate::checkpoint::tree::{RowItem, Tree};
-use crate::control::{CheckpointInfo, TreeInfo};
+use crate::control::{CheckpointDetails, CheckpointInfo, TreeInfo};
 use crate::folder::Definition;
 use crate::id::Id;
 
@@ -20,10 +22,24 @@ pub fn tree(catalog: &Catalog, definition: &Definition) -> Result<TreeInfo> {
     });
     let damaged = listing.damaged.iter().map(|damaged| damaged.error.to_string());
     let problems = tree.problems().iter().map(ToString::to_string);
+    let sizes = Sizes::read(catalog, definition, &listing.manifests)?;
+    let told = |manifest: &Manifest| CheckpointInfo {
+        size: Some(sizes.of(manifest.id)),
+        ..CheckpointInfo::from(manifest)
+    };
     Ok(TreeInfo {
         now,
-        checkpoints: rows.map(CheckpointInfo::from).collect(),
+        checkpoints: rows.map(told).collect(),
         damaged: damaged.chain(problems).collect(),
         pending_merges: pending(catalog, definition).unwrap_or(0),
     })
+}
+
+/// All that is told of one checkpoint.
+pub fn details(catalog: &Catalog, definition: &Definition, manifest: &Manifest) -> Result<CheckpointDetails> {
+    let manifests = catalog.manifests()?;
+    let mut details = CheckpointDetails::from(manifest);
+    let sizes = Sizes::read(catalog, definition, &manifests)?;
+    details.info.size = Some(sizes.in_detail(manifest.id, &manifests));
+    Ok(details)
 }

@@ -32,9 +32,9 @@ use super::watch::Watch;
 use super::{console, events, files};
 use crate::control::client::{self, ClientError};
 use crate::control::jobs::{JobInfo, MIN_PREFIX};
-use crate::control::{CheckpointDetails, ErrorBody, RequestError};
+use crate::control::{ErrorBody, RequestError};
 use crate::folder::{FolderError, Home, VmFolder, VmName};
-use crate::history::{Catalog, CheckpointError};
+use crate::history::{self, Catalog, CheckpointError};
 
 /// How long a client may take for the body of a request.
 const BODY: Duration = Duration::from_secs(10);
@@ -204,9 +204,11 @@ async fn checkpoint(
     let folder = existing(&context, &vm).await?;
     let found = blocking(move || {
         let definition = folder.load()?;
-        Catalog::new(&folder, &definition).resolve(&definition, &reference)
+        let catalog = Catalog::new(&folder, &definition);
+        let manifest = catalog.resolve(&definition, &reference)?;
+        history::details(&catalog, &definition, &manifest)
     });
-    Ok(Json(CheckpointDetails::from(&found.await?)).into_response())
+    Ok(Json(found.await?).into_response())
 }
 
 async fn cancel_job(

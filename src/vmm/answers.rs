@@ -110,7 +110,8 @@ impl Vmm {
             (Request::Checkpoints, _) => return Ok(Reply::Tree(history::tree(&catalog, &self.definition)?)),
             (Request::Checkpoint(reference), _) => {
                 let manifest = catalog.resolve(&self.definition, &reference)?;
-                return Ok(Reply::Details(Box::new((&manifest).into())));
+                let details = history::details(&catalog, &self.definition, &manifest)?;
+                return Ok(Reply::Details(Box::new(details)));
             }
             (Request::ChangeCheckpoint(reference, body), _) => {
                 return Ok(Reply::of(&catalog.change(&self.definition, &reference, &body)?));

@@ -99,6 +99,8 @@ pub enum Command {
     /// Manage the checkpoints of a VM
     #[command(subcommand, visible_alias = "cp")]
     Checkpoint(CheckpointCommand),
+    /// Show what VMs take on disk, by what it is for
+    Df,
     /// Undo the last delete, apply or revert of a VM, or restore a removed VM
     Undo(UndoArgs),
     /// Manage the trash of a VM, and removed VMs
