@@ -13,6 +13,7 @@ mod flips;
 mod lab;
 mod model;
 mod mutants;
+mod reads;
 mod removed;
 mod scenarios;
 mod trash;
