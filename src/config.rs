@@ -60,9 +60,9 @@ pub enum ConfigError {
     TooManyDevices { disks: usize, nets: usize },
     #[error("{0} disks and networks are too many: with --vsock a VM can have up to {max} together", max = MAX_DISKS - 1)]
     TooManyBesideVsock(usize),
-    #[error("it boots what is on disk `{0}`, which it does not have")]
+    #[error("it boots from disk `{0}`, which it does not have")]
     BootDisk(String),
-    #[error("it boots what is on disk `{0}`: there can be no kernel or initrd beside that")]
+    #[error("it boots from disk `{0}`, so it cannot also have a kernel or initrd")]
     BootDiskAndKernel(String),
     #[error(transparent)]
     Net(#[from] NetError),

@@ -216,6 +216,9 @@ fn a_base_that_was_written_to_is_one_finding_and_can_be_used_all_the_same() {
     std::fs::write(&base, &after).unwrap();
     let words = [&base, "changed since checkpoint `one`", "piton start --force"];
     told_by_all(&home, &words);
+    // Nor does it pass for good from now on.
+    home.piton("set demo --seal-base").fails(3, &words);
+    assert_eq!(home.piton("doctor demo").code, Some(1));
     // What was put back is what it was, at whatever time.
     std::fs::write(&base, &before).unwrap();
     home.piton("start demo").ok();
@@ -415,9 +418,13 @@ fn what_nothing_vouches_for_is_said() {
         let told = home.piton(&format!("{line} --json")).json();
         assert_eq!(told["unchecked"], serde_json::json!([]), "{line}");
     }
+    home.piton("clone demo@one copy").ok();
+    let told = home.piton("checkpoint verify copy@one --json").json();
+    assert_eq!(told["unchecked"], serde_json::json!([]), "{told}");
     rot(&base, 3 << 20);
     let words = ["base.raw", "damaged", "offset 3145728"];
     home.piton("checkpoint verify demo@one").fails(1, &words);
+    home.piton("checkpoint verify copy@one").fails(1, &words);
     let _ = std::fs::remove_dir_all(&out);
     home.piton(&export).fails(1, &words);
     let mut vm = home.boot("start demo --attach");

@@ -128,7 +128,7 @@ fn stop_says_when_the_guest_does_not_heed_it() {
     let mut vm = home.boot("run demo");
     vm.send("hang");
     vm.line(&["evt hang"]);
-    home.piton("stop demo --timeout 1").fails(1, &["did not shut down", "--force"]);
+    home.piton("stop demo --timeout 1").fails(1, &["did not shut down", "piton kill demo"]);
     assert!(vm.is_running());
     home.piton("stop demo --force --timeout 1").ok();
     let exit = vm.exits_well();
@@ -157,7 +157,7 @@ fn what_runs_is_not_started_again_or_removed() {
     home.piton("pause demo").ok();
     home.piton("start demo").fails(3, &["`demo` is paused", "piton resume demo"]);
     for line in ["rm demo --yes", "doctor demo"] {
-        home.piton(line).fails(3, &["`demo` is paused", "piton stop --force demo"]);
+        home.piton(line).fails(3, &["`demo` is paused", "piton kill demo"]);
     }
     home.piton("resume demo").ok();
     home.piton("run demo").fails(3, &["demo"]);
@@ -485,7 +485,7 @@ fn a_vm_that_does_not_answer_hangs_nobody() {
     );
     assert_eq!((&listed[0]["pid"], &listed[1]["state"]), (&dead.into(), &"running".into()), "{listed}");
     let text = home.piton("list").ok();
-    assert!(text.contains("piton stop --force dead") && text.contains("SIGSTOP"), "{text}");
+    assert!(text.contains("piton kill dead") && text.contains("SIGSTOP"), "{text}");
     let shown = home.piton("show dead --json").json();
     assert_eq!(shown, listed[0]);
     for command in [
@@ -495,7 +495,7 @@ fn a_vm_that_does_not_answer_hangs_nobody() {
         "checkpoint create dead x",
         "set dead --auto-checkpoint on",
     ] {
-        home.piton(command).fails(1, &["`dead`", "is not responding", "piton stop --force dead"]);
+        home.piton(command).fails(1, &["`dead`", "is not responding", "piton kill dead"]);
     }
     home.piton("pause live").ok();
     home.piton("resume live").ok();

@@ -72,19 +72,26 @@ fn flips_are_named(lab: &Lab, checkpoint: &str, disk: &str, places: &[u64]) {
 
 #[test]
 fn a_cancelled_merge_keeps_the_checksums() {
+    // A host may be too quick, or whoever cancels too slow.
+    assert!((0..8).any(|_| was_cancelled()), "no merge could be cancelled half-way");
+}
+
+/// Whether it was before its end, which is what is to be tried.
+fn was_cancelled() -> bool {
     let (lab, mut vm) = long_merge();
     let before = lab.nodes();
     let deleted = lab.cp("delete demo@one --yes --json").json();
-    let job = deleted["merge_job"].as_str().unwrap();
+    let job = format!("/vm/jobs/{}", deleted["merge_job"].as_str().unwrap());
     until("a merge to be under way", || {
-        let list = lab.cp("jobs demo --json").json();
-        let jobs = list["jobs"].as_array().unwrap().clone();
-        let merging = jobs.iter().find(|one| one["kind"] == "merge")?;
-        (merging["phase"] == "merge" && merging["done"].as_u64() > Some(0)).then_some(())
+        let job = lab.http("demo", "GET", &job, "").json();
+        let copies = job["phase"] == "merge" && job["done"].as_u64() > Some(0);
+        (copies || job["state"] == "done").then_some(())
     });
-    lab.cp(&format!("cancel demo {job}")).ok();
+    lab.http("demo", "DELETE", &job, "");
     lab.at_rest();
-    assert_ne!(lab.list()["pending_merges"], 0);
+    if lab.list()["pending_merges"] == 0 {
+        return false;
+    }
     unchanged(&before, &lab.nodes());
     flips_are_named(&lab, "two", "big", &[0, 40 * MIB, 70 * MIB]);
     // Killed, started, and merged at the end: checked all the time.
@@ -96,6 +103,7 @@ fn a_cancelled_merge_keeps_the_checksums() {
     flips_are_named(&lab, "two", "big", &[0, 40 * MIB, 70 * MIB]);
     unchanged(&before, &lab.nodes());
     lab.tidy();
+    true
 }
 
 #[test]

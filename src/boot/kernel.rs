@@ -104,7 +104,7 @@ fn other_kernel(start: &[u8]) -> Option<&'static str> {
             "packed in an EFI program (zboot), which piton does not unpack; give it the vmlinux inside"
         }
         () if at(0, b"MZ") => {
-            "an EFI program and no bzImage: a unified kernel image, or one for another machine"
+            "an EFI program, not a bzImage: a unified kernel image, or one for another machine"
         }
         () if at(0, &[0x1f, 0x8b]) => "packed with gzip: unpack it with `gzip -dc`",
         () if at(0, b"\xfd7zXZ") => "packed with xz: unpack it with `xz -dc`",

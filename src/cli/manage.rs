@@ -37,10 +37,10 @@ pub fn in_use(folder: &VmFolder, error: FolderError) -> anyhow::Error {
         Some(State::Running) => format!("the VM `{name}` is running: stop it first with `piton stop {name}`"),
         Some(State::Paused) => format!(
             "the VM `{name}` is paused: resume it with `piton resume {name}` and stop it with `piton stop \
-             {name}`, or force it off with `piton stop --force {name}`"
+             {name}`, or cut its power with `piton kill {name}`"
         ),
         Some(State::Unresponsive) => {
-            format!("the VM `{name}` is not responding: force it off with `piton stop --force {name}`")
+            format!("the VM `{name}` is not responding: cut its power with `piton kill {name}`")
         }
         Some(State::Stopped) | None => {
             if let Ok(Some(holder)) = folder.holder().map(|holder| holder.filter(|it| !it.runs_a_vm())) {
@@ -114,7 +114,7 @@ fn told(folder: &VmFolder, answer: Result<VmInfo, ClientError>, deadline: Instan
                 }
                 _ => "its process is not responding",
             };
-            let reason = format!("{why}: `piton stop --force {}` kills it", folder.name());
+            let reason = format!("{why}: `piton kill {}` ends it", folder.name());
             let pid = holder.map(|holder| holder.pid());
             let known = VmInfo::new(folder, &folder.load()?, State::Unresponsive, pid);
             Ok(VmInfo { reason: Some(reason), ..known })

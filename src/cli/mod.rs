@@ -85,7 +85,7 @@ pub fn main() -> ExitCode {
         )),
         Command::Console(args) => console::run(&args),
         Command::Ssh(args) if args.no_json => {
-            Err(error::usage("`piton ssh` does not support --json: it is ssh that prints"))
+            Err(error::usage("`piton ssh` does not support --json: its output is that of ssh"))
         }
         Command::Ssh(args) => ssh::run(&args),
         Command::Logs(args) if args.no_json => {

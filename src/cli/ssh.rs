@@ -19,7 +19,7 @@ pub fn run(args: &SshArgs) -> anyhow::Result<()> {
     let info = manage::info(&folder)?;
     let name = &info.name;
     if info.state != State::Running {
-        return Err(refused(format!("the VM `{name}` is {}, so nothing in it answers", info.state)));
+        return Err(refused(format!("the VM `{name}` is {}, so nothing in it responds", info.state)));
     }
     let leads = |forward: &&Forward| forward.protocol == Protocol::Tcp && forward.guest_port == PORT;
     let Some(forward) = info.forwards.iter().find(leads) else {

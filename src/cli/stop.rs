@@ -82,8 +82,8 @@ fn ask_to_stop(folder: &VmFolder, args: &StopArgs) -> anyhow::Result<()> {
         return cut(folder);
     }
     Err(anyhow!(
-        "the guest of `{name}` did not shut down within {} s: wait longer (--timeout), or force it off \
-         with `piton stop --force {name}`",
+        "the guest of `{name}` did not shut down within {} s: wait longer (--timeout), or cut its \
+         power with `piton kill {name}`",
         args.timeout,
     ))
 }
@@ -100,7 +100,7 @@ fn ends_by_itself(folder: &VmFolder, force: bool, patience: Duration) -> anyhow:
         _ if force => kill_process(folder),
         _ => Err(anyhow!(
             "the guest of `{name}` has shut down, but its process is still working on the disks, which \
-             can take a while; `piton stop --force {name}` kills it without losing data",
+             can take a while; `piton kill {name}` ends it without losing data",
             name = folder.name()
         )),
     }

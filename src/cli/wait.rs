@@ -52,7 +52,7 @@ pub fn run(args: &WaitArgs, json: bool) -> anyhow::Result<()> {
         }
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             return Err(anyhow!(
-                "the VM `{}` is {} and did not become what is waited for in time",
+                "the VM `{}` is {}, and did not reach the state that was waited for in time",
                 info.name,
                 info.state
             ));

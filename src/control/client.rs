@@ -38,7 +38,7 @@ pub enum ClientError {
     #[error("the VM stopped before it responded")]
     Ended,
     /// Its process is there and gives no sign of life.
-    #[error("the VM `{vm}` is not responding: wait, or force it off with `piton stop --force {vm}`")]
+    #[error("the VM `{vm}` is not responding: wait, or cut its power with `piton kill {vm}`")]
     Silent { vm: String },
     /// Its process lives, and did not come to this request in time.
     #[error("the VM `{vm}` is busy with {with} and did not start this within {} s: nothing was changed", within.as_secs())]

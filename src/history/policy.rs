@@ -84,7 +84,7 @@ pub fn set(folder: &VmFolder, lock: &VmLock, definition: &mut Definition, body: 
     next.schedule = body.schedule.on(next.schedule);
     if next.schedule.kind == Some(CheckpointType::Disabled) {
         return Err(CheckpointError::Refused(
-            "`disabled` is no type that checkpoints can be made of: --every 0 ends the schedule".into(),
+            "`disabled` is not a type that a checkpoint can have: --every 0 ends the schedule".into(),
         ));
     }
     if next.auto_checkpoint && next.checkpoint_type == CheckpointType::Disabled {

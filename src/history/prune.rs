@@ -15,7 +15,7 @@ fn spared(manifest: &Manifest, now: Option<Id>, all: bool, read: &[Id]) -> Optio
     match () {
         () if manifest.keeping.pinned => Some("it is pinned"),
         () if now == Some(manifest.id) => Some("it is the parent of the current state"),
-        () if !all && !is_ours => Some("a user made it (--keep-all would not spare it)"),
+        () if !all && !is_ours => Some("a user created it (rules apply to it only with --keep-all)"),
         () if read.contains(&manifest.id) => Some("it is being read"),
         () => None,
     }

@@ -147,7 +147,7 @@ impl Looker {
             Err(error) => self.broken(error),
             Ok(definition) => {
                 let info = VmInfo::new(&self.folder, &definition, State::Unresponsive, pid);
-                let reason = "its process is not responding: wait, or force it off".to_owned();
+                let reason = "its process is not responding: wait, or cut its power".to_owned();
                 idle(VmInfo { reason: Some(reason), ..info }, told.console)
             }
         }

@@ -109,7 +109,7 @@ impl Watch {
             let view = looker.look().await;
             match serde_json::to_string(&view) {
                 Ok(json) => self.tell(&name, &json),
-                Err(e) => log::error!("the VM `{name}` cannot be told of: {e}"),
+                Err(e) => log::error!("cannot describe the VM `{name}` to browsers: {e}"),
             }
             tokio::time::sleep(TICK).await;
         }

@@ -16,7 +16,7 @@ pub enum SeedError {
     PrivateKey,
     #[error("this is not a public SSH key, one line such as `ssh-ed25519 AAAA... name`")]
     NoKey,
-    #[error("a host name has up to 63 letters, digits and `-`, not at its ends: `{0}` is none")]
+    #[error("`{0}` is not a host name: use up to 63 letters, digits and `-`, with no `-` at either end")]
     Hostname(String),
     #[error("this is not the hash of a password that cloud-init knows: make one with `openssl passwd -6`")]
     Password,

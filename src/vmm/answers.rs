@@ -74,7 +74,7 @@ impl Vmm {
                 let name = self.folder.name();
                 return Err(RequestError::Refused(format!(
                     "the VM `{name}` is paused, so its guest cannot shut down: resume it with `piton \
-                     resume {name}`, or force it off with `piton stop --force {name}`"
+                     resume {name}`, or cut its power with `piton kill {name}`"
                 )));
             }
             (Request::Stop(_), _) => {

@@ -8,13 +8,16 @@ use piton::progress::Progress;
 use piton::storage::sim::{Fault, Image, Rng, Sim, crash};
 
 use crate::check::{OTHERWISE, check, damaged};
-use crate::lab::Lab;
+use crate::lab::{DISKS, Lab};
 use crate::model::Expect;
 use crate::scenarios::{Family, family};
 
 const SEED: u64 = 8;
 
-/// Families with something to merge: which of them is deleted decides which layers and which way.
+/// What leaves something to merge, in either direction.
+const BEGINNINGS: usize = DELETED.len() + 1;
+
+/// Families, and which of them is deleted.
 const DELETED: &[fn(&Family) -> Vec<piton::id::Id>] = &[
     |f| vec![f.a],
     |f| vec![f.r, f.a],
@@ -25,13 +28,31 @@ const DELETED: &[fn(&Family) -> Vec<piton::id::Id>] = &[
 
 fn prepared(which: usize) -> (Image, Expect) {
     let mut lab = Lab::new(SEED + which as u64);
-    let family = family(&mut lab).unwrap();
-    for id in DELETED[which](&family) {
+    let deleted = match DELETED.get(which) {
+        Some(pick) => pick(&family(&mut lab).unwrap()),
+        None => small_over_large(&mut lab).unwrap(),
+    };
+    for id in deleted {
         lab.delete(id, false).unwrap();
         lab.scribble(2).unwrap();
     }
     lab.begin();
     (lab.sim.live(), lab.expect().clone())
+}
+
+/// Two frozen layers, the upper one of which goes into the lower one.
+fn small_over_large(lab: &mut Lab) -> Result<Vec<piton::id::Id>, CheckpointError> {
+    lab.create("below")?;
+    for (disk, sectors) in DISKS {
+        lab.write(disk, 0, sectors)?;
+    }
+    let large = lab.create("large")?;
+    for (disk, _) in DISKS {
+        lab.write(disk, 2, 3)?;
+    }
+    lab.create("small")?;
+    lab.scribble(2)?;
+    Ok(vec![large])
 }
 
 fn adopt(image: &Image, expect: &Expect) -> Lab {
@@ -72,7 +93,7 @@ fn named_or_harmless(sim: &Sim, expect: &Expect) -> Result<bool, String> {
 #[test]
 fn a_merge_that_is_cancelled_at_any_change() {
     let (mut cancelled, mut found, mut harmless) = (0, 0, 0);
-    for which in 0..DELETED.len() {
+    for which in 0..BEGINNINGS {
         let (image, expect) = prepared(which);
         let mut rng = Rng::new(which as u64);
         for at in 0.. {
@@ -118,7 +139,7 @@ fn a_merge_that_is_cancelled_at_any_change() {
 #[test]
 fn a_bit_that_rots_in_the_middle_of_a_merge() {
     let (mut found, mut harmless) = (0, 0);
-    for which in 0..DELETED.len() {
+    for which in 0..BEGINNINGS {
         let (image, expect) = prepared(which);
         let mut rng = Rng::new(100 + which as u64);
         for at in 0.. {
@@ -156,7 +177,7 @@ fn a_bit_that_rots_in_the_middle_of_a_merge() {
 fn a_layer_that_cannot_be_read() {
     let all = std::env::var_os("PITON_PROOF_STATES").is_some();
     let (mut failed, mut done_all_the_same) = (0, 0);
-    for which in 0..DELETED.len() {
+    for which in 0..BEGINNINGS {
         let (image, expect) = prepared(which);
         let mut at = 0;
         loop {

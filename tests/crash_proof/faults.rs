@@ -2,12 +2,13 @@
 //! not been asked for, the guest goes on, and nothing is left over.
 
 use std::panic::AssertUnwindSafe;
+use std::path::Path;
 
 use piton::storage::sim::{Fault, Image, Op, Sim, crash};
 
-use crate::check::check;
+use crate::check::{HOME, check};
 use crate::lab::{Lab, Result};
-use crate::model::Expect;
+use crate::model::{Expect, NodeModel};
 use crate::scenarios::{Family, family, memory};
 
 const SEED: u64 = 5;
@@ -25,6 +26,14 @@ const CASES: &[Case] = &[
     Case { name: "delete one with children", run: |lab, f| lab.delete(f.a, false) },
     Case { name: "delete the root", run: |lab, f| lab.delete(f.r, false) },
     Case { name: "delete a subtree", run: |lab, f| lab.delete(f.r, true) },
+    Case {
+        name: "delete below a memory delta",
+        run: |lab, _| {
+            let named = |node: &NodeModel| node.names[0] == "lower";
+            let lower = lab.expect().must.iter().find(|(_, node)| named(node)).map(|(id, _)| *id);
+            lab.delete(lower.unwrap(), false)
+        },
+    },
     Case { name: "rename", run: |lab, f| lab.change(f.d, Some("other"), None) },
     Case { name: "merge", run: |lab, _| lab.settle() },
     Case { name: "guest", run: |lab, _| lab.scribble(3).and_then(|()| lab.flush()) },
@@ -38,6 +47,12 @@ fn prepared(case: &Case) -> (Image, Expect, Family) {
         for id in [family.d, family.b, family.a] {
             lab.delete(id, false).unwrap();
         }
+        lab.begin();
+    }
+    if case.name == "delete below a memory delta" {
+        lab.standard("lower", memory(11)).unwrap();
+        lab.scribble(2).unwrap();
+        lab.standard("upper", memory(12)).unwrap();
         lab.begin();
     }
     (lab.sim.live(), lab.expect().clone(), family)
@@ -60,6 +75,15 @@ fn tried(
     }
     sim.plan(None);
     lab.catch_up();
+    // The images of a checkpoint that stays are nobody else's.
+    let linked =
+        |path: &Path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("memory."));
+    let tree = sim.live().tree(Path::new(HOME)).map_err(|e| e.to_string())?;
+    if let (Err(e), Fault::Error { lasting: false, .. }, Some((path, _))) =
+        (&done, fault, tree.iter().find(|(path, _)| linked(path)))
+    {
+        return Err(format!("{} is left of what failed: {e}", path.display()));
+    }
     // The guest goes on, unless a flush failed: that is final for the open file, and said.
     let sync_failed = sim.log().iter().any(|logged| matches!(logged.op, Op::SyncFailed { .. }));
     if !lab.disks.live.is_empty() {

@@ -8,12 +8,12 @@ use piton::disk::layer::inspect;
 use piton::disk::{Backing, Disk};
 use piton::folder::VmLock;
 use piton::history::disks::{self, OpenDisks};
-use piton::history::{Catalog, recover};
-use piton::storage::sim::{Image, Rng, Sim};
+use piton::history::{Catalog, lost, recover};
+use piton::storage::sim::{Fault, Image, Op, Rng, Sim, crash};
 
 use crate::check::{HOME, OTHERWISE, VM, check, folder};
 use crate::lab::{DISKS, Lab};
-use crate::model::{Allowed, Expect, SECTOR, fill};
+use crate::model::{Allowed, Expect, SECTOR, Sectors, fill, stamps};
 use crate::scenarios::family;
 
 const SEED: u64 = 21;
@@ -76,6 +76,12 @@ impl Guest {
             }
         }
         Ok(failed)
+    }
+
+    /// What all disks read as.
+    fn seen(&self) -> BTreeMap<String, Sectors> {
+        let disks = self.disks.live.iter();
+        disks.map(|(id, disk)| (id.clone(), stamps(disk as &dyn Backing).unwrap())).collect()
     }
 
     /// Changes parts of blocks, whose rest has to come from the layers below; how many of these
@@ -188,6 +194,51 @@ fn a_guest_on_layers_that_rotted() {
     }
     println!("of bits that rotted below a guest, {reads} failed its reads, and {writes} writes failed");
     assert!(reads > 5 && writes > 5, "{reads} {writes}");
+}
+
+#[test]
+fn nothing_comes_out_of_the_cache_after_a_failed_flush() {
+    let (image, expect) = recorded();
+    let mut failed = 0;
+    for at in 0.. {
+        let sim = Sim::mount(image.clone());
+        let mut lab = Lab::adopt(sim.clone(), expect.clone(), 0, SEED).unwrap();
+        sim.plan(Some(Fault::Error { at, errno: libc::EIO, lasting: false }));
+        let done = lab.scribble(6).and_then(|()| lab.flush());
+        if sim.changes() <= at {
+            break;
+        }
+        sim.plan(None);
+        let expect = lab.expect().clone();
+        drop(lab);
+        if !sim.log().iter().any(|logged| matches!(logged.op, Op::SyncFailed { .. })) {
+            continue;
+        }
+        assert!(done.is_err(), "change {at}: the guest was not told");
+        failed += 1;
+        // Another process, on the same host: what was not written is in its memory still.
+        let sim = Sim::resume(sim.start(), &sim.log());
+        let refused = Guest::open(&sim, &expect).err().unwrap_or_else(|| panic!("change {at}: not refused"));
+        assert!(refused.contains("--accept-lost-writes"), "{refused}");
+        lost::accept(&folder(&sim)).unwrap();
+        let guest = Guest::open(&sim, &expect).unwrap();
+        assert_eq!(guest.read_all(), Ok(0), "change {at}");
+        // What it is told is flushed is what it has read.
+        let seen = guest.seen();
+        guest.disks.live.values().for_each(|disk| disk.flush().unwrap());
+        drop(guest);
+        let end = crash::end(&sim.start(), &sim.log());
+        for seed in 0..6 {
+            let choice = end.random_choice(&mut Rng::new(at * 100 + seed));
+            let cut = Sim::mount(end.state(&choice));
+            let guest = Guest::open(&cut, &expect).unwrap();
+            for (disk, sectors) in guest.seen() {
+                assert!(seen[&disk] == sectors, "change {at}, disk `{disk}`\n{}", end.describe(&choice));
+            }
+        }
+    }
+    println!("{failed} flushes failed, and nothing was read that was not there");
+    assert!(failed > 2, "{failed}");
 }
 
 #[test]

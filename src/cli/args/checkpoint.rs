@@ -130,10 +130,11 @@ pub enum CheckpointCommand {
         #[arg(long, short)]
         yes: bool,
     },
-    /// Delete, for good, the checkpoints that the rules of a VM do not keep (`piton set --keep`)
+    /// Permanently delete the checkpoints that a VM's rules do not keep (`piton set --keep`)
     Prune {
+        #[arg(value_name = "VM")]
         name: VmName,
-        /// Only show what would go and what would stay, and why
+        /// Only show what would be deleted and what would be kept, and why
         #[arg(long)]
         dry_run: bool,
         /// Do not ask for confirmation

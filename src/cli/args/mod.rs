@@ -68,11 +68,11 @@ pub enum Command {
     Console(ConsoleArgs),
     /// Run a command in a VM's guest, through its agent
     Exec(ExecArgs),
-    /// Talk to a VM's guest by ssh, through the forward to its port 22
+    /// Log in to a VM's guest with ssh, through the forward to its port 22
     Ssh(SshArgs),
-    /// Print what a VM's console printed
+    /// Print a VM's console output
     Logs(LogsArgs),
-    /// Wait until a VM is in a state
+    /// Wait until a VM reaches a state
     Wait(WaitArgs),
     /// Copy a file or folder into a VM's guest or out of it, through its agent
     Copy(CopyArgs),
@@ -170,8 +170,6 @@ pub struct RunArgs {
     /// Append this to the image's kernel command line
     #[arg(long, value_name = "STRING", requires = "image")]
     pub cmdline_extra: Option<String>,
-    #[command(flatten)]
-    pub seed: SeedArgs,
     /// Guest memory, such as 512M or 2G
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_memory)]
     pub memory: u64,
@@ -213,6 +211,9 @@ pub struct RunArgs {
     /// Do not restrict the system calls of the VM's process
     #[arg(long)]
     pub no_seccomp: bool,
+    // Last: its heading is that of all that follows.
+    #[command(flatten)]
+    pub seed: SeedArgs,
 }
 
 #[derive(Debug, Args)]
@@ -271,14 +272,15 @@ pub struct ConsoleArgs {
 
 #[derive(Debug, Args)]
 pub struct ExecArgs {
+    #[arg(value_name = "VM")]
     pub name: VmName,
-    /// The user that it runs as [default: the agent's, which is root]
+    /// User to run it as [default: the agent's user, usually root]
     #[arg(long, short, value_name = "USER")]
     pub user: Option<String>,
-    /// The folder that it runs in
+    /// Folder to run it in
     #[arg(long, short, value_name = "DIR")]
     pub workdir: Option<String>,
-    /// Set a variable of its environment; may be repeated
+    /// Set an environment variable; may be repeated
     #[arg(long, short, value_name = "NAME=VALUE", value_parser = parse_variable)]
     pub env: Vec<String>,
     /// End it after this time
@@ -291,14 +293,15 @@ pub struct ExecArgs {
 
 #[derive(Debug, Args)]
 pub struct SshArgs {
+    #[arg(value_name = "VM")]
     pub name: VmName,
-    /// The user in the guest [default: as ssh is configured]
+    /// User in the guest [default: as configured for ssh]
     #[arg(long, short = 'l', value_name = "USER")]
     pub user: Option<String>,
-    /// The private key
+    /// Private key
     #[arg(long, short, value_name = "FILE")]
     pub identity: Option<PathBuf>,
-    /// What ssh gets after the address: a command, for example
+    /// Passed to ssh after the address, such as a command to run
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     pub words: Vec<std::ffi::OsString>,
     /// Takes the place of the option that all other commands have.
@@ -308,11 +311,12 @@ pub struct SshArgs {
 
 #[derive(Debug, Args)]
 pub struct LogsArgs {
+    #[arg(value_name = "VM")]
     pub name: VmName,
-    /// Go on with what is printed until the VM stops
+    /// Keep printing new output until the VM stops
     #[arg(long, short)]
     pub follow: bool,
-    /// Only so many of the last lines
+    /// Print only the last N lines
     #[arg(long, short = 'n', value_name = "N")]
     pub tail: Option<usize>,
     /// Takes the place of the option that all other commands have.
@@ -322,8 +326,10 @@ pub struct LogsArgs {
 
 #[derive(Debug, Args)]
 pub struct WaitArgs {
+    #[arg(value_name = "VM")]
     pub name: VmName,
-    /// running, paused, stopped, agent (it answers), or exec=COMMAND (a shell command in the guest ends with 0)
+    /// running, paused, stopped, agent (the guest's agent responds), or exec=COMMAND (a shell command in
+    /// the guest exits with 0)
     #[arg(long = "for", value_name = "STATE")]
     pub until: WaitFor,
     /// Give up after this time [default: never]
@@ -351,7 +357,7 @@ impl std::str::FromStr for WaitFor {
             "agent" => Self::Agent,
             _ => match text.strip_prefix("exec=") {
                 Some(command) if !command.is_empty() => Self::Exec(command.into()),
-                _ => return Err("it is one of running, paused, stopped, agent, exec=COMMAND".into()),
+                _ => return Err("use running, paused, stopped, agent or exec=COMMAND".into()),
             },
         })
     }
@@ -362,7 +368,7 @@ pub struct CopyArgs {
     /// What to copy: a path on this host, or VM:/PATH
     #[arg(value_name = "FROM")]
     pub from: std::ffi::OsString,
-    /// Where to: a folder that exists, or the new name
+    /// Where to copy it: an existing folder, or the new name
     #[arg(value_name = "TO")]
     pub to: std::ffi::OsString,
 }
@@ -408,6 +414,7 @@ fn parse_state(text: &str) -> Result<State, String> {
 
 #[derive(Debug, Args)]
 #[command(group(clap::ArgGroup::new("setting").required(true).multiple(true)))]
+#[command(override_usage = "piton set [OPTIONS] <VM>...")]
 pub struct SetArgs {
     #[arg(required = true, value_name = "VM")]
     pub names: Vec<VmName>,
@@ -418,14 +425,14 @@ pub struct SetArgs {
     /// Keep checkpoints in this folder; only possible while the VM has none
     #[arg(long, value_name = "DIR", group = "setting")]
     pub checkpoint_dir: Option<PathBuf>,
-    /// Guest memory, such as 512M or 2G; only while the VM is off
+    /// Guest memory, such as 512M or 2G; only while the VM is stopped
     #[arg(long, value_name = "SIZE", group = "setting", value_parser = parse_memory)]
     pub memory: Option<u64>,
-    /// Number of vCPUs; only while the VM is off
+    /// Number of vCPUs; only while the VM is stopped
     #[arg(long, value_name = "N", group = "setting", value_parser = parse_cpus)]
     pub cpus: Option<u32>,
-    /// Kernel command line, or for a VM made with --image what is appended to the image's; only while
-    /// the VM is off
+    /// Kernel command line, or what is appended to the image's for a VM created with --image; only while
+    /// the VM is stopped
     #[arg(long, value_name = "STRING", group = "setting", visible_alias = "cmdline-extra")]
     pub cmdline: Option<String>,
     /// Forward a port of this host to the guest: [udp:][ADDRESS:]PORT:GUESTPORT; may be repeated
@@ -445,10 +452,10 @@ pub struct SetArgs {
     /// of these, or none
     #[arg(long, value_name = "RULE", group = "setting")]
     pub keep: Option<Counts>,
-    /// Also keep those that are not older than the newest by more than this, such as 3d; 0: not
+    /// Also keep checkpoints from the last hours or days before the newest one, such as 3d; 0: no
     #[arg(long, value_name = "TIME", group = "setting", value_parser = parse_span)]
     pub keep_within: Option<u64>,
-    /// Delete the oldest while all of them take more than this, such as 20G; 0: no limit
+    /// Delete the oldest checkpoints while all of them together take more than this, such as 20G; 0: no limit
     #[arg(long, value_name = "SIZE", group = "setting", value_parser = parse_size)]
     pub max_size: Option<u64>,
     /// Apply these rules to all checkpoints, and not only to those of --every

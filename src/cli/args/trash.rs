@@ -6,6 +6,7 @@ use crate::folder::VmName;
 
 #[derive(Debug, Args)]
 pub struct UndoArgs {
+    #[arg(value_name = "VM")]
     pub name: VmName,
     /// Do not keep the current state if it is replaced
     #[arg(long)]
@@ -16,10 +17,14 @@ pub struct UndoArgs {
 pub enum TrashCommand {
     /// Show what is in the trash of a VM, its size, and how long it is kept; without a name: removed VMs
     #[command(visible_alias = "ls")]
-    List { name: Option<VmName> },
+    List {
+        #[arg(value_name = "VM")]
+        name: Option<VmName>,
+    },
     /// Restore an entry, or a removed VM
     Restore {
         /// Name of the VM; of a removed one, or its id in the list, or its first digits
+        #[arg(value_name = "VM")]
         name: VmName,
         /// Entry, or its first digits, or the name of a deleted checkpoint
         entry: Option<String>,
@@ -33,7 +38,9 @@ pub enum TrashCommand {
     /// Permanently delete everything in the trash, or one entry
     Empty {
         /// Name of the VM; of a removed one, or its id in the list; without: all removed VMs
+        #[arg(value_name = "VM")]
         name: Option<VmName>,
+        /// Delete only this entry
         entry: Option<String>,
         /// Do not ask for confirmation
         #[arg(long, short)]
