@@ -15,6 +15,8 @@ use crate::layout::{CMDLINE_MAX, MAX_CPUS, VIRTIO_GSIS};
 pub const MIN_MEMORY: u64 = 8 << 20;
 /// Largest guest memory, in bytes: bounds the maps of pages that are kept for it.
 pub const MAX_MEMORY: u64 = 4 << 40;
+/// Largest disk, in bytes: what a layer can be of.
+pub const MAX_DISK: u64 = 1 << 46;
 /// Virtio slots that every VM needs: the random number generator's and the agent's.
 const OWN_SLOTS: usize = 2;
 /// Most disks of a VM.
@@ -42,14 +44,18 @@ pub enum ConfigError {
     DiskId(String),
     #[error(
         "the disk `{0}` has no path: write it as \
-         PATH[,id=NAME][,format=raw|qcow2][,readonly][,passthrough][,overlay]"
+         PATH[,id=NAME][,format=raw|qcow2][,readonly][,passthrough][,overlay[,size=SIZE]]"
     )]
     DiskPath(String),
     #[error(
         "`{0}` is not a disk option: the options are id=NAME, format=raw, format=qcow2, readonly, \
-         passthrough and overlay (in a path, double each comma)"
+         passthrough, overlay and size=SIZE (in a path, double each comma)"
     )]
     DiskOption(String),
+    #[error("`{0}` is not a disk size: use a size such as 512M, 20G or 2T")]
+    DiskSize(String),
+    #[error("the disk `{0}` has a size of its own: that takes an overlay, so add ,overlay")]
+    DiskSizeAlone(String),
     #[error("the disk `{0}` has the option `{1}` twice: remove one of them")]
     DiskOptionTwice(String, String),
     #[error("the kernel command line has {0} characters: the maximum is {max}", max = CMDLINE_MAX - 1)]
@@ -219,9 +225,21 @@ pub fn parse_cpus(text: &str) -> Result<u32, String> {
     }
 }
 
-/// Parses a size as `512M`, `2G`, `1T`, `1024K`; a bare number is MiB, as with QEMU's `-m`.
+/// Parses a size of guest memory, see [`parse_size`].
 pub fn parse_memory(text: &str) -> Result<u64, ConfigError> {
-    let wrong = || ConfigError::MemorySyntax(text.to_owned());
+    check_memory(parse_size(text).ok_or_else(|| ConfigError::MemorySyntax(text.to_owned()))?)
+}
+
+/// Parses the size of a disk, which is not a bare number: some count it in bytes, and others in MiB.
+pub fn parse_disk_size(text: &str) -> Result<u64, ConfigError> {
+    parse_size(text)
+        .filter(|size| text.ends_with(|c: char| c.is_ascii_alphabetic()) && *size > 0 && *size <= MAX_DISK)
+        .filter(|size| size.is_multiple_of(4096))
+        .ok_or_else(|| ConfigError::DiskSize(text.to_owned()))
+}
+
+/// Parses a size as `512M`, `2G`, `1T`, `1024K`; a bare number is MiB, as with QEMU's `-m`.
+fn parse_size(text: &str) -> Option<u64> {
     let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (digits, unit) = text.split_at(split);
     let shift = match unit.to_ascii_lowercase().as_str() {
@@ -229,21 +247,18 @@ pub fn parse_memory(text: &str) -> Result<u64, ConfigError> {
         "" | "m" | "mib" => 20,
         "g" | "gib" => 30,
         "t" | "tib" => 40,
-        _ => return Err(wrong()),
+        _ => return None,
     };
-    let bytes = match digits.parse::<u64>() {
-        Ok(number) => number.checked_shl(shift).filter(|b| b >> shift == number).ok_or_else(wrong)?,
+    match digits.parse::<u64>() {
+        Ok(number) => number.checked_shl(shift).filter(|b| b >> shift == number),
         // A fraction of a unit, in whole pages.
         Err(_) => {
-            let number: f64 = digits.parse().map_err(|_| wrong())?;
+            let number: f64 = digits.parse().ok()?;
             let pages = number * (1u64 << shift) as f64 / 4096.0;
-            (pages.round() as u64)
-                .checked_mul(4096)
-                .filter(|_| digits.starts_with(|c: char| c.is_ascii_digit()))
-                .ok_or_else(wrong)?
+            let is_number = digits.starts_with(|c: char| c.is_ascii_digit());
+            (pages.round() as u64).checked_mul(4096).filter(|_| is_number)
         }
-    };
-    check_memory(bytes)
+    }
 }
 
 /// A disk as the user named it, before its file was looked at.
@@ -256,12 +271,14 @@ pub struct DiskArg {
     pub readonly: bool,
     pub passthrough: bool,
     pub overlay: bool,
+    /// As large as that, and not as its image: takes an overlay.
+    pub size: Option<u64>,
 }
 
 impl std::str::FromStr for DiskArg {
     type Err = ConfigError;
 
-    /// `PATH[,id=NAME][,format=raw|qcow2][,readonly][,passthrough][,overlay]`; a comma in it is written twice.
+    /// `PATH[,id=NAME][,format=raw|qcow2][,readonly][,passthrough][,overlay[,size=SIZE]]`; a comma in it is written twice.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         let parts = split_options(text);
         let mut parts = parts.iter().map(String::as_str);
@@ -276,6 +293,7 @@ impl std::str::FromStr for DiskArg {
             readonly: false,
             passthrough: false,
             overlay: false,
+            size: None,
         };
         let mut seen: Vec<&str> = Vec::new();
         for option in parts {
@@ -293,9 +311,10 @@ impl std::str::FromStr for DiskArg {
                 "overlay" => disk.overlay = true,
                 "format=raw" => disk.format = Some(DiskFormat::Raw),
                 "format=qcow2" => disk.format = Some(DiskFormat::Qcow2),
-                _ => match option.strip_prefix("id=") {
-                    Some(id) => disk.id = Some(id.to_owned()),
-                    None => return Err(ConfigError::DiskOption(option.to_owned())),
+                _ => match option.split_once('=') {
+                    Some(("id", id)) => disk.id = Some(id.to_owned()),
+                    Some(("size", size)) => disk.size = Some(parse_disk_size(size)?),
+                    _ => return Err(ConfigError::DiskOption(option.to_owned())),
                 },
             }
         }

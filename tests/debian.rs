@@ -1,37 +1,123 @@
-//! A stock Debian image as clouds use it, booted with the kernel in it. Only where stock Linux can
-//! run, see tests/linux.rs.
+//! A stock Debian image as clouds use it, booted with the kernel in it, and a day's work with it. Only
+//! where stock Linux can run, see tests/linux.rs. One guest for much: a boot takes minutes there.
 
 mod common;
 
-use common::{Home, Vm, debian_image, is_long, until};
+use std::process::Stdio;
 
-const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGbAvv1234567890123456789012345678901234 me@here";
+use common::{Finished, Home, Vm, debian_image, is_long, until};
 
-fn agent(home: &Home) {
-    until("the guest's agent", || {
-        (home.piton("show demo --json").json()["agent_connected"] == true).then_some(())
-    });
+/// A pair of keys; the path of the private one.
+fn keys(home: &Home) -> String {
+    let path = home.beside("id");
+    let told = std::process::Command::new("ssh-keygen")
+        .args(["-q", "-t", "ed25519", "-N", "", "-C", "me@here", "-f", path.to_str().unwrap()])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(told.status.success(), "{told:?}");
+    path.to_str().unwrap().to_owned()
 }
 
-fn boot(home: &Home, more: &[&str]) -> Option<Vm> {
+fn boot(home: &Home, key: &str, more: &[&str]) -> Option<Vm> {
     // Before the image: it may not even be built where this is not wanted.
     let image = is_long().then(debian_image)??;
-    let key = home.file("id.pub", KEY.as_bytes());
     let mut words =
-        vec!["run", "demo", "--memory", "512M", "--image", image.to_str().unwrap(), "--ssh-key", &key];
+        vec!["run", "demo", "--memory", "512M", "--image", image.to_str().unwrap(), "--ssh-key", key];
     words.extend(more);
     Some(home.args_vm(&words))
 }
 
+fn exec(home: &Home, script: &str) -> Finished {
+    home.args(["exec", "demo", "--", "sh", "-c", script])
+}
+
+/// Up to its agent; what the console has of its login is mixed with what else is said there. `former`
+/// is the boot before, if there was one. Returns which boot it is.
+fn is_up(home: &Home, former: Option<&str>) -> String {
+    until("the guest's agent", || {
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        let told = exec(home, "cat /proc/sys/kernel/random/boot_id");
+        (told.code == Some(0) && Some(told.stdout.as_str()) != former).then_some(told.stdout)
+    })
+}
+
+fn cloud_init_did_as_told(home: &Home) {
+    let status = until("cloud-init to end", || {
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        let told = exec(home, "cloud-init status --long").stdout;
+        (told.contains("status: done") || told.contains("status: error")).then_some(told)
+    });
+    let log = exec(home, "grep -h WARNING /var/log/cloud-init.log").stdout;
+    println!("{status}{log}{}", exec(home, "resize2fs /dev/vda1 2>&1; df -T /").stdout);
+    assert!(!log.contains("cloud config part"), "{log}");
+    assert_eq!(exec(home, "hostname").ok(), "web\n");
+    let keys = exec(home, "cat /home/debian/.ssh/authorized_keys").ok();
+    assert!(keys.contains("me@here"), "{keys}");
+    assert_eq!(exec(home, "cat /sys/block/vda/size").ok().trim(), (3u64 << 21).to_string());
+}
+
+fn commands_and_copies(home: &Home) {
+    let told = exec(home, "echo out; echo err >&2; exit 7");
+    assert_eq!((told.code, told.stdout.as_str(), told.stderr.as_str()), (Some(7), "out\n", "err\n"));
+    let told =
+        home.args(["exec", "demo", "--user", "debian", "--workdir", "/tmp", "--", "sh", "-c", "id -un; pwd"]);
+    assert_eq!(told.ok(), "debian\n/tmp\n");
+    let here = home.beside("site");
+    std::fs::create_dir(&here).unwrap();
+    std::fs::write(here.join("page"), vec![b'x'; 300_000]).unwrap();
+    home.args(["copy", here.to_str().unwrap(), "demo:/srv/"]).ok();
+    assert_eq!(exec(home, "stat -c %s /srv/site/page").ok(), "300000\n");
+    home.args(["copy", "demo:/usr/lib/os-release", here.to_str().unwrap()]).ok();
+    assert!(std::fs::read_to_string(here.join("os-release")).unwrap().contains("bookworm"));
+}
+
+fn ssh(home: &Home, key: &str, command: &str) -> Finished {
+    home.args(["ssh", "demo", "-l", "debian", "-i", key, "--", command])
+}
+
+/// The next kernel is another file, and the former one is gone, as after an upgrade.
+const UPGRADE: &str = "set -e; now=$(uname -r); next=$(echo $now | sed 's/^\\([0-9.]*\\)-[0-9]*/\\1-9999/'); \
+    mv /boot/vmlinuz-$now /boot/vmlinuz-$next; mv /boot/initrd.img-$now /boot/initrd.img-$next; \
+    sed -i 's/^GRUB_CMDLINE_LINUX=\"/&upgraded=1 /' /etc/default/grub; update-grub; sync; echo $next";
+
 #[test]
-fn an_image_boots_to_its_login_as_cloud_init_set_it_up() {
+fn an_image_boots_and_is_worked_with() {
     let home = Home::new();
-    let Some(mut vm) = boot(&home, &["--hostname", "web", "--cmdline-extra", "quiet"]) else { return };
-    // cloud-init says whose keys it has put in place, and the login is under its name.
-    vm.expect("web login:");
-    agent(&home);
-    vm.expect("me@here");
-    home.piton("stop demo --timeout 240").ok();
+    let key = keys(&home);
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let forward = format!("127.0.0.1:{port}:22");
+    let public = format!("{key}.pub");
+    let more = ["--disk-size", "3G", "--hostname", "web", "--cmdline-extra", "quiet", "--forward", &forward];
+    let Some(mut vm) = boot(&home, &public, &more) else { return };
+    let first = is_up(&home, None);
+    cloud_init_did_as_told(&home);
+    commands_and_copies(&home);
+    until("sshd", || exec(&home, "systemctl is-active ssh").stdout.starts_with("active").then_some(()));
+    assert_eq!(ssh(&home, &key, "hostname").ok(), "web\n");
+    assert_eq!(ssh(&home, &key, "exit 5").code, Some(5));
+
+    println!("checkpoint");
+    home.piton("checkpoint create demo before").ok();
+    println!("upgrade");
+    let next = exec(&home, UPGRADE).ok();
+    let next = next.lines().last().unwrap();
+    assert!(next.contains("-9999"), "{next}");
+    exec(&home, "systemctl reboot");
+    is_up(&home, Some(&first));
+    let line = exec(&home, "cat /proc/cmdline").ok();
+    assert!(line.contains("upgraded=1") && line.contains("quiet"), "{line}");
+
+    println!("going back");
+    home.piton("checkpoint apply demo@before --discard-current --run").ok();
+    assert_eq!(is_up(&home, None), first);
+    let line = exec(&home, "cat /proc/cmdline; ls /boot").ok();
+    assert!(!line.contains("upgraded=1") && !line.contains("-9999"), "{line}");
+    exec(&home, "systemctl reboot");
+    is_up(&home, Some(&first));
+    let line = exec(&home, "cat /proc/cmdline; ls /boot").ok();
+    assert!(!line.contains("upgraded=1") && !line.contains("-9999"), "{line}");
+    home.piton("stop demo --timeout 600").ok();
     vm.exits_well();
 }
 
@@ -52,7 +138,9 @@ fn clones_get_an_identity_each() {
     let home = Home::new();
     // A busy host is no reason for it to give up on its own console.
     let cmdline = "quiet systemd.default_timeout_start_sec=900";
-    let Some(_vm) = boot(&home, &["--hostname", "web", "--cmdline-extra", cmdline, "--net", "user"]) else {
+    let key = format!("{}.pub", keys(&home));
+    let Some(_vm) = boot(&home, &key, &["--hostname", "web", "--cmdline-extra", cmdline, "--net", "user"])
+    else {
         return;
     };
     comes(&home, "agent");

@@ -1,6 +1,7 @@
 //! Commands on checkpoints. A running VM is asked; of one that is off, the folder is worked on
 //! under its lock.
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::time::Duration;
 
@@ -262,9 +263,10 @@ fn apply_checkpoint(args: ApplyArgs, json: bool) -> anyhow::Result<()> {
         how,
         net: args.networks.nets,
     };
+    let before = Before::of(&folder, &definition);
     let path = format!("/vm/checkpoints/{}/apply", manifest.id);
     if let Some(info) = work::ask::<VmInfo>(&folder.socket(), Method::POST, &path, &body)? {
-        return landed(&folder, &manifest, &definition.config, Some(info), body.run, body.how.force, json);
+        return landed(&folder, &manifest, &before, Some(info), body.run, body.how.force, json);
     }
     let mut vm = Offline::open_to_go_to(&folder, manifest.id, body.how)?;
     if body.save_current {
@@ -279,7 +281,20 @@ fn apply_checkpoint(args: ApplyArgs, json: bool) -> anyhow::Result<()> {
         drop(vm);
     }
     let info = go_offline(&folder, &manifest, body.run, body.how, &body.net)?;
-    landed(&folder, &manifest, &definition.config, info, body.run, body.how.force, json)
+    landed(&folder, &manifest, &before, info, body.run, body.how.force, json)
+}
+
+/// What a VM was before it went back.
+struct Before {
+    config: VmConfig,
+    sizes: BTreeMap<String, u64>,
+}
+
+impl Before {
+    fn of(folder: &VmFolder, definition: &Definition) -> Self {
+        let sizes = disks::sizes(folder, &definition.now.tops);
+        Self { config: definition.config.clone(), sizes }
+    }
 }
 
 /// Tells where the VM is. With `run` one that has no memory to go on from is booted, with `force` over
@@ -287,7 +302,7 @@ fn apply_checkpoint(args: ApplyArgs, json: bool) -> anyhow::Result<()> {
 fn landed(
     folder: &VmFolder,
     manifest: &Manifest,
-    before: &VmConfig,
+    before: &Before,
     mut info: Option<VmInfo>,
     run: bool,
     force: bool,
@@ -326,7 +341,8 @@ fn landed(
         State::Unresponsive => format!("unresponsive: see `piton show {name}`"),
     };
     outln!("the VM `{name}` is at checkpoint `{}`, {next}", manifest.name);
-    output::hardware_is_back(before, &manifest.config);
+    let sizes = disks::sizes(folder, &folder.load()?.now.tops);
+    output::hardware_is_back((&before.config, &before.sizes), (&manifest.config, &sizes));
     output::unchecked(&unchecked);
     Ok(())
 }
@@ -342,8 +358,9 @@ fn revert(folder: &VmFolder, body: RevertBody, yes: bool, json: bool) -> anyhow:
     if !yes && !confirm(&question)? {
         return Err(refused("nothing was changed"));
     }
+    let before = Before::of(folder, &definition);
     if let Some(info) = work::ask::<VmInfo>(&folder.socket(), Method::POST, "/vm/revert", &body)? {
-        return landed(folder, &manifest, &definition.config, Some(info), body.run, body.force, json);
+        return landed(folder, &manifest, &before, Some(info), body.run, body.force, json);
     }
     let how = GoBack { force: body.force, ..Default::default() };
     let mut vm = Offline::open_to_go_to(folder, manifest.id, how)?;
@@ -351,7 +368,7 @@ fn revert(folder: &VmFolder, body: RevertBody, yes: bool, json: bool) -> anyhow:
     keep_now(&mut vm, why, false, body.no_undo)?;
     drop(vm);
     let info = go_offline(folder, &manifest, body.run, how, &[])?;
-    landed(folder, &manifest, &definition.config, info, body.run, body.force, json)
+    landed(folder, &manifest, &before, info, body.run, body.force, json)
 }
 
 fn delete_checkpoint(

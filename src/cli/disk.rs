@@ -1,19 +1,109 @@
-//! `piton disk`: the images below a VM's disks.
+//! `piton disk`: the disks of a VM that is off, and the images below them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::args::DiskCommand;
 use super::named::existing;
 use super::offline::Offline;
 use super::out::outln;
 use super::paths::absolute;
-use crate::folder::VmName;
+use super::units::size as shown;
+use super::{disks, work};
+use crate::config::DiskArg;
+use crate::folder::{Definition, VmFolder, VmName};
+use crate::history::disk_changes::{self, NewSize};
 use crate::history::relocate::relocate;
+use crate::history::{Catalog, merge};
 
 pub fn run(command: DiskCommand, json: bool) -> anyhow::Result<()> {
     match command {
+        DiskCommand::Add { name, disk, backing } => add(&name, disk, &backing, json),
+        DiskCommand::Remove { name, disk, discard } => remove(&name, &disk, discard, json),
+        DiskCommand::Resize { name, disk, size } => resize(&name, &disk, size, json),
         DiskCommand::Relocate { name, disk, path } => move_base(&name, &disk, &path, json),
     }
+}
+
+/// The first of `disk0`, `disk1` and so on that nothing of the VM has.
+fn free_id(folder: &VmFolder, definition: &Definition) -> anyhow::Result<String> {
+    let manifests = Catalog::new(folder, definition).listing()?.manifests;
+    let configs = manifests.iter().map(|manifest| &manifest.config).chain([&definition.config]);
+    let taken: Vec<&str> = configs.flat_map(|config| &config.disks).map(|disk| disk.id.as_str()).collect();
+    let first = definition.config.disks.len();
+    let mut ids = (first..).map(|number| format!("disk{number}"));
+    Ok(ids.find(|id| !taken.contains(&id.as_str())).unwrap_or_default())
+}
+
+/// Said of a VM that has checkpoints: they were made with other disks.
+fn keep(folder: &VmFolder, vm: &Offline) -> anyhow::Result<&'static str> {
+    let any = !Catalog::new(folder, &vm.definition).manifests()?.is_empty();
+    Ok(if any { "; its checkpoints keep theirs, and going back to one brings them back" } else { "" })
+}
+
+fn add(name: &VmName, arg: DiskArg, backing: &[PathBuf], json: bool) -> anyhow::Result<()> {
+    let folder = existing(name)?;
+    let mut vm = Offline::open(&folder)?;
+    let id = match &arg.id {
+        Some(id) => id.clone(),
+        None => free_id(&folder, &vm.definition)?,
+    };
+    let (asked, size) = (arg.format, arg.size);
+    let mut disk = disks::named(id.clone(), arg)?;
+    disk.format = match asked {
+        Some(format) => format,
+        None => disks::look_at(&disk)?,
+    };
+    disks::check_images(std::slice::from_ref(&disk), backing)?;
+    let done = disk_changes::add(&folder, &vm.lock, &mut vm.definition, disk, size)?;
+    if json {
+        outln!("{}", serde_json::json!({"vm": name, "disk": id, "size": done.to}));
+        return Ok(());
+    }
+    outln!("the VM `{name}` has the disk `{id}` ({}) from now on{}", shown(done.to), keep(&folder, &vm)?);
+    Ok(())
+}
+
+fn remove(name: &VmName, id: &str, discard: bool, json: bool) -> anyhow::Result<()> {
+    let folder = existing(name)?;
+    let mut vm = Offline::open(&folder)?;
+    let disk = disk_changes::find(&folder, &vm.definition, id)?.clone();
+    disk_changes::remove(&folder, &vm.lock, &mut vm.definition, id, discard)?;
+    let path = folder.path().join(&disk.path);
+    if json {
+        outln!("{}", serde_json::json!({"vm": name, "disk": id, "path": path}));
+        return Ok(());
+    }
+    outln!(
+        "the VM `{name}` no longer has the disk `{id}`; its image {} is still there{}",
+        path.display(),
+        keep(&folder, &vm)?
+    );
+    Ok(())
+}
+
+fn resize(name: &VmName, id: &str, size: NewSize, json: bool) -> anyhow::Result<()> {
+    let folder = existing(name)?;
+    let mut vm = Offline::open(&folder)?;
+    let done = disk_changes::resize(&folder, &vm.lock, &mut vm.definition, id, size)?;
+    // It is larger already, and reads the same wherever this stops.
+    let merged = work::here(|progress| merge::settle(&folder, &vm.lock, &mut vm.definition, progress));
+    if let Err(e) = merged.and_then(|merged| Ok(merged?)) {
+        log::warn!("layers could not be merged yet: {e:#}");
+    }
+    if json {
+        outln!("{}", serde_json::json!({"vm": name, "disk": id, "from": done.from, "size": done.to}));
+    } else if done.from == done.to {
+        outln!("the disk `{id}` of the VM `{name}` is already as large as {}", shown(done.to));
+    } else {
+        outln!(
+            "the disk `{id}` of the VM `{name}` has grown from {} to {}; the guest can now grow the partitions \
+             and file systems on it{}",
+            shown(done.from),
+            shown(done.to),
+            keep(&folder, &vm)?
+        );
+    }
+    Ok(())
 }
 
 fn move_base(name: &VmName, disk: &str, path: &Path, json: bool) -> anyhow::Result<()> {

@@ -7,6 +7,7 @@ mod console;
 mod copy;
 mod df;
 mod disk;
+mod disks;
 mod each;
 mod error;
 mod exec;

@@ -1,5 +1,6 @@
 //! What the user reads.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use chrono::{DateTime, Utc};
@@ -223,7 +224,10 @@ pub fn hardware(info: &VmInfo) {
 }
 
 /// What going back to a checkpoint has brought back beside its disks and memory.
-pub fn hardware_is_back(before: &VmConfig, after: &VmConfig) {
+pub fn hardware_is_back(
+    (before, sizes_before): (&VmConfig, &BTreeMap<String, u64>),
+    (after, sizes): (&VmConfig, &BTreeMap<String, u64>),
+) {
     let mut changes = Vec::new();
     if before.memory != after.memory {
         changes.push(format!("memory {} (was {})", size(after.memory), size(before.memory)));
@@ -233,6 +237,18 @@ pub fn hardware_is_back(before: &VmConfig, after: &VmConfig) {
     }
     if before.cmdline != after.cmdline {
         changes.push(format!("command line `{}` (was `{}`)", after.cmdline, before.cmdline));
+    }
+    let ids = |config: &VmConfig| {
+        let ids: Vec<&str> = config.disks.iter().map(|disk| disk.id.as_str()).collect();
+        if ids.is_empty() { "none".to_owned() } else { ids.join(", ") }
+    };
+    if ids(before) != ids(after) {
+        changes.push(format!("disks {} (was {})", ids(after), ids(before)));
+    }
+    for (id, now) in sizes {
+        if let Some(then) = sizes_before.get(id).filter(|then| *then != now) {
+            changes.push(format!("disk {id} {} (was {})", size(*now), size(*then)));
+        }
     }
     if !changes.is_empty() {
         outln!("its configuration is the checkpoint's again: {}", changes.join(", "));

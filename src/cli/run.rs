@@ -1,9 +1,9 @@
 //! Commands that boot a VM: in this process with its console on the terminal, or in a background
 //! process that outlives this one.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use anyhow::{Context, anyhow};
 use signal_hook::consts::{SIGHUP, SIGINT};
 
 use super::args::{RunArgs, StartArgs};
+use super::disks::{check_images, look_at, named};
 use super::each::each;
 use super::error::{InUse, Told, refused, usage};
 use super::out::{self, note};
@@ -21,7 +22,6 @@ use crate::config::{DiskArg, DiskConfig, DiskFormat, Forward, VmConfig};
 use crate::control::{ApplyBody, GoBack, State, VmInfo};
 use crate::devices::console::BACKLOG;
 use crate::devices::virtio::vsock::host::check_path;
-use crate::disk::{self, DiskError, backing};
 use crate::folder::{Definition, FolderError, Home, VmFolder, VmLock, VmName};
 use crate::history::{disks, lost, seal};
 use crate::id::Id;
@@ -44,9 +44,10 @@ pub fn run(args: RunArgs, background: bool, json: bool) -> anyhow::Result<()> {
         manage::print_started(&detach(std::env::args_os().skip(1))?, json);
         return Ok(());
     }
-    let boot_disk = args.image.clone().map(image_disk).transpose()?;
+    let boot_disk = args.image.clone().map(|disk| image_disk(disk, args.disk_size)).transpose()?;
     let disks: Vec<DiskArg> = boot_disk.iter().cloned().chain(args.disks).collect();
-    let formats: Vec<Option<DiskFormat>> = disks.iter().map(|disk| disk.format).collect();
+    let asked: Vec<(Option<DiskFormat>, Option<u64>)> =
+        disks.iter().map(|disk| (disk.format, disk.size)).collect();
     let mut config = VmConfig {
         cpus: args.cpus,
         memory: args.memory,
@@ -57,7 +58,7 @@ pub fn run(args: RunArgs, background: bool, json: bool) -> anyhow::Result<()> {
         disks: disks
             .into_iter()
             .enumerate()
-            .map(|(index, disk)| named(index, disk))
+            .map(|(index, disk)| named(disk.id.clone().unwrap_or_else(|| format!("disk{index}")), disk))
             .collect::<Result<_, _>>()?,
         nets: Vec::new(),
         vsock: args.vsock,
@@ -65,7 +66,9 @@ pub fn run(args: RunArgs, background: bool, json: bool) -> anyhow::Result<()> {
     let (nets, forwards) = net::of_run(&args.nets, &args.forwards, args.isolated)?;
     config.nets = nets;
     config.validate().map_err(usage)?;
-    for (disk, asked) in config.disks.iter_mut().zip(formats) {
+    let mut sizes = BTreeMap::new();
+    for (disk, (asked, size)) in config.disks.iter_mut().zip(asked) {
+        sizes.extend(size.map(|size| (disk.id.clone(), size)));
         // Once and for all: what the guest writes must not change it.
         disk.format = match asked {
             Some(format) => format,
@@ -83,7 +86,7 @@ pub fn run(args: RunArgs, background: bool, json: bool) -> anyhow::Result<()> {
     // From here on a failure must leave nothing behind.
     let booted = make_own_disk(&folder, &mut config)
         .and_then(|()| seed::make(&folder, &mut config, seed.as_ref()))
-        .and_then(|()| boot_new(&folder, config, forwards, lock, args.seal_base))
+        .and_then(|()| boot_new(&folder, config, &sizes, forwards, lock, args.seal_base))
         .inspect_err(|_| abandon(&folder));
     serve(booted?, &folder, true, background, args.stop_timeout)
 }
@@ -167,45 +170,16 @@ fn seccomp_unless(off: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What kind of image a disk is.
-fn look_at(disk: &DiskConfig) -> anyhow::Result<DiskFormat> {
-    disk::probe(&Storage::os(), &disk.path, !disk.readonly && !disk.overlay).map_err(|e| match e {
-        DiskError::Foreign { .. } => refused(format!("{e}; or add ,format=raw to use it as a raw image")),
-        e => refused(e.to_string()),
-    })
-}
-
 /// The disk that is booted from: the image itself is never written.
-fn image_disk(arg: DiskArg) -> anyhow::Result<DiskArg> {
+fn image_disk(arg: DiskArg, size: Option<u64>) -> anyhow::Result<DiskArg> {
+    if arg.size.is_some() && size.is_some() {
+        return Err(usage("--disk-size and the image's size= are the same: use one of them"));
+    }
+    let size = size.or(arg.size);
     if arg.readonly || arg.passthrough {
         return Err(usage("--image takes neither readonly nor passthrough: writes go to an overlay"));
     }
-    Ok(DiskArg { id: Some(arg.id.unwrap_or_else(|| "root".into())), overlay: true, ..arg })
-}
-
-/// A disk as the words have it; nothing is known of its file yet.
-fn named(index: usize, arg: DiskArg) -> anyhow::Result<DiskConfig> {
-    Ok(DiskConfig {
-        id: arg.id.unwrap_or_else(|| format!("disk{index}")),
-        path: absolute(&arg.path)?,
-        format: DiskFormat::Raw,
-        readonly: arg.readonly,
-        passthrough: arg.passthrough,
-        overlay: arg.overlay,
-    })
-}
-
-/// Refuses images that lead to files which nobody named, and one that would be written twice.
-fn check_images(disks: &[DiskConfig], named: &[PathBuf]) -> anyhow::Result<()> {
-    let storage = Storage::os();
-    let named = named.iter().map(|path| absolute(path)).collect::<anyhow::Result<Vec<_>>>()?;
-    for disk in disks.iter().filter(|disk| disk.format == DiskFormat::Qcow2) {
-        backing::check(&storage, &disk.path, &named).map_err(|e| refused(e.to_string()))?;
-    }
-    match backing::given_twice(&storage, disks) {
-        None => Ok(()),
-        Some(twice) => Err(refused(twice.to_string())),
-    }
+    Ok(DiskArg { id: Some(arg.id.unwrap_or_else(|| "root".into())), overlay: true, size, ..arg })
 }
 
 /// The bundled guest without a disk gets one, so that there is something to try.
@@ -236,6 +210,7 @@ fn make_own_disk(folder: &VmFolder, config: &mut VmConfig) -> anyhow::Result<()>
 fn boot_new(
     folder: &VmFolder,
     config: VmConfig,
+    sizes: &BTreeMap<String, u64>,
     forwards: Vec<Forward>,
     lock: VmLock,
     seal_base: bool,
@@ -245,7 +220,7 @@ fn boot_new(
         seal::want(folder, &mut definition)?;
     }
     definition.now.generation = Some(Id::random().context("cannot get random bytes")?);
-    disks::create_overlays(folder, &mut definition)?;
+    disks::create_overlays(folder, &mut definition, sizes)?;
     let mut vmm = Vmm::new(folder.clone(), definition, lock)?;
     vmm.boot()?;
     vmm.save_definition()?;

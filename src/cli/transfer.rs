@@ -284,7 +284,7 @@ pub fn diff(args: &DiffArgs, json: bool) -> anyhow::Result<()> {
         None => outln!("memory: not compared, as it is missing in one or differs in size"),
     }
     for disk in &changes.incomparable {
-        outln!("disk `{disk}`: not compared, as it is missing in one or differs in size");
+        outln!("disk `{disk}`: not compared, as it is missing in one");
     }
     Ok(())
 }

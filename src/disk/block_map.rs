@@ -83,6 +83,15 @@ impl BlockMap {
         }
     }
 
+    /// More blocks at the end, of layer 0.
+    pub fn grow(&mut self, blocks: u64) {
+        let former = self.blocks;
+        self.blocks = blocks.max(former);
+        self.leaves.resize(self.blocks.div_ceil(LEAF) as usize, Leaf::Uniform(0));
+        // What the last leaf says past the former end was never meant.
+        self.set(former..former.next_multiple_of(LEAF).min(self.blocks), 0);
+    }
+
     /// Layers `upper` and the one below it have become one.
     pub fn collapse(&mut self, upper: Layer) {
         let rename = |layer: &mut Layer| {
@@ -198,25 +207,30 @@ mod tests {
             let mut map = BlockMap::new(BLOCKS, 0);
             let mut model = vec![0u8; BLOCKS as usize];
             for (start, len, layer, kind) in ops {
-                if kind < 10 && layer > 0 {
+                if kind >= 250 {
+                    let blocks = model.len() as u64 + len % 900;
+                    map.grow(blocks);
+                    model.resize(blocks as usize, 0);
+                } else if kind < 10 && layer > 0 {
                     map.collapse(layer);
                     for l in &mut model {
                         *l -= u8::from(*l >= layer);
                     }
                 } else {
                     let len = if kind % 2 == 0 { len % 9 } else { len };
-                    let end = (start + len).min(BLOCKS);
+                    let end = (start + len).min(model.len() as u64);
                     map.set(start..end, layer);
                     model[start as usize..end as usize].fill(layer);
                 }
             }
             let mut at = 0;
-            while at < BLOCKS {
-                let (layer, len) = map.run(at..BLOCKS);
+            let blocks = model.len() as u64;
+            while at < blocks {
+                let (layer, len) = map.run(at..blocks);
                 prop_assert!(len > 0);
                 prop_assert!(model[at as usize..(at + len) as usize].iter().all(|l| *l == layer));
                 at += len;
-                prop_assert!(at == BLOCKS || model[at as usize] != layer);
+                prop_assert!(at == blocks || model[at as usize] != layer);
             }
         }
     }

@@ -41,7 +41,8 @@ impl Chain {
     }
 
     pub fn new(mut below: FrozenChain, top: Delta) -> Result<Self> {
-        below.check(top.path(), top.parent(), top.size())?;
+        below.check(top.path(), top.parent(), top.below())?;
+        below.grow(top.size());
         let layer = below.top_layer();
         for run in top.runs()? {
             below.map.set(run, layer);
@@ -113,7 +114,8 @@ impl Chain {
         self.read().below.lock_below(at, Lock::None)?;
         let started = match &lower {
             Some(lower) => Merge::open(storage, &lower.spec(), &upper.spec(), direction, outlook),
-            None => Merge::open_on_base(storage, base.path(), base.format(), &upper.spec(), sums),
+            // Our own handle of the base would not know that it has grown.
+            None => Merge::open_on_base(storage, base.path(), base.format(), &upper.spec(), sums, false),
         };
         let started = started.and_then(|mut merge| {
             match (merge.direction(), lower, outlook) {
@@ -237,6 +239,14 @@ impl Chain {
     pub(super) fn fold(&self, storage: &Storage) -> Result<Lower> {
         let inner = self.write();
         let below = &inner.below;
+        if inner.top.below() != inner.top.size() {
+            return Err(DiskError::WrongSize {
+                path: inner.top.path().to_owned(),
+                size: inner.top.size(),
+                below: below.deltas.last().map_or(below.base.path(), |delta| delta.path()).to_owned(),
+                below_size: inner.top.below(),
+            });
+        }
         if let Some(delta) = below.deltas.last() {
             // What it holds is read from its file.
             delta.sync()?;
@@ -285,6 +295,12 @@ impl Chain {
         drop(lower);
         let inner = self.read();
         inner.below.lock_below(inner.below.deltas.len(), Lock::Shared)
+    }
+
+    /// Whether the writable layer is of a larger disk than what lies below it.
+    pub(super) fn top_is_larger(&self) -> bool {
+        let inner = self.read();
+        inner.top.below() != inner.top.size()
     }
 
     /// Bytes that the writable layer holds.

@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use super::bitmap::Bitmap;
 use super::delta_file::Core;
-use super::delta_format::{BLOCK, Geometry, Header, LayerId, Parent, header_offset};
+use super::delta_format::{BLOCK, FormatError, Geometry, Header, LayerId, Parent, header_offset};
 use super::delta_header::format_error;
 use super::layer::LayerSpec;
 use super::sums::{self, Chunk, Seal, Sums};
@@ -34,10 +34,24 @@ pub struct FrozenDelta {
 impl Delta {
     /// A new empty layer, durable when this returns.
     pub fn create(storage: &Storage, path: &Path, size: u64, parent: Parent) -> Result<Self> {
+        Self::create_over(storage, path, size, parent, size)
+    }
+
+    /// The same over a disk of another size, `below`, which is at most as large.
+    pub fn create_over(
+        storage: &Storage,
+        path: &Path,
+        size: u64,
+        parent: Parent,
+        below: u64,
+    ) -> Result<Self> {
+        if below > size {
+            return Err(format_error(path, FormatError::Below { size, below }));
+        }
         let geometry = Geometry::new(size).map_err(|source| format_error(path, source))?;
         let id = LayerId::random().map_err(DiskError::Random)?;
         let file = storage.create_new(path)?;
-        let header = Header { generation: 1, size, id, parent };
+        let header = Header { generation: 1, size, below, id, parent };
         let written = file
             .lock(Lock::Exclusive)
             .and_then(|()| file.set_len(geometry.file_len))
@@ -98,6 +112,11 @@ impl Delta {
 
     pub fn size(&self) -> u64 {
         self.core.geometry.size
+    }
+
+    /// Size of the disk below, as it was when this was opened.
+    pub fn below(&self) -> u64 {
+        self.core.below
     }
 
     pub fn allocated_bytes(&self) -> Result<u64> {
@@ -181,6 +200,11 @@ impl FrozenDelta {
 
     pub fn size(&self) -> u64 {
         self.core.geometry.size
+    }
+
+    /// Size of the disk below, as it was when this was opened.
+    pub fn below(&self) -> u64 {
+        self.core.below
     }
 
     pub fn spec(&self) -> LayerSpec {

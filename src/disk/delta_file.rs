@@ -24,6 +24,8 @@ pub(super) struct Core {
     pub geometry: Geometry,
     pub id: LayerId,
     pub parent: Parent,
+    /// Size of the disk below.
+    pub below: u64,
     /// Data was written and not synced. Apart from `state`, because data is
     /// written without its lock.
     pub unsynced: AtomicBool,
@@ -47,6 +49,7 @@ impl Core {
             geometry,
             id: header.id,
             parent: header.parent,
+            below: header.below,
             unsynced: AtomicBool::new(false),
             state: Mutex::new(State { bitmap, failed: false }),
         })

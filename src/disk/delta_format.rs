@@ -30,6 +30,8 @@ const DATA_ALIGN: u64 = 1 << 20;
 /// Keeps every offset far from the end of what a file can hold.
 pub const MAX_SIZE: u64 = 1 << 46;
 const HEADER_CRC: usize = PAGE - 4;
+/// The header says how large the disk below is: smaller than this one.
+const GROWN: u32 = 1;
 
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum FormatError {
@@ -43,6 +45,8 @@ pub enum FormatError {
     Checksum,
     #[error("invalid disk size {0}")]
     Size(u64),
+    #[error("a disk of {size} bytes over one of {below}, which is not smaller")]
+    Below { size: u64, below: u64 },
     #[error("invalid block size {0}")]
     BlockSize(u32),
     #[error("unknown kind of parent {0}")]
@@ -107,6 +111,8 @@ pub fn header_offset(slot: usize) -> u64 {
 pub struct Header {
     pub generation: u64,
     pub size: u64,
+    /// Size of the disk that this is over; past that all is zeros below.
+    pub below: u64,
     pub id: LayerId,
     pub parent: Parent,
 }
@@ -127,6 +133,10 @@ impl Header {
         put(&mut page, 40, self.id.as_bytes());
         put(&mut page, 56, &parent);
         put(&mut page, 72, &data_offset.to_le_bytes());
+        if self.below != self.size {
+            put(&mut page, 12, &GROWN.to_le_bytes());
+            put(&mut page, 80, &self.below.to_le_bytes());
+        }
         let crc = crc32fast::hash(&page[..HEADER_CRC]);
         put(&mut page, HEADER_CRC, &crc.to_le_bytes());
         page
@@ -146,7 +156,7 @@ impl Header {
             return Err(FormatError::Checksum);
         }
         let flags = get_u32(page, 12);
-        if flags != 0 {
+        if flags & !GROWN != 0 {
             return Err(FormatError::Flags(flags));
         }
         let block = get_u32(page, 32);
@@ -164,7 +174,13 @@ impl Header {
         if found != expected {
             return Err(FormatError::DataOffset { found, expected });
         }
-        Ok(Self { generation: get_u64(page, 16), size, id: LayerId::from_bytes(get(page, 40)), parent })
+        let below = if flags & GROWN == 0 { size } else { get_u64(page, 80) };
+        Geometry::new(below)?;
+        if flags & GROWN != 0 && below >= size {
+            return Err(FormatError::Below { size, below });
+        }
+        let id = LayerId::from_bytes(get(page, 40));
+        Ok(Self { generation: get_u64(page, 16), size, below, id, parent })
     }
 
     /// The newer of the two slots that is whole, and which it is.
@@ -268,9 +284,10 @@ mod tests {
     proptest! {
         #[test]
         fn a_header_survives_its_bytes(
-            generation: u64, sectors in 1..MAX_SIZE / 512, id: [u8; 16], parent in parent()
+            generation: u64, sectors in 1..MAX_SIZE / 512, fewer: u64, id: [u8; 16], parent in parent()
         ) {
-            let header = Header { generation, size: sectors * 512, id: LayerId::from_bytes(id), parent };
+            let (size, below) = (sectors * 512, (1 + fewer % sectors) * 512);
+            let header = Header { generation, size, below, id: LayerId::from_bytes(id), parent };
             let geometry = Geometry::new(header.size).unwrap();
             let page = header.encode(geometry.data_offset);
             prop_assert_eq!(Header::decode(&page), Ok(header));
@@ -278,7 +295,8 @@ mod tests {
 
         #[test]
         fn one_changed_bit_is_noticed(at in 0..PAGE, bit in 0..8u8) {
-            let header = Header { generation: 3, size: 1 << 30, id: LayerId::from_bytes([7; 16]), parent: Parent::Base };
+            let (size, id) = (1 << 30, LayerId::from_bytes([7; 16]));
+            let header = Header { generation: 3, size, below: size, id, parent: Parent::Base };
             let geometry = Geometry::new(header.size).unwrap();
             let mut page = header.encode(geometry.data_offset);
             page[at] ^= 1 << bit;
@@ -331,8 +349,8 @@ mod tests {
 
     #[test]
     fn the_newer_whole_header_wins() {
-        let header =
-            |generation, parent| Header { generation, size: 4096, id: LayerId::from_bytes([1; 16]), parent };
+        let id = LayerId::from_bytes([1; 16]);
+        let header = |generation, parent| Header { generation, size: 4096, below: 4096, id, parent };
         let at = Geometry::new(4096).unwrap().data_offset;
         let (old, new) = (header(1, Parent::Base), header(2, Parent::Delta(LayerId::from_bytes([2; 16]))));
         let (a, b) = (old.encode(at), new.encode(at));

@@ -32,6 +32,33 @@ impl Backing for Zeros {
     }
 }
 
+/// A disk as if it were of another size: with zeros at its end, or without its end.
+pub struct Sized<'a> {
+    pub disk: &'a dyn Backing,
+    pub len: u64,
+}
+
+impl Backing for Sized<'_> {
+    fn len(&self) -> u64 {
+        self.len
+    }
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        check_range(offset, buf.len() as u64, self.len)?;
+        let there = self.disk.len().saturating_sub(offset).min(buf.len() as u64) as usize;
+        let (part, zeros) = buf.split_at_mut(there);
+        zeros.fill(0);
+        if part.is_empty() { Ok(()) } else { self.disk.read_at(part, offset) }
+    }
+    fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
+        let end = self.len.min(self.disk.len());
+        if offset >= end {
+            return Ok(None);
+        }
+        let found = self.disk.next_data(offset)?.filter(|data| data.start < end);
+        Ok(found.map(|data| data.start..data.end.min(end)))
+    }
+}
+
 /// A disk with the blocks of one delta layer in place of its own, whatever the layer's header says
 /// that it was made over.
 pub struct Patched {

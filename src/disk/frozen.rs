@@ -14,6 +14,8 @@ use crate::storage::{Lock, Storage};
 
 /// A chain that nobody writes: what a checkpoint's disk was.
 pub struct FrozenChain {
+    /// Of the disk: of its topmost layer.
+    len: u64,
     pub(super) base: Arc<Base>,
     pub(super) deltas: Vec<Arc<FrozenDelta>>,
     /// Layer 0 is the base, layer n is `deltas[n - 1]`. Inside a [`super::chain::Chain`] the
@@ -48,6 +50,7 @@ impl FrozenChain {
         shared: &BTreeMap<LayerId, Arc<FrozenDelta>>,
     ) -> Result<Self> {
         let mut chain = Self {
+            len: base.len(),
             map: BlockMap::new(base.len().div_ceil(BLOCK), 0),
             base: Arc::new(base),
             deltas: Vec::with_capacity(deltas.len()),
@@ -78,7 +81,8 @@ impl FrozenChain {
     }
 
     fn add(&mut self, delta: Arc<FrozenDelta>) -> Result<()> {
-        self.check(delta.path(), delta.parent(), delta.size())?;
+        self.check(delta.path(), delta.parent(), delta.below())?;
+        self.grow(delta.size());
         let layer = self.top_layer();
         for run in delta.runs()? {
             self.map.set(run, layer);
@@ -89,7 +93,13 @@ impl FrozenChain {
         Ok(())
     }
 
-    /// Whether a delta may lie on this chain.
+    /// What lies on this is larger: past the end of what is here, all is zeros.
+    pub(super) fn grow(&mut self, size: u64) {
+        self.len = self.len.max(size);
+        self.map.grow(self.len.div_ceil(BLOCK));
+    }
+
+    /// Whether a delta over a disk of `size` may lie on this chain.
     pub(super) fn check(&self, path: &Path, parent: Parent, size: u64) -> Result<()> {
         // The base, those here, the new one.
         let layers = self.deltas.len() + 2;
@@ -140,7 +150,13 @@ impl FrozenChain {
             let (layer, run) = self.map.run(at / BLOCK..end.div_ceil(BLOCK));
             let run_end = ((at / BLOCK + run) * BLOCK).min(end);
             let (part, after) = rest.split_at_mut((run_end - at) as usize);
-            match (layer, self.deltas.get(usize::from(layer).wrapping_sub(1))) {
+            let delta = self.deltas.get(usize::from(layer).wrapping_sub(1));
+            // Past the end of a layer below a larger one all is zeros.
+            let its_own = self.len_of(layer).saturating_sub(at).min(part.len() as u64);
+            let (part, zeros) = part.split_at_mut(its_own as usize);
+            zeros.fill(0);
+            match (layer, delta) {
+                _ if part.is_empty() => {}
                 (0, _) => self.base.read_at(part, at)?,
                 (_, Some(delta)) => delta.read_data(part, at)?,
                 (_, None) => top(part, at)?,
@@ -148,6 +164,15 @@ impl FrozenChain {
             (rest, at) = (after, run_end);
         }
         Ok(())
+    }
+
+    /// Bytes of the disk when a layer was its topmost.
+    fn len_of(&self, layer: Layer) -> u64 {
+        match (layer, self.deltas.get(usize::from(layer).wrapping_sub(1))) {
+            (0, _) => self.base.len(),
+            (_, Some(delta)) => delta.size(),
+            (_, None) => self.len,
+        }
     }
 
     pub(super) fn next_data_with(
@@ -159,13 +184,15 @@ impl FrozenChain {
         while at < size {
             let (layer, run) = self.map.run(at / BLOCK..size.div_ceil(BLOCK));
             let run_end = ((at / BLOCK + run) * BLOCK).min(size);
+            let data_end = run_end.min(self.len_of(layer));
             let found = match (layer, self.deltas.get(usize::from(layer).wrapping_sub(1))) {
+                _ if at >= data_end => None,
                 (0, _) => self.base.next_data(at)?,
                 (_, Some(delta)) => delta.next_data(at)?,
                 (_, None) => top(at)?,
             };
-            if let Some(data) = found.filter(|data| data.start < run_end) {
-                return Ok(Some(data.start.max(at)..data.end.min(run_end)));
+            if let Some(data) = found.filter(|data| data.start < data_end) {
+                return Ok(Some(data.start.max(at)..data.end.min(data_end)));
             }
             at = run_end;
         }
@@ -189,7 +216,7 @@ impl FrozenChain {
 
 impl Backing for FrozenChain {
     fn len(&self) -> u64 {
-        self.base.len()
+        self.len
     }
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         // No layer above the last delta is in this map.

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::delta_format::{Geometry, LayerId, Parent, header_offset};
+use super::delta_format::{Geometry, Header, LayerId, Parent, header_offset};
 use super::delta_header::{check_id, format_error, read_header};
 use super::{DiskError, MAX_LAYERS, Result};
 use crate::storage::{Access, Storage};
@@ -14,6 +14,8 @@ pub struct LayerInfo {
     pub id: LayerId,
     pub parent: Parent,
     pub size: u64,
+    /// Of the disk that it is over.
+    pub below: u64,
 }
 
 /// Where a layer is and which one has to be there.
@@ -27,7 +29,8 @@ pub struct LayerSpec {
 pub fn inspect(storage: &Storage, path: &Path) -> Result<LayerInfo> {
     let file = storage.open(path, Access::ReadOnly)?;
     let (header, _) = read_header(&file)?;
-    Ok(LayerInfo { path: path.to_owned(), id: header.id, parent: header.parent, size: header.size })
+    let Header { id, parent, size, below, .. } = header;
+    Ok(LayerInfo { path: path.to_owned(), id, parent, size, below })
 }
 
 /// The layers from the base up to `top`, found by their parents.
@@ -55,16 +58,27 @@ pub fn ancestry(layers: &[LayerInfo], top: LayerId) -> Result<Vec<LayerSpec>> {
 /// Takes no lock: whoever has the layer open has its layers open as well, and
 /// the header is not read again. Two at a time are for the caller to prevent.
 pub fn relink(storage: &Storage, layer: &LayerSpec, parent: Parent) -> Result<()> {
+    relink_over(storage, layer, parent, None)
+}
+
+/// The same, to what may be of another size.
+pub(super) fn relink_over(
+    storage: &Storage,
+    layer: &LayerSpec,
+    parent: Parent,
+    below: Option<u64>,
+) -> Result<()> {
     let file = storage.open(&layer.path, Access::ReadWrite)?;
     let (mut header, slot) = read_header(&file)?;
     check_id(&layer.path, header.id, layer.id)?;
     let geometry = Geometry::new(header.size).map_err(|e| format_error(&layer.path, e))?;
-    let slot = if header.parent == parent {
+    let below = below.unwrap_or(header.below);
+    let slot = if (header.parent, header.below) == (parent, below) {
         // Perhaps from a relink whose sync failed: what is read may be in memory only, and the
         // kernel take it for written. So it is written again.
         slot
     } else {
-        header.parent = parent;
+        (header.parent, header.below) = (parent, below);
         header.generation += 1;
         1 - slot
     };

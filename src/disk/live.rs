@@ -139,6 +139,14 @@ impl LiveDisk {
         }
     }
 
+    /// Whether the writable layer is of a larger disk than what lies below it: it cannot be folded.
+    pub fn top_is_larger(&self) -> bool {
+        match &*self.read() {
+            Inner::Chain(chain) => chain.top_is_larger(),
+            Inner::Raw(_) | Inner::Broken => false,
+        }
+    }
+
     /// Not under the lock of the disk: what is done with it may take long.
     fn chain(&self) -> Result<Arc<Chain>> {
         match &*self.read() {

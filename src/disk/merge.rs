@@ -6,6 +6,7 @@
 //! what a commit overwrites the upper layer hides, and what a pull copies
 //! is what was read there before. So it may stop anywhere, and be begun again.
 //! Nothing may read the lower layer by itself: it has one child, the upper one.
+//! If the upper one is of a disk that has grown, a lower delta is pulled up, and a base grows first.
 //!
 //! Order at the end:
 //! 1. copied data, fdatasync, bits, fdatasync;
@@ -21,7 +22,7 @@ use std::sync::Arc;
 
 use super::delta::{Delta, FrozenDelta};
 use super::delta_format::{BLOCK, Parent};
-use super::layer::{LayerSpec, inspect, relink};
+use super::layer::{LayerSpec, inspect, relink, relink_over};
 use super::outlook::Outlook;
 pub use super::plan::{Direction, Plan};
 use super::raw::RawDisk;
@@ -73,10 +74,14 @@ pub struct Merge {
     upper_spec: LayerSpec,
     /// What is copied from; checks what it reads if it has checksums.
     source: Arc<FrozenDelta>,
-    /// What lies below the lower layer; for a pull, the new parent.
-    below: Parent,
+    /// What lies below the lower layer, and its size; for a pull, the new parent.
+    below: (Parent, u64),
     plan: Plan,
     size: u64,
+    /// Of what is copied from; past it all is zeros.
+    source_size: u64,
+    /// What the base has to grow to before anything is copied to it.
+    grow: Option<u64>,
     /// Where in the plan the next step begins: run, and blocks of it.
     at: (usize, u64),
     done: u64,
@@ -98,7 +103,9 @@ impl Merge {
         check_parent(storage, upper, Parent::Delta(lower.id), &lower.path)?;
         let lower = Delta::open_again(storage, lower, Lock::Exclusive)?;
         let frozen = FrozenDelta::open(storage, upper)?;
-        check_size(upper, frozen.size(), lower.path(), lower.size())?;
+        check_size(upper, frozen.below(), lower.path(), lower.size())?;
+        let grown = (frozen.size() != lower.size()).then_some(Direction::Pull);
+        let size = frozen.size();
         let below = lower.as_frozen();
         if let Some(outlook) = outlook {
             below.attach_sums(storage, outlook.lower)?;
@@ -107,7 +114,7 @@ impl Merge {
         let plan = Plan::new(
             &below.runs()?,
             &frozen.runs()?,
-            outlook.map(|outlook| outlook.direction).or(direction),
+            grown.or(outlook.map(|outlook| outlook.direction)).or(direction),
         );
         let (source, opened) = match plan.direction {
             Direction::Commit => (frozen, None),
@@ -116,8 +123,10 @@ impl Merge {
             Direction::Pull => (below, Some(Delta::open_again(storage, upper, Lock::Shared)?)),
         };
         Ok(Self {
-            below: lower.parent(),
-            size: lower.size(),
+            below: (lower.parent(), lower.below()),
+            size,
+            source_size: source.size(),
+            grow: None,
             lower: Lower::Delta(lower),
             upper: opened,
             source,
@@ -135,6 +144,7 @@ impl Merge {
         format: ImageFormat,
         upper: &LayerSpec,
         sums: Option<u32>,
+        may_grow: bool,
     ) -> Result<Self> {
         if format != ImageFormat::Raw {
             return Err(DiskError::Qcow2 {
@@ -150,10 +160,16 @@ impl Merge {
             frozen.attach_sums(storage, crc)?;
         }
         let plan = Plan::new(&[], &frozen.runs()?, Some(Direction::Commit));
-        check_size(upper, frozen.size(), base, lower.len())?;
+        // One that was cut short may have grown it.
+        let grow = (may_grow && lower.len() == frozen.below()).then_some(frozen.size());
+        if grow.is_none() {
+            check_size(upper, frozen.size(), base, lower.len())?;
+        }
         Ok(Self {
-            below: Parent::Base,
-            size: lower.len(),
+            below: (Parent::Base, frozen.size()),
+            size: frozen.size(),
+            source_size: frozen.size(),
+            grow: grow.filter(|size| *size != lower.len()),
             lower: Lower::Base(lower),
             upper: None,
             source: frozen,
@@ -184,6 +200,10 @@ impl Merge {
 
     /// Moves about `max_bytes`, at least one block.
     pub fn step(&mut self, max_bytes: u64) -> Result<Progress> {
+        if let (Some(size), Lower::Base(base)) = (self.grow, &mut self.lower) {
+            base.grow(size)?;
+            self.grow = None;
+        }
         let mut left = (max_bytes / BLOCK).max(1);
         let mut buf = Vec::new();
         while left > 0
@@ -205,8 +225,10 @@ impl Merge {
         let start = blocks.start * BLOCK;
         // What lies past the end of the disk in its last block is nobody's.
         let len = (blocks.end * BLOCK).min(self.size) - start;
+        buf.clear();
         buf.resize(len as usize, 0);
-        self.source.read_data(buf, start)?;
+        let there = self.source_size.saturating_sub(start).min(len) as usize;
+        self.source.read_data(&mut buf[..there], start)?;
         match (&self.upper, &self.lower) {
             (Some(upper), _) => put(upper, blocks, buf),
             (None, lower) => lower.put(blocks, buf),
@@ -249,7 +271,7 @@ impl Merge {
                 for child in children {
                     relink(storage, child, Parent::Delta(self.upper_spec.id))?;
                 }
-                relink(storage, &self.upper_spec, self.below)?;
+                relink_over(storage, &self.upper_spec, self.below.0, Some(self.below.1))?;
                 lower.lock(Lock::Shared)?;
                 Ok(lower.path().to_owned())
             }
@@ -301,9 +323,20 @@ pub fn relink_all(
         relink(storage, child, Parent::Delta(left.id))?;
     }
     if direction == Direction::Pull {
-        relink(storage, upper, inspect(storage, &lower.path)?.parent)?;
+        let lower = inspect(storage, &lower.path)?;
+        relink_over(storage, upper, lower.parent, Some(lower.below))?;
     }
     Ok(gone.path.clone())
+}
+
+/// After a merge into a base that was given up: a base that had grown by then is what the layer on it
+/// lies on.
+pub fn base_has_grown(storage: &Storage, base: &Path, upper: &LayerSpec) -> Result<()> {
+    let (len, layer) = (storage.metadata(base)?.len, inspect(storage, &upper.path)?);
+    if layer.below < layer.size && len == layer.size {
+        relink_over(storage, upper, layer.parent, Some(len))?;
+    }
+    Ok(())
 }
 
 fn put(into: &Delta, blocks: Range<u64>, buf: &[u8]) -> Result<()> {

@@ -44,22 +44,24 @@ impl Outlook {
             Ok(layer)
         };
         let (below, above) = (open(lower, lower_crc)?, open(upper, upper_crc)?);
-        let size = below.size();
-        if above.size() != size {
+        let size = above.size();
+        if above.below() != below.size() {
             return Err(DiskError::WrongSize {
                 path: upper.path.clone(),
-                size: above.size(),
+                size: above.below(),
                 below: lower.path.clone(),
-                below_size: size,
+                below_size: below.size(),
             });
         }
-        let direction = Plan::new(&below.runs()?, &above.runs()?, direction).direction;
+        let grown = (size != below.size()).then_some(Direction::Pull);
+        let direction = Plan::new(&below.runs()?, &above.runs()?, grown.or(direction)).direction;
         let left = match direction {
             Direction::Commit => lower,
             Direction::Pull => upper,
         };
         let (mut merged, mut kept) = (Taking::new(left.id, size), Taking::new(left.id, size));
-        let (mut under, mut over) = (Chunk::new(size), Chunk::new(size));
+        let (mut under, mut over) = (Chunk::new(below.size()), Chunk::new(size));
+        let mut both = Chunk::new(size);
         for (chunk, of_lower, of_upper) in pairs(below.chunks(), above.chunks()) {
             let (mut mask, mut hidden) = (0, 0);
             if let Some(entry) = of_lower {
@@ -74,8 +76,9 @@ impl Outlook {
             if rest != 0 {
                 kept.add(chunk, rest, under.crc(rest));
             }
-            under.overlay(&over, chunk, hidden);
-            merged.add(chunk, mask | hidden, under.crc(mask | hidden));
+            both.overlay(&under, chunk, mask);
+            both.overlay(&over, chunk, hidden);
+            merged.add(chunk, mask | hidden, both.crc(mask | hidden));
             go_on(u64::from(mask.count_ones() + hidden.count_ones()) * BLOCK)?;
         }
         let merged = merged.write(storage, &left.path)?.crc;

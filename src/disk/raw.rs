@@ -104,6 +104,15 @@ impl RawDisk {
         self.0.lock(lock)
     }
 
+    /// More of it, which is zeros; durable with the next flush.
+    pub fn grow(&mut self, len: u64) -> Result<()> {
+        if len > self.0.len {
+            self.0.file.set_len(len)?;
+            self.0.len = len;
+        }
+        Ok(())
+    }
+
     /// From here on the image is only read, and others may read it too. What was not flushed
     /// still has to be synced.
     pub fn freeze(self) -> Result<RawImage> {

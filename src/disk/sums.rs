@@ -311,12 +311,15 @@ impl Chunk {
         Ok(())
     }
 
-    /// Takes over the blocks of `mask` of the chunk of this number.
+    /// Takes over the blocks of `mask` of the chunk of this number; of a smaller disk, with zeros past
+    /// its end.
     pub fn overlay(&mut self, upper: &Self, number: u32, mask: u32) {
         self.number = number;
         for (bit, count) in bits(mask) {
-            let place = self.place(bit, count);
-            self.bytes[place.clone()].copy_from_slice(&upper.bytes[place]);
+            let (place, theirs) = (self.place(bit, count), upper.place(bit, count));
+            let (part, zeros) = self.bytes[place].split_at_mut(theirs.len());
+            part.copy_from_slice(&upper.bytes[theirs]);
+            zeros.fill(0);
         }
     }
 

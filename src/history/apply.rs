@@ -3,6 +3,8 @@
 //! Everything that can fail happens beside the running machine. The one step that counts is the
 //! replacement of vm.json; before it the VM is as it was, after it the VM is at the checkpoint.
 
+use std::collections::BTreeMap;
+
 use super::orphans::orphans;
 use super::saving::{remove_unless_named, save};
 use super::{Catalog, CheckpointError, Result};
@@ -80,7 +82,7 @@ pub fn prepare(
     }
     let generation = Id::random().map_err(CheckpointError::Random)?;
     let parents = manifest.disks.iter().map(|(disk, point)| (disk.clone(), point.top())).collect();
-    let made = disks::branch(folder, &manifest.config, &parents)?;
+    let made = disks::branch(folder, &manifest.config, &parents, &BTreeMap::new())?;
     let tops = made.iter().map(|(disk, layer)| (disk.clone(), layer.id)).collect();
     let made: Vec<LayerSpec> = made.into_values().collect();
     let next = Definition {

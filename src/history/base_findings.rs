@@ -15,7 +15,7 @@ pub fn base_problems(catalog: &Catalog, definition: &Definition) -> Result<Vec<B
     let (layers, manifests) = (Layers::read(folder)?, newest_first(catalog)?);
     let mut problems = Vec::new();
     for config in &definition.config.disks {
-        let size = definition.now.tops.get(&config.id).and_then(|top| layers.size(*top));
+        let size = definition.now.tops.get(&config.id).and_then(|top| layers.base_size(*top));
         if let Err(problem) = look(folder, config, size) {
             problems.push(*problem);
             continue;

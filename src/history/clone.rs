@@ -4,7 +4,7 @@
 //! (hard links) and writes to overlays of its own above them. Either VM may go, with all its files:
 //! the other's names stay. A file with more than one name is changed by nobody.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -211,7 +211,7 @@ impl Source<'_> {
         let mut definition = self.definition.clone();
         definition.now.generation = Some(Id::random().map_err(CheckpointError::Random)?);
         let parents = self.manifest.disks.iter().map(|(disk, point)| (disk.clone(), point.top())).collect();
-        let tops = disks::branch(place, &definition.config, &parents)?;
+        let tops = disks::branch(place, &definition.config, &parents, &BTreeMap::new())?;
         definition.now.tops = tops.into_iter().map(|(disk, layer)| (disk, layer.id)).collect();
         storage.sync_dir(&disks)?;
         // Syncs the folder, too.

@@ -29,6 +29,10 @@ pub enum DisksError {
      writes in a separate file, or ,readonly"
     )]
     Qcow2NeedsOverlay(String),
+    #[error(
+        "disk `{id}` cannot have {size} bytes: its image has {image}, and a disk cannot be smaller than that"
+    )]
+    Smaller { id: String, size: u64, image: u64 },
     #[error(transparent)]
     Lost(#[from] Lost),
     #[error(transparent)]
@@ -77,17 +81,29 @@ pub fn new_layer_path(folder: &VmFolder, disk: &str) -> Result<PathBuf, DisksErr
     Ok(folder.make_disks_folder()?.join(format!("{disk}-{}.{DELTA}", &name[..8])))
 }
 
-/// Gives every disk that asks for an overlay its first one, and names it in the definition.
-pub fn create_overlays(folder: &VmFolder, definition: &mut Definition) -> Result<(), DisksError> {
+/// Bytes of the disks that have layers, by what the layers say.
+pub fn sizes(folder: &VmFolder, tops: &BTreeMap<String, Id>) -> BTreeMap<String, u64> {
+    let layers = Layers::read(folder).unwrap_or_default();
+    tops.iter().filter_map(|(disk, top)| Some((disk.clone(), layers.size(*top)?))).collect()
+}
+
+/// Gives every disk that asks for an overlay its first one, and names it in the definition. `sizes`
+/// are those of disks that are to be larger than their images.
+pub fn create_overlays(
+    folder: &VmFolder,
+    definition: &mut Definition,
+    sizes: &BTreeMap<String, u64>,
+) -> Result<(), DisksError> {
     let overlays = definition.config.disks.iter().filter(|disk| disk.overlay);
     let parents = overlays.map(|disk| (disk.id.clone(), Parent::Base)).collect();
-    let made = branch(folder, &definition.config, &parents)?;
+    let made = branch(folder, &definition.config, &parents, sizes)?;
     definition.now.tops.extend(made.into_iter().map(|(disk, layer)| (disk, layer.id)));
     Ok(())
 }
 
 /// The layers in a VM's folder by what their headers say: a chain is found by its parents, not by
 /// a list that could be older than the last merge.
+#[derive(Default)]
 pub struct Layers {
     pub found: Vec<LayerInfo>,
     /// Files whose header cannot be read: left by a crash in the middle of their creation, which
@@ -119,6 +135,13 @@ impl Layers {
     /// Of the disk that a layer is of.
     pub fn size(&self, layer: Id) -> Option<u64> {
         self.found.iter().find(|found| found.id == layer).map(|found| found.size)
+    }
+
+    /// Of the base that the layers up to `top` were made above; none if one of them is not there.
+    pub fn base_size(&self, top: Id) -> Option<u64> {
+        let chain = self.chain(top).ok()?;
+        let lowest = chain.first()?.id;
+        self.found.iter().find(|found| found.id == lowest).map(|found| found.below)
     }
 
     /// The layers from the base up to `top`.
@@ -169,7 +192,7 @@ pub fn open(
         let path = base_path(folder, config);
         let failed = || DisksError::disk(config);
         if !reuse.disks.contains_key(&config.id) {
-            look(folder, config, tops.get(&config.id).and_then(|top| layers.size(*top)))?;
+            look(folder, config, tops.get(&config.id).and_then(|top| layers.base_size(*top)))?;
         }
         let disk: Arc<dyn Disk> = if let Some(open) = reuse.disks.get(&config.id) {
             open.clone()
@@ -227,11 +250,13 @@ pub fn base_sums(folder: &VmFolder, config: &DiskConfig) -> Result<Option<PathBu
     Ok(there.then_some(path))
 }
 
-/// Makes a fresh, durable layer for each disk in `parents`, above what is named there.
+/// Makes a fresh, durable layer for each disk in `parents`, above what is named there; of that size,
+/// or of the one in `sizes`.
 pub fn branch(
     folder: &VmFolder,
     config: &VmConfig,
     parents: &BTreeMap<String, Parent>,
+    sizes: &BTreeMap<String, u64>,
 ) -> Result<BTreeMap<String, LayerSpec>, DisksError> {
     let storage = folder.storage();
     let layers = Layers::read(folder)?;
@@ -239,14 +264,20 @@ pub fn branch(
     for config in &config.disks {
         let Some(parent) = parents.get(&config.id) else { continue };
         let failed = || DisksError::disk(config);
-        let size = match parent {
-            Parent::Base => None,
-            Parent::Delta(below) => layers.size(*below),
+        let (base_size, below) = match parent {
+            Parent::Base => (None, None),
+            Parent::Delta(below) => (layers.base_size(*below), layers.size(*below)),
         };
-        look(folder, config, size)?;
+        look(folder, config, base_size)?;
         let base = open_base(storage, &base_path(folder, config), config.format).map_err(failed())?;
+        let below = below.unwrap_or(base.len());
+        let size = sizes.get(&config.id).copied().unwrap_or(below);
+        if size < below {
+            remove_layers(folder, made.values());
+            return Err(DisksError::Smaller { id: config.id.clone(), size, image: below });
+        }
         let layer = new_layer_path(folder, &config.id).and_then(|path| {
-            let layer = Delta::create(storage, &path, base.len(), *parent).map_err(failed())?;
+            let layer = Delta::create_over(storage, &path, size, *parent, below).map_err(failed())?;
             Ok(LayerSpec { path, id: layer.id() })
         });
         match layer {

@@ -39,7 +39,7 @@ pub fn settle(
     progress.check()?;
     finish_merge(folder, lock, definition)?;
     let catalog = Catalog::new(folder, definition);
-    let mut settler = Settler { catalog: &catalog, lock, definition };
+    let mut settler = Settler { catalog: &catalog, lock, definition, running: false };
     sealing::seal_fresh(folder, lock, settler.definition, progress)?;
     for disk in settler.disks() {
         while let Some(pair) = settler.next(&disk)? {
@@ -55,14 +55,14 @@ pub fn settle(
 pub fn finish_merge(folder: &VmFolder, lock: &VmLock, definition: &mut Definition) -> Result<()> {
     let Some(merging) = definition.now.merging.clone() else { return Ok(()) };
     let catalog = Catalog::new(folder, definition);
-    Settler { catalog: &catalog, lock, definition }.resume(&merging)
+    Settler { catalog: &catalog, lock, definition, running: false }.resume(&merging)
 }
 
 /// Takes back that a merge was begun. Wherever it stopped, everything reads the same; it is planned
 /// anew another time.
 pub fn give_up(folder: &VmFolder, lock: &VmLock, definition: &mut Definition) -> Result<()> {
     let catalog = Catalog::new(folder, definition);
-    Settler { catalog: &catalog, lock, definition }.give_up()
+    Settler { catalog: &catalog, lock, definition, running: false }.give_up()
 }
 
 /// How many merges wait for their time; one under way is among them.
@@ -88,6 +88,8 @@ pub struct Settler<'a> {
     pub catalog: &'a Catalog<'a>,
     pub lock: &'a VmLock,
     pub definition: &'a mut Definition,
+    /// The disks are open, and know how large their bases are.
+    pub running: bool,
 }
 
 impl Settler<'_> {
@@ -100,6 +102,8 @@ impl Settler<'_> {
     pub fn next(&self, disk: &DiskConfig) -> Result<Option<Pair>> {
         let layers = Layers::read(self.catalog.folder)?;
         let graph = graph(self.catalog.folder, self.definition, &self.catalog.listing()?, disk, &layers)?;
+        let grown = layers.found.iter().filter(|layer| self.running && layer.below != layer.size);
+        let graph = graph.hold(grown.map(|layer| layer.id));
         let Some(Step::Merge { lower, upper, children, upper_is_top }) = graph.next_step() else {
             return Ok(None);
         };
@@ -243,9 +247,14 @@ impl Settler<'_> {
     pub fn give_up(&mut self) -> Result<()> {
         let Some(merging) = self.definition.now.merging.clone() else { return Ok(()) };
         let disk = self.definition.config.disks.iter().find(|disk| disk.id == merging.disk);
-        // What was moved into a base changed it, and a checkpoint is to know it as it is.
+        // What was moved into a base changed it, and a checkpoint is to know it as it is; so is the layer
+        // on it, should it have grown.
         if let (Some(disk), None) = (disk, merging.lower) {
             self.stamp_base(disk)?;
+            let folder = self.catalog.folder;
+            let upper = spec(&Layers::read(folder)?, merging.upper).map_err(DisksError::from)?;
+            merge::base_has_grown(folder.storage(), &base_path(folder, disk), &upper)
+                .map_err(DisksError::from)?;
         }
         let mut next = self.definition.clone();
         next.now.merging = None;
@@ -284,6 +293,7 @@ impl Settler<'_> {
                     disk.format,
                     &upper,
                     sums.get(&upper.id).copied(),
+                    true,
                 )
                 .and_then(|mut merge| merge.finish(storage, &children))
                 .map_err(failed)?;

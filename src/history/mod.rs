@@ -13,6 +13,7 @@ pub mod clone;
 pub mod contents;
 pub mod create;
 pub mod delete;
+pub mod disk_changes;
 pub mod disks;
 mod error;
 mod files;

@@ -111,6 +111,7 @@ impl Pair {
                 self.disk.format,
                 &self.upper,
                 checked.upper,
+                true,
             ),
             Some(lower) => Merge::open(storage, lower, &self.upper, None, checked.outlook.as_ref()),
         }

@@ -58,7 +58,8 @@ fn check(folder: &VmFolder, definition: &Definition, moved: &DiskConfig) -> Resu
     let opened = open_base(folder.storage(), &path, moved.format)
         .map_err(|error| CheckpointError::Refused(failed(error).to_string()))?;
     let top = definition.now.tops.get(&moved.id);
-    let size = top.map(|top| Layers::read(folder).map(|layers| layers.size(*top))).transpose()?.flatten();
+    let size =
+        top.map(|top| Layers::read(folder).map(|layers| layers.base_size(*top))).transpose()?.flatten();
     let refused = |what: String| {
         Err(CheckpointError::Refused(format!(
             "{} is not the base image of disk `{}`: {what}",

@@ -73,6 +73,10 @@ impl Seed {
                  runcmd:\n  - [systemctl, enable, --now, qemu-guest-agent]\n",
             );
         }
+        if text.lines().count() == 1 {
+            // Of settings without any cloud-init says that they cannot be merged.
+            text.push_str("preserve_hostname: false\n");
+        }
         text
     }
 }

@@ -125,7 +125,7 @@ fn compare(a: &Source, b: &Source, sink: &mut Sink, progress: &Progress) -> Resu
     };
     for (id, now) in &b.disks {
         let failed = TransferError::disk(id);
-        let Some(then) = a.disks.get(id).filter(|then| then.len() == now.len()) else {
+        let Some(then) = a.disks.get(id) else {
             found.incomparable.push(id.clone());
             continue;
         };
@@ -137,7 +137,9 @@ fn compare(a: &Source, b: &Source, sink: &mut Sink, progress: &Progress) -> Resu
             changes.add(at, bytes.len() as u64, data);
             Ok(())
         };
-        flat::differences(then, now, &suspects, progress, tell).map_err(&failed)?;
+        // Of one that has grown since the rest was zeros.
+        let then = flat::Sized { disk: then, len: now.len() };
+        flat::differences(&then, now, &suspects, progress, tell).map_err(&failed)?;
         found.disks.insert(id.clone(), changes);
     }
     found.incomparable.extend(a.disks.keys().filter(|id| !b.disks.contains_key(*id)).cloned());

@@ -168,7 +168,7 @@ fn make(folder: &VmFolder, lock: &VmLock, plan: Plan, id: Id, progress: &Progres
     catalog.store.publish(staged, &manifest)?;
     let parents: BTreeMap<String, Parent> =
         points.iter().map(|(disk, point)| (disk.clone(), point.top())).collect();
-    let tops = disks::branch(folder, &config, &parents)?;
+    let tops = disks::branch(folder, &config, &parents, &BTreeMap::new())?;
     definition.now.tops = tops.into_iter().map(|(disk, layer)| (disk, layer.id)).collect();
     definition.now.parent = Some(id);
     storage.sync_dir(folder.path())?;

@@ -179,7 +179,7 @@ fn open(
     let failed = TransferError::disk(&config.id);
     let storage = folder.storage();
     let specs = top.map_or(Ok(Vec::new()), |top| layers.chain(top)).map_err(&failed)?;
-    bases::look(folder, config, top.and_then(|top| layers.size(top))).map_err(CheckpointError::from)?;
+    bases::look(folder, config, top.and_then(|top| layers.base_size(top))).map_err(CheckpointError::from)?;
     let base = open_base(storage, &base_path(folder, config), config.format).map_err(&failed)?;
     if let Some(sums) = base_sums(folder, config)? {
         base.attach_sums(storage, &sums).map_err(&failed)?;

@@ -125,7 +125,8 @@ impl Vmm {
 
     fn with_settler<T>(&mut self, f: impl FnOnce(&mut Settler) -> T) -> T {
         let catalog = Catalog::new(&self.folder, &self.definition);
-        f(&mut Settler { catalog: &catalog, lock: &self.lock, definition: &mut self.definition })
+        let definition = &mut self.definition;
+        f(&mut Settler { catalog: &catalog, lock: &self.lock, definition, running: true })
     }
 
     fn next_pair(&mut self) -> Result<Option<Pair>, CheckpointError> {
@@ -152,7 +153,7 @@ impl Vmm {
         let Some(series) = &mut self.merging else { return Ok(()) };
         let round = series.rounds.entry(id.clone()).or_default();
         let bytes = disk.overlay_bytes().map_err(|e| pair.failed(e))?;
-        if bytes <= small(*round) {
+        if bytes <= small(*round) && !disk.top_is_larger() {
             // What is damaged is not written to as if it were good.
             if pair.lower_id().is_some_and(|lower| series.sound != Some(lower)) {
                 return self.start_check(pair, true);

@@ -6,7 +6,15 @@ use std::time::Duration;
 
 /// How long anything may take; only a hang takes longer.
 pub fn patience() -> Duration {
-    Duration::from_secs(if is_emulated() { 240 } else { 40 })
+    // What takes long is not looked at by anybody who waits.
+    let long = std::env::var_os("PITON_TEST_LONG").is_some_and(|value| value == "1");
+    Duration::from_secs(if !is_emulated() {
+        40
+    } else if long {
+        1200
+    } else {
+        240
+    })
 }
 
 /// In the throw-away host, where an exit to the VMM costs ten times as much.

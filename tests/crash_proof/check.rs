@@ -229,6 +229,10 @@ fn node_disks(
             }
         }
         let (found, expected) = (stamps(&chain)?, node.disks.get(disk).ok_or("an unknown disk")?);
+        if found.len() != expected.len() {
+            let (found, expected) = (found.len(), expected.len());
+            return Err(format!("{OTHERWISE}: disk `{disk}` has {found} sectors instead of {expected}"));
+        }
         if let Some(at) = (0..found.len()).find(|at| found.get(*at) != expected.get(*at)) {
             return Err(format!(
                 "{OTHERWISE}: disk `{disk}`, sector {at}: {} instead of {}",
@@ -318,8 +322,14 @@ fn now(folder: &VmFolder, definition: &Definition, expect: &Expect, files: &mut 
         if !model.parents.contains(&now.parent) {
             return Err(format!("its parent is {:?}, not of {:?}", now.parent, model.parents));
         }
+        if let Some(id) = found.keys().find(|id| !model.disks.contains_key(*id)) {
+            return Err(format!("disk `{id}` is there"));
+        }
         for (id, allowed) in &model.disks {
             let found = found.get(id).ok_or_else(|| format!("disk `{id}` is gone"))?;
+            if found.len() != allowed.len() {
+                return Err(format!("disk `{id}` has {} sectors, not {}", found.len(), allowed.len()));
+            }
             let wrong = (0..allowed.len()).find(|at| !allowed[*at].contains(&found[*at]));
             if let Some(at) = wrong {
                 return Err(format!("disk `{id}`, sector {at}: {} not of {:?}", found[at], allowed[at]));

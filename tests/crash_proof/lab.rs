@@ -16,6 +16,7 @@ use piton::disk::{Backing, Disk};
 use piton::folder::{Definition, VmFolder, VmLock};
 use piton::history::bases;
 use piton::history::create::{Origin, Subject, create};
+use piton::history::disk_changes::{NewSize, add, remove, resize};
 use piton::history::disks::{self, OpenDisks, base_path, new_layer_path};
 use piton::history::relocate::relocate;
 use piton::history::{Catalog, CheckpointError, apply, delete, flat, merge, recover, sealing};
@@ -29,6 +30,8 @@ use crate::model::{Expect, Memory, NodeModel, NowModel, SECTOR, exactly, fill, s
 
 /// Sectors: two chunks of checksums and an end within a block; and a small one.
 pub const DISKS: [(&str, usize); 2] = [("root", 36 * 8 - 3), ("data", 5 * 8)];
+/// Sectors of a disk that is added later, more than its image has.
+const MORE: usize = 9 * 8;
 const MEMORY: u64 = 8 << 20;
 
 pub type Result<T> = std::result::Result<T, CheckpointError>;
@@ -90,7 +93,7 @@ impl Lab {
         let folder = check::folder(&sim);
         let lock = folder.create().unwrap();
         let mut definition = Definition::new(config());
-        disks::create_overlays(&folder, &mut definition).unwrap();
+        disks::create_overlays(&folder, &mut definition, &BTreeMap::new()).unwrap();
         folder.save(&lock, &definition).unwrap();
         let expects = vec![Expect { doing: "nothing".into(), now: vec![now], ..Expect::default() }];
         let disks = OpenDisks::default();
@@ -512,6 +515,51 @@ impl Lab {
         self.step("merge".into(), act, |_, _, _, _| {})
     }
 
+    /// The VM is off, and a disk grows.
+    pub fn resize(&mut self, disk: &str, sectors: usize) -> Result<()> {
+        self.flush()?;
+        let act = |lab: &mut Self| {
+            lab.disks = OpenDisks::default();
+            let Self { folder, lock, definition, .. } = lab;
+            let done = resize(folder, lock, definition, disk, NewSize::To((sectors * SECTOR) as u64));
+            lab.open()?;
+            done.map(drop)
+        };
+        self.step(format!("grow {disk} to {sectors}"), act, |_, during, after, _| {
+            for now in &mut after.now {
+                now.disks.get_mut(disk).unwrap().resize(sectors, vec![0]);
+            }
+            during.now.extend(after.now.clone());
+        })
+    }
+
+    /// The VM is off, and gets another disk or loses one.
+    pub fn plug(&mut self, disk: &str, there: bool) -> Result<()> {
+        self.flush()?;
+        let config = DiskConfig { overlay: true, id: disk.into(), ..config().disks[1].clone() };
+        let act = |lab: &mut Self| {
+            lab.disks = OpenDisks::default();
+            let Self { folder, lock, definition, .. } = lab;
+            let done = match there {
+                true => add(folder, lock, definition, config, Some(MORE as u64 * SECTOR as u64)).map(drop),
+                false => remove(folder, lock, definition, disk, true),
+            };
+            lab.open()?;
+            done
+        };
+        self.step(format!("disk {disk}, there: {there}"), act, |lab, during, after, _| {
+            for now in &mut after.now {
+                match (there, lab.disks.live.get(disk)) {
+                    (true, Some(live)) => {
+                        now.disks.insert(disk.into(), exactly(&stamps(live as &dyn Backing).unwrap()));
+                    }
+                    _ => drop(now.disks.remove(disk)),
+                }
+            }
+            during.now.extend(after.now.clone());
+        })
+    }
+
     /// Makes, or removes, what clones of a checkpoint share.
     pub fn flat(&mut self, id: Id, there: bool) -> Result<()> {
         let act = |lab: &mut Self| {
@@ -541,6 +589,12 @@ impl Lab {
 }
 
 fn fits(now: &NowModel, found: &BTreeMap<String, Vec<u32>>) -> bool {
+    let lens = |(disk, allowed): (&String, &Vec<Vec<u32>>)| {
+        found.get(disk).is_some_and(|found| found.len() == allowed.len())
+    };
+    if now.disks.len() != found.len() || !now.disks.iter().all(lens) {
+        return false;
+    }
     let mut sectors = now.disks.iter().flat_map(|(disk, allowed)| allowed.iter().zip(&found[disk]));
     sectors.all(|(allowed, stamp)| allowed.contains(stamp))
 }

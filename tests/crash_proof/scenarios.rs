@@ -205,6 +205,54 @@ pub const ALL: &[Scenario] = &[
             lab.settle()
         },
     },
+    Scenario {
+        name: "disks grow",
+        run: |lab| {
+            lab.scribble(4)?;
+            // The image itself, nothing being based on it.
+            lab.resize("root", 50 * 8 - 1)?;
+            lab.write("root", 48 * 8 - 3, 9)?;
+            lab.resize("data", 6 * 8)?;
+            lab.write("data", 5 * 8 - 2, 4)?;
+            let a = lab.create("a")?;
+            lab.scribble(3)?;
+            lab.resize("root", 60 * 8)?;
+            lab.write("root", 49 * 8 + 3, 20)?;
+            lab.scribble(2)?;
+            let b = lab.create("b")?;
+            lab.resize("root", 66 * 8 + 5)?;
+            lab.resize("data", 40 * 8)?;
+            lab.write("root", 66 * 8, 5)?;
+            lab.apply(a)?;
+            lab.scribble(2)?;
+            lab.apply(b)?;
+            lab.write("root", 59 * 8, 4)?;
+            // Layers of different sizes become one, at last in the image.
+            lab.delete(a, false)?;
+            lab.settle()?;
+            lab.resize("root", 70 * 8)?;
+            lab.delete(b, false)?;
+            lab.settle()?;
+            lab.write("root", 69 * 8, 4)
+        },
+    },
+    Scenario {
+        name: "disks come and go",
+        run: |lab| {
+            lab.scribble(3)?;
+            let a = lab.create("a")?;
+            lab.plug("more", true)?;
+            lab.write("more", 20, 30)?;
+            let b = lab.create("b")?;
+            lab.plug("more", false)?;
+            lab.scribble(2)?;
+            lab.apply(b)?;
+            lab.write("more", 3, 30)?;
+            lab.apply(a)?;
+            lab.delete(b, false)?;
+            lab.settle()
+        },
+    },
     Scenario { name: "deleted into the trash, and back", run: trash::deleted },
     Scenario { name: "a discarded state, and back", run: trash::discarded },
     Scenario { name: "a VM removed, and back", run: removed::and_back },

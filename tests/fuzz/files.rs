@@ -50,7 +50,11 @@ pub fn delta() -> Target {
     let id = Id::from_bytes([7; 16]);
     let seed = |size: u64, parent| {
         let geometry = Geometry::new(size).unwrap();
-        let header = |generation| Header { generation, size, id, parent }.encode(geometry.data_offset);
+        // The second is as after a merge with a smaller one.
+        let below = |generation| if generation == 2 { size.min(4096) } else { size };
+        let header = |generation| {
+            Header { generation, size, below: below(generation), id, parent }.encode(geometry.data_offset)
+        };
         let mut words = [0; PAGE_WORDS];
         words[0] = 0b1011;
         let slot = |generation| encode_page(id, 0, generation, &words);

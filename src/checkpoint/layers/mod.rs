@@ -84,6 +84,8 @@ pub struct LayerGraph {
     users: BTreeMap<User, Parent>,
     /// Layers that others read, too.
     shared: BTreeSet<LayerId>,
+    /// Layers that do not go into the base now.
+    held: BTreeSet<LayerId>,
     complete: bool,
 }
 
@@ -97,7 +99,7 @@ impl LayerGraph {
         complete: bool,
     ) -> Self {
         let (parents, users) = (layers.into_iter().collect(), users.into_iter().collect());
-        Self { base, parents, users, shared: BTreeSet::new(), complete }
+        Self { base, parents, users, shared: BTreeSet::new(), held: BTreeSet::new(), complete }
     }
 
     /// `layers` are files that another VM has, too: nothing is merged into them, nor are they
@@ -105,6 +107,12 @@ impl LayerGraph {
     /// saves.
     pub fn share(mut self, layers: impl IntoIterator<Item = LayerId>) -> Self {
         self.shared.extend(layers);
+        self
+    }
+
+    /// `layers` are not to be merged into the base for now.
+    pub fn hold(mut self, layers: impl IntoIterator<Item = LayerId>) -> Self {
+        self.held.extend(layers);
         self
     }
 
@@ -167,7 +175,8 @@ impl LayerGraph {
         let pairs = lowers.filter(|lower| !self.is_used(*lower)).filter_map(|lower| {
             // Two that form a ring, or lie on nothing, are for nobody to merge.
             let [upper] = self.on(lower)[..] else { return None };
-            (self.is_grounded(upper) && !self.is_shared(lower, upper)).then_some((lower, upper))
+            let is_held = lower == Parent::Base && self.held.contains(&upper);
+            (self.is_grounded(upper) && !is_held && !self.is_shared(lower, upper)).then_some((lower, upper))
         });
         let is_top = |upper: LayerId| self.users.get(&User::Now) == Some(&Parent::Delta(upper));
         // What the guest writes to comes last: it is merged in rounds, each of which freezes a layer

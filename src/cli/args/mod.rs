@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{DiskArg, Forward, NetArg, parse_cpus, parse_memory};
+use crate::config::{ConfigError, DiskArg, Forward, NetArg, parse_cpus, parse_disk_size, parse_memory};
 use crate::control::State;
 use crate::folder::{CheckpointType, Counts, VmName};
+use crate::history::disk_changes::NewSize;
 use crate::id::Id;
 use crate::manager::Address;
 use crate::moment::parse_span;
@@ -138,6 +139,41 @@ pub enum Command {
 
 #[derive(Debug, Subcommand)]
 pub enum DiskCommand {
+    /// Add a disk to a stopped VM
+    Add {
+        #[arg(value_name = "VM")]
+        name: VmName,
+        /// PATH[,id=NAME][,format=raw|qcow2][,readonly][,passthrough][,overlay[,size=SIZE]]; double any comma
+        /// in PATH
+        #[arg(value_name = "DISK")]
+        disk: DiskArg,
+        /// Backing file that a qcow2 image may use; may be repeated
+        #[arg(long, value_name = "FILE")]
+        backing: Vec<PathBuf>,
+    },
+    /// Remove a disk from a stopped VM; its image and its checkpoints stay
+    #[command(visible_alias = "rm")]
+    Remove {
+        #[arg(value_name = "VM")]
+        name: VmName,
+        /// The disk's id
+        #[arg(value_name = "ID")]
+        disk: String,
+        /// Also if its overlay has data that is in no checkpoint
+        #[arg(long)]
+        discard: bool,
+    },
+    /// Make a disk of a stopped VM larger
+    Resize {
+        #[arg(value_name = "VM")]
+        name: VmName,
+        /// The disk's id
+        #[arg(value_name = "ID")]
+        disk: String,
+        /// New size, such as 20G, or how much more, such as +5G
+        #[arg(value_parser = parse_new_size)]
+        size: NewSize,
+    },
     /// Record the new path of a base image that was moved, for a stopped VM and all its checkpoints
     Relocate {
         #[arg(value_name = "VM")]
@@ -148,6 +184,13 @@ pub enum DiskCommand {
         /// New path of the image; its contents must be unchanged
         path: PathBuf,
     },
+}
+
+fn parse_new_size(text: &str) -> Result<NewSize, ConfigError> {
+    match text.strip_prefix('+') {
+        Some(more) => parse_disk_size(more).map(NewSize::By),
+        None => parse_disk_size(text).map(NewSize::To),
+    }
 }
 
 #[derive(Debug, Args)]
@@ -167,6 +210,9 @@ pub struct RunArgs {
     /// and writes go to an overlay
     #[arg(long, value_name = "DISK", conflicts_with_all = ["kernel", "initrd", "cmdline"])]
     pub image: Option<DiskArg>,
+    /// Size of the image's disk for the guest, such as 20G, if it is to be larger than the image
+    #[arg(long, value_name = "SIZE", requires = "image", value_parser = parse_disk_size)]
+    pub disk_size: Option<u64>,
     /// Append this to the image's kernel command line
     #[arg(long, value_name = "STRING", requires = "image")]
     pub cmdline_extra: Option<String>,
@@ -176,7 +222,7 @@ pub struct RunArgs {
     /// Number of vCPUs
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = parse_cpus)]
     pub cpus: u32,
-    /// Disk image, raw or qcow2: PATH[,id=NAME][,format=raw|qcow2][,readonly][,passthrough][,overlay];
+    /// Disk image, raw or qcow2: PATH[,id=NAME][,format=raw|qcow2][,readonly][,passthrough][,overlay[,size=SIZE]];
     /// may be repeated; double any comma in PATH
     #[arg(long = "disk", value_name = "DISK")]
     pub disks: Vec<DiskArg>,

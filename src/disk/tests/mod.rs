@@ -1,3 +1,4 @@
 mod files;
 mod flat;
+mod grown;
 mod model;

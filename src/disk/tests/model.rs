@@ -211,6 +211,7 @@ impl World {
                         ImageFormat::Raw,
                         &intent.upper,
                         None,
+                        false,
                     );
                     merge.unwrap().finish(&self.storage, &intent.children)
                 }
