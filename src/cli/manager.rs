@@ -26,11 +26,14 @@ pub fn run(args: ManagerArgs, json: bool) -> anyhow::Result<()> {
         ),
         _ => {}
     }
+    let mut starter = Command::new(std::env::current_exe().context("piton cannot find itself")?);
+    starter.arg("start-commands");
     let options = Options {
         home: Home::from_env(Storage::os())?,
         address: address.clone(),
         allowed_hosts: args.allowed_host,
-        program: std::env::current_exe().context("piton cannot find itself")?,
+        starter,
+        confined: !args.guard.no_seccomp,
     };
     let mut signals =
         signal_hook::iterator::Signals::new(signals::ending()).context("signals cannot be received")?;

@@ -111,6 +111,7 @@ pub fn main() -> ExitCode {
         Command::Export(args) => transfer::export_now(&args, json),
         Command::Import(args) => transfer::import(&args, json),
         Command::Manager(args) => manager::run(args, json),
+        Command::StartCommands => crate::manager::start_commands().map_err(Into::into),
         Command::KeepNetwork => crate::net::keep().map_err(Into::into),
         Command::Doctor { name, repair, accept_unchecked } => {
             checkpoint::doctor(&name, repair, accept_unchecked, json)

@@ -404,6 +404,14 @@ pub fn deleted(info: &DeletedInfo) {
     if let Some(id) = info.damaged {
         outln!("the damaged checkpoint {id} {what}");
     }
+    if let Some(bytes) = info.bytes {
+        let merges = match info.merges {
+            None | Some(0) => String::new(),
+            Some(1) => ", and 1 pair of layers merged".into(),
+            Some(count) => format!(", and {count} pairs of layers merged"),
+        };
+        outln!("{} would be freed{merges}, once they are permanently deleted", size(bytes));
+    }
 }
 
 /// What becomes of the disk space; `merged` is the job that was waited for.

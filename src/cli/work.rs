@@ -53,25 +53,37 @@ impl Interrupt {
     }
 }
 
-/// One line on the terminal that is written over again and again; none where nobody looks.
+/// One line on the terminal that is written over again and again; none where nobody looks. A program
+/// that started this one may want lines of JSON instead (`PITON_PROGRESS=json`).
 struct Meter {
     began: Instant,
     seen: bool,
     shown: bool,
+    lines: bool,
 }
 
 impl Meter {
     fn new() -> Self {
-        Self { began: Instant::now(), seen: std::io::stderr().is_terminal(), shown: false }
+        let lines = std::env::var_os("PITON_PROGRESS").is_some_and(|how| how == "json");
+        Self { began: Instant::now(), seen: std::io::stderr().is_terminal(), shown: false, lines }
     }
 
     fn is_due(&self) -> bool {
-        self.seen && self.began.elapsed() >= QUIET
+        self.lines || self.seen && self.began.elapsed() >= QUIET
     }
 
-    fn show(&mut self, line: &str) {
+    fn show(&mut self, phase: &str, done: u64, total: u64, rate: u64, cancelling: bool) {
+        if self.lines {
+            let far = serde_json::json!({"phase": phase, "done": done, "total": total, "rate": rate});
+            return out::to_stderr(&format!("{}\n", serde_json::json!({ "progress": far })));
+        }
         self.shown = true;
-        out::to_stderr(&format!("\r\x1b[K{}", out::harmless(line)));
+        let line = line(phase, done, total, rate, cancelling);
+        out::to_stderr(&format!("\r\x1b[K{}", out::harmless(&line)));
+    }
+
+    fn show_job(&mut self, job: &JobInfo) {
+        self.show(&job.phase, job.done, job.total, job.rate, job.cancelling);
     }
 }
 
@@ -99,10 +111,6 @@ pub fn line(phase: &str, done: u64, total: u64, rate: u64, cancelling: bool) -> 
         line += ", cancelling";
     }
     line
-}
-
-fn line_of(job: &JobInfo) -> String {
-    line(&job.phase, job.done, job.total, job.rate, job.cancelling)
 }
 
 fn job_path(job: Id) -> String {
@@ -156,7 +164,7 @@ pub fn ask<T: DeserializeOwned + Send>(
             if meter.is_due()
                 && let Ok(job) = client::ask::<JobInfo>(socket, Method::GET, &job_path(job), None, QUIETLY)
             {
-                meter.show(&line_of(&job));
+                meter.show_job(&job);
             }
         }
     });
@@ -198,7 +206,7 @@ pub fn watch(socket: &Path, job: Id) -> anyhow::Result<Option<JobInfo>> {
             cancelled = client::delete::<JobInfo>(socket, &job_path(job), &()).is_ok();
         }
         if meter.is_due() {
-            meter.show(&line_of(&info));
+            meter.show_job(&info);
         }
         std::thread::sleep(LOOK);
     }
@@ -219,7 +227,8 @@ pub fn here<T>(work: impl FnOnce(&Progress) -> T) -> anyhow::Result<T> {
                 }
                 if meter.is_due() {
                     let now = watched.snapshot();
-                    meter.show(&line(now.phase, now.done, now.total, watched.rate(), watched.is_cancelled()));
+                    let (rate, cancelled) = (watched.rate(), watched.is_cancelled());
+                    meter.show(now.phase, now.done, now.total, rate, cancelled);
                 }
             }
         });

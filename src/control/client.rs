@@ -176,6 +176,7 @@ fn parse<T: DeserializeOwned>((status, bytes): (StatusCode, Bytes)) -> Result<T,
         serde_json::from_slice(&bytes).map_or_else(|_| status.to_string(), |body: ErrorBody| body.error);
     Err(ClientError::Request(match status {
         StatusCode::INTERNAL_SERVER_ERROR => RequestError::Failed(text),
+        StatusCode::NOT_FOUND => RequestError::Missing(text),
         _ => RequestError::Refused(text),
     }))
 }

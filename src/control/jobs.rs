@@ -231,6 +231,11 @@ impl Jobs {
         Ok(Job { jobs: self.clone(), id, progress })
     }
 
+    /// How many are not over.
+    pub fn under_way(&self) -> usize {
+        self.entries().iter().filter(|entry| !entry.info.state.is_over()).count()
+    }
+
     pub fn list(&self) -> JobList {
         JobList { jobs: self.entries().iter().map(Entry::info).collect() }
     }

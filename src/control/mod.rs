@@ -20,6 +20,7 @@ use trash::{EmptiedInfo, TrashEntry, TrashInfo, UndoBody};
 use upkeep::{PruneBody, PrunedInfo, RetentionChange, ScheduleChange};
 
 use crate::checkpoint::manifest::Mode;
+use crate::checkpoint::store::Store;
 use crate::checkpoint::{CheckpointName, Manifest};
 use crate::config::{Forward, NetArg, VmConfig};
 use crate::folder::{CheckpointType, Definition, LastRun, Retention, Schedule, VmFolder, VmName};
@@ -84,6 +85,9 @@ pub struct VmInfo {
     /// How many checkpoints it has.
     #[serde(default)]
     pub checkpoints: usize,
+    /// How many jobs it is at, or has before it; only of one that runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub active_jobs: Option<usize>,
     /// Process that runs it, while it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
@@ -121,9 +125,11 @@ pub struct VmInfo {
     pub config: VmConfig,
 }
 
-fn count(folder: &VmFolder, definition: &Definition) -> usize {
-    let names = folder.storage().list_dir(&folder.checkpoints(definition)).unwrap_or_default();
-    names.iter().filter(|name| name.to_str().is_some_and(|name| name.parse::<Id>().is_ok())).count()
+/// How many checkpoints users see of a VM. Reads a file for each.
+pub fn count(folder: &VmFolder, definition: &Definition) -> usize {
+    let listing = Store::new(folder.storage().clone(), folder.checkpoints(definition)).list();
+    let manifests = listing.map(|listing| listing.manifests).unwrap_or_default();
+    manifests.iter().filter(|manifest| !manifest.is_in_trash()).count()
 }
 
 /// How a network of a VM that runs does.
@@ -146,6 +152,17 @@ pub struct Traffic {
 
 impl VmInfo {
     pub fn new(folder: &VmFolder, definition: &Definition, state: State, pid: Option<u32>) -> Self {
+        Self::counted(folder, definition, state, pid, count(folder, definition))
+    }
+
+    /// Of a VM whose checkpoints were counted before.
+    pub fn counted(
+        folder: &VmFolder,
+        definition: &Definition,
+        state: State,
+        pid: Option<u32>,
+        checkpoints: usize,
+    ) -> Self {
         Self {
             name: folder.name().clone(),
             state,
@@ -153,7 +170,8 @@ impl VmInfo {
             reason: None,
             warnings: Vec::new(),
             started: None,
-            checkpoints: count(folder, definition),
+            checkpoints,
+            active_jobs: None,
             pid,
             agent_connected: None,
             shares_memory: None,
@@ -402,6 +420,12 @@ pub struct DeletedInfo {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub damaged: Option<Id>,
     pub dry_run: bool,
+    /// Of a dry run: bytes that are free once they are gone for good, at least; merging may free more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    /// Of a dry run: pairs of layers that are to be merged once they are gone for good.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merges: Option<usize>,
     /// The entry of the trash that they are in; none: they are gone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trash: Option<Id>,

@@ -15,7 +15,7 @@ use crate::checkpoint::store::StoreError;
 use crate::checkpoint::tree::{DeletePlan, Tree};
 use crate::control::{CheckpointInfo, DeleteBody, DeletedInfo};
 use crate::folder::{Definition, VmFolder, VmLock};
-use crate::history::{readers, reserve};
+use crate::history::{effect, readers, reserve};
 use crate::id::Id;
 
 /// Forgets `id`, or it and all that descends from it. On a full disk, too: room is kept for it.
@@ -51,10 +51,13 @@ fn delete(
     };
     pinned(&manifests, &plan.gone)?;
     let named = |id: &Id| manifests.iter().find(|manifest| manifest.id == *id).map(CheckpointInfo::from);
+    let effect = body.dry_run.then(|| effect::of_delete(&catalog, definition, &plan.gone));
     let deleted = DeletedInfo {
         deleted: plan.gone.iter().filter_map(named).collect(),
         damaged,
         dry_run: body.dry_run,
+        bytes: effect.map(|effect| effect.bytes),
+        merges: effect.map(|effect| effect.merges),
         trash: None,
         merge_later: false,
         merge_job: None,

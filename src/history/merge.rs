@@ -13,6 +13,7 @@ use super::saving::{is_saved, save};
 use super::{Catalog, Result, sealing};
 use crate::checkpoint::layers::{LayerGraph, Step, User};
 use crate::checkpoint::manifest::DiskPoint;
+use crate::checkpoint::store::Listing;
 use crate::config::DiskConfig;
 use crate::disk::delta_format::Parent;
 use crate::disk::layer::LayerSpec;
@@ -67,11 +68,15 @@ pub fn give_up(folder: &VmFolder, lock: &VmLock, definition: &mut Definition) ->
 
 /// How many merges wait for their time; one under way is among them.
 pub fn pending(catalog: &Catalog, definition: &Definition) -> Result<usize> {
-    let listing = catalog.listing()?;
+    pending_of(catalog, definition, &catalog.listing()?)
+}
+
+/// As if there were just these checkpoints.
+pub fn pending_of(catalog: &Catalog, definition: &Definition, listing: &Listing) -> Result<usize> {
     let layers = Layers::read(catalog.folder)?;
     let mut count = 0;
     for disk in merged_disks(definition) {
-        let graph = graph(catalog.folder, definition, &listing, disk, &layers)?;
+        let graph = graph(catalog.folder, definition, listing, disk, &layers)?;
         count += graph.plan().iter().filter(|step| matches!(step, Step::Merge { .. })).count();
     }
     Ok(count)

@@ -15,6 +15,7 @@ pub mod create;
 pub mod delete;
 pub mod disk_changes;
 pub mod disks;
+mod effect;
 mod error;
 mod files;
 mod finding;

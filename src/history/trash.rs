@@ -9,7 +9,7 @@
 use super::create::{Origin, Subject, create};
 use super::delete::pinned;
 use super::sizes::Sizes;
-use super::{Catalog, CheckpointError, Result, delete, disks, removed, reserve};
+use super::{Catalog, CheckpointError, Result, delete, disks, effect, removed, reserve};
 use crate::checkpoint::tree::{Tree, short};
 use crate::checkpoint::{Manifest, Trashed};
 use crate::control::trash::{EmptiedInfo, TrashEntry, TrashInfo, TrashKind};
@@ -101,10 +101,13 @@ pub fn delete(
     let named = |id: &Id| seen.iter().find(|manifest| manifest.id == *id).map(CheckpointInfo::from);
     let mut how = next(&catalog, if body.subtree { "delete --subtree" } else { "delete" }.into())?;
     how.entry = id;
+    let effect = body.dry_run.then(|| effect::of_delete(&catalog, definition, &gone));
     let deleted = DeletedInfo {
         deleted: gone.iter().rev().filter_map(named).collect(),
         damaged: None,
         dry_run: body.dry_run,
+        bytes: effect.map(|effect| effect.bytes),
+        merges: effect.map(|effect| effect.merges),
         trash: Some(how.entry).filter(|_| !body.dry_run),
         merge_later: false,
         merge_job: None,

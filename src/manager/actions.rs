@@ -1,20 +1,17 @@
 //! Deeds under way and done: each is a piton of its own, which goes on whatever becomes of the page
 //! that asked for it, or of the manager.
 
-use std::io::Read;
-use std::os::fd::OwnedFd;
-use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::io::{BufRead, BufReader, Read};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chrono::{DateTime, Utc};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::watch;
 
-use super::deed::{Deed, DeedError};
+use super::deed::Deed;
+use super::starter::{Off, Started, Starter};
+use super::words::DeedError;
 use crate::folder::VmName;
 use crate::id::Id;
 
@@ -22,8 +19,14 @@ use crate::id::Id;
 const KEPT: usize = 64;
 /// At one time; each is a process.
 const RUNNING_MAX: usize = 32;
-/// Most that is read of what one prints.
-const OUTPUT_MAX: u64 = 8 << 20;
+/// Most that is read of what one prints: a comparison of disks that differ all over is long.
+const OUTPUT_MAX: u64 = 64 << 20;
+/// Bytes of results that are still told of, of all of them; the oldest go.
+const RESULTS_MAX: usize = 64 << 20;
+/// Longest line of what one says beside its result.
+const LINE_MAX: u64 = 64 << 10;
+/// Lines of it that are kept.
+const NOTES_MAX: usize = 20;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -34,6 +37,24 @@ pub enum ActionState {
     Cancelled,
 }
 
+/// How far a command is that works by itself; what a VM does for it is a job of the VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Far {
+    pub phase: String,
+    /// Bytes of this phase.
+    pub done: u64,
+    /// 0: not known.
+    pub total: u64,
+    /// Bytes a second.
+    pub rate: u64,
+}
+
+/// A line of progress.
+#[derive(Deserialize)]
+struct FarLine {
+    progress: Far,
+}
+
 /// As `GET /api/actions/{action}` tells it.
 #[derive(Debug, Clone, Serialize)]
 pub struct Action {
@@ -41,12 +62,18 @@ pub struct Action {
     #[serde(rename = "do")]
     pub kind: &'static str,
     pub vm: VmName,
+    /// The checkpoint that it is about, as it was named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<String>,
     pub state: ActionState,
     /// It was asked to stop; it may be too late for that.
     pub cancelling: bool,
     pub began: DateTime<Utc>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub finished: Option<DateTime<Utc>>,
+    /// As long as it runs and tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Far>,
     /// What the command prints with `--json`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub result: Option<Value>,
@@ -56,6 +83,27 @@ pub struct Action {
     /// What else the command had to say.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+}
+
+impl Action {
+    fn without_result(&self) -> Self {
+        let Self { id, kind, state, cancelling, began, finished, .. } = *self;
+        let Self { vm, checkpoint, progress, error, notes, .. } = self;
+        Self {
+            id,
+            kind,
+            vm: vm.clone(),
+            checkpoint: checkpoint.clone(),
+            state,
+            cancelling,
+            began,
+            finished,
+            progress: progress.clone(),
+            result: None,
+            error: error.clone(),
+            notes: notes.clone(),
+        }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -75,21 +123,23 @@ pub enum ActionError {
 struct Entry {
     action: Action,
     /// None: it is over.
-    process: Option<OwnedFd>,
+    off: Option<Off>,
+    /// Of its result.
+    bytes: usize,
 }
 
 /// A clone is the same list.
 #[derive(Clone)]
 pub struct Actions {
-    program: PathBuf,
+    starter: Arc<Starter>,
     entries: Arc<Mutex<Vec<Entry>>>,
     /// Sent to with each change.
     changed: watch::Sender<()>,
 }
 
 impl Actions {
-    pub fn new(program: PathBuf) -> Self {
-        Self { program, entries: Arc::default(), changed: watch::Sender::new(()) }
+    pub fn new(starter: Starter) -> Self {
+        Self { starter: Arc::new(starter), entries: Arc::default(), changed: watch::Sender::new(()) }
     }
 
     fn entries(&self) -> MutexGuard<'_, Vec<Entry>> {
@@ -101,9 +151,10 @@ impl Actions {
         self.changed.subscribe()
     }
 
-    /// Oldest first.
+    /// Oldest first, without their results.
     pub fn list(&self) -> Vec<Action> {
-        self.entries().iter().map(|entry| entry.action.clone()).collect()
+        let told = |entry: &Entry| entry.action.without_result();
+        self.entries().iter().map(told).collect()
     }
 
     pub fn find(&self, id: &str) -> Result<Action, ActionError> {
@@ -114,48 +165,39 @@ impl Actions {
 
     /// Begins; to be called where waiting is no harm.
     pub fn begin(&self, deed: &Deed) -> Result<Action, ActionError> {
-        let words = deed.words()?;
+        deed.words()?;
         let id = Id::random().map_err(|e| ActionError::Start(std::io::Error::other(e)))?;
         let mut entries = self.entries();
-        if entries.iter().filter(|entry| entry.process.is_some()).count() >= RUNNING_MAX {
+        if entries.iter().filter(|entry| entry.off.is_some()).count() >= RUNNING_MAX {
             return Err(ActionError::TooMany);
         }
-        let mut command = Command::new(&self.program);
-        command.args(words).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        // Ctrl-C at the manager's terminal is not meant for it.
-        command.process_group(0);
-        let mut child = command.spawn().map_err(ActionError::Start)?;
-        let process = match open(&child) {
-            Ok(process) => process,
-            Err(e) => {
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(ActionError::Start(e));
-            }
-        };
+        let started = self.starter.start(deed).map_err(ActionError::Start)?;
+        let off = started.off().map_err(ActionError::Start)?;
         let action = Action {
             id,
             kind: deed.kind(),
             vm: deed.vm().clone(),
+            checkpoint: deed.checkpoint().map(str::to_owned),
             state: ActionState::Running,
             cancelling: false,
             began: Utc::now(),
             finished: None,
+            progress: None,
             result: None,
             error: None,
             notes: Vec::new(),
         };
-        entries.push(Entry { action: action.clone(), process: Some(process) });
+        entries.push(Entry { action: action.clone(), off: Some(off), bytes: 0 });
         drop(entries);
         self.changed.send_replace(());
         let actions = self.clone();
         let watcher = std::thread::Builder::new().name("action".into()).spawn(move || {
-            let ended = wait(child);
+            let ended = wait(started, |far| actions.goes_on(id, far));
             actions.finish(id, ended);
         });
         if let Err(e) = watcher {
             // It goes on, and nobody will know how it ended.
-            self.finish(id, Ended { code: None, stdout: String::new(), stderr: e.to_string() });
+            self.finish(id, Ended { code: None, stdout: Vec::new(), notes: vec![e.to_string()] });
         }
         Ok(action)
     }
@@ -165,10 +207,9 @@ impl Actions {
         let mut entries = self.entries();
         let entry = entries.iter_mut().find(|entry| entry.action.id.to_string() == id);
         let entry = entry.ok_or_else(|| ActionError::Unknown(id.to_owned()))?;
-        let process = entry.process.as_ref().ok_or(ActionError::Over)?;
-        // A second signal would end it as it is.
+        let off = entry.off.as_mut().ok_or(ActionError::Over)?;
         if !entry.action.cancelling {
-            pidfd_send_signal(process, Signal::TERM).map_err(|_| ActionError::Over)?;
+            off.call().map_err(|_| ActionError::Over)?;
             entry.action.cancelling = true;
         }
         let action = entry.action.clone();
@@ -177,17 +218,33 @@ impl Actions {
         Ok(action)
     }
 
+    fn goes_on(&self, id: Id, far: Far) {
+        if let Some(entry) = self.entries().iter_mut().find(|entry| entry.action.id == id) {
+            entry.action.progress = Some(far);
+        }
+        self.changed.send_replace(());
+    }
+
     fn finish(&self, id: Id, ended: Ended) {
         let mut entries = self.entries();
         if let Some(entry) = entries.iter_mut().find(|entry| entry.action.id == id) {
-            entry.process = None;
+            entry.off = None;
             let told = entry.action.cancelling;
+            entry.bytes = ended.stdout.len();
             ended.tell(&mut entry.action, told);
         }
-        let over = entries.iter().filter(|entry| entry.process.is_none()).count();
+        let mut bytes = 0;
+        for entry in entries.iter_mut().rev() {
+            bytes += entry.bytes;
+            if bytes > RESULTS_MAX && entry.action.id != id {
+                entry.action.result = None;
+                bytes -= std::mem::take(&mut entry.bytes);
+            }
+        }
+        let over = entries.iter().filter(|entry| entry.off.is_none()).count();
         let mut too_many = over.saturating_sub(KEPT);
         entries.retain(|entry| {
-            let goes = too_many > 0 && entry.process.is_none();
+            let goes = too_many > 0 && entry.off.is_none();
             too_many -= usize::from(goes);
             !goes
         });
@@ -196,48 +253,56 @@ impl Actions {
     }
 }
 
-/// It was not waited for yet, so its number is its own.
-fn open(child: &Child) -> std::io::Result<OwnedFd> {
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    let pid = pid.ok_or_else(|| std::io::Error::other("its process has an impossible number"))?;
-    Ok(pidfd_open(pid, PidfdFlags::empty())?)
-}
-
 /// How a command ended, and what it printed.
 struct Ended {
     code: Option<i32>,
-    stdout: String,
-    stderr: String,
+    stdout: Vec<u8>,
+    notes: Vec<String>,
 }
 
-fn wait(mut child: Child) -> Ended {
-    fn read(output: Option<impl Read>) -> String {
+fn wait(started: Started, goes_on: impl FnMut(Far) + Send) -> Ended {
+    let (stdout, notes) = std::thread::scope(|scope| {
+        let errors = scope.spawn(|| listen(&started.stderr, goes_on));
         let mut bytes = Vec::new();
-        if let Some(output) = output {
-            // What cannot be read is missing, which is told for what it is.
-            let _ = output.take(OUTPUT_MAX).read_to_end(&mut bytes);
-        }
-        String::from_utf8_lossy(&bytes).into_owned()
-    }
-    let stderr = child.stderr.take();
-    let (stdout, stderr) = std::thread::scope(|scope| {
-        let errors = scope.spawn(move || read(stderr));
-        let stdout = read(child.stdout.take());
-        (stdout, errors.join().unwrap_or_default())
+        // What cannot be read is missing, which is told for what it is.
+        let _ = (&started.stdout).take(OUTPUT_MAX).read_to_end(&mut bytes);
+        (bytes, errors.join().unwrap_or_default())
     });
-    let code = child.wait().ok().and_then(|status| status.code());
-    Ended { code, stdout, stderr }
+    Ended { code: started.code(), stdout, notes }
+}
+
+/// Takes what a command says of its progress, and returns what else it says.
+fn listen(stderr: impl Read, mut goes_on: impl FnMut(Far)) -> Vec<String> {
+    let mut notes: Vec<String> = Vec::new();
+    let mut stderr = BufReader::new(stderr);
+    loop {
+        let mut line = Vec::new();
+        match (&mut stderr).take(LINE_MAX).read_until(b'\n', &mut line) {
+            Ok(0) | Err(_) => return notes,
+            Ok(_) => {}
+        }
+        let line = String::from_utf8_lossy(&line);
+        let line = line.trim();
+        if let Ok(FarLine { progress }) = serde_json::from_str(line) {
+            goes_on(progress);
+        } else if !line.is_empty() {
+            notes.push(line.strip_prefix("piton: ").unwrap_or(line).to_owned());
+            // The last says why it failed.
+            if notes.len() > NOTES_MAX {
+                notes.remove(0);
+            }
+        }
+    }
 }
 
 impl Ended {
     fn tell(self, action: &mut Action, cancelled: bool) {
         // Some commands print a line for each thing that they did; the last says where things stand.
-        let values = serde_json::Deserializer::from_str(&self.stdout).into_iter::<Value>();
+        let values = serde_json::Deserializer::from_slice(&self.stdout).into_iter::<Value>();
         let result = values.map_while(Result::ok).last();
-        let lines = self.stderr.lines().filter(|line| !line.trim().is_empty());
-        let mut notes: Vec<String> =
-            lines.map(|line| line.strip_prefix("piton: ").unwrap_or(line).to_owned()).take(20).collect();
+        let mut notes = self.notes;
         action.finished = Some(Utc::now());
+        action.progress = None;
         if self.code == Some(0) {
             action.state = ActionState::Done;
             action.result = result;
@@ -274,7 +339,7 @@ mod tests {
         let path = dir.path().join("piton");
         std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).unwrap();
-        Actions::new(path)
+        Actions::new(Starter::thread(path))
     }
 
     fn start() -> Deed {
@@ -299,8 +364,43 @@ mod tests {
         let actions = program(&dir, "kill -9 $$");
         let action = over(&actions, actions.begin(&start()).unwrap().id);
         assert_eq!(action.error.as_deref(), Some("the command was killed"));
-        let gone = Actions::new(dir.path().join("none"));
+        let gone = Actions::new(Starter::thread(dir.path().join("none")));
         assert!(matches!(gone.begin(&start()), Err(ActionError::Start(_))));
+    }
+
+    #[test]
+    fn how_far_it_is_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let line = r#"{"progress":{"phase":"disks","done":1,"total":2,"rate":3}}"#;
+        // Goes on once the file is there.
+        let script = format!("echo '{line}' >&2; until [ -e \"$0.go\" ]; do sleep 0.01; done; echo '{{}}'");
+        let actions = program(&dir, &script);
+        let id = actions.begin(&start()).unwrap().id;
+        let told = Far { phase: "disks".into(), done: 1, total: 2, rate: 3 };
+        while actions.find(&id.to_string()).unwrap().progress.as_ref() != Some(&told) {
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        std::fs::write(dir.path().join("piton.go"), "").unwrap();
+        let action = over(&actions, id);
+        assert_eq!((action.progress, action.notes), (None, vec![]));
+        assert!(action.result.is_some() && actions.list()[0].result.is_none());
+        let many: String = (0..50).map(|n| format!("{n}\n")).collect();
+        assert_eq!(listen(many.as_bytes(), |_| {}).first().map(String::as_str), Some("30"));
+    }
+
+    #[test]
+    fn only_so_many_run_at_one_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let actions = program(&dir, "exec sleep 1000");
+        let ids: Vec<Id> = (0..RUNNING_MAX).map(|_| actions.begin(&start()).unwrap().id).collect();
+        assert!(matches!(actions.begin(&start()), Err(ActionError::TooMany)));
+        for id in ids {
+            actions.cancel(&id.to_string()).unwrap();
+            over(&actions, id);
+        }
+        let last = actions.begin(&start()).unwrap().id;
+        actions.cancel(&last.to_string()).unwrap();
+        over(&actions, last);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! | `GET /api/vms`, `GET /api/vms/{vm}` | all VMs, or one |
 //! | `GET /api/vms/{vm}/tree` | its checkpoints |
 //! | `GET /api/vms/{vm}/checkpoints/{checkpoint}` | one of them |
+//! | `GET /api/vms/{vm}/trash` | what can be taken back |
 //! | `DELETE /api/vms/{vm}/jobs/{job}` | 202 and the job, being cancelled |
 //! | `GET /api/vms/{vm}/console` | a WebSocket |
 //! | `GET /api/events`, with `?vm=NAME` | server-sent events ([`events`](super::events)) |
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::{DefaultBodyLimit, FromRequest, Path as UrlPath, Query, Request, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
@@ -55,6 +57,7 @@ pub fn router(context: Context) -> Router {
         .route("/api/vms", get(all))
         .route("/api/vms/{vm}", get(one))
         .route("/api/vms/{vm}/tree", get(tree))
+        .route("/api/vms/{vm}/trash", get(trash))
         .route("/api/vms/{vm}/checkpoints/{checkpoint}", get(checkpoint))
         .route("/api/vms/{vm}/jobs/{job}", axum::routing::delete(cancel_job))
         .route("/api/vms/{vm}/console", get(attach))
@@ -129,7 +132,7 @@ impl From<FolderError> for Problem {
 impl From<CheckpointError> for Problem {
     fn from(e: CheckpointError) -> Self {
         let status = match e {
-            CheckpointError::Missing(_) => StatusCode::NOT_FOUND,
+            ref e if e.is_missing() => StatusCode::NOT_FOUND,
             ref e if e.is_refusal() => StatusCode::CONFLICT,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
@@ -197,6 +200,11 @@ async fn tree(State(context): State<Context>, UrlPath(vm): UrlPath<String>) -> O
     Ok(Json(blocking(move || files::tree(&folder)).await?).into_response())
 }
 
+async fn trash(State(context): State<Context>, UrlPath(vm): UrlPath<String>) -> Outcome<Response> {
+    let folder = existing(&context, &vm).await?;
+    Ok(Json(blocking(move || files::trash(&folder)).await?).into_response())
+}
+
 async fn checkpoint(
     State(context): State<Context>,
     UrlPath((vm, reference)): UrlPath<(String, String)>,
@@ -228,9 +236,10 @@ async fn cancel_job(
 async fn attach(
     State(context): State<Context>,
     UrlPath(vm): UrlPath<String>,
-    upgrade: WebSocketUpgrade,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Outcome<Response> {
     let folder = existing(&context, &vm).await?;
+    let upgrade = upgrade.map_err(|e| Problem(StatusCode::BAD_REQUEST, e.body_text()))?;
     let upgrade = upgrade.max_message_size(console::MESSAGE_MAX).max_frame_size(console::MESSAGE_MAX);
     Ok(upgrade.on_upgrade(|page| console::relay(page, folder)))
 }

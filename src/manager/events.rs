@@ -5,7 +5,8 @@
 //! | `vm` | a VM, new or changed |
 //! | `gone` | the name of a VM that is no more |
 //! | `tree` | the checkpoints of the VM that was asked for; or `{"error"}` |
-//! | `actions` | all actions |
+//! | `trash` | what can be taken back of that VM; or `{"error"}` |
+//! | `actions` | all actions, without their results |
 //! | `ready` | nothing: all that there was has been told |
 
 use std::collections::BTreeMap;
@@ -18,10 +19,11 @@ use http_body_util::channel::Sender;
 use serde::Serialize;
 
 use super::actions::Actions;
-use super::files::{TreeFiles, tree};
+use super::files::{TreeFiles, trash, tree};
 use super::watch::Watch;
 use crate::control::ErrorBody;
 use crate::folder::VmFolder;
+use crate::history::CheckpointError;
 
 /// Between two looks for news.
 const TICK: Duration = Duration::from_millis(40);
@@ -44,25 +46,36 @@ fn json(value: &impl Serialize) -> String {
     })
 }
 
-/// The tree as it was told last.
+/// The tree and the trash as they were told last.
 struct Shown {
     files: TreeFiles,
-    told: String,
+    tree: String,
+    trash: String,
 }
 
 impl Shown {
-    /// The event, if there is something new.
-    fn news(&mut self) -> Option<String> {
+    /// An event for each of which there is something new.
+    fn news(&mut self) -> String {
         if !self.files.have_changed() {
-            return None;
+            return String::new();
         }
-        let now = match tree(self.files.folder()) {
-            Ok(tree) => json(&tree),
-            Err(e) => json(&ErrorBody { error: e.to_string() }),
-        };
-        let changed = now != self.told;
-        self.told = now;
-        changed.then(|| event("tree", &self.told))
+        let folder = self.files.folder();
+        let (tree, trash) = (told(tree(folder)), told(trash(folder)));
+        let mut news = String::new();
+        for (name, before, now) in [("tree", &mut self.tree, tree), ("trash", &mut self.trash, trash)] {
+            if *before != now {
+                news += &event(name, &now);
+                *before = now;
+            }
+        }
+        news
+    }
+}
+
+fn told(found: Result<impl Serialize, CheckpointError>) -> String {
+    match found {
+        Ok(found) => json(&found),
+        Err(e) => json(&ErrorBody { error: e.to_string() }),
     }
 }
 
@@ -71,7 +84,8 @@ pub async fn tell(mut stream: Stream, watch: Watch, actions: Actions, vm: Option
     let watcher = watch.watcher();
     let mut of_actions = actions.watch();
     of_actions.mark_changed();
-    let mut shown = vm.map(|folder| Shown { files: TreeFiles::new(folder), told: String::new() });
+    let mut shown =
+        vm.map(|folder| Shown { files: TreeFiles::new(folder), tree: String::new(), trash: String::new() });
     let mut told: BTreeMap<String, Arc<str>> = BTreeMap::new();
     let (began, mut spoke, mut ready) = (Instant::now(), Instant::now(), false);
     loop {
@@ -93,7 +107,7 @@ pub async fn tell(mut stream: Stream, watch: Watch, actions: Actions, vm: Option
             });
             if let Ok((tree, of_tree)) = looked.await {
                 shown = Some(tree);
-                news += &of_tree.unwrap_or_default();
+                news += &of_tree;
             }
         }
         if of_actions.has_changed().unwrap_or(false) {

@@ -2,11 +2,16 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use super::tail;
-use crate::control::TreeInfo;
+use crate::control::trash::TrashInfo;
+use crate::control::{TreeInfo, count};
 use crate::folder::{Definition, LastRun, VmFolder};
 use crate::history::{self, Catalog, CheckpointError};
+
+/// Counting checkpoints reads a file for each; of a VM that is off it is done so often.
+const COUNT: Duration = Duration::from_secs(1);
 
 /// A file or folder as it was when it was looked at; another one if anything was written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -24,6 +29,7 @@ impl Stamp {
 pub struct Told {
     /// Or why it cannot be read.
     pub definition: Result<Definition, String>,
+    pub checkpoints: usize,
     pub last_run: Option<LastRun>,
     /// There is a socket; whether somebody is behind it is another matter.
     pub listens: bool,
@@ -34,19 +40,34 @@ pub struct Files {
     folder: VmFolder,
     definition: Option<(Stamp, Definition)>,
     console: Option<(Stamp, Vec<String>)>,
+    counted: Option<(Instant, usize)>,
 }
 
 impl Files {
     pub fn new(folder: VmFolder) -> Self {
-        Self { folder, definition: None, console: None }
+        Self { folder, definition: None, console: None, counted: None }
     }
 
     pub fn look(&mut self) -> Told {
-        Told {
-            definition: self.definition(),
-            last_run: self.folder.last_run(),
-            listens: self.folder.socket().exists(),
-            console: self.console(),
+        let definition = self.definition();
+        let listens = self.folder.socket().exists();
+        // One that runs counts them itself.
+        let checkpoints = match &definition {
+            Ok(definition) if !listens => self.count(definition),
+            _ => self.counted.map_or(0, |(_, count)| count),
+        };
+        Told { definition, checkpoints, last_run: self.folder.last_run(), listens, console: self.console() }
+    }
+
+    /// How many checkpoints there are.
+    fn count(&mut self, definition: &Definition) -> usize {
+        match self.counted {
+            Some((at, count)) if at.elapsed() < COUNT => count,
+            _ => {
+                let count = count(&self.folder, definition);
+                self.counted = Some((Instant::now(), count));
+                count
+            }
         }
     }
 
@@ -81,6 +102,12 @@ impl Files {
 pub fn tree(folder: &VmFolder) -> Result<TreeInfo, CheckpointError> {
     let definition = folder.load()?;
     history::tree(&Catalog::new(folder, &definition), &definition)
+}
+
+/// What was taken away and can be taken back.
+pub fn trash(folder: &VmFolder) -> Result<TrashInfo, CheckpointError> {
+    let definition = folder.load()?;
+    history::trash::info(&Catalog::new(folder, &definition), &definition)
 }
 
 /// Notices when the checkpoints of a VM change.

@@ -1,25 +1,28 @@
 //! Where the manager listens, and its life.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, UnixListener};
+use std::os::unix::net::UnixListener;
 use tokio::sync::{oneshot, watch};
 
 use super::actions::Actions;
 use super::api::Context;
 use super::front::{Door, router};
 use super::gate::Gate;
+use super::starter::Starter;
 use super::watch::Watch;
 use crate::control::server::connections::{ended, serve as serve_clients};
 use crate::control::server::descriptors;
 use crate::folder::Home;
 use crate::seats::Seats;
+use crate::seccomp::{self, Thread};
 
 /// Connections at one time, where there are file descriptors enough.
 const CONNECTIONS_MAX: usize = 256;
@@ -79,14 +82,16 @@ pub struct Options {
     pub address: Address,
     /// Names that this host has for browsers elsewhere.
     pub allowed_hosts: Vec<String>,
-    /// piton itself.
-    pub program: PathBuf,
+    /// Runs [`start_commands`](super::start_commands).
+    pub starter: Command,
+    /// Restrict what the threads that browsers reach may ask of the kernel.
+    pub confined: bool,
 }
 
 /// Where the manager can be found: a link is this and the token. Over a Unix socket the port is the
 /// user's own.
-fn root(options: &Options, at: Option<SocketAddr>) -> String {
-    let host = options.allowed_hosts.first();
+fn root(allowed_hosts: &[String], at: Option<SocketAddr>) -> String {
+    let host = allowed_hosts.first();
     match at {
         None => format!("http://{}", host.map_or("localhost:PORT", String::as_str)),
         Some(at) => match host {
@@ -96,82 +101,104 @@ fn root(options: &Options, at: Option<SocketAddr>) -> String {
     }
 }
 
-/// Serves until `stop` comes. `new_link` is told each link; one lets one browser in.
+/// A socket that listens.
+enum Open {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+/// Serves until `stop` comes. `new_link` is told each link; one lets one browser in. All that browsers
+/// reach is in a thread, and in those that it starts, that may look at files, ask VMs and the process
+/// that starts commands, and nothing else.
 pub fn serve(
     options: Options,
     new_link: impl Fn(&str) + Send + Sync + 'static,
     stop: oneshot::Receiver<()>,
 ) -> Result<(), ManagerError> {
-    // Two threads do for those who look, and one that waits for a disk holds up nobody.
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_io()
-        .enable_time()
-        .build()
-        .map_err(ManagerError::Start)?;
-    let result = runtime.block_on(run(options, new_link, stop));
-    // A look at a folder that does not answer is not waited for.
-    runtime.shutdown_background();
-    result
-}
-
-async fn run(
-    options: Options,
-    new_link: impl Fn(&str) + Send + Sync + 'static,
-    stop: oneshot::Receiver<()>,
-) -> Result<(), ManagerError> {
-    match options.address.clone() {
+    let (door, gate, at) = match &options.address {
         Address::Tcp(address) => {
             let failed = |error| ManagerError::Listen { at: address.to_string(), error };
-            let door = TcpListener::bind(address).await.map_err(failed)?;
+            let door = TcpListener::bind(address).map_err(failed)?;
             let at = door.local_addr().map_err(failed)?;
+            door.set_nonblocking(true).map_err(failed)?;
             // An address is nobody's name.
             let own = (!at.ip().is_unspecified()).then(|| match at.ip() {
                 IpAddr::V4(ip) => ip.to_string(),
                 IpAddr::V6(ip) => format!("[{ip}]"),
             });
             let gate = Gate::new(options.allowed_hosts.iter().cloned().chain(own), &at.port().to_string());
-            talk(options, gate, Some(at), door, new_link, stop).await
+            (Open::Tcp(door), gate, Some(at))
         }
         Address::Unix(path) => {
-            let door = bind(&path)?;
             let mark = format!("{:08x}", crc32fast::hash(path.as_os_str().as_encoded_bytes()));
-            let gate = Gate::new(options.allowed_hosts.iter().cloned(), &mark);
-            let result = talk(options, gate, None, door, new_link, stop).await;
-            let _ = std::fs::remove_file(&path);
-            result
+            (Open::Unix(bind(path)?), Gate::new(options.allowed_hosts.iter().cloned(), &mark), None)
         }
+    };
+    let Options { home, address, starter, confined, .. } = options;
+    let root = root(&options.allowed_hosts, at);
+    let tell = move |token: &str| new_link(&format!("{root}/?token={token}"));
+    // The first is told here, as it may start a browser.
+    tell(&gate.new_link().map_err(ManagerError::Start)?);
+    let starter = Starter::spawn(starter).map_err(ManagerError::Start)?;
+    if confined {
+        seccomp::enable().map_err(|e| ManagerError::Start(io::Error::other(e)))?;
     }
+    let served = std::thread::Builder::new().name("manager".into()).spawn(move || {
+        seccomp::confine(Thread::Manager);
+        // Two threads do for those who look, and one that waits for a disk holds up nobody.
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_io()
+            .enable_time()
+            .build()
+            .map_err(ManagerError::Start)?;
+        let door = (door, Door { gate: Arc::new(gate), new_link: Arc::new(tell) });
+        let result = runtime.block_on(talk(door, home, Actions::new(starter), stop));
+        // A look at a folder that does not answer is not waited for.
+        runtime.shutdown_background();
+        result
+    });
+    let served = served.map_err(ManagerError::Start)?.join();
+    if let Address::Unix(path) = &address {
+        let _ = std::fs::remove_file(path);
+    }
+    served.unwrap_or_else(|_| Err(ManagerError::Start(io::Error::other("its thread panicked"))))
 }
 
 async fn talk(
-    options: Options,
-    gate: Gate,
-    at: Option<SocketAddr>,
-    door: impl crate::control::server::connections::Door,
-    new_link: impl Fn(&str) + Send + Sync + 'static,
+    (open, door): (Open, Door),
+    home: Home,
+    actions: Actions,
     stop: oneshot::Receiver<()>,
 ) -> Result<(), ManagerError> {
-    let root = root(&options, at);
-    let tell = move |token: &str| new_link(&format!("{root}/?token={token}"));
-    tell(&gate.new_link().map_err(ManagerError::Start)?);
-    let watch = Watch::new(options.home.clone());
+    let watch = Watch::new(home.clone());
     tokio::spawn(watch.clone().run());
-    let context = Context { home: options.home, watch, actions: Actions::new(options.program) };
-    let app = router(Door { gate: Arc::new(gate), new_link: Arc::new(tell) }, context);
+    let app = router(door, Context { home, watch, actions });
     let seats = Seats::new((descriptors() / 4).clamp(4, CONNECTIONS_MAX), GRACE);
     let (end, stopped) = watch::channel(());
     let patience = async {
         ended(stopped.clone()).await;
         tokio::time::sleep(LAST_WORDS).await;
     };
+    let serving = async {
+        match open {
+            Open::Tcp(door) => {
+                let door = tokio::net::TcpListener::from_std(door)?;
+                serve_clients(door, app, seats, stopped.clone()).await;
+            }
+            Open::Unix(door) => {
+                let door = tokio::net::UnixListener::from_std(door)?;
+                serve_clients(door, app, seats, stopped.clone()).await;
+            }
+        }
+        Ok(())
+    };
     tokio::select! {
-        () = serve_clients(door, app, seats, stopped.clone()) => {}
-        () = patience => {}
+        served = serving => served.map_err(ManagerError::Start),
+        () = patience => Ok(()),
         // Who may stop it has gone, or has done so.
-        _ = async { let _ = stop.await; drop(end); std::future::pending::<()>().await } => {}
+        never = async { let _ = stop.await; drop(end); std::future::pending().await } => never,
     }
-    Ok(())
 }
 
 /// Listens at `path`, in place of the socket of a manager that is no more.
@@ -190,6 +217,7 @@ fn bind(path: &Path) -> Result<UnixListener, ManagerError> {
         },
     }
     let door = UnixListener::bind(path).map_err(failed)?;
+    door.set_nonblocking(true).map_err(failed)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
     Ok(door)
 }

@@ -15,6 +15,8 @@ pub struct Load {
     /// Bytes a second that its process read and wrote.
     pub read: u64,
     pub written: u64,
+    /// Bytes a second that the guest sent and received.
+    pub network: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +25,7 @@ struct Counters {
     cpu: u64,
     read: u64,
     written: u64,
+    network: u64,
 }
 
 /// Remembers what was counted before.
@@ -33,8 +36,9 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// The load of a process; none where nothing is known yet.
-    pub fn look(&mut self, pid: Option<u32>) -> Option<Load> {
+    /// The load of a process whose guest sent and received so many bytes; none where nothing is known
+    /// yet.
+    pub fn look(&mut self, pid: Option<u32>, network: u64) -> Option<Load> {
         let Some(pid) = pid else {
             *self = Self::default();
             return None;
@@ -44,7 +48,7 @@ impl Meter {
             _ => {}
         }
         let now = Instant::now();
-        let counted = count(pid)?;
+        let counted = Counters { network, ..count(pid)? };
         self.load = match self.before {
             Some((before, at, counters)) if before == pid => Some(rate(counters, counted, now - at)),
             _ => None,
@@ -61,6 +65,7 @@ fn rate(before: Counters, now: Counters, time: Duration) -> Load {
         cpu_percent: a_second(before.cpu, now.cpu),
         read: a_second(before.read, now.read),
         written: a_second(before.written, now.written),
+        network: a_second(before.network, now.network),
     }
 }
 
@@ -81,7 +86,7 @@ fn parse(stat: &str, io: &str) -> Option<Counters> {
         let line = io.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
         line.and_then(|count| count.parse().ok()).unwrap_or(0)
     };
-    Some(Counters { cpu, read: bytes("read_bytes"), written: bytes("write_bytes") })
+    Some(Counters { cpu, read: bytes("read_bytes"), written: bytes("write_bytes"), network: 0 })
 }
 
 #[cfg(test)]
@@ -92,11 +97,11 @@ mod tests {
     fn what_the_kernel_tells() {
         let stat = "7 (a) b (c) S 1 2 3 4 5 6 7 8 9 10 30 20 0 0 20 0 1 0";
         let counters = parse(stat, "rchar: 9\nread_bytes: 4096\nwrite_bytes: 10\n").unwrap();
-        assert_eq!(counters, Counters { cpu: 50, read: 4096, written: 10 });
+        assert_eq!(counters, Counters { cpu: 50, read: 4096, written: 10, network: 0 });
         assert!(parse("7 (a", "").is_none() && parse("7 (a) S 1", "").is_none());
-        let later = Counters { cpu: 250, read: 4096, written: 30 };
+        let later = Counters { cpu: 250, read: 4096, written: 30, network: 5 };
         let load = rate(counters, later, Duration::from_secs(2));
-        assert_eq!(load, Load { cpu_percent: 100, read: 0, written: 10 });
+        assert_eq!(load, Load { cpu_percent: 100, read: 0, written: 10, network: 2 });
         assert!(count(std::process::id()).is_some());
     }
 }

@@ -15,8 +15,11 @@ mod gate;
 mod listen;
 mod load;
 mod pages;
+mod starter;
 mod tail;
 mod vms;
 mod watch;
+mod words;
 
 pub use listen::{Address, ManagerError, Options, serve};
+pub use starter::run as start_commands;

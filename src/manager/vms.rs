@@ -12,7 +12,7 @@ use super::load::{Load, Meter};
 use crate::control::client::{self, ClientError};
 use crate::control::jobs::{JobInfo, JobList};
 use crate::control::{State, VmInfo};
-use crate::folder::{VmFolder, VmName};
+use crate::folder::{Definition, VmFolder, VmName};
 
 /// How long a process may take for a sign of life.
 const LIFE: Duration = Duration::from_secs(3);
@@ -89,7 +89,10 @@ impl Looker {
             return self.stopped(told);
         }
         let answer = self.news().await;
-        let jobs = client::ask_once::<JobList>(&self.folder.socket(), Method::GET, "/vm/jobs", LIFE).await;
+        let jobs = match &answer {
+            Some(Ok(VmInfo { active_jobs: Some(0), .. })) => Ok(JobList { jobs: Vec::new() }),
+            _ => client::ask_once(&self.folder.socket(), Method::GET, "/vm/jobs", LIFE).await,
+        };
         let busy = match (answer, &jobs) {
             (Some(Ok(info)), _) => {
                 self.known = Some(info);
@@ -105,11 +108,12 @@ impl Looker {
         let jobs = jobs.map(|list| list.jobs).unwrap_or_default();
         let info = match (&self.known, &told.definition) {
             (Some(info), _) => info.clone(),
-            (None, Ok(definition)) => VmInfo::new(&self.folder, definition, State::Running, None),
+            (None, Ok(definition)) => self.told(definition, State::Running, None, told.checkpoints),
             (None, Err(error)) => return self.broken(error.clone()),
         };
+        let traffic = info.networks.iter().map(|one| one.received.bytes.saturating_add(one.sent.bytes)).sum();
         VmView::Known(Box::new(KnownVm {
-            load: self.meter.look(info.pid),
+            load: self.meter.look(info.pid, traffic),
             info,
             busy,
             console: told.console,
@@ -134,7 +138,7 @@ impl Looker {
         match told.definition {
             Err(error) => self.broken(error),
             Ok(definition) => {
-                let info = VmInfo::new(&self.folder, &definition, State::Stopped, None);
+                let info = self.told(&definition, State::Stopped, None, told.checkpoints);
                 idle(VmInfo { last_run: told.last_run, ..info }, told.console)
             }
         }
@@ -146,11 +150,16 @@ impl Looker {
         match told.definition {
             Err(error) => self.broken(error),
             Ok(definition) => {
-                let info = VmInfo::new(&self.folder, &definition, State::Unresponsive, pid);
+                let info = self.told(&definition, State::Unresponsive, pid, told.checkpoints);
                 let reason = "its process is not responding: wait, or cut its power".to_owned();
                 idle(VmInfo { reason: Some(reason), ..info }, told.console)
             }
         }
+    }
+
+    /// What its folder tells.
+    fn told(&self, definition: &Definition, state: State, pid: Option<u32>, checkpoints: usize) -> VmInfo {
+        VmInfo::counted(&self.folder, definition, state, pid, checkpoints)
     }
 
     fn broken(&self, error: String) -> VmView {
@@ -161,7 +170,7 @@ impl Looker {
         self.known = None;
         self.asked.abort_all();
         self.asked = JoinSet::new();
-        self.meter.look(None);
+        self.meter.look(None, 0);
     }
 }
 

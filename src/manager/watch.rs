@@ -11,8 +11,11 @@ use tokio::task::AbortHandle;
 use super::vms::Looker;
 use crate::folder::{Home, VmFolder, VmName};
 
-/// Between two looks; nothing that changes is told later than two of these.
-pub const TICK: Duration = Duration::from_millis(80);
+/// Between two looks at a VM; nothing that changes is told later than two of these.
+const TICK: Duration = Duration::from_millis(80);
+/// Of many VMs, each is looked at less often: this much later for each, up to [`TICK_MAX`].
+const TICK_EACH: Duration = Duration::from_millis(3);
+const TICK_MAX: Duration = Duration::from_millis(500);
 
 /// All VMs by name, each as JSON.
 pub type Snapshot = Arc<BTreeMap<String, Arc<str>>>;
@@ -56,6 +59,12 @@ impl Watch {
         there.is_some_and(|there| self.seen.borrow().len() >= there)
     }
 
+    fn tick(&self) -> Duration {
+        let there = self.there.lock().unwrap_or_else(PoisonError::into_inner).unwrap_or(0);
+        let count = u32::try_from(there).unwrap_or(u32::MAX);
+        TICK_EACH.saturating_mul(count).clamp(TICK, TICK_MAX)
+    }
+
     async fn somebody_watches(&self) {
         let mut watchers = self.watchers.subscribe();
         // The sender is here.
@@ -74,7 +83,7 @@ impl Watch {
                 Ok(Err(e)) => log::warn!("{e}"),
                 Err(e) => log::error!("cannot list the folder of VMs: {e}"),
             }
-            tokio::time::sleep(TICK).await;
+            tokio::time::sleep(self.tick()).await;
         }
     }
 
@@ -111,7 +120,7 @@ impl Watch {
                 Ok(json) => self.tell(&name, &json),
                 Err(e) => log::error!("cannot describe the VM `{name}` to browsers: {e}"),
             }
-            tokio::time::sleep(TICK).await;
+            tokio::time::sleep(self.tick()).await;
         }
     }
 

@@ -187,7 +187,7 @@ mod tests {
         Thread::Log,
     ];
 
-    const COMMANDS: [Thread; 3] = [Thread::Files, Thread::Import, Thread::Serve];
+    const COMMANDS: [Thread; 4] = [Thread::Files, Thread::Import, Thread::Serve, Thread::Manager];
 
     #[test]
     fn every_filter_compiles() {
@@ -237,8 +237,8 @@ mod tests {
         ];
         for thread in ALL.into_iter().chain(COMMANDS) {
             for (call, ..) in thread.tables().concat() {
-                let calls =
-                    thread == Thread::VsockCalls && [libc::SYS_socket, libc::SYS_connect].contains(&call);
+                let calls = [Thread::VsockCalls, Thread::Manager].contains(&thread)
+                    && [libc::SYS_socket, libc::SYS_connect].contains(&call);
                 assert!(calls || !never.contains(&call), "{thread:?}: {call}");
             }
         }

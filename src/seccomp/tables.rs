@@ -333,6 +333,41 @@ const SERVE: &[Rule] = &[
     (libc::SYS_ioctl, request(0x5421), "sockets that do not block (FIONBIO)"),
 ];
 
+/// The web manager reads folders, asks the VMs by their sockets and the process that starts commands by
+/// one that is open already. It writes no file, and reaches nothing on a network but who came to it.
+const MANAGER: &[Rule] = &[
+    (libc::SYS_openat, READ_ONLY, "the VMs' folders, /proc"),
+    (libc::SYS_newfstatat, Always, "files"),
+    (libc::SYS_fstat, Always, "files"),
+    (libc::SYS_statx, Always, "files"),
+    (libc::SYS_getdents64, Always, "folders"),
+    (libc::SYS_readlink, Always, "files"),
+    (libc::SYS_readlinkat, Always, "files"),
+    (libc::SYS_getcwd, Always, "files"),
+    (libc::SYS_pread64, Always, "files"),
+    (libc::SYS_preadv, Always, "files"),
+    (libc::SYS_lseek, Always, "files"),
+    (libc::SYS_fgetxattr, Always, "whether a memory image was checked"),
+    (libc::SYS_socket, argument(0, libc::AF_UNIX as u64), "the VMs' sockets"),
+    (libc::SYS_connect, Always, "the VMs' sockets"),
+    (libc::SYS_socketpair, argument(0, libc::AF_UNIX as u64), "the line of a command"),
+    (libc::SYS_sendmsg, Always, "requests to the process that starts commands"),
+    (libc::SYS_pipe2, Always, "what a command prints"),
+    (libc::SYS_setsockopt, Always, "answers that are not held back, and how long one is waited for"),
+    (libc::SYS_getpeername, Always, "who a client is"),
+    (libc::SYS_readv, Always, "requests"),
+    (libc::SYS_poll, Always, "waits"),
+    (libc::SYS_ppoll, Always, "waits"),
+    (libc::SYS_epoll_pwait, Always, "waits for clients"),
+    (libc::SYS_epoll_create1, Always, "its loop"),
+    (libc::SYS_eventfd2, Always, "its loop"),
+    (libc::SYS_clone3, Always, "threads"),
+    (libc::SYS_clone, argument_has(0, libc::CLONE_THREAD as u64), "threads, where clone3 is missing"),
+    (libc::SYS_prctl, argument(0, libc::PR_SET_NAME as u64), "names of threads"),
+    (libc::SYS_prlimit64, Always, "how many files it may have open, and the size of stacks"),
+    (libc::SYS_getuid, Always, "the owner of a folder"),
+];
+
 impl Thread {
     /// The tables whose rules hold for it.
     pub fn tables(self) -> &'static [&'static [Rule]] {
@@ -350,6 +385,7 @@ impl Thread {
             // Locks, and the doorbell of the agent's port.
             Self::Agent => &[RUNTIME],
             Self::Signals => &[RUNTIME, SIGNALS],
+            Self::Manager => &[RUNTIME, CONTROL, MANAGER],
             Self::Log => &[RUNTIME, LOG],
             Self::Terminal => &[RUNTIME, TERMINAL],
             Self::Main => &[

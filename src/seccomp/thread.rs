@@ -27,6 +27,8 @@ pub enum Thread {
     Import,
     /// The same for a server of disks.
     Serve,
+    /// All that browsers reach of the web manager.
+    Manager,
     /// Rotates the VMM's log.
     Log,
 }
@@ -51,6 +53,7 @@ impl Thread {
             Self::Files => "files",
             Self::Import => "import",
             Self::Serve => "serve",
+            Self::Manager => "manager",
             Self::Log => "log",
         }
     }

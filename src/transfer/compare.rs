@@ -35,6 +35,8 @@ pub struct Comparison {
 
 #[derive(Debug, Default, Serialize)]
 pub struct Changes {
+    /// Of the disk, or of all of memory; what its addresses go up to is more.
+    pub size: u64,
     /// Sum of all lengths.
     pub bytes: u64,
     /// In order, none touching another.
@@ -131,7 +133,7 @@ fn compare(a: &Source, b: &Source, sink: &mut Sink, progress: &Progress) -> Resu
         };
         let suspects = suspects::suspects(then, now).map_err(&failed)?;
         progress.phase("disks", suspects.iter().map(|range| range.end - range.start).sum());
-        let mut changes = Changes::default();
+        let mut changes = Changes { size: now.len(), ..Changes::default() };
         let tell = |at: u64, bytes: &[u8]| {
             let data = sink.put(bytes)?;
             changes.add(at, bytes.len() as u64, data);
@@ -146,8 +148,9 @@ fn compare(a: &Source, b: &Source, sink: &mut Sink, progress: &Progress) -> Resu
     if let (Some(then), Some(now)) = (&a.memory, &b.memory)
         && then.ranges() == now.ranges()
     {
-        progress.phase("memory", now.ranges().iter().map(|(_, len)| len).sum());
-        let mut changes = Changes::default();
+        let size = now.ranges().iter().map(|(_, len)| len).sum();
+        progress.phase("memory", size);
+        let mut changes = Changes { size, ..Changes::default() };
         memory::differences(then, now, progress, |gpa, bytes| {
             let data = sink.put(bytes)?;
             changes.add(gpa, bytes.len() as u64, data);

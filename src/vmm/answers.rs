@@ -83,7 +83,8 @@ impl Vmm {
             // The owner's loop ends with it.
             (Request::Kill, _) => {}
             // Pausing what is paused and resuming what runs are done already.
-            (Request::Show | Request::Pause | Request::Resume, _) => {}
+            (Request::Pause | Request::Resume, _) => {}
+            (Request::Show, _) => return Ok(self.look().into()),
             (Request::Set(body), _) if body.changes_hardware() => {
                 let name = self.folder.name();
                 return Err(RequestError::Refused(format!(

@@ -30,7 +30,7 @@ use crate::config::VmConfig;
 use crate::control::agent::AgentAsked;
 use crate::control::jobs::{JobKind, Jobs};
 use crate::control::server::{Asked, Server};
-use crate::control::{Answer, Request, RequestError, State, VmInfo};
+use crate::control::{Answer, Request, RequestError, State, VmInfo, count};
 use crate::devices::console::Console;
 use crate::devices::virtio::vsock::host::{Host, HostError};
 use crate::events::MachineEvent;
@@ -69,6 +69,8 @@ pub struct Vmm {
     disks: OpenDisks,
     boot: u64,
     started: chrono::DateTime<chrono::Utc>,
+    /// Its checkpoints, as long as nothing was done.
+    counted: Option<usize>,
     network: Option<Network>,
     /// Where programs of the host meet those of the guest. Dropped before the lock, as is:
     vsock: Option<Arc<Host>>,
@@ -116,6 +118,7 @@ impl Vmm {
             disks,
             boot: 0,
             started: chrono::Utc::now(),
+            counted: None,
             network: None,
             vsock: None,
             desk: desk::Desk::new(),
@@ -289,6 +292,9 @@ impl Vmm {
                 None => self.queue.recv().map_err(RecvTimeoutError::from),
             };
             history::catch_up(&self.folder, &self.lock, &self.definition);
+            if !matches!(&message, Ok(Message::Request(asked)) if asked.request == Request::Show) {
+                self.counted = None;
+            }
             let now = Instant::now();
             if let Some((_, by)) = closing.filter(|(at, _)| now >= *at) {
                 log::warn!("the guest did not shut down in time");
@@ -436,17 +442,30 @@ impl Vmm {
     }
 
     pub fn info(&self) -> VmInfo {
+        self.counted_info(count(&self.folder, &self.definition))
+    }
+
+    /// The same for who looks many times a second: checkpoints are counted again only after something
+    /// was done.
+    fn look(&mut self) -> VmInfo {
+        let known = self.counted.unwrap_or_else(|| count(&self.folder, &self.definition));
+        self.counted = Some(known);
+        self.counted_info(known)
+    }
+
+    fn counted_info(&self, checkpoints: usize) -> VmInfo {
         let pid = self.machine.is_some().then(std::process::id);
         // Of a machine that runs, it would have to wait for requests in flight.
         let reason = self.machine.as_ref().filter(|machine| !machine.is_running()).and_then(Machine::stuck);
         let agent_connected = self.machine.as_ref().map(|machine| machine.agent().is_open());
         let networks = self.network_info();
         let warnings = thaw::warning(self.machine.as_ref()).into_iter().collect();
-        let known = VmInfo::new(&self.folder, &self.definition, self.state(), pid);
+        let known = VmInfo::counted(&self.folder, &self.definition, self.state(), pid, checkpoints);
         let shares_memory =
             self.machine.as_ref().map(|_| self.filling.as_ref().is_some_and(Filling::is_shared));
         let started = Some(self.started);
-        VmInfo { reason, warnings, started, agent_connected, shares_memory, networks, ..known }
+        let active_jobs = Some(self.jobs.under_way());
+        VmInfo { active_jobs, reason, warnings, started, agent_connected, shares_memory, networks, ..known }
     }
 
     /// The guest waits for the user, rather than seeing its disk fail. It may be over already: a

@@ -183,6 +183,14 @@ impl Browser<'_> {
         );
     }
 
+    /// The same of all of it, and not only of what fits the window.
+    pub fn whole_shot(&self, name: &str) {
+        let how = json!({"format": "png", "captureBeyondViewport": true});
+        let picture = self.devtools("Page.captureScreenshot", &how);
+        std::fs::write(pictures().join(format!("{name}.png")), base64(picture["data"].as_str().unwrap()))
+            .unwrap();
+    }
+
     /// A picture of the page for a person to look at.
     pub fn shot(&self, name: &str) {
         let dir = pictures();

@@ -19,7 +19,10 @@ pub struct Manager {
 impl Manager {
     /// On a free port.
     pub fn start(home: &Home) -> Self {
-        let mut command = home.command(["manager", "--no-open", "--listen", "127.0.0.1:0"]);
+        Self::run(home.command(["manager", "--no-open", "--listen", "127.0.0.1:0"]))
+    }
+
+    pub fn run(mut command: std::process::Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         let mut manager = Self { child, stdout, link: String::new(), port: 0 };

@@ -3,9 +3,13 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod api;
 mod browser;
 mod client;
 mod pages;
+#[path = "../openapi/schema.rs"]
+#[allow(dead_code, reason = "the other test uses the rest")]
+mod schema;
 
 use std::io::{Read, Write};
 use std::process::Stdio;
@@ -136,8 +140,8 @@ fn what_the_commands_do_is_done() {
     let made = done(json!({"do": "create", "vm": "demo", "name": script.replace('/', "|"), "note": script}));
     assert_eq!(made["note"], script);
     let id = made["id"].as_str().unwrap().to_owned();
-    let tree = events.find("tree", |tree| (tree["checkpoints"][0]["id"] == id).then(|| tree.clone()));
-    assert_eq!(tree["now"], id);
+    let tree = events.find("tree", |tree| (tree["now"] == id).then(|| tree.clone()));
+    assert_eq!(tree["checkpoints"][0]["id"], id);
     assert_eq!(session.get(&manager, "/api/vms/demo/tree"), tree);
     let details = session.get(&manager, &format!("/api/vms/demo/checkpoints/{id}"));
     assert_eq!((&details["note"], &details["vm"]), (&json!(script), &json!("demo")));
@@ -167,10 +171,59 @@ fn what_the_commands_do_is_done() {
     assert_eq!(failed["state"], "failed");
     assert!(failed["error"].as_str().unwrap().contains("already running"), "{failed}");
 
+    done(json!({"do": "pin", "vm": "demo", "checkpoint": "one"}));
+    let kept = session.act(&manager, &json!({"do": "delete", "vm": "demo", "checkpoint": "one"}));
+    assert!(kept["error"].as_str().unwrap().contains("is pinned"), "{kept}");
+    done(json!({"do": "unpin", "vm": "demo", "checkpoint": "one"}));
+
+    // What is deleted comes back.
+    done(json!({"do": "set", "vm": "demo", "trash_seconds": 3600}));
+    let plan = done(json!({"do": "delete", "vm": "demo", "checkpoint": "one", "dry_run": true}));
+    assert!(plan["bytes"].as_u64().unwrap() > 0, "{plan}");
+    done(json!({"do": "delete", "vm": "demo", "checkpoint": "one"}));
+    let trash = events.find("trash", |trash| (trash["entries"][0]["id"].is_string()).then(|| trash.clone()));
+    assert_eq!(session.get(&manager, "/api/vms/demo/trash"), trash);
+    events.find("vm", |vm| (vm["name"] == "demo" && vm["checkpoints"] == 0).then_some(()));
+    done(json!({"do": "undo", "vm": "demo"}));
+    events.find("vm", |vm| (vm["name"] == "demo" && vm["checkpoints"] == 1).then_some(()));
+    done(json!({"do": "delete", "vm": "demo", "checkpoint": "one"}));
+    let entry = session.get(&manager, "/api/vms/demo/trash")["entries"][0]["id"].clone();
+    done(json!({"do": "restore", "vm": "demo", "entry": entry}));
+    done(json!({"do": "create", "vm": "demo", "name": "gone"}));
+    done(json!({"do": "delete", "vm": "demo", "checkpoint": "gone"}));
+    done(json!({"do": "empty", "vm": "demo"}));
+    assert_eq!(session.get(&manager, "/api/vms/demo/trash")["entries"], json!([]));
+
+    // Rules and differences.
+    let rules = json!({"keep": {"last": 1}, "max_bytes": 1 << 30, "all": true});
+    done(json!({"do": "set", "vm": "demo", "retention": rules, "schedule": {"every_seconds": 0}}));
+    done(json!({"do": "create", "vm": "demo", "name": "newest"}));
+    let plan = done(json!({"do": "prune", "vm": "demo", "dry_run": true}));
+    assert_eq!(
+        (&plan["checkpoints"][0]["stays"], &plan["checkpoints"][1]["stays"]),
+        (&json!(true), &json!(false))
+    );
+    let found = done(json!({"do": "diff", "vm": "demo", "checkpoint": "one", "with": "newest"}));
+    assert_eq!(found["memory"]["size"], 32 << 20, "{found}");
+    let many = done(json!({"do": "clone", "vm": "demo", "checkpoint": "newest", "new": "many", "count": 2}));
+    assert_eq!(many.as_array().unwrap().len(), 2);
+    for name in ["many-1", "many-2"] {
+        done(json!({"do": "kill", "vm": name}));
+        done(json!({"do": "remove", "vm": name}));
+    }
+    done(json!({"do": "prune", "vm": "demo"}));
+    let tree = session.get(&manager, "/api/vms/demo/tree");
+    assert_eq!(
+        (tree["checkpoints"].as_array().unwrap().len(), &tree["checkpoints"][0]["name"]),
+        (1, &json!("newest"))
+    );
+
     done(json!({"do": "pause", "vm": "demo"}));
-    done(json!({"do": "stop", "vm": "demo", "force": true}));
+    done(json!({"do": "kill", "vm": "demo"}));
     // A clone of a checkpoint with memory stands where that was made.
-    done(json!({"do": "stop", "vm": "other", "force": true}));
+    done(json!({"do": "kill", "vm": "other"}));
+    done(json!({"do": "rename-vm", "vm": "other", "name": "another"}));
+    done(json!({"do": "rename-vm", "vm": "another", "name": "other"}));
     done(json!({"do": "remove", "vm": "other"}));
     events.find("gone", |name| (name == "other").then_some(()));
     let all = session.get(&manager, "/api/vms");
@@ -201,6 +254,27 @@ fn one_vm_that_is_stuck_holds_up_no_other() {
     events.find("vm", |vm| (vm["name"] == "good" && vm["state"] == "running").then_some(()));
     send_signal(pid, libc::SIGKILL);
     events.find("vm", |vm| (vm["name"] == "stuck" && vm["last_run"]["how"] == "killed").then_some(()));
+}
+
+/// Whoever took over what browsers reach could start no program.
+#[test]
+fn what_browsers_reach_is_confined() {
+    let home = Home::new();
+    let command = |forbidden: &str, more: &[&str]| {
+        let mut command = home.command(["manager", "--no-open", "--listen", "127.0.0.1:0"]);
+        command.args(more).env("PITON_TEST_FORBIDDEN_CALL", forbidden);
+        command
+    };
+    let output = command("manager", &[]).output().unwrap();
+    assert_eq!(output.status.code(), Some(159), "{output:?}");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(told.contains("thread manager made system call 59, which its seccomp filter forbids"), "{told}");
+    // The name of another thread, or no filter: it lives.
+    for (name, more) in [("vcpu", &[][..]), ("manager", &["--no-seccomp"])] {
+        let mut manager = Manager::run(command(name, more));
+        let session = manager.let_in();
+        assert_eq!(session.get(&manager, "/api/vms"), json!([]));
+    }
 }
 
 #[test]

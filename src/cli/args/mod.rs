@@ -121,6 +121,9 @@ pub enum Command {
     Import(ImportArgs),
     /// Show all VMs and their checkpoints in a browser
     Manager(ManagerArgs),
+    /// Start commands for the manager whose process is at the other end of standard input
+    #[command(hide = true)]
+    StartCommands,
     /// Start passt for the VM whose process is at the other end of standard input
     #[command(hide = true)]
     KeepNetwork,
@@ -568,6 +571,8 @@ pub struct ManagerArgs {
     /// Do not open a browser
     #[arg(long)]
     pub no_open: bool,
+    #[command(flatten)]
+    pub guard: GuardArgs,
 }
 
 #[derive(Debug, Args)]

@@ -22,6 +22,9 @@ export async function perform(deed, success) {
   return null;
 }
 
+/// Where its own word says too little.
+const PHASES = { agent: "waiting for the guest’s agent" };
+
 /// Quick ones flash by unseen.
 const QUIET = 600;
 
@@ -45,11 +48,19 @@ function running() {
       key: `action ${action.id}`,
       vm: action.vm,
       what: DOING[action.do] ?? action.do,
+      subject: nameOf(action),
       began: Date.parse(action.began),
       ...action,
+      ...action.progress,
       cancel: () => cancelAction(action.id),
     }));
   return [...jobs, ...actions];
+}
+
+/// A page names checkpoints by id.
+function nameOf(action) {
+  const known = state.treeOf === action.vm ? state.tree?.checkpoints : null;
+  return known?.find((one) => one.id === action.checkpoint)?.name;
 }
 
 const rows = new Map();
@@ -83,7 +94,7 @@ function render() {
     else shown.progress.removeAttribute("value");
     const amount = item.total > 0 ? `${size(item.done)} of ${size(item.total)}` : "";
     const rate = item.rate > 0 ? `${size(item.rate)}/s` : "";
-    const phase = item.cancelling ? "being cancelled" : item.phase ?? "";
+    const phase = item.cancelling ? "being cancelled" : PHASES[item.phase] ?? item.phase ?? "";
     setText(shown.detail, [phase, amount, rate].filter(Boolean).join(", "));
     shown.cancelButton.disabled = Boolean(item.cancelling);
   }

@@ -3,7 +3,7 @@
 import { h } from "./dom.js";
 import { ask, say } from "./dialogs.js";
 import { perform } from "./actions.js";
-import { act } from "./store.js";
+import { act, state } from "./store.js";
 import { ago, duration, plural, size } from "./text.js";
 
 export async function createCheckpoint(vm) {
@@ -32,10 +32,10 @@ export async function createCheckpoint(vm) {
 }
 
 /// How what is taken away can be brought back, if it can.
-function back(vm) {
+function back(vm, many = false) {
   return vm.trash_seconds > 0
-    ? `For ${duration(vm.trash_seconds)}, “piton undo ${vm.name}” in a terminal brings it back.`
-    : "It cannot be brought back: the trash of this VM is off.";
+    ? `For ${duration(vm.trash_seconds)}, “Undo” brings ${many ? "them" : "it"} back.`
+    : `${many ? "They" : "It"} cannot be brought back: the trash of this VM is off.`;
 }
 
 function lost(vm) {
@@ -113,9 +113,14 @@ export async function deleteCheckpoint(vm, checkpoint, subtree) {
     return say(problem.message, true);
   }
   if (plan.state !== "done") return say(plan.error, true);
-  const going = plan.result.deleted;
+  const { deleted: going, bytes = 0, merges = 0 } = plan.result;
+  // As they stand in the tree.
+  const place = new Map(state.tree?.checkpoints?.map((one, index) => [one.id, index]));
+  going.sort((a, b) => (place.get(a.id) ?? 0) - (place.get(b.id) ?? 0));
   const names = going.slice(0, 12).map((one) => h("li", {}, one.name));
   if (going.length > names.length) names.push(h("li", {}, `and ${going.length - names.length} more`));
+  const later = vm.trash_seconds > 0;
+  const merging = merges > 0 ? `, and ${plural(merges, "pair")} of disk layers will be merged` : "";
   const given = await ask({
     title: subtree && going.length > 1
       ? `Delete “${checkpoint.name}” and all below it?`
@@ -124,64 +129,13 @@ export async function deleteCheckpoint(vm, checkpoint, subtree) {
       going.length > 1 ? h("ul", { class: "going" }, ...names) : null,
       `${going.length > 1 ? `These ${plural(going.length, "checkpoint")} hold` : "It holds"} ${held(going)}. `
         + "The VM and all other checkpoints stay as they are.",
-      back(vm),
-    ].filter(Boolean),
+      `${later ? `Once gone from the trash, at least ${size(bytes)} will be free` : `At least ${size(bytes)} will be free`}${merging}.`,
+      back(vm, going.length > 1),
+    ],
     confirm: going.length > 1 ? `Delete ${going.length}` : "Delete",
     danger: true,
   });
   if (!given) return;
   await perform(deed, (done) => `${plural(done.deleted.length, "checkpoint")} deleted`
     + (done.merge_later ? "; disk layers are being merged." : "."));
-}
-
-export async function renameCheckpoint(vm, checkpoint) {
-  const given = await ask({
-    title: `Rename “${checkpoint.name}”`,
-    fields: [{ name: "name", label: "Name", kind: "text", most: 64, value: checkpoint.name, required: true }],
-    confirm: "Rename",
-  });
-  if (!given || given.name === checkpoint.name) return;
-  await perform({ do: "rename", vm: vm.name, checkpoint: checkpoint.id, name: given.name });
-}
-
-export async function editNote(vm, checkpoint) {
-  const given = await ask({
-    title: `Note of “${checkpoint.name}”`,
-    fields: [{ name: "note", label: "Note", kind: "textarea", value: checkpoint.note }],
-    confirm: "Save",
-  });
-  if (!given || given.note === checkpoint.note) return;
-  await perform({ do: "note", vm: vm.name, checkpoint: checkpoint.id, note: given.note });
-}
-
-export async function cloneCheckpoint(vm, checkpoint) {
-  const given = await ask({
-    title: `Clone from “${checkpoint.name}”`,
-    text: ["A new VM begins at this checkpoint and shares its data; both then go their own ways."],
-    fields: [
-      { name: "new", label: "Name of the new VM", kind: "text", most: 64, value: `${vm.name}-clone`, required: true },
-      { name: "run", label: "Run it at once", kind: "check", value: false },
-    ],
-    confirm: "Clone",
-  });
-  if (!given) return;
-  await perform({ do: "clone", vm: vm.name, checkpoint: checkpoint.id, ...given }, `The VM “${given.new}” was created.`);
-}
-
-export async function exportCheckpoint(vm, checkpoint) {
-  const given = await ask({
-    title: `Export “${checkpoint.name}”`,
-    text: ["A self-contained copy: a backup, or to be imported on another host with piton import."],
-    fields: [{ name: "dir", label: "Folder to create on this host", kind: "text", required: true,
-      placeholder: "/home/you/backup", hint: "An absolute path; the folder must not exist yet." }],
-    confirm: "Export",
-  });
-  if (!given) return;
-  await perform({ do: "export", vm: vm.name, checkpoint: checkpoint.id, dir: given.dir }, `Exported to ${given.dir}.`);
-}
-
-export async function verifyCheckpoint(vm, checkpoint) {
-  await perform({ do: "verify", vm: vm.name, checkpoint: checkpoint.id },
-    (done) => `“${checkpoint.name}” is as it was written: ${size(done.bytes)} read and checked`
-      + (done.unchecked?.length ? `; ${plural(done.unchecked.length, "base image")} without checksums.` : "."));
 }

@@ -25,7 +25,7 @@ const THEMES = {
     blue: "#22539a", brightBlue: "#22539a", magenta: "#7d3a86", brightMagenta: "#7d3a86" },
 };
 
-export function consoleView(body, name, current) {
+export function consoleView(body, current, name) {
   const status = h("span", { class: "line", role: "status" });
   const again = button("Connect", () => connect(), { hidden: true });
   const copy = button("Copy selection", () => navigator.clipboard?.writeText(terminal?.getSelection() ?? ""));

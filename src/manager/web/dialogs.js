@@ -3,8 +3,8 @@
 import { h, button, uniqueId } from "./dom.js";
 
 /// Shows a form; resolves to its values by name, or to null if it was left.
-/// A field: {name, label, kind: "text"|"textarea"|"check"|"choice"|"number", value, hint, choices, required, when}
-export function ask({ title, text = [], fields = [], confirm, danger = false, check }) {
+/// A field: {name, label, kind: "text"|"textarea"|"check"|"choice"|"select"|"number", value, hint, choices, required, when}
+export function ask({ title, text = [], fields = [], confirm, danger = false, check, wide = false }) {
   return new Promise((resolve) => {
     const heading = uniqueId("title");
     const problem = h("p", { class: "problem", role: "alert" });
@@ -29,13 +29,13 @@ export function ask({ title, text = [], fields = [], confirm, danger = false, ch
       done(given);
     }, onchange: refresh, oninput: refresh },
       h("h2", { id: heading }, title),
-      ...text.map((line) => (typeof line === "string" ? h("p", {}, line) : line)),
+      ...text.filter(Boolean).map((line) => (typeof line === "string" ? h("p", {}, line) : line)),
       ...controls.map(({ row }) => row),
       problem,
       h("div", { class: "buttons" },
-        button("Cancel", () => done(null)),
-        h("button", { type: "submit", class: danger ? "danger" : "primary" }, confirm)));
-    const dialog = h("dialog", { "aria-labelledby": heading }, form);
+        button(confirm ? "Cancel" : "Close", () => done(null)),
+        confirm ? h("button", { type: "submit", class: danger ? "danger" : "primary" }, confirm) : null));
+    const dialog = h("dialog", { "aria-labelledby": heading, class: wide ? "wide" : null }, form);
     dialog.addEventListener("cancel", (event) => {
       event.preventDefault();
       done(null);
@@ -44,7 +44,7 @@ export function ask({ title, text = [], fields = [], confirm, danger = false, ch
     const done = (result) => {
       dialog.close();
       dialog.remove();
-      if (before instanceof HTMLElement && before.isConnected) before.focus();
+      focusAgain(before);
       resolve(result);
     };
     document.body.append(dialog);
@@ -52,9 +52,18 @@ export function ask({ title, text = [], fields = [], confirm, danger = false, ch
     dialog.showModal();
     const first = controls.find(({ row }) => !row.hidden);
     if (first && !danger) first.focus();
-    else if (danger) form.querySelector(".buttons button").focus();
+    else form.querySelector(".buttons button").focus();
   });
 }
+
+/// Where the focus was; what was drawn anew meanwhile is found by its id.
+function focusAgain(before) {
+  const element = before?.isConnected ? before : before?.id ? document.getElementById(before.id) : null;
+  if (element instanceof HTMLElement && element !== document.body) element.focus({ preventScroll: true });
+}
+
+/// Shows something; resolves once it was closed.
+export const show = (title, content, wide = false) => ask({ title, text: content, wide });
 
 function build(field) {
   const id = uniqueId("field");
@@ -75,6 +84,12 @@ function build(field) {
     const chosen = () => inputs.find(({ input }) => input.checked)?.input;
     return { row, read: () => chosen()?.value ?? "", focus: () => (chosen() ?? inputs[0].input).focus() };
   }
+  if (field.kind === "select") {
+    const select = h("select", { id, "aria-describedby": described },
+      ...field.choices.map(([value, label]) => h("option", { value, selected: value === field.value }, label)));
+    const row = h("div", { class: "field" }, h("label", { for: id }, field.label), select, hint);
+    return { row, read: () => select.value, focus: () => select.focus() };
+  }
   const input = h(field.kind === "textarea" ? "textarea" : "input", {
     id,
     type: field.kind === "textarea" ? null : field.kind === "number" ? "number" : "text",
@@ -83,12 +98,13 @@ function build(field) {
     placeholder: field.placeholder,
     maxlength: field.most,
     min: field.min,
+    max: field.max,
     autocomplete: "off",
     spellcheck: field.kind === "textarea" ? null : "false",
     "aria-describedby": described,
     "aria-required": field.required ? "true" : null,
   });
-  const row = h("div", { class: "field" }, h("label", { for: id }, field.label), input, hint);
+  const row = h("div", { class: field.short ? "field short" : "field" }, h("label", { for: id }, field.label), input, hint);
   return { row, read: () => input.value.trim(), focus: () => { input.focus(); input.select(); } };
 }
 
@@ -98,6 +114,8 @@ export function say(text, bad = false) {
     button("×", () => line.remove(), { "aria-label": "Dismiss", class: "plain" }));
   const messages = document.getElementById("messages");
   messages.append(line);
-  while (messages.children.length > 5) messages.firstChild.remove();
+  // Said once is enough, and what is said must not cover the page.
+  for (const other of [...messages.children]) if (other !== line && other.firstChild.textContent === text) other.remove();
+  while (messages.children.length > 3) messages.firstChild.remove();
   if (!bad) setTimeout(() => line.remove(), 6000);
 }

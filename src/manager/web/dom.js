@@ -13,6 +13,28 @@ export function h(tag, props = {}, ...children) {
   return element;
 }
 
+const SVG = "http://www.w3.org/2000/svg";
+
+/// The same for a drawing.
+export function svg(tag, props = {}, ...children) {
+  const element = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(props)) {
+    if (value === undefined || value === null || value === false) continue;
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else element.setAttribute(name, String(value));
+  }
+  element.append(...children.flat().filter(Boolean));
+  return element;
+}
+
+/// A table with a head; cells are text or elements.
+export function table(caption, head, rows, props = {}) {
+  return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
+    h("table", props, h("caption", { class: "unseen" }, caption),
+      h("thead", {}, h("tr", {}, ...head.map((text) => h("th", { scope: "col" }, text)))),
+      h("tbody", {}, ...rows.map((cells) => h("tr", {}, ...cells.map((cell) => h("td", {}, cell)))))));
+}
+
 /// Touches the page only where something differs, so that focus and selection stay.
 export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;

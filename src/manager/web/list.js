@@ -2,8 +2,7 @@
 
 import { h, button, setText, setAttribute } from "./dom.js";
 import { state } from "./store.js";
-import { ask } from "./dialogs.js";
-import { perform } from "./actions.js";
+import { newVm } from "./newvm.js";
 import { controls, headline, place } from "./vmbits.js";
 
 export function listView(main) {
@@ -80,43 +79,4 @@ function makeCard(name) {
       buttons.update(vm);
     },
   };
-}
-
-export async function newVm() {
-  const given = await ask({
-    title: "New VM",
-    fields: [
-      { name: "vm", label: "Name", kind: "text", most: 64, required: true, placeholder: "demo",
-        hint: "Letters, digits, “-”, “_” and “.”" },
-      { name: "guest", label: "What it boots", kind: "choice", value: "bundled", choices: [
-        ["bundled", "The bundled guest, to try things out"],
-        ["kernel", "A kernel, with disks"],
-      ] },
-      { name: "kernel", label: "Kernel", kind: "text", placeholder: "/path/to/vmlinuz", hint: "ELF (vmlinux) or bzImage (vmlinuz)",
-        when: (values) => values.guest === "kernel" },
-      { name: "initrd", label: "Initial RAM disk (optional)", kind: "text", placeholder: "/path/to/initrd",
-        when: (values) => values.guest === "kernel" },
-      { name: "cmdline", label: "Kernel command line (optional)", kind: "text", placeholder: "console=ttyS0 root=/dev/vda",
-        when: (values) => values.guest === "kernel" },
-      { name: "disk", label: "Disk image (optional)", kind: "text", placeholder: "/path/to/disk.raw",
-        hint: "Raw or qcow2" },
-      { name: "overlay", label: "Never write to that image: keep changes in the VM's folder", kind: "check", value: true,
-        when: (values) => Boolean(values.disk) },
-      { name: "cpus", label: "CPUs", kind: "number", value: "1", min: 1 },
-      { name: "memory", label: "Memory in MiB", kind: "number", value: "512", min: 16 },
-      { name: "network", label: "Connect it to this host's network (needs passt)", kind: "check", value: false },
-    ],
-    confirm: "Create and boot",
-    check: (values) => (values.guest === "kernel" && !values.kernel ? "Kernel is missing." : ""),
-  });
-  if (!given) return;
-  const deed = { do: "run", vm: given.vm, cpus: Number(given.cpus), memory: Number(given.memory) * 1024 * 1024,
-    network: given.network };
-  if (given.guest === "kernel") {
-    deed.kernel = given.kernel;
-    if (given.initrd) deed.initrd = given.initrd;
-    if (given.cmdline) deed.cmdline = given.cmdline;
-  }
-  if (given.disk) deed.disks = [{ path: given.disk, overlay: given.overlay }];
-  if (await perform(deed, `The VM “${given.vm}” is running.`)) location.hash = `#/vm/${given.vm}`;
 }

@@ -1,6 +1,6 @@
 // What is known of the VMs, kept up to date by server-sent events, and asking for changes.
 
-export const state = { vms: new Map(), actions: [], tree: null, treeOf: null, ready: false, online: true };
+export const state = { vms: new Map(), actions: [], tree: null, trash: null, treeOf: null, ready: false, online: true };
 
 const listeners = new Set();
 const waiting = new Map();
@@ -22,6 +22,7 @@ export function watchTree(vm) {
   if (vm === watched && source) return;
   watched = vm;
   state.tree = null;
+  state.trash = null;
   state.treeOf = vm;
   connect();
 }
@@ -57,6 +58,10 @@ function connect() {
   on("tree", (tree) => {
     state.tree = tree;
     tell("tree");
+  });
+  on("trash", (trash) => {
+    state.trash = trash;
+    tell("trash");
   });
   on("actions", (actions) => {
     state.actions = actions;
@@ -99,12 +104,14 @@ export const get = (path) => request("GET", path);
 
 /// Does a deed and waits for its end: the action, which may have failed.
 export async function act(deed) {
-  const action = await request("POST", "/api/actions", deed);
-  return new Promise((resolve) => {
-    waiting.set(action.id, resolve);
+  const begun = await request("POST", "/api/actions", deed);
+  const ended = await new Promise((resolve) => {
+    waiting.set(begun.id, resolve);
     // It may have ended before this came.
     for (const known of state.actions) settle(known);
   });
+  // Results are not told to everybody.
+  return ended.state === "done" ? get(`/api/actions/${ended.id}`).catch(() => ended) : ended;
 }
 
 export const cancelAction = (id) => request("DELETE", `/api/actions/${id}`);

@@ -1,8 +1,8 @@
 // The tree of checkpoints. A line of descent goes straight down; where it branches, the branches are
-// indented. Arrows move, Enter applies, Delete deletes (with Shift all below, too), F2 renames.
+// indented. Arrows move and fold; other keys are for whoever shows it.
 
 import { h, setAttribute } from "./dom.js";
-import { ago, clock } from "./text.js";
+import { ago, clock, size } from "./text.js";
 
 /// Not an id: the current state.
 export const NOW = "now";
@@ -55,7 +55,20 @@ export function layout(tree) {
 const ICONS = { standard: "●", production: "◆", offline: "○" };
 export const TYPES = { standard: "standard", production: "production", offline: "disks only" };
 
-export function treeWidget({ onselect, onapply, ondelete, onrename }) {
+/// What keys mean for whoever shows the tree; of letters either case.
+function meaning(event) {
+  if (event.altKey || event.metaKey) return null;
+  const letter = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  if (event.ctrlKey) return letter === "z" && !event.shiftKey ? "Undo" : null;
+  return letter;
+}
+
+/// What it stores; of the current state that is not known.
+function weight(checkpoint) {
+  return size((checkpoint.memory_compressed ?? checkpoint.memory_stored ?? 0) + checkpoint.disk_bytes);
+}
+
+export function treeWidget({ onselect, onkey }) {
   const element = h("div", { role: "tree", "aria-label": "Checkpoints", class: "tree" });
   let rows = [];
   let now = null;
@@ -101,15 +114,21 @@ export function treeWidget({ onselect, onapply, ondelete, onrename }) {
       tabindex: "-1",
       title: isNow ? null : clock(checkpoint.created),
       onclick: () => choose(checkpoint.id, true),
-      ondblclick: () => { if (!isNow) onapply(checkpoint); },
+      ondblclick: () => { if (!isNow) onkey("Enter", checkpoint, false); },
     }, h("span", { class: "guides", "aria-hidden": "true" }, ...guides, dot),
     h("span", { class: "name" }, name),
-    h("span", { class: "unseen" }, isNow ? ", the current state, "
-      : `, ${TYPES[checkpoint.type] ?? checkpoint.type}${checkpoint.id === now ? ", parent of Now" : ""}, `),
+    !isNow && checkpoint.pinned ? h("span", { class: "tag", "aria-hidden": "true" }, "pinned") : null,
+    h("span", { class: "unseen" }, isNow ? ", the current state, " : `, ${spoken(checkpoint)}, `),
     checkpoint.note ? h("span", { class: "hint" }, checkpoint.note) : null,
     fold, folded ? h("span", { class: "more" }, `${below(checkpoint.id)} more`) : null,
+    isNow ? null : h("span", { class: "weight" }, weight(checkpoint)),
     h("span", { class: "when" }, extra));
     return item;
+  }
+
+  function spoken(checkpoint) {
+    return [TYPES[checkpoint.type] ?? checkpoint.type, checkpoint.pinned && "pinned", checkpoint.id === now && "parent of Now"]
+      .filter(Boolean).join(", ");
   }
 
   function draw() {
@@ -148,7 +167,8 @@ export function treeWidget({ onselect, onapply, ondelete, onrename }) {
   }
 
   element.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.altKey || event.metaKey) return;
+    const key = meaning(event);
+    if (!key) return;
     const items = [...element.children].map((item) => item.dataset.id);
     const at = items.indexOf(selected);
     const row = rows.find((one) => one.checkpoint.id === selected);
@@ -171,13 +191,10 @@ export function treeWidget({ onselect, onapply, ondelete, onrename }) {
         if (collapsed.has(selected)) toggle(selected);
         else if (row.children > 0) go(at + 1);
       },
-      Enter: () => { if (!isNow) onapply(checkpoint); },
-      Delete: () => { if (!isNow) ondelete(checkpoint, event.shiftKey); },
-      F2: () => { if (!isNow) onrename(checkpoint); },
     };
-    if (!keys[event.key]) return;
+    if (keys[key]) keys[key]();
+    else if (!onkey(key, isNow ? null : checkpoint, event.shiftKey)) return;
     event.preventDefault();
-    keys[event.key]();
   });
 
   return {

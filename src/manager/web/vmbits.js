@@ -8,10 +8,12 @@ import { duration, lastRun, plural, since, size } from "./text.js";
 export function headline(vm) {
   if (!vm.config) return "";
   const parts = [plural(vm.config.cpus, "CPU"), `${size(vm.config.memory)} memory`];
+  if (vm.checkpoints > 0) parts.push(plural(vm.checkpoints, "checkpoint"));
   if (vm.started) parts.push(`up ${duration(since(vm.started))}`);
   if (vm.load) {
     parts.push(`${vm.load.cpu_percent} % CPU`);
     if (vm.load.read + vm.load.written > 0) parts.push(`disk ${size(vm.load.read + vm.load.written)}/s`);
+    if (vm.load.network > 0) parts.push(`network ${size(vm.load.network)}/s`);
   }
   return parts.join(" · ");
 }
@@ -54,7 +56,7 @@ async function turnOff(vm) {
     confirm: "Turn off",
     danger: true,
   });
-  if (sure) await perform({ do: "stop", vm: vm.name, force: true });
+  if (sure) await perform({ do: "kill", vm: vm.name });
 }
 
 async function remove(vm) {

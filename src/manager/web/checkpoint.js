@@ -1,0 +1,86 @@
+// What is asked before something is done with one checkpoint that changes no state of the VM.
+
+import { h } from "./dom.js";
+import { ask } from "./dialogs.js";
+import { perform } from "./actions.js";
+import { plural, size } from "./text.js";
+
+export async function renameCheckpoint(vm, checkpoint) {
+  const given = await ask({
+    title: `Rename “${checkpoint.name}”`,
+    fields: [{ name: "name", label: "Name", kind: "text", most: 64, value: checkpoint.name, required: true }],
+    confirm: "Rename",
+  });
+  if (!given || given.name === checkpoint.name) return;
+  await perform({ do: "rename", vm: vm.name, checkpoint: checkpoint.id, name: given.name });
+}
+
+export async function editNote(vm, checkpoint) {
+  const given = await ask({
+    title: `Note of “${checkpoint.name}”`,
+    fields: [{ name: "note", label: "Note", kind: "textarea", value: checkpoint.note }],
+    confirm: "Save",
+  });
+  if (!given || given.note === checkpoint.note) return;
+  await perform({ do: "note", vm: vm.name, checkpoint: checkpoint.id, note: given.note });
+}
+
+export const togglePin = (vm, checkpoint) =>
+  perform({ do: checkpoint.pinned ? "unpin" : "pin", vm: vm.name, checkpoint: checkpoint.id },
+    checkpoint.pinned ? `“${checkpoint.name}” can be deleted again.` : `“${checkpoint.name}” is pinned: it cannot be deleted.`);
+
+export async function cloneCheckpoint(vm, checkpoint) {
+  const memory = checkpoint.lands !== "stopped";
+  const given = await ask({
+    title: `Clone from “${checkpoint.name}”`,
+    text: [memory
+      ? "A new VM begins at this checkpoint and shares its data; both then go their own ways."
+      : "A new VM begins at this checkpoint’s disks and shares their data. The checkpoint has no memory, so start the clone afterwards."],
+    fields: [
+      { name: "new", label: "Name of the new VM", kind: "text", most: 60, value: `${vm.name}-clone`, required: true },
+      { name: "count", label: "How many", kind: "number", value: "1", min: 1, max: 1000,
+        hint: "More than one are named NAME-1, NAME-2 and so on." },
+      memory ? { name: "run", label: "Run at once, instead of leaving them paused", kind: "check", value: false } : null,
+    ].filter(Boolean),
+    check: (values) => (/^[1-9]\d{0,3}$/.test(values.count) && Number(values.count) <= 1000 ? "" : "How many: a number from 1 to 1000."),
+    confirm: "Clone",
+  });
+  if (!given) return;
+  const count = Number(given.count);
+  const deed = { do: "clone", vm: vm.name, checkpoint: checkpoint.id, new: given.new, run: Boolean(given.run) };
+  if (count > 1) deed.count = count;
+  await perform(deed, count > 1 ? `${count} VMs were created.` : `The VM “${given.new}” was created.`);
+}
+
+/// Of a checkpoint, or of the VM as it is.
+export async function exportState(vm, checkpoint, tree) {
+  const live = !checkpoint && vm.state !== "stopped";
+  const others = (tree?.checkpoints ?? []).filter((one) => one.id !== checkpoint?.id);
+  const given = await ask({
+    title: checkpoint ? `Export “${checkpoint.name}”` : `Export the current state of ${vm.name}`,
+    text: ["A self-contained copy in a folder: a backup, or something to import on another host with “piton import”.",
+      live ? "The VM keeps running; the copy is made through a temporary checkpoint." : null],
+    fields: [
+      { name: "dir", label: "Folder to create on the manager’s host", kind: "text", required: true,
+        placeholder: "/home/you/backup", hint: "An absolute path; the folder must not exist yet." },
+      others.length ? { name: "since", label: "What to export", kind: "select", value: "", choices: [
+        ["", "Everything"], ...others.map((one) => [one.id, `Only what changed since “${one.name}”`])] } : null,
+    ].filter(Boolean),
+    check: (values) => (values.dir.startsWith("/") ? "" : "Folder: use an absolute path, beginning with “/”."),
+    confirm: "Export",
+  });
+  if (!given) return;
+  const deed = { do: "export", vm: vm.name, dir: given.dir, live };
+  if (checkpoint) deed.checkpoint = checkpoint.id;
+  if (given.since) deed.since = given.since;
+  await perform(deed, `Exported to ${given.dir}.`);
+}
+
+export async function verifyCheckpoint(vm, checkpoint) {
+  await perform({ do: "verify", vm: vm.name, checkpoint: checkpoint.id },
+    (done) => `“${checkpoint.name}” is as it was written: ${size(done.bytes)} read and checked`
+      + (done.unchecked?.length ? `; ${plural(done.unchecked.length, "base image")} without checksums.` : "."));
+}
+
+export const pinned = (checkpoint) => (checkpoint.pinned
+  ? h("span", { class: "tag" }, "pinned") : null);
