@@ -6,6 +6,7 @@
 //! | `GET /api/vms/{vm}/tree` | its checkpoints |
 //! | `GET /api/vms/{vm}/checkpoints/{checkpoint}` | one of them |
 //! | `GET /api/vms/{vm}/trash` | what can be taken back |
+//! | `GET /api/removed` | VMs that were removed and can be restored |
 //! | `DELETE /api/vms/{vm}/jobs/{job}` | 202 and the job, being cancelled |
 //! | `GET /api/vms/{vm}/console` | a WebSocket |
 //! | `GET /api/events`, with `?vm=NAME` | server-sent events ([`events`](super::events)) |
@@ -59,6 +60,7 @@ pub fn router(context: Context) -> Router {
         .route("/api/vms/{vm}/tree", get(tree))
         .route("/api/vms/{vm}/trash", get(trash))
         .route("/api/vms/{vm}/checkpoints/{checkpoint}", get(checkpoint))
+        .route("/api/removed", get(removed))
         .route("/api/vms/{vm}/jobs/{job}", axum::routing::delete(cancel_job))
         .route("/api/vms/{vm}/console", get(attach))
         .route("/api/events", get(stream))
@@ -217,6 +219,10 @@ async fn checkpoint(
         history::details(&catalog, &definition, &manifest)
     });
     Ok(Json(found.await?).into_response())
+}
+
+async fn removed(State(context): State<Context>) -> Outcome<Response> {
+    Ok(Json(blocking(move || files::removed(&context.home)).await?).into_response())
 }
 
 async fn cancel_job(

@@ -151,12 +151,14 @@ pub enum Deed {
     Undo {
         vm: VmName,
     },
-    /// An entry of the trash.
+    /// An entry of the trash; without one a VM that was removed, by its name or id.
     Restore {
         vm: VmName,
-        entry: String,
+        entry: Option<String>,
+        /// Another name for the VM.
+        name: Option<VmName>,
     },
-    /// Of the trash, for good; without an entry all.
+    /// Of the trash, for good; without an entry all. Of a VM that was removed, the VM.
     Empty {
         vm: VmName,
         entry: Option<String>,

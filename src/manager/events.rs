@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `vm` | a VM, new or changed |
 //! | `gone` | the name of a VM that is no more |
+//! | `removed` | VMs that were removed and can be restored |
 //! | `tree` | the checkpoints of the VM that was asked for; or `{"error"}` |
 //! | `trash` | what can be taken back of that VM; or `{"error"}` |
 //! | `actions` | all actions, without their results |
@@ -86,6 +87,7 @@ pub async fn tell(mut stream: Stream, watch: Watch, actions: Actions, vm: Option
     of_actions.mark_changed();
     let mut shown =
         vm.map(|folder| Shown { files: TreeFiles::new(folder), tree: String::new(), trash: String::new() });
+    let mut removed: Arc<str> = "".into();
     let mut told: BTreeMap<String, Arc<str>> = BTreeMap::new();
     let (began, mut spoke, mut ready) = (Instant::now(), Instant::now(), false);
     loop {
@@ -100,6 +102,11 @@ pub async fn tell(mut stream: Stream, watch: Watch, actions: Actions, vm: Option
             news += &event("gone", &json(name));
         }
         told.clone_from(&now);
+        let now = watch.removed();
+        if now != removed {
+            news += &event("removed", &now);
+            removed = now;
+        }
         if let Some(mut tree) = shown.take() {
             let looked = tokio::task::spawn_blocking(move || {
                 let news = tree.news();

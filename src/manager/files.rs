@@ -4,10 +4,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
+
 use super::tail;
 use crate::control::trash::TrashInfo;
 use crate::control::{TreeInfo, count};
-use crate::folder::{Definition, LastRun, VmFolder};
+use crate::folder::{Definition, Home, LastRun, VmFolder};
+use crate::history::removed::{self, RemovedVm};
 use crate::history::{self, Catalog, CheckpointError};
 
 /// Counting checkpoints reads a file for each; of a VM that is off it is done so often.
@@ -108,6 +111,20 @@ pub fn tree(folder: &VmFolder) -> Result<TreeInfo, CheckpointError> {
 pub fn trash(folder: &VmFolder) -> Result<TrashInfo, CheckpointError> {
     let definition = folder.load()?;
     history::trash::info(&Catalog::new(folder, &definition), &definition)
+}
+
+/// VMs that were removed and can be restored.
+#[derive(Debug, Serialize)]
+pub struct RemovedInfo {
+    /// That are free once they are gone, at least.
+    bytes: u64,
+    /// The last one first.
+    removed: Vec<RemovedVm>,
+}
+
+pub fn removed(home: &Home) -> Result<RemovedInfo, CheckpointError> {
+    let all = removed::list(home)?;
+    Ok(RemovedInfo { bytes: removed::frees(&all), removed: all.iter().map(removed::describe).collect() })
 }
 
 /// Notices when the checkpoints of a VM change.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
+use super::files::removed;
 use super::vms::Looker;
 use crate::folder::{Home, VmFolder, VmName};
 
@@ -27,6 +28,8 @@ pub struct Watch {
     seen: watch::Sender<Snapshot>,
     /// How many want to know.
     watchers: watch::Sender<usize>,
+    /// VMs that were removed, as JSON; empty as long as nobody looked.
+    removed: Arc<Mutex<Arc<str>>>,
     /// How many VMs there are; none as long as nobody looked.
     there: Arc<Mutex<Option<usize>>>,
 }
@@ -45,7 +48,13 @@ impl Drop for Watcher {
 
 impl Watch {
     pub fn new(home: Home) -> Self {
-        Self { home, seen: watch::Sender::default(), watchers: watch::Sender::new(0), there: Arc::default() }
+        Self {
+            home,
+            seen: watch::Sender::default(),
+            watchers: watch::Sender::new(0),
+            removed: Arc::new(Mutex::new("".into())),
+            there: Arc::default(),
+        }
     }
 
     pub fn watcher(&self) -> Watcher {
@@ -57,6 +66,10 @@ impl Watch {
     pub fn is_complete(&self) -> bool {
         let there = *self.there.lock().unwrap_or_else(PoisonError::into_inner);
         there.is_some_and(|there| self.seen.borrow().len() >= there)
+    }
+
+    pub fn removed(&self) -> Arc<str> {
+        self.removed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn tick(&self) -> Duration {
@@ -77,8 +90,19 @@ impl Watch {
         loop {
             self.somebody_watches().await;
             let home = self.home.clone();
-            match tokio::task::spawn_blocking(move || home.all()).await {
-                Ok(Ok(folders)) => self.follow(&mut followed, folders),
+            let look = move || home.all().map(|folders| (folders, removed(&home)));
+            match tokio::task::spawn_blocking(look).await {
+                Ok(Ok((folders, removed))) => {
+                    match removed.map(|removed| serde_json::to_string(&removed)) {
+                        Ok(Ok(json)) => {
+                            *self.removed.lock().unwrap_or_else(PoisonError::into_inner) = json.into();
+                        }
+                        Ok(Err(e)) => log::error!("removed VMs cannot be told of: {e}"),
+                        // As below.
+                        Err(e) => log::warn!("{e}"),
+                    }
+                    self.follow(&mut followed, folders);
+                }
                 // It may be there again at the next look.
                 Ok(Err(e)) => log::warn!("{e}"),
                 Err(e) => log::error!("cannot list the folder of VMs: {e}"),

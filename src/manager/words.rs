@@ -227,7 +227,11 @@ impl Deed {
             Self::Pin { vm, checkpoint } => Words::new(&["checkpoint", "pin"]).at(vm, checkpoint)?,
             Self::Unpin { vm, checkpoint } => Words::new(&["checkpoint", "unpin"]).at(vm, checkpoint)?,
             Self::Undo { vm } => Words::new(&["undo"]).on(vm.as_str()),
-            Self::Restore { vm, entry } => Words::new(&["trash", "restore"]).on(vm.as_str()).on(entry),
+            Self::Restore { vm, entry, name } => {
+                let words = Words::new(&["trash", "restore"]).on(vm.as_str());
+                let words = words.option("--name", name.as_ref().map(VmName::as_str));
+                entry.iter().fold(words, Words::on)
+            }
             Self::Empty { vm, entry } => {
                 let words = Words::new(&["trash", "empty", "--yes"]).on(vm.as_str());
                 entry.iter().fold(words, Words::on)
@@ -292,6 +296,8 @@ mod tests {
                 "--json|run|--detach|--image=/a,,b|--ssh-key=/k|--|d",
             ),
             (r#"{"do":"empty","vm":"d","entry":"--yes"}"#, "--json|trash|empty|--yes|--|d|--yes"),
+            (r#"{"do":"restore","vm":"d","entry":"-x"}"#, "--json|trash|restore|--|d|-x"),
+            (r#"{"do":"restore","vm":"d","name":"e"}"#, "--json|trash|restore|--name=e|--|d"),
             (r#"{"do":"empty","vm":"d"}"#, "--json|trash|empty|--yes|--|d"),
             (
                 r#"{"do":"diff","vm":"d","checkpoint":"a","live":true}"#,

@@ -379,9 +379,9 @@ fn all_that_the_commands_do() {
             "document.querySelector('.activity .what')?.textContent.includes('demo: Creating a checkpoint')",
         );
     }
-    browser.shot("job-light");
-    is_accessible(&browser);
+    // At once: after half a minute the agent is not waited for any more.
     second.press("Cancel");
+    browser.shot("job-light");
     for one in [&browser, &second] {
         one.until("document.querySelector('.activity').hidden");
     }
@@ -404,6 +404,20 @@ fn all_that_the_commands_do() {
     browser.press("Rename");
     browser.until("location.hash === '#/vm/renamed/settings' && document.querySelector('h1').textContent.startsWith('renamed')");
     second.until("document.querySelector('.vmhead').innerText.includes('There is no VM “demo” any more.')");
+
+    // Removed, and restored.
+    browser.press("Remove");
+    asks(&browser, "goes to the trash");
+    browser.press("Remove");
+    for one in [&browser, &second] {
+        one.open(&format!("http://{}/#/", manager.host()));
+        one.until("document.querySelector('.removed .entry strong')?.textContent === 'renamed'");
+    }
+    is_accessible(&browser);
+    browser.shot("removed-light");
+    browser.press("Restore…");
+    browser.press("Restore");
+    second.until("document.querySelector('[data-vm=renamed] .state')?.textContent === 'stopped'");
     for one in [&browser, &second] {
         has_no_complaints(one);
     }

@@ -29,7 +29,7 @@ export async function compare(vm, tree, checkpoint) {
   if (found.memory) parts.push(part("Memory", found.memory));
   else parts.push(h("p", { class: "line" }, "Memory is not compared: not both have it, in the same size."));
   for (const id of found.incomparable ?? []) {
-    parts.push(h("p", { class: "line" }, `Disk ${id} is not compared: not both have it, in the same size.`));
+    parts.push(h("p", { class: "line" }, `Disk ${id} is not compared: not both have it.`));
   }
   await show(`From “${checkpoint.name}” to ${other ? `“${other.name}”` : "Now"}`, parts, true);
 }

@@ -3,6 +3,7 @@
 import { h, button, setText, setAttribute } from "./dom.js";
 import { state } from "./store.js";
 import { newVm } from "./newvm.js";
+import { removedVms } from "./trash.js";
 import { controls, headline, place } from "./vmbits.js";
 
 export function listView(main) {
@@ -11,10 +12,11 @@ export function listView(main) {
     h("h2", {}, "There are no VMs yet"),
     h("p", {}, "The bundled guest needs no image: it boots in an instant, and shows what checkpoints do."),
     button("Create a VM", newVm, { class: "primary" }));
+  const removed = removedVms();
   const count = h("span", { class: "count" });
   main.replaceChildren(
     h("div", { class: "bar" }, h("h1", {}, "Virtual machines ", count), button("New VM", newVm, { class: "primary" })),
-    grid, nothing);
+    grid, nothing, removed.element);
   const cards = new Map();
 
   function update(name) {
@@ -41,10 +43,12 @@ export function listView(main) {
 
   for (const name of [...state.vms.keys()].sort()) update(name);
   summary();
+  removed.update();
   return {
     title: "piton",
     crumbs: [],
     update(what, name) {
+      if (what === "removed") removed.update();
       if (what === "vm" || what === "gone") update(name);
       if (what === "vm" || what === "gone" || what === "ready") summary();
     },

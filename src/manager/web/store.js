@@ -1,6 +1,6 @@
 // What is known of the VMs, kept up to date by server-sent events, and asking for changes.
 
-export const state = { vms: new Map(), actions: [], tree: null, trash: null, treeOf: null, ready: false, online: true };
+export const state = { vms: new Map(), actions: [], tree: null, trash: null, removed: null, treeOf: null, ready: false, online: true };
 
 const listeners = new Set();
 const waiting = new Map();
@@ -62,6 +62,10 @@ function connect() {
   on("trash", (trash) => {
     state.trash = trash;
     tell("trash");
+  });
+  on("removed", (removed) => {
+    state.removed = removed;
+    tell("removed");
   });
   on("actions", (actions) => {
     state.actions = actions;

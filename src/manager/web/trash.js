@@ -59,6 +59,54 @@ async function empty(vm, entry, trash) {
   await perform(deed, (done) => `${size(done.bytes)} were freed.`);
 }
 
+/// VMs that were removed; the element is empty where there are none.
+export function removedVms() {
+  const element = h("div", { class: "removed" });
+  let shown = "";
+
+  async function bring(vm) {
+    const taken = state.vms.has(vm.name);
+    const given = await ask({
+      title: `Restore ${vm.name}`,
+      text: [`The VM comes back, stopped, with its disks and checkpoints as they were ${ago(vm.when)}.`],
+      fields: taken ? [{ name: "name", label: "Name", kind: "text", most: 64, required: true, hint: `There is another VM “${vm.name}” now.` }] : [],
+      confirm: "Restore",
+    });
+    if (!given) return;
+    const deed = { do: "restore", vm: vm.id };
+    if (given.name) deed.name = given.name;
+    await perform(deed, `${given.name ?? vm.name} is back.`);
+  }
+
+  async function drop(vm) {
+    const given = await ask({
+      title: `Delete ${vm.name} for good?`,
+      text: [`That frees at least ${size(vm.bytes)}, and cannot be undone.`],
+      confirm: "Delete for good",
+      danger: true,
+    });
+    if (given) await perform({ do: "empty", vm: vm.id }, `${vm.name} was deleted.`);
+  }
+
+  return {
+    element,
+    update() {
+      const removed = state.removed?.removed ?? [];
+      const key = JSON.stringify(removed);
+      if (key === shown) return;
+      shown = key;
+      element.replaceChildren(...(removed.length ? [h("section", { class: "panel", "aria-label": "Removed VMs" },
+        h("h2", {}, "Removed ", h("span", { class: "count" }, String(removed.length))),
+        h("ul", { class: "entries" }, ...removed.map((vm) => h("li", { class: "entry" },
+          h("div", {}, h("strong", {}, vm.name),
+            h("p", { class: "line" }, `Since ${clock(vm.when)}, until ${clock(vm.until)} · ${size(vm.bytes)}`)),
+          h("div", { class: "buttons" },
+            button("Restore…", () => bring(vm)),
+            button("Delete for good…", () => drop(vm), { class: "danger" }))))))] : []));
+    },
+  };
+}
+
 export function trashView(body, current) {
   let shown = "";
 

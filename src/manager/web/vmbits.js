@@ -63,10 +63,10 @@ async function remove(vm) {
   const sure = await ask({
     title: `Remove ${vm.name}?`,
     text: [vm.trash_seconds
-      ? "It goes to the trash with its own disks and all its checkpoints: `piton undo` restores it until its time is over. Disk images that you brought stay."
-      : "Its definition, its own disks and all its checkpoints will be deleted. Disk images that you brought stay."],
-    fields: [{ name: "name", label: `Type ${vm.name} to confirm`, kind: "text" }],
-    check: (values) => (values.name === vm.name ? "" : `Type ${vm.name} to confirm.`),
+      ? `It goes to the trash with its own disks and all its checkpoints. For ${duration(vm.trash_seconds)}, it can be restored below the list of VMs. Disk images that you brought stay.`
+      : "Its definition, its own disks and all its checkpoints will be deleted for good. Disk images that you brought stay."],
+    fields: vm.trash_seconds ? [] : [{ name: "name", label: `Type ${vm.name} to confirm`, kind: "text" }],
+    check: (values) => (vm.trash_seconds || values.name === vm.name ? "" : `Type ${vm.name} to confirm.`),
     confirm: "Remove",
     danger: true,
   });
