@@ -26,13 +26,17 @@ impl Moment {
         Self { at: Utc::now(), boot, uptime: up.map_or(0, |time| time.tv_sec().unsigned_abs()) }
     }
 
-    /// Seconds from `earlier` to this one. Over a reboot of the host the clock is all that is known,
-    /// and one that went back has not gone on.
+    /// Seconds from `earlier` to this one. Over a reboot of the host it is what the clock says, but at least
+    /// as long as the host is up again.
     pub fn since(&self, earlier: &Self) -> u64 {
         if self.boot.is_some() && self.boot == earlier.boot {
             return self.uptime.saturating_sub(earlier.uptime);
         }
-        u64::try_from((self.at - earlier.at).num_seconds()).unwrap_or(0)
+        let by_clock = u64::try_from((self.at - earlier.at).num_seconds()).unwrap_or(0);
+        match (&self.boot, &earlier.boot) {
+            (Some(_), Some(_)) => by_clock.max(self.uptime),
+            _ => by_clock,
+        }
     }
 }
 
@@ -91,7 +95,7 @@ mod tests {
         assert_eq!(moment(Some("a"), 160, -1_000_000).since(&first), 60);
         // Over a reboot, and where no boot is known.
         assert_eq!(moment(Some("b"), 5, 3600).since(&first), 3600);
-        assert_eq!(moment(Some("b"), 5, -3600).since(&first), 0);
+        assert_eq!(moment(Some("b"), 5, -3600).since(&first), 5);
         assert_eq!(moment(None, 160, 7).since(&moment(None, 100, 0)), 7);
     }
 

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Home, until};
+use common::{GUEST, Home, Vm, until};
 use serde_json::{Value, json};
 
 #[test]
@@ -382,4 +382,57 @@ fn a_schedule_makes_checkpoints_and_rules_delete_them() {
     assert!(home.piton("set demo --every 0").ok().lines().all(|line| !line.contains("every")));
     vm.power_off();
     home.piton("doctor demo").ok();
+}
+
+#[test]
+fn a_schedule_that_fails_says_so_and_goes_on() {
+    let home = Home::new();
+    let (dir, aside) = (home.beside("checkpoints"), home.beside("aside"));
+    std::fs::create_dir(&dir).unwrap();
+    let mut vm = home.boot("run demo --memory 32M");
+    home.piton(&format!("set demo --checkpoint-dir {}", dir.display())).ok();
+    home.piton("set demo --every 1s --every-type standard --keep last=2").ok();
+    let warning = || {
+        let shown = home.piton("show demo --json").json();
+        shown["warnings"][0].as_str().map(ToOwned::to_owned)
+    };
+    let count = || std::fs::read_dir(dir.join("demo")).map_or(0, Iterator::count);
+    until("a checkpoint", || (count() > 1).then_some(()));
+    assert_eq!(warning(), None);
+    std::fs::rename(&dir, &aside).unwrap();
+    let why = until("a warning", warning);
+    assert!(why.contains("scheduled checkpoint could not be created") && why.contains("mounted?"), "{why}");
+    assert!(home.piton("show demo").ok().contains("\nwarning "));
+    std::fs::rename(&aside, &dir).unwrap();
+    until("the warning to go", || warning().is_none().then_some(()));
+    // Each was a job.
+    let jobs = home.piton("checkpoint jobs demo --json").json();
+    let states: Vec<_> = jobs["jobs"].as_array().unwrap().iter().map(|job| &job["state"]).collect();
+    assert!(states.contains(&&json!("failed")) && states.contains(&&json!("done")), "{jobs}");
+    vm.power_off();
+}
+
+#[test]
+fn an_idle_guest_needs_no_checkpoint() {
+    let home = Home::new();
+    // The guest that comes with piton writes a journal to its disk all the time.
+    let kernel = home.file("guest.elf", GUEST);
+    let mut command = home.command(["run", "demo", "--memory", "64M", "--kernel", &kernel]);
+    command.env("PITON_LOG", "info");
+    let mut vm = Vm::spawn(command);
+    vm.ready();
+    home.piton("checkpoint create demo first").ok();
+    home.piton("set demo --every 1s --every-type standard --only-if-changed on --keep last=2").ok();
+    let scheduled = || {
+        let tree = home.piton("checkpoint list demo --json").json();
+        let all = tree["checkpoints"].as_array().unwrap().clone();
+        all.iter().filter(|one| one["scheduled"] == true).count()
+    };
+    // It is looked at, and there is nothing; two looks, as the second would see what the first broke.
+    let looks = || vm.stderr().matches("nothing has changed").count();
+    until("two looks", || (looks() > 1).then_some(()));
+    assert_eq!(scheduled(), 0);
+    vm.ok("fill 4 1");
+    until("a checkpoint of what was written", || (scheduled() > 0).then_some(()));
+    vm.power_off();
 }

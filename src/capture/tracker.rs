@@ -136,6 +136,17 @@ impl Tracker {
         Ok(&self.fresh)
     }
 
+    /// How many pages changed since the parent; none: nothing is known since it. The guest may run.
+    pub fn count_changed(&mut self) -> Result<Option<u64>, VmError> {
+        if self.parent.is_none() || !self.vm.logs() {
+            return Ok(None);
+        }
+        self.note_own_writes();
+        self.peek()?;
+        self.harvest()?;
+        Ok(Some(self.since.count()))
+    }
+
     /// Counts what was peeked as changed since the parent, and logs it anew. Returns it.
     pub fn harvest(&mut self) -> Result<&PageSet, VmError> {
         // First: a page that is logged no more must not be forgotten.

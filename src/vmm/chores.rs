@@ -32,6 +32,8 @@ pub struct Facts {
     pub every: u64,
     /// When the last of these was made.
     pub made: Option<Moment>,
+    /// The checkpoints cannot be read just now: neither of these is known.
+    pub unreadable: bool,
 }
 
 /// When there is something to do next, and what.
@@ -60,30 +62,18 @@ impl Chores {
     }
 
     /// How long there is nothing to do; none: as long as nothing changes. `runs`: the guest does. What
-    /// is due while it does not is made once it does. Without `facts` they cannot be known just now.
-    pub fn wait(
-        &mut self,
-        now: &Moment,
-        runs: bool,
-        facts: impl FnOnce() -> Option<Facts>,
-    ) -> Option<Duration> {
+    /// is due while it does not is made once it does.
+    pub fn wait(&mut self, now: &Moment, runs: bool, facts: impl FnOnce() -> Facts) -> Option<Duration> {
         let look = self.look.take().filter(|look| look.runs == runs);
-        let look = look.unwrap_or_else(|| Look {
-            at: now.clone(),
-            runs,
-            first: match facts() {
-                Some(facts) => self.first(now, runs, facts),
-                // Only looked at again.
-                None => Some((AGAIN, None)),
-            },
-        });
+        let look =
+            look.unwrap_or_else(|| Look { at: now.clone(), runs, first: self.first(now, runs, facts()) });
         let left = look.first.map(|(left, _)| Duration::from_secs(left.saturating_sub(now.since(&look.at))));
         self.look = Some(look);
         left.map(|left| left.min(LOOK))
     }
 
     fn first(&mut self, now: &Moment, runs: bool, facts: Facts) -> Option<(u64, Option<Chore>)> {
-        let Facts { trash, every, made } = facts;
+        let Facts { trash, every, made, unreadable } = facts;
         let calm = CALM.saturating_sub(now.since(&self.started));
         let pause = self.in_vain.as_ref().map_or(0, |past| AGAIN.saturating_sub(now.since(past)));
         let trash = trash.map(|left| (left.max(pause), Some(Chore::Trash)));
@@ -96,7 +86,8 @@ impl Chores {
         let past = [made.as_ref(), self.tried.as_ref()].into_iter().flatten();
         let since = past.map(|past| now.since(past)).min().unwrap_or(u64::MAX);
         let checkpoint = (every > 0 && runs).then(|| (every.saturating_sub(since), Some(Chore::Checkpoint)));
-        let first = trash.into_iter().chain(checkpoint).min_by_key(|(left, _)| *left);
+        let again = unreadable.then_some((AGAIN, None));
+        let first = trash.into_iter().chain(checkpoint).chain(again).min_by_key(|(left, _)| *left);
         first.map(|(left, chore)| (left.max(calm), chore))
     }
 
@@ -127,6 +118,8 @@ impl Chores {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// `seconds` after the host started.
@@ -156,7 +149,7 @@ mod tests {
                 }
                 let trash = self.ends.iter().map(|end| end.saturating_sub(now)).min();
                 let facts = Facts { trash, ..Facts::default() };
-                match self.chores.wait(&moment(now), true, || Some(facts)) {
+                match self.chores.wait(&moment(now), true, || facts) {
                     Some(left) if now + left.as_secs() <= until => now += left.as_secs(),
                     _ => return did,
                 }
@@ -177,10 +170,87 @@ mod tests {
     #[test]
     fn a_folder_that_cannot_be_read_is_looked_at_again() {
         let mut chores = Chores::new(moment(0));
-        assert_eq!(chores.wait(&moment(5), true, || None), Some(Duration::from_secs(AGAIN)));
+        let unknown = Facts { unreadable: true, ..Facts::default() };
+        assert_eq!(chores.wait(&moment(5), true, || unknown.clone()), Some(Duration::from_secs(AGAIN)));
         assert_eq!(chores.due(&moment(5 + AGAIN), true), None);
         let facts = Facts { trash: Some(0), ..Facts::default() };
-        chores.wait(&moment(5 + AGAIN), true, || Some(facts));
+        chores.wait(&moment(5 + AGAIN), true, || facts);
         assert_eq!(chores.due(&moment(5 + AGAIN), true), Some(Chore::Trash));
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Guest {
+        Runs,
+        IsPaused,
+        /// With the host.
+        Sleeps,
+    }
+
+    proptest! {
+        /// However long a guest is paused and the host sleeps, and whatever the clock is set to: what was
+        /// missed is made once, and soon, and never two within one interval.
+        #[test]
+        fn what_was_missed_is_made_once(
+            every in 1..5000u64,
+            steps in prop::collection::vec(
+                (
+                    1..20_000u64,
+                    prop_oneof![Just(Guest::Runs), Just(Guest::IsPaused), Just(Guest::Sleeps)],
+                    -4_000_000_000..4_000_000_000i64,
+                ),
+                1..40,
+            ),
+        ) {
+            let mut chores = Chores::new(moment(0));
+            let (mut now, mut made) = (0u64, vec![0u64]);
+            for (long, guest, clock) in steps {
+                let end = now + long;
+                let at = chrono::DateTime::from_timestamp(clock, 0).unwrap();
+                let set = |seconds| Moment { at, ..moment(seconds) };
+                let runs = matches!(guest, Guest::Runs);
+                while !matches!(guest, Guest::Sleeps) {
+                    if chores.due(&set(now), runs).is_some() {
+                        prop_assert!(runs);
+                        made.push(now);
+                    }
+                    let last = Moment { at: chrono::DateTime::UNIX_EPOCH, ..moment(made[made.len() - 1]) };
+                    let facts = Facts { every, made: Some(last), ..Facts::default() };
+                    match chores.wait(&set(now), runs, || facts) {
+                        Some(left) if now + left.as_secs() <= end => now += left.as_secs(),
+                        _ => break,
+                    }
+                }
+                now = end;
+                if runs && long > LOOK.as_secs() {
+                    prop_assert!(now - made[made.len() - 1] <= every + LOOK.as_secs());
+                }
+            }
+            prop_assert!(made.windows(2).all(|two| two[1] - two[0] >= every), "{:?}", made);
+        }
+    }
+
+    #[test]
+    fn one_that_fails_is_tried_an_interval_later() {
+        let mut chores = Chores::new(moment(0));
+        let facts = || Facts { every: 100, made: Some(moment(0)), ..Facts::default() };
+        let mut tried = Vec::new();
+        for now in 0..350 {
+            if chores.due(&moment(now), true).is_some() {
+                tried.push(now);
+            }
+            chores.wait(&moment(now), true, facts);
+        }
+        assert_eq!(tried, [100, 200, 300]);
+        // Also where nobody knows when the last one was made, so that it is said what is wrong.
+        let mut chores = Chores::new(moment(0));
+        let facts = || Facts { every: 100, unreadable: true, ..Facts::default() };
+        let mut tried = Vec::new();
+        for now in 0..250 {
+            if chores.due(&moment(now), true).is_some() {
+                tried.push(now);
+            }
+            chores.wait(&moment(now), true, facts);
+        }
+        assert_eq!(tried, [2, 102, 202]);
     }
 }

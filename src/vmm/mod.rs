@@ -63,6 +63,8 @@ pub struct Vmm {
     seen: seen::Seen,
     merging: Option<series::Series>,
     sealing: Option<sealer::Sealing>,
+    /// Why what a schedule says could not be done last time.
+    overdue: Option<String>,
     machine: Option<Machine>,
     /// Of the machine's memory; to be dropped after it.
     filling: Option<Filling>,
@@ -113,6 +115,7 @@ impl Vmm {
             seen: seen::Seen::default(),
             merging: None,
             sealing: None,
+            overdue: None,
             machine: None,
             filling: None,
             disks,
@@ -459,7 +462,8 @@ impl Vmm {
         let reason = self.machine.as_ref().filter(|machine| !machine.is_running()).and_then(Machine::stuck);
         let agent_connected = self.machine.as_ref().map(|machine| machine.agent().is_open());
         let networks = self.network_info();
-        let warnings = thaw::warning(self.machine.as_ref()).into_iter().collect();
+        let overdue = self.overdue.as_ref().filter(|_| !self.definition.schedule.is_off()).cloned();
+        let warnings = thaw::warning(self.machine.as_ref()).into_iter().chain(overdue).collect();
         let known = VmInfo::counted(&self.folder, &self.definition, self.state(), pid, checkpoints);
         let shares_memory =
             self.machine.as_ref().map(|_| self.filling.as_ref().is_some_and(Filling::is_shared));

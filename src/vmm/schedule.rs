@@ -1,15 +1,23 @@
 //! Checkpoints that a VM's process makes by itself, and deletes by its rules.
 
+use std::sync::PoisonError;
 use std::time::Instant;
 
 use super::chores::{Chore, Chores, Facts};
 use super::{State, Vmm};
-use crate::control::CreateBody;
+use crate::capture::guest::CaptureError;
+use crate::checkpoint::Manifest;
+use crate::control::jobs::JobKind;
 use crate::control::upkeep::PrunedInfo;
+use crate::control::{CreateBody, Reply, RequestError};
+use crate::folder::{CheckpointType, Definition};
 use crate::history::create::Origin;
 use crate::history::{Catalog, CheckpointError, prune, trash};
 use crate::moment::Moment;
 use crate::progress::Progress;
+
+/// A guest that changed no more than this part of its memory did nothing.
+const IDLE: u64 = 64;
 
 impl Vmm {
     fn runs(&self) -> bool {
@@ -21,18 +29,26 @@ impl Vmm {
         chores.wait(&now, self.runs(), || self.facts(&now)).map(|left| Instant::now() + left)
     }
 
-    fn facts(&self, now: &Moment) -> Option<Facts> {
-        let manifests = Catalog::new(&self.folder, &self.definition).manifests().ok()?;
-        Some(Facts {
+    fn facts(&self, now: &Moment) -> Facts {
+        let every = self.definition.schedule.every_seconds;
+        let Ok(manifests) = Catalog::new(&self.folder, &self.definition).manifests() else {
+            return Facts { every, unreadable: true, ..Facts::default() };
+        };
+        Facts {
             trash: trash::next_end(&manifests, &self.definition, now),
-            every: self.definition.schedule.every_seconds,
+            every,
             made: prune::last_scheduled(&manifests).and_then(|last| last.keeping.made.clone()),
-        })
+            unreadable: false,
+        }
     }
 
     /// Does what is due, one thing.
     pub(super) fn do_chores(&mut self, chores: &mut Chores) {
-        match chores.due(&Moment::now(), self.runs()) {
+        let due = chores.due(&Moment::now(), self.runs());
+        if due.is_some() {
+            self.counted = None;
+        }
+        match due {
             Some(Chore::Trash) => {
                 let all = self.empty_expired();
                 chores.emptied(&Moment::now(), all);
@@ -50,29 +66,58 @@ impl Vmm {
         }
         match self.has_changed() {
             Ok(true) => {}
-            Ok(false) => return log::info!("no scheduled checkpoint: no disk has been written to"),
+            Ok(false) => {
+                return log::info!("no scheduled checkpoint: nothing has changed since the last one");
+            }
             Err(e) => log::warn!("{e}"),
         }
-        let body = CreateBody { kind: self.definition.schedule.kind, ..CreateBody::default() };
-        let origin = Origin { scheduled: true, ..Origin::default() };
-        match self.create_as(&body, origin, &Progress::default()) {
-            Ok(manifest) => log::info!("scheduled checkpoint `{}` was created", manifest.name),
-            Err(e) => log::warn!("the scheduled checkpoint could not be created: {e}"),
-        }
+        self.overdue = match self.create_scheduled() {
+            Ok(manifest) => {
+                log::info!("scheduled checkpoint `{}` was created", manifest.name);
+                None
+            }
+            Err(e) => Some(format!("the scheduled checkpoint could not be created: {e}")),
+        };
         if !self.definition.retention.is_none()
             && let Err(e) = self.prune(false)
         {
-            log::warn!("checkpoints that no rule keeps are not deleted: {e}");
+            let why = format!("checkpoints that no rule keeps could not be deleted: {e}");
+            self.overdue = Some(self.overdue.take().map_or(why.clone(), |first| format!("{first}; {why}")));
+        }
+        if let Some(why) = &mut self.overdue {
+            log::warn!("{why}");
+            *why = format!("{}: {why}", Moment::now().at.format("%Y-%m-%d %H:%M:%SZ"));
         }
         if self.machine.is_some() {
             self.merge_layers();
         }
     }
 
-    /// Whether there is something that a checkpoint would hold and the last one does not. Memory always
-    /// changes; of a VM with disks these decide.
+    /// As a job, which can be seen and cancelled as any other.
+    fn create_scheduled(&mut self) -> Result<Manifest, CheckpointError> {
+        let body = CreateBody { kind: self.definition.schedule.kind, ..CreateBody::default() };
+        let origin = Origin { scheduled: true, ..Origin::default() };
+        let job = self.jobs.add(None, JobKind::Create, String::new()).ok();
+        let progress = job.as_ref().map_or_else(Progress::default, |job| {
+            job.begin();
+            job.progress().clone()
+        });
+        let made = self.create_as(&body, origin, &progress);
+        if let Some(job) = job {
+            job.finish(&match &made {
+                Ok(manifest) => Ok(Reply::of(manifest)),
+                Err(e) => Err(RequestError::Failed(e.to_string())),
+            });
+        }
+        made
+    }
+
+    /// Whether there is something that a checkpoint would hold and the last one does not: of memory
+    /// more than what a guest writes that does nothing, if it would be held.
     fn has_changed(&self) -> Result<bool, CheckpointError> {
-        if !self.definition.schedule.only_if_changed || self.disks.live.is_empty() {
+        let Definition { schedule, checkpoint_type, .. } = &self.definition;
+        let with_memory = schedule.kind.unwrap_or(*checkpoint_type) == CheckpointType::Standard;
+        if !schedule.only_if_changed || (self.disks.live.is_empty() && !with_memory) {
             return Ok(true);
         }
         let (_, parent) = Catalog::new(&self.folder, &self.definition).shown(&self.definition)?;
@@ -84,7 +129,20 @@ impl Vmm {
                 return Ok(true);
             }
         }
-        Ok(false)
+        if with_memory { self.has_written_memory() } else { Ok(false) }
+    }
+
+    fn has_written_memory(&self) -> Result<bool, CheckpointError> {
+        let Some(machine) = &self.machine else { return Ok(false) };
+        let parent = Catalog::new(&self.folder, &self.definition).with_memory(self.definition.now.parent)?;
+        let tracker = machine.tracker();
+        let mut tracker = tracker.lock().unwrap_or_else(PoisonError::into_inner);
+        if parent.is_none() || tracker.parent() != parent {
+            return Ok(true);
+        }
+        let most = tracker.vm().pages() / IDLE;
+        // What is not known may have changed.
+        Ok(tracker.count_changed().map_err(CaptureError::from)?.is_none_or(|pages| pages > most))
     }
 
     pub(super) fn prune(&mut self, dry_run: bool) -> Result<PrunedInfo, CheckpointError> {
