@@ -194,7 +194,7 @@ fn a_guest_that_cannot_be_asked_keeps_what_it_had() {
             assert_eq!((*step, &outcome[..]), (&name[..], "failed"), "{agent}");
             assert!(why.contains(reason), "{agent}: {why}");
         }
-        assert!(done.stderr.contains("web: it kept the identity of its original: "), "{done}");
+        assert!(done.stderr.contains("web: no new identity: "), "{done}");
     }
 }
 

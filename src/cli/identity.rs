@@ -67,7 +67,7 @@ pub fn finish<'a>(each: impl Iterator<Item = (&'a VmFolder, &'a Vec<identity::To
         if let Some(first) = told.first()
             && told.iter().all(|told| told.outcome == Outcome::Failed && told.reason == first.reason)
         {
-            complain(&format!("{name}: it kept the identity of its original: {}", first.reason));
+            complain(&format!("{name}: no new identity: {}", first.reason));
             continue;
         }
         for (outcome, word) in [(Outcome::Failed, "failed"), (Outcome::Skipped, "skipped")] {

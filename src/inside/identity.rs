@@ -14,10 +14,12 @@ use crate::qga::{self, CallError, Why};
 const SCRIPT: &str = include_str!("identity.sh");
 /// What the agent has to allow.
 pub const NEEDED: [&str; 2] = ["guest-exec", "guest-exec-status"];
-const WHAT: &str = "the guest was given a new identity";
+const WHAT: &str = "its guest was given a new identity";
 const LOOK: Duration = Duration::from_millis(20);
-/// Far more than long keys and a slow DHCP server take.
-const PATIENCE: Duration = Duration::from_secs(180);
+/// Of a step: far more than long keys and a slow DHCP server take.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Exit code of a step that the guest has no use for.
+const SKIPPED: i64 = 77;
 /// Longest reason that is told.
 const WHY: usize = 200;
 /// Bytes for the guest's kernel to mix in.
@@ -83,9 +85,34 @@ pub fn renew(guest: &mut Guest, hostname: &str) -> Result<Vec<Told>, InsideError
     id[6] = id[6] & 0x0f | 0x40;
     id[8] = id[8] & 0x3f | 0x80;
     let id: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
-    let arg = ["-c", SCRIPT, "piton", hostname, &id].map(str::to_owned).into();
-    let input = Some(qga::encode(seed));
-    let exec = qga::Exec { path: SHELL.into(), arg, input, capture: true, ..qga::Exec::default() };
+    let mut all: Vec<Told> = Vec::new();
+    for step in Step::ALL {
+        let reseeded = all.first().is_some_and(|told| told.outcome == Outcome::Done);
+        let reseeded = if reseeded { "yes" } else { "no" };
+        let arg = ["-c", SCRIPT, "piton", step.name(), hostname, &id, reseeded].map(str::to_owned).into();
+        let input = (step == Step::Randomness).then(|| qga::encode(seed));
+        let exec = qga::Exec { path: SHELL.into(), arg, input, capture: true, ..qga::Exec::default() };
+        match run(guest, exec) {
+            Ok(status) => all.push(told(step, &status)),
+            Err(e) if all.is_empty() => return Err(e),
+            // What was done before it stays.
+            Err(e) => {
+                let missing = Step::ALL.into_iter().skip(all.len());
+                let reason = e.to_string();
+                all.extend(missing.map(|step| Told {
+                    step,
+                    outcome: Outcome::Failed,
+                    reason: reason.clone(),
+                }));
+                break;
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// None: it does not end.
+fn run(guest: &mut Guest, exec: qga::Exec) -> Result<Option<qga::ExecStatus>, InsideError> {
     let pid = match guest.exec(exec) {
         Ok(pid) => pid,
         Err(InsideError::Call(CallError { why: Why::Refused, text })) if is_missing(&text) => {
@@ -97,31 +124,30 @@ pub fn renew(guest: &mut Guest, hostname: &str) -> Result<Vec<Told>, InsideError
     loop {
         let status = guest.exec_status(pid).map_err(|e| meanwhile(WHAT, e))?;
         if status.exited {
-            let said = status.out.as_deref().and_then(qga::decode).unwrap_or_default();
-            return Ok(told(&String::from_utf8_lossy(&said)));
+            return Ok(Some(status));
         }
         if Instant::now() >= deadline {
-            let text = "the guest did not finish in time".into();
-            return Err(InsideError::Lost { what: WHAT, text });
+            return Ok(None);
         }
         std::thread::sleep(LOOK);
     }
 }
 
-/// What the guest says of each step; one of which it says nothing failed.
-fn told(said: &str) -> Vec<Told> {
-    let of = |step: Step| {
-        let rest = said.lines().find_map(|line| line.strip_prefix(step.name())?.strip_prefix(' '));
-        let (outcome, reason) = rest.map_or(("", ""), |rest| rest.split_once(' ').unwrap_or((rest, "")));
-        let (outcome, reason) = match outcome {
-            "done" => (Outcome::Done, ""),
-            "skipped" => (Outcome::Skipped, reason),
-            "failed" => (Outcome::Failed, reason),
-            _ => (Outcome::Failed, "the guest did not report on it"),
-        };
-        Told { step, outcome, reason: reason.trim().chars().take(WHY).collect() }
+/// What the guest says of a step.
+fn told(step: Step, status: &Option<qga::ExecStatus>) -> Told {
+    let Some(status) = status else {
+        let reason = format!("it did not end within {} s and may still be running", PATIENCE.as_secs());
+        return Told { step, outcome: Outcome::Failed, reason };
     };
-    Step::ALL.map(of).into()
+    let outcome = match (status.signal, status.exitcode) {
+        (None, Some(0)) => return Told { step, outcome: Outcome::Done, reason: String::new() },
+        (None, Some(SKIPPED)) => Outcome::Skipped,
+        _ => Outcome::Failed,
+    };
+    let said = status.out.as_deref().and_then(qga::decode).unwrap_or_default();
+    let said = String::from_utf8_lossy(&said);
+    let last = said.lines().map(str::trim).rfind(|line| !line.is_empty());
+    Told { step, outcome, reason: last.unwrap_or("it gave no reason").chars().take(WHY).collect() }
 }
 
 #[cfg(test)]
@@ -129,26 +155,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_guests_report_is_read_with_care() {
-        let long = "x".repeat(10_000);
-        let said = format!(
-            "noise\nrandomness done no matter\nhostname failed Read-only file system\nhostname done\n\
-             machine-id\nssh-host-keys skipped {long}\ndhcpx done\n"
-        );
-        let told = told(&said);
-        let outcomes: Vec<_> = told.iter().map(|told| (told.outcome, &told.reason[..])).collect();
-        let (silent, failed) = ("the guest did not report on it", Outcome::Failed);
-        assert_eq!(
-            outcomes,
-            [
-                (Outcome::Done, ""),
-                (failed, "Read-only file system"),
-                (failed, silent),
-                (Outcome::Skipped, &long[..WHY]),
-                (failed, silent)
-            ]
-        );
-        let json = serde_json::to_value(&told[3]).unwrap();
-        assert_eq!((&json["step"], &json["outcome"]), (&"ssh-host-keys".into(), &"skipped".into()));
+    fn a_guests_word_is_taken_with_care() {
+        let of = |code: Option<i64>, signal, said: &str| {
+            let out = Some(qga::encode(said.as_bytes()));
+            let status = qga::ExecStatus { exited: true, exitcode: code, signal, out, ..Default::default() };
+            let told = told(Step::SshHostKeys, &Some(status));
+            (told.outcome, told.reason)
+        };
+        assert_eq!(of(Some(0), None, "no matter"), (Outcome::Done, String::new()));
+        assert_eq!(of(Some(77), None, "noise\n none \n\n"), (Outcome::Skipped, "none".into()));
+        assert_eq!(of(Some(1), None, ""), (Outcome::Failed, "it gave no reason".into()));
+        assert_eq!(of(None, Some(9), "x"), (Outcome::Failed, "x".into()));
+        assert_eq!(of(None, None, "x").0, Outcome::Failed);
+        assert_eq!(of(Some(1), None, &"x".repeat(10_000)).1.len(), WHY);
+        let late = told(Step::Dhcp, &None);
+        assert!(late.outcome == Outcome::Failed && late.reason.contains("did not end"));
+        let json = serde_json::to_value(Told { step: Step::SshHostKeys, ..late }).unwrap();
+        assert_eq!((&json["step"], &json["outcome"]), (&"ssh-host-keys".into(), &"failed".into()));
     }
 }

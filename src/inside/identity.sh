@@ -1,30 +1,18 @@
-# Gives a Linux guest an identity of its own, and says of each step in a line what came of it. The
-# first arguments are the host name and the machine id; fresh random bytes come in.
-name=$1 id=$2
+# One step of giving a Linux guest an identity of its own. Exit code 0: done; 77: there is nothing of the
+# kind; else it failed, and the last line says why. Fresh random bytes come in.
+step=$1 name=$2 id=$3 reseeded=$4
 PATH=$PATH:/usr/sbin:/usr/bin:/sbin:/bin
 export PATH
+exec 2>&1
 umask 022
-SKIP=77
 
 skip() {
     echo "$1"
-    exit $SKIP
+    exit 77
 }
 fail() {
     echo "$1"
     exit 1
-}
-# Runs a step in a shell of its own; what it says last is why it did not do it.
-step() {
-    why=$("$2" 2>&1)
-    code=$?
-    case $code in
-        0) outcome=done why= ;;
-        "$SKIP") outcome=skipped ;;
-        *) outcome=failed ;;
-    esac
-    printf '%s %s %s\n' "$1" $outcome "$(printf '%s\n' "$why" | tail -n 1)"
-    [ $outcome != failed ]
 }
 systemd() {
     [ -d /run/systemd/system ]
@@ -161,11 +149,12 @@ dhcp() {
     [ -n "$asked" ] || skip "no DHCP client of it is known: systemd-networkd, NetworkManager, dhclient, dhcpcd, udhcpc"
 }
 
-reseeded=
-step randomness randomness && reseeded=yes
-exec </dev/null
-step hostname set_hostname
-step machine-id machine_id
-step ssh-host-keys ssh_host_keys
-step dhcp dhcp
+[ "$step" = randomness ] || exec </dev/null
+case $step in
+    randomness) randomness ;;
+    hostname) set_hostname ;;
+    machine-id) machine_id ;;
+    ssh-host-keys) ssh_host_keys ;;
+    dhcp) dhcp ;;
+esac
 exit 0
