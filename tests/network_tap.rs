@@ -6,15 +6,20 @@ mod net_common;
 
 use ckpt_common::Lab;
 use common::{Terminal, field, has_word, until};
-use net_common::{Host, ask, has_passt, ip, on_an_island, powerless, taken};
+use net_common::{Host, ask, fetch, free_port, has_passt, ip, on_an_island, powerless, taken};
 use serde_json::{Value, json};
 
 /// A VM on the tap device, whose guest has the address 10.77.0.`n`.
 fn start(lab: &Lab, name: &str, options: &str, n: u8) -> Terminal {
+    let mut guest = start_of(lab, name, options);
+    guest.ok(&format!("net address 10.77.0.{n}/24 10.77.0.1"));
+    guest
+}
+
+fn start_of(lab: &Lab, name: &str, options: &str) -> Terminal {
     lab.piton(&format!("run {name} --detach --memory 64M {options}")).ok();
     let mut guest = lab.attach(name);
     guest.ready();
-    guest.ok(&format!("net address 10.77.0.{n}/24 10.77.0.1"));
     guest
 }
 
@@ -214,5 +219,59 @@ fn two_vms_on_one_bridge_have_different_addresses() {
         lab.piton("stop demo --force").ok();
         lab.piton("clone demo@here again --run --net tap=t1").ok();
         lab.piton("start demo").fails(3, &["the running VM `again`"]);
+    });
+}
+
+#[test]
+fn a_tap_device_that_carries_less_than_the_guest_would_send_is_refused() {
+    on_an_island(|| {
+        let lab = Lab::new();
+        make_tap("t0", "");
+        ip("link set t0 mtu 1400");
+        lab.piton("run demo --detach --net tap=t0").fails(3, &["`t0` has an MTU of 1400", "mtu=1400"]);
+        lab.piton("run demo --detach --net tap=t0,mtu=9000").fails(3, &["would be told 9000"]);
+        lab.home.is_empty();
+        let mut guest = start(&lab, "demo", "--net tap=t0,mtu=1400", 2);
+        assert_eq!(field(&guest.ok("net"), "mtu"), 1400);
+    });
+}
+
+#[test]
+fn a_guest_with_two_cards_is_on_both_networks() {
+    if !has_passt() {
+        return;
+    }
+    on_an_island(|| {
+        make_tap("t0", "");
+        ip("address add 10.77.0.1/24 dev t0");
+        ip("link set t0 up");
+        let (lab, port) = (Lab::new(), free_port());
+        let mut guest =
+            start_of(&lab, "demo", &format!("--net user --net tap=t0 --forward 127.0.0.1:{port}:80"));
+        until("an address of passt's", || guest.ok("net 0").contains("address=10.0.2.15").then_some(()));
+        guest.ok("net 1 address 10.77.0.2/24 10.77.0.1");
+        let macs =
+            [0, 1].map(|n| guest.ok(&format!("net {n}")).split(" mac=").nth(1).unwrap()[..17].to_owned());
+        assert_ne!(macs[0], macs[1]);
+        guest.ok("net 0 serve 80");
+        guest.ok("net 1 serve 80");
+        let mut on_both = || {
+            until("the answer through passt", || fetch(port, "/").ok().filter(|text| text.contains("seq=")));
+            assert!(String::from_utf8_lossy(&ask("10.77.0.2", "/")).contains("seq="));
+            let ping = guest.ok("net 1 ping 10.77.0.1 3 10");
+            assert_eq!(field(&ping, "received"), 3, "{ping}");
+        };
+        on_both();
+        let networks = lab.piton("show demo --json").json()["networks"].clone();
+        assert!((0..2).all(|n| networks[n]["up"] == true), "{networks}");
+        lab.create("here");
+        lab.apply("here", "--run");
+        on_both();
+        // Of one card only.
+        let apply = "checkpoint apply demo@here --discard-current --run --net user --net none";
+        lab.piton(apply).ok();
+        until("the answer through passt", || fetch(port, "/").ok().filter(|text| text.contains("seq=")));
+        let networks = lab.piton("show demo --json").json()["networks"].clone();
+        assert_eq!((&networks[0]["up"], &networks[1]["up"]), (&json!(true), &json!(false)));
     });
 }

@@ -66,6 +66,7 @@ pub fn run(args: RunArgs, background: bool, json: bool) -> anyhow::Result<()> {
     let (nets, forwards) = net::of_run(&args.nets, &args.forwards, args.isolated)?;
     config.nets = nets;
     config.validate().map_err(usage)?;
+    crate::net::check_mtus(&config.nets)?;
     let mut sizes = BTreeMap::new();
     for (disk, (asked, size)) in config.disks.iter_mut().zip(asked) {
         sizes.extend(size.map(|size| (disk.id.clone(), size)));

@@ -20,7 +20,7 @@ pub use link::{Change, Link, LinkInfo};
 pub use packet::HEADER;
 pub use ports::{PortError, check_free};
 pub use supervisor::{Network, SetupError};
-pub use tap::{TapError, bridge_of, check_taps, is_used};
+pub use tap::{TapError, bridge_of, check_mtus, check_taps, is_used};
 pub use user::{User, UserError};
 
 #[cfg(test)]

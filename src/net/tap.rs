@@ -40,6 +40,11 @@ pub enum TapError {
         "`{0}` is a network interface, but not a tap device: create one with `ip tuntap add NAME mode tap`"
     )]
     NoTap(String),
+    #[error(
+        "the tap device `{name}` has an MTU of {is}, and the guest would be told {told}: use `--net \
+         tap={name},mtu={is}`, or raise it with `ip link set {name} mtu {told}`"
+    )]
+    Mtu { name: String, is: u16, told: u16 },
     #[error("cannot use tap devices: {DEVICE}: {0}")]
     Device(std::io::Error),
     #[error("cannot use the tap device `{name}`: {error}")]
@@ -92,6 +97,20 @@ pub fn open(name: &str) -> Result<File, TapError> {
 /// Whether all tap devices of `nets` can be had.
 pub fn check_taps(nets: &[NetConfig]) -> Result<(), TapError> {
     nets.iter().filter_map(NetConfig::tap).try_for_each(|name| open(name).map(drop))
+}
+
+/// Whether what guests are told that they may send goes through the tap devices that exist. One that
+/// continues elsewhere keeps what it was told.
+pub fn check_mtus(nets: &[NetConfig]) -> Result<(), TapError> {
+    for net in nets {
+        let Some(name) = net.tap() else { continue };
+        let path = Path::new(INTERFACES).join(name).join("mtu");
+        let mtu = std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok());
+        if let Some(is) = mtu.filter(|is| *is < net.mtu) {
+            return Err(TapError::Mtu { name: name.to_owned(), is, told: net.mtu });
+        }
+    }
+    Ok(())
 }
 
 /// The bridge that a network interface is a port of.
