@@ -11,6 +11,7 @@
 //! | 8 | [`vmm`] | owner of a running machine; one request queue |
 //! | 8 | [`inside`] | commands and copies in a guest, over its agent |
 //! | 8 | [`transfer`] | export, import and diff, in the process of the command |
+//! | 8 | [`search`] | files in the disks of checkpoints, without starting anything |
 //! | 7 | [`history`] | what is done to a VM's checkpoints, running or not |
 //! | 6 | [`machine`] | memory, vCPUs and devices as one thing that runs or stands still |
 //! | 5 | [`agent`] | talking with the guest's agent: freezing, and other calls |
@@ -71,6 +72,7 @@ pub mod net;
 pub mod pages;
 pub mod progress;
 pub mod qga;
+pub mod search;
 pub mod seats;
 pub mod seccomp;
 pub mod seed;

@@ -12,10 +12,10 @@ use super::args::{ApplyArgs, CheckpointCommand, CheckpointRef};
 use super::error::{refused, usage};
 use super::going_back::{go_offline, hint, keep_now};
 use super::manage::{confirm, has_ended, in_use, lock, must_run};
-use super::named::existing;
+use super::named::{existing, home};
 use super::offline::{Offline, answer, find};
 use super::out::{self, outln};
-use super::{output, prune, run, transfer, verify, work};
+use super::{output, proof, prune, run, search, temporary, transfer, verify, work};
 use crate::checkpoint::Manifest;
 use crate::config::VmConfig;
 use crate::control::client::{self, Wait};
@@ -94,7 +94,7 @@ pub fn run(command: CheckpointCommand, json: bool) -> anyhow::Result<()> {
             if json {
                 out::json(&serde_json::json!(details));
             } else {
-                output::show_checkpoint(&manifest, details.info.size.as_ref());
+                output::show_checkpoint(&manifest, &details.info);
             }
         }
         CheckpointCommand::Rename { checkpoint, new_name } => {
@@ -115,10 +115,16 @@ pub fn run(command: CheckpointCommand, json: bool) -> anyhow::Result<()> {
             delete_checkpoint(&checkpoint, DeleteBody { subtree, dry_run, no_undo }, no_wait, yes, json)?;
         }
         CheckpointCommand::Prune { name, dry_run, yes } => prune::run(&name, dry_run, yes, json)?,
-        CheckpointCommand::Verify { checkpoint, guard } => verify::run(&checkpoint, &guard, json)?,
+        CheckpointCommand::Verify { checkpoint, boot, guard: _ } if boot.boot => {
+            proof::run(&checkpoint, &boot, json)?;
+        }
+        CheckpointCommand::Verify { checkpoint, guard, .. } => verify::run(&checkpoint, &guard, json)?,
         CheckpointCommand::Export(args) => transfer::export_checkpoint(&args, json)?,
         CheckpointCommand::Diff(args) => transfer::diff(&args, json)?,
         CheckpointCommand::Serve(args) => transfer::serve(&args, json)?,
+        CheckpointCommand::Find(args) => search::find(&args, json)?,
+        CheckpointCommand::Cat { file, place, guard } => search::cat(&file, &place, &guard, json)?,
+        CheckpointCommand::RestoreFile(args) => search::restore_file(&args, json)?,
     }
     Ok(())
 }
@@ -470,6 +476,15 @@ pub fn doctor(name: &VmName, repair: bool, accept_unchecked: bool, json: bool) -
     };
     if merges > 0 {
         findings.push(Finding { text: pending(merges), mended: true });
+    }
+    for clone in temporary::left(&home()?, Some(name))? {
+        findings.push(Finding {
+            text: format!("the temporary VM `{}` was left by a command that was killed", clone.name()),
+            mended: true,
+        });
+        if repair {
+            temporary::remove(&clone)?;
+        }
     }
     let lost = lost::list(&folder)?;
     findings.extend(lost.into_iter().map(|lost| Finding { text: lost.to_string(), mended: false }));

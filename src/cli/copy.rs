@@ -13,10 +13,11 @@ use super::{named, work};
 use crate::folder::VmName;
 use crate::inside::copy::{self, Copied};
 
-const NEEDED: [&str; 4] = ["guest-file-open", "guest-file-read", "guest-file-write", "guest-file-close"];
+pub(super) const NEEDED: [&str; 4] =
+    ["guest-file-open", "guest-file-read", "guest-file-write", "guest-file-close"];
 
 /// `VM:/path`. A file of the host with a colon in its name is written with a `./` before it.
-fn in_guest(word: &OsStr) -> Option<(VmName, &str)> {
+pub(super) fn in_guest(word: &OsStr) -> Option<(VmName, &str)> {
     let (vm, path) = word.to_str()?.split_once(':')?;
     Some((vm.parse().ok()?, path))
 }

@@ -14,6 +14,7 @@ use crate::machine::MachineError;
 use crate::memory::MemoryError;
 use crate::nbd::NbdError;
 use crate::net::{PortError, SetupError, TapError};
+use crate::search::SearchError;
 use crate::transfer::TransferError;
 use crate::vm::VmError;
 use crate::vmm::VmmError;
@@ -110,6 +111,9 @@ fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
         return error.is_refusal();
     }
     if let Some(error) = error.downcast_ref::<TransferError>() {
+        return error.is_refusal();
+    }
+    if let Some(error) = error.downcast_ref::<SearchError>() {
         return error.is_refusal();
     }
     if let Some(error) = error.downcast_ref::<NbdError>() {

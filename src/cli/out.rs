@@ -24,6 +24,14 @@ pub fn to_stdout(text: &str) {
     }
 }
 
+/// Bytes to standard output as they are; false once nobody takes them any more.
+pub fn bytes(bytes: &[u8]) -> bool {
+    let written = io::stdout().lock().write_all(bytes);
+    let good = written.is_ok();
+    keep(written);
+    good
+}
+
 /// As `println!`, which would end the process where nobody reads any more; one line, shown by
 /// [`harmless`].
 macro_rules! outln {

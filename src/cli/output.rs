@@ -9,6 +9,7 @@ use super::graph;
 use super::out::{self, outln};
 use super::units::{duration, size};
 use crate::checkpoint::Manifest;
+use crate::checkpoint::store::Verified;
 use crate::checkpoint::tree::{Node, RowItem, Tree, short};
 use crate::config::{DiskConfig, NetConfig, VmConfig};
 use crate::control::jobs::{JobInfo, JobList, JobState};
@@ -486,10 +487,15 @@ fn about(info: &CheckpointInfo) -> String {
         (false, false) => "",
     };
     let pinned = if info.pinned { ", pinned" } else { "" };
+    let verified = match &info.verified {
+        None => "",
+        Some(Verified { passed: true, .. }) => ", verified",
+        Some(_) => ", failed to come back",
+    };
     let frees = info.size.as_ref().map_or(String::new(), |bytes| format!(", frees {}", size(bytes.freed)));
     let note = info.note.lines().next().map_or(String::new(), |note| format!("  \"{note}\""));
     format!(
-        "{}{automatic}{pinned}  {}  {}disk {}{frees}{note}",
+        "{}{automatic}{pinned}{verified}  {}  {}disk {}{frees}{note}",
         info.kind,
         when(&info.created),
         memory(info),
@@ -540,7 +546,7 @@ fn takes(bytes: &SizeInfo) {
     }
 }
 
-pub fn show_checkpoint(manifest: &Manifest, bytes: Option<&SizeInfo>) {
+pub fn show_checkpoint(manifest: &Manifest, info: &CheckpointInfo) {
     let line = |name: &str, value: String| row(name, value);
     line("name", manifest.name.to_string());
     line("id", manifest.id.to_string());
@@ -574,8 +580,15 @@ pub fn show_checkpoint(manifest: &Manifest, bytes: Option<&SizeInfo>) {
         }
     }
     line("disk", size(manifest.disk_bytes));
-    if let Some(bytes) = bytes {
+    if let Some(bytes) = &info.size {
         takes(bytes);
+    }
+    if let Some(Verified { when: time, began, until, why, .. }) = &info.verified {
+        let what = match why {
+            None => format!("it was {began}, and {until}"),
+            Some(why) => format!("FAILED: it was {began}, but {why}"),
+        };
+        line("verified", format!("{}, {what}", when(time)));
     }
     line("cpus", manifest.config.cpus.to_string());
     line("kernel", boots(&manifest.config));

@@ -130,13 +130,13 @@ pub fn export_now(args: &ExportArgs, json: bool) -> anyhow::Result<()> {
     }
 }
 
-fn is_running(error: &anyhow::Error) -> bool {
+pub(super) fn is_running(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(InUse { state: Some(_), .. }))
 }
 
 /// Runs a command on a checkpoint of a VM that runs, which is deleted afterwards. `words` makes the
 /// command of the checkpoint's VM@ID.
-fn with_live_checkpoint(
+pub(super) fn with_live_checkpoint(
     folder: &VmFolder,
     command: &str,
     guard: &GuardArgs,

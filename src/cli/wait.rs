@@ -41,7 +41,11 @@ pub fn run(args: &WaitArgs, json: bool) -> anyhow::Result<()> {
             WaitFor::Paused => info.state == State::Paused,
             WaitFor::Stopped => info.state == State::Stopped,
             WaitFor::Agent => running && answers(&folder),
-            WaitFor::Exec(command) => running && succeeds(&folder, command, deadline),
+            WaitFor::Exec(command) => {
+                let left =
+                    deadline.map_or(TRY, |deadline| deadline.saturating_duration_since(Instant::now()));
+                running && succeeds(&folder, command, left, &mut Nobody)
+            }
         };
         if reached {
             match json {
@@ -65,18 +69,22 @@ fn guest(folder: &crate::folder::VmFolder) -> Result<Guest, InsideError> {
     Guest::connect(AgentLine::new(&folder.socket())?, &[], "this")
 }
 
-fn answers(folder: &crate::folder::VmFolder) -> bool {
+pub fn answers(folder: &crate::folder::VmFolder) -> bool {
     guest(folder).is_ok()
 }
 
 /// Whether the shell command ends with 0. That it cannot be run yet is why somebody waits.
-fn succeeds(folder: &crate::folder::VmFolder, command: &str, deadline: Option<Instant>) -> bool {
-    let left = deadline.map_or(TRY, |deadline| deadline.saturating_duration_since(Instant::now()));
+pub fn succeeds(
+    folder: &crate::folder::VmFolder,
+    command: &str,
+    left: Duration,
+    host: &mut impl Host,
+) -> bool {
     let words = ["/bin/sh", "-c", command].map(str::to_owned).to_vec();
     let command = Command { words, timeout: Some(left.min(TRY)), ..Command::default() };
     let tried =
         guest(folder).and_then(|mut guest| match guest.allows("guest-exec") && guest.has_shell()? {
-            true => exec::run(&mut guest, &command, None, &mut Nobody),
+            true => exec::run(&mut guest, &command, None, host),
             false => Err(InsideError::Refused("there is no shell".into())),
         });
     tried.is_ok_and(|ended| ended.code == 0)

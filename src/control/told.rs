@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::manifest::{CaptureInfo, DiskPoint, LeftOut};
+use crate::checkpoint::store::Verified;
 use crate::checkpoint::{CheckpointName, Kind, Manifest};
 use crate::config::VmConfig;
 use crate::id::Id;
@@ -82,6 +83,9 @@ pub struct CheckpointInfo {
     pub left_out: Vec<LeftOut>,
     #[serde(default)]
     pub warnings: Vec<String>,
+    /// Whether it was seen to come back; absent: it was not tried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verified: Option<Verified>,
 }
 
 impl From<&Manifest> for CheckpointInfo {
@@ -109,6 +113,7 @@ impl From<&Manifest> for CheckpointInfo {
             size: None,
             left_out: manifest.left_out.clone(),
             warnings: manifest.warnings.clone(),
+            verified: None,
         }
     }
 }

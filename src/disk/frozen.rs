@@ -44,15 +44,16 @@ impl FrozenChain {
     /// The same; a layer in `shared` is open already, and one open file is enough.
     pub fn open_sharing(
         storage: &Storage,
-        base: Base,
+        base: impl Into<Arc<Base>>,
         deltas: &[LayerSpec],
         sums: &BTreeMap<LayerId, u32>,
         shared: &BTreeMap<LayerId, Arc<FrozenDelta>>,
     ) -> Result<Self> {
+        let base = base.into();
         let mut chain = Self {
             len: base.len(),
             map: BlockMap::new(base.len().div_ceil(BLOCK), 0),
-            base: Arc::new(base),
+            base,
             deltas: Vec::with_capacity(deltas.len()),
         };
         for spec in deltas {
@@ -197,6 +198,25 @@ impl FrozenChain {
             at = run_end;
         }
         Ok(None)
+    }
+
+    /// Which layer each stretch of `ranges`, of bytes, is read from (none: the base), and how many
+    /// blocks of it. Where two chains say the same, and have the same base, they read the same.
+    pub fn sources(&self, ranges: &[Range<u64>]) -> Vec<(Option<LayerId>, u64)> {
+        let mut sources: Vec<(Option<LayerId>, u64)> = Vec::new();
+        for range in ranges {
+            let (mut at, end) = (range.start / BLOCK, range.end.min(self.len()).div_ceil(BLOCK));
+            while at < end {
+                let (layer, run) = self.map.run(at..end);
+                let id = self.deltas.get(usize::from(layer).wrapping_sub(1)).map(|delta| delta.id());
+                match sources.last_mut() {
+                    Some((last, blocks)) if *last == id => *blocks += run,
+                    _ => sources.push((id, run)),
+                }
+                at += run;
+            }
+        }
+        sources
     }
 
     pub(super) fn position(&self, id: LayerId, top: &Path) -> Result<usize> {

@@ -30,7 +30,15 @@ pub struct Reader {
 pub struct Reading {
     storage: Storage,
     path: PathBuf,
+    id: Id,
     _file: File,
+}
+
+impl Reading {
+    /// What the note is called.
+    pub fn id(&self) -> Id {
+        self.id
+    }
 }
 
 impl Drop for Reading {
@@ -65,7 +73,7 @@ pub fn begin(folder: &VmFolder, command: &str, checkpoints: &[Id]) -> Result<Rea
         let _ = storage.remove_file(&unfinished);
         return Err(e.into());
     }
-    Ok(Reading { storage: storage.clone(), path, _file: file })
+    Ok(Reading { storage: storage.clone(), path, id, _file: file })
 }
 
 /// Those that live; notes of others are removed.
@@ -94,6 +102,23 @@ pub fn list(folder: &VmFolder) -> Result<Vec<Reader>> {
         readers.extend(found);
     }
     Ok(readers)
+}
+
+/// Whether the process lives that left the note whose id begins like this.
+pub fn is_held(folder: &VmFolder, id: &str) -> Result<bool> {
+    let storage = folder.storage();
+    let dir = folder.path().join(FOLDER);
+    let names = match storage.list_dir(&dir) {
+        Err(e) if e.is_not_found() => return Ok(false),
+        other => other?,
+    };
+    let Some(name) = names.iter().find(|name| name.to_str().is_some_and(|name| name.starts_with(id))) else {
+        return Ok(false);
+    };
+    match storage.open(&dir.join(name), Access::ReadWrite) {
+        Err(e) if e.is_not_found() => Ok(false),
+        file => Ok(file?.lock(Lock::Exclusive).is_err()),
+    }
 }
 
 /// Refuses the deletion of checkpoints that somebody reads.
@@ -141,7 +166,10 @@ mod tests {
         // One that was killed.
         std::fs::write(folder.path().join(FOLDER).join("dead"), "{}").unwrap();
         assert_eq!(list(&folder).unwrap().len(), 1);
+        let id = reading.id().to_string();
+        assert!(is_held(&folder, &id[..16]).unwrap() && !is_held(&folder, "nobody").unwrap());
         drop(reading);
+        assert!(!is_held(&folder, &id[..16]).unwrap());
         check(&folder, &[one]).unwrap();
         assert_eq!(std::fs::read_dir(folder.path().join(FOLDER)).unwrap().count(), 0);
     }

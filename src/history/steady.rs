@@ -45,16 +45,38 @@ pub fn open<T, E: From<CheckpointError>>(
     id: Id,
     mut open: impl FnMut(&Definition, &Manifest) -> std::result::Result<T, E>,
 ) -> std::result::Result<T, E> {
+    steadily(
+        folder,
+        |before, now| before.mixes_with(now, id),
+        |before| match before.manifests.iter().find(|manifest| manifest.id == id) {
+            Some(manifest) => Ok(open(&before.definition, manifest)),
+            None => Err(gone(folder, &before.definition, id)),
+        },
+    )
+}
+
+/// The same with all checkpoints that there are.
+pub fn open_all<T, E: From<CheckpointError>>(
+    folder: &VmFolder,
+    mut open: impl FnMut(&Definition, &[Manifest]) -> std::result::Result<T, E>,
+) -> std::result::Result<T, E> {
+    let mixes = |before: &Look, now: &Look| before.manifests.iter().any(|one| before.mixes_with(now, one.id));
+    steadily(folder, mixes, |before| Ok(open(&before.definition, &before.manifests)))
+}
+
+/// `open` says in its outer error that there is nothing to be opened.
+fn steadily<T, E: From<CheckpointError>>(
+    folder: &VmFolder,
+    mixes: impl Fn(&Look, &Look) -> bool,
+    mut open: impl FnMut(&Look) -> Result<std::result::Result<T, E>>,
+) -> std::result::Result<T, E> {
     let mut last = None;
     for _ in 0..TRIES {
         let before = Look::take(folder)?;
-        let Some(manifest) = before.manifests.iter().find(|manifest| manifest.id == id) else {
-            return Err(gone(folder, &before.definition, id).into());
-        };
-        let opened = open(&before.definition, manifest);
+        let opened = open(&before)?;
         let now = Look::take(folder)?;
         last = match opened {
-            Ok(opened) if !before.mixes_with(&now, id) => return Ok(opened),
+            Ok(opened) if !mixes(&before, &now) => return Ok(opened),
             // Layers are given other parents before vm.json says so; or the merge was killed, and
             // the error is there to stay.
             Err(e) if before == now && now.definition.now.merging.is_some() => Some(e),

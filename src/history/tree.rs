@@ -5,6 +5,7 @@ use super::sizes::Sizes;
 use super::{Catalog, Result};
 use crate::checkpoint::Manifest;
 use crate::checkpoint::shown::shown;
+use crate::checkpoint::store::Verified;
 use crate::checkpoint::tree::{RowItem, Tree};
 use crate::control::{CheckpointDetails, CheckpointInfo, TreeInfo};
 use crate::folder::Definition;
@@ -25,6 +26,7 @@ pub fn tree(catalog: &Catalog, definition: &Definition) -> Result<TreeInfo> {
     let sizes = Sizes::read(catalog, definition, &listing.manifests)?;
     let told = |manifest: &Manifest| CheckpointInfo {
         size: Some(sizes.of(manifest.id)),
+        verified: catalog.store.verified(manifest.id).map(|verified| Verified { console: None, ..verified }),
         ..CheckpointInfo::from(manifest)
     };
     Ok(TreeInfo {
@@ -40,6 +42,7 @@ pub fn details(catalog: &Catalog, definition: &Definition, manifest: &Manifest) 
     let manifests = catalog.manifests()?;
     let mut details = CheckpointDetails::from(manifest);
     let sizes = Sizes::read(catalog, definition, &manifests)?;
+    details.info.verified = catalog.store.verified(manifest.id);
     details.info.size = Some(sizes.in_detail(manifest.id, &manifests));
     Ok(details)
 }

@@ -3,11 +3,14 @@
 
 use ext4_view::{Ext4, Ext4Error, Ext4Read};
 
+use super::node::Node;
 use super::source::{Part, le16, le32};
 
 /// Block groups of a file system: at 128 MiB each these are 128 TiB. The crate has room for all.
 const MAX_GROUPS: u64 = 1 << 20;
 const MAX_NAMES: usize = 4096;
+/// Bytes of the largest block of a file system.
+const BLOCK_MAX: usize = 64 << 10;
 const SUPER: u64 = 1024;
 
 struct Reader(Part);
@@ -52,6 +55,35 @@ impl Ext {
             }
         }
         Ok(bytes)
+    }
+
+    /// What a path leads to, links followed; none: nowhere.
+    pub fn node(&self, path: &str) -> Result<Option<Node>, String> {
+        match self.0.metadata(path) {
+            Ok(meta) => Ok(Some(Node::new(meta))),
+            // A link that leads round in a circle leads nowhere, as one whose end is missing.
+            Err(Ext4Error::NotFound | Ext4Error::NotADirectory | Ext4Error::TooManySymlinks) => Ok(None),
+            Err(e) => Err(e.to_string()),
+        }
+    }
+
+    /// Hands the bytes of a file of `len` bytes to `each`, block by block, until it has all or wants
+    /// no more; first, as soon as the file is found, none.
+    pub fn stream(&self, path: &str, len: u64, each: &mut dyn FnMut(&[u8]) -> bool) -> Result<(), String> {
+        let mut file = self.0.open(path).map_err(|e| e.to_string())?;
+        let mut block = vec![0; BLOCK_MAX];
+        let (mut got, mut more) = (0, each(&[]));
+        while more && got < len {
+            let room = block.len().min(usize::try_from(len - got).unwrap_or(usize::MAX));
+            // At most to the end of a block.
+            let count = file.read_bytes(&mut block[..room]).map_err(|e| e.to_string())?;
+            if count == 0 {
+                return Err(format!("it ends after {got} of {len} bytes"));
+            }
+            got += count as u64;
+            more = each(&block[..count]);
+        }
+        Ok(())
     }
 
     /// Names in a folder, sorted; none: there is no such folder.

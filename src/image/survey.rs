@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::error::{ImageError, Result};
 use super::ext::Ext;
 use super::kind::{self, Found, Kind};
+use super::node::Node;
 use super::os_release::System;
 use super::partition::{Partition, Table, TableKind};
 use super::source::{Part, ReadAt};
@@ -128,6 +129,23 @@ impl Volume {
         }
         let bytes = files.read(&absolute(path), usize::try_from(len).unwrap_or(usize::MAX));
         bytes.map(Some).map_err(self.failed(path))
+    }
+
+    /// What a path leads to, links followed within this file system; none: nowhere.
+    pub fn node(&self, path: &str) -> Result<Option<Node>> {
+        let Some(files) = self.files()? else { return Ok(None) };
+        files.node(&absolute(path)).map_err(self.failed(path))
+    }
+
+    /// Hands the bytes of a file, found by [`Self::node`], to `each`, until it has all or wants no more; first,
+    /// as soon as it is found, none.
+    pub fn stream(&self, path: &str, node: &Node, each: &mut dyn FnMut(&[u8]) -> bool) -> Result<()> {
+        let Some(files) = self.files()? else { return Ok(()) };
+        let len = node.len();
+        if len > self.part.len {
+            return Err(self.failed(path)(format!("it claims to have {len} bytes, more than there are")));
+        }
+        files.stream(&absolute(path), len, each).map_err(self.failed(path))
     }
 
     /// A short text. What is not UTF-8 in it is made so.

@@ -310,6 +310,7 @@ const COMMAND: &[Rule] = &[
     (libc::SYS_ftruncate, Always, "the length of a new file"),
     (libc::SYS_preadv, Always, "reads of qcow2 images"),
     (libc::SYS_writev, Always, "output"),
+    (libc::SYS_fchmod, Always, "the mode of a restored file"),
     (libc::SYS_poll, Always, "waits"),
     (libc::SYS_clone3, Always, "the thread that shows how far it is"),
     (libc::SYS_clone, argument_has(0, libc::CLONE_THREAD as u64), "threads, where clone3 is missing"),

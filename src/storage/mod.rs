@@ -214,22 +214,47 @@ impl Storage {
     /// Puts `bytes` in place of the file `path`, whole or not at all: a
     /// temporary file beside it, fdatasync, rename, fsync of the folder.
     pub fn replace(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        self.publish(path, true, |file| file.write_at(bytes, 0))
+    }
+
+    /// Makes the file `path` of what `fill` writes, whole or not at all, as [`Self::replace`]. Unless
+    /// `over`, what is there already is left, and that is an error.
+    pub fn publish<E: From<StorageError>>(
+        &self,
+        path: &Path,
+        over: bool,
+        fill: impl FnOnce(&File) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
         static COUNTER: AtomicU64 = AtomicU64::new(0);
         let mut name = OsString::from(".");
         name.push(path.file_name().unwrap_or_default());
         name.push(format!(".{}-{}.tmp", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)));
         let temp = path.with_file_name(name);
+        if !over && self.exists(path)? {
+            return Err(at("create", path)(io::ErrorKind::AlreadyExists.into()).into());
+        }
         // A process of the same id may have died here before.
         self.remove_file_if_exists(&temp)?;
         let file = self.create_new(&temp)?;
-        let written =
-            file.write_at(bytes, 0).and_then(|()| file.sync_data()).and_then(|()| self.rename(&temp, path));
+        let written = fill(&file).and_then(|()| {
+            file.sync_data()?;
+            if over {
+                return Ok(self.rename(&temp, path)?);
+            }
+            // Somebody may have made one meanwhile, which a rename would replace.
+            match self.link(&temp, path) {
+                Ok(()) => Ok(self.remove_file(&temp)?),
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(e.into()),
+                // A file system without links.
+                Err(_) => Ok(self.rename(&temp, path)?),
+            }
+        });
         if let Err(e) = written {
             // The first error is the one to report.
             let _ = self.remove_file(&temp);
             return Err(e);
         }
-        self.sync_parent(path)
+        Ok(self.sync_parent(path)?)
     }
 }
 

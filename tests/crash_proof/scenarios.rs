@@ -1,5 +1,6 @@
 //! What the VM goes through while the power may go.
 
+use piton::checkpoint::store::{Began, Verified};
 use piton::id::Id;
 
 use crate::explore::Recording;
@@ -259,8 +260,33 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "a VM removed for good", run: |lab| removed::for_good(lab, false) },
     Scenario { name: "a VM removed at once", run: |lab| removed::for_good(lab, true) },
     Scenario { name: "a VM removed with checkpoints elsewhere", run: removed::elsewhere },
+    Scenario { name: "verified", run: verified },
     Scenario { name: "a random life", run: random },
 ];
+
+/// What came of trying checkpoints, twice of one, changes nothing else.
+fn verified(lab: &mut Lab) -> Result<()> {
+    let family = family(lab)?;
+    for (id, passed) in [(family.a, true), (family.b, true), (family.b, false)] {
+        let verified = Verified {
+            when: "2026-11-27T12:00:00Z".parse().expect("a time"),
+            passed,
+            began: Began::Booted,
+            until: "it ran for 10 s".into(),
+            took_ms: 10_000,
+            why: None,
+            console: Some("console\n".repeat(1000)),
+        };
+        lab.step(
+            "verified".into(),
+            |lab| Ok(lab.catalog().store.save_verified(id, &verified)?),
+            |_, _, _, _| {},
+        )?;
+        assert_eq!(lab.catalog().store.verified(id), Some(verified));
+    }
+    lab.delete(family.b, false)?;
+    lab.settle()
+}
 
 fn random(lab: &mut Lab) -> Result<()> {
     let mut names = 0;

@@ -35,6 +35,15 @@ pub fn image() -> Target {
             }
             let Ok(survey) = Survey::of(Arc::new(disk)) else { return false };
             for volume in &survey.volumes {
+                for path in ["/boot/vmlinuz-6.1.0-10", "/boot", "/../etc/os-release"] {
+                    let Ok(Some(node)) = volume.node(path) else { continue };
+                    let mut got = 0;
+                    let read = volume.stream(path, &node, &mut |bytes| {
+                        got += bytes.len() as u64;
+                        true
+                    });
+                    assert!(got <= volume.part.len && (read.is_err() || got == node.len()));
+                }
                 let _ = (volume.system(), volume.broken(), image::has_agent(volume));
             }
             let Ok(menu) = image::menu_of(&survey) else { return false };

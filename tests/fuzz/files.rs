@@ -8,6 +8,7 @@ use piton::capture::image::{Image, ImageWriter};
 use piton::checkpoint::Manifest;
 use piton::checkpoint::manifest::crc_of;
 use piton::checkpoint::state::{StateInfo, read_state};
+use piton::checkpoint::store::{Began, Verified};
 use piton::disk::delta::Delta;
 use piton::disk::delta_format::{Geometry, Header, PAGE, PAGE_WORDS, Parent, Slot, decode_page, encode_page};
 use piton::disk::layer::{LayerSpec, inspect};
@@ -129,6 +130,30 @@ pub fn manifest() -> Target {
             let Ok(manifest) = Manifest::decode(bytes, id) else { return false };
             let again = manifest.encode().unwrap();
             assert_eq!(Manifest::decode(&again, id).unwrap(), manifest);
+            true
+        }),
+    }
+}
+
+/// What came of trying a checkpoint.
+pub fn verified() -> Target {
+    let verified = Verified {
+        when: "2026-11-27T12:00:00Z".parse().unwrap(),
+        passed: false,
+        began: Began::Resumed,
+        until: "its guest agent answered".into(),
+        took_ms: 1234,
+        why: Some("it ended".into()),
+        console: Some("login: \u{1b}[0m".into()),
+    };
+    Target {
+        name: "verified",
+        shape: Shape::Json,
+        seeds: vec![verified.encode().unwrap()],
+        mend: Box::new(|_| {}),
+        run: Box::new(|bytes| {
+            let Some(verified) = Verified::decode(bytes) else { return false };
+            assert_eq!(Verified::decode(&verified.encode().unwrap()), Some(verified));
             true
         }),
     }

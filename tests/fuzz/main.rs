@@ -78,6 +78,7 @@ fn targets() -> Vec<(&'static str, Make)> {
         ("state", files::state),
         ("memory-index", files::memory_index),
         ("vm.json", files::vm_json),
+        ("verified", files::verified),
         ("export", files::export),
         ("image-kind", images::kind),
         ("qcow2", images::qcow2),

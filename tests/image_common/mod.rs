@@ -73,10 +73,15 @@ impl<'a> Root<'a> {
     }
 
     pub fn ext4_of(&self, bytes: u64) -> String {
+        self.ext4_with(bytes, &[])
+    }
+
+    /// With more words for mkfs.ext4.
+    pub fn ext4_with(&self, bytes: u64, more: &[&str]) -> String {
         let path = self.home.image(&format!("{}.ext4", self.name), bytes);
         let folder = self.folder();
         let words = ["-q", "-F", "-L", &self.name, "-U", Self::UUID, "-d", folder.to_str().unwrap(), &path];
-        run(self.home, "mkfs.ext4", &words);
+        run(self.home, "mkfs.ext4", &[more, &words].concat());
         path
     }
 }

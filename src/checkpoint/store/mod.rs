@@ -15,6 +15,7 @@ mod merge;
 mod names;
 mod recover;
 mod staged;
+mod verified;
 
 use std::path::{Path, PathBuf};
 
@@ -26,9 +27,10 @@ use names::{DELETED, STAGING, id_of, own_name};
 
 pub use error::{Result, StoreError};
 pub use images::FoundImage;
-pub use names::{FLAT, Leftover, MANIFEST, MEMORY, STATE};
+pub use names::{FLAT, Leftover, MANIFEST, MEMORY, STATE, VERIFIED};
 pub use recover::{Finding, Outcome, Recovery};
 pub use staged::Staged;
+pub use verified::{Began, CONSOLE_MAX, Verified};
 
 /// A checkpoint that is there and cannot be used.
 #[derive(Debug)]

@@ -9,6 +9,8 @@ pub const MEMORY: &str = "memory";
 /// A copy of memory that can be mapped.
 pub const FLAT: &str = "memory-flat";
 pub const STATE: &str = "state";
+/// Whether it was seen to come back.
+pub const VERIFIED: &str = "verified.json";
 pub(super) const STAGING: &str = ".staging-";
 pub(super) const DELETED: &str = ".deleted-";
 
@@ -32,7 +34,7 @@ pub enum Leftover {
     Staging,
     /// A checkpoint that was deleted, but for its files.
     Deleted,
-    /// A manifest that did not come to replace the one that is there.
+    /// A manifest, or what came of trying it, that did not come to replace the one that is there.
     Temporary,
     /// A memory image that its manifest does not name: not yet, or not any more.
     Image,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::storage::StorageError;
 
-use super::names::{Leftover, MANIFEST, id_of};
+use super::names::{Leftover, MANIFEST, VERIFIED, id_of};
 use super::{Result, Store};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +74,9 @@ impl Store {
                 // One that cannot be listed is damaged, and a listing says so.
                 for file in self.storage.list_dir(&path).unwrap_or_default() {
                     // As Storage::replace calls them.
-                    let is = file.to_str().and_then(|file| file.strip_prefix('.')?.strip_prefix(MANIFEST));
+                    let name = file.to_str().and_then(|file| file.strip_prefix('.'));
+                    let is =
+                        name.and_then(|name| name.strip_prefix(MANIFEST).or(name.strip_prefix(VERIFIED)));
                     if is.is_some_and(|rest| rest.starts_with('.') && rest.ends_with(".tmp")) {
                         found.push((Leftover::Temporary, path.join(file)));
                     }

@@ -1,11 +1,14 @@
 //! What can be typed about checkpoints, and about what is made of them.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use regex::bytes::Regex;
 
-use super::refs::{CheckpointRef, Since, StateRef};
+use super::refs::{CheckpointRef, FileRef, Since, StateRef, parse_path};
+use super::seconds::parse_seconds;
 use crate::checkpoint::CheckpointName;
 use crate::checkpoint::manifest::Mode;
 use crate::checkpoint::name::NameError as CheckpointNameError;
@@ -13,6 +16,7 @@ use crate::config::{Forward, NetArg};
 use crate::control::jobs::MIN_PREFIX;
 use crate::folder::{CheckpointType, VmName};
 use crate::history::production::{FREEZE_TIMEOUT_MAX, FREEZE_TIMEOUT_MIN};
+use crate::id::Id;
 use crate::transfer::format::FileFormat;
 use crate::vm::Clock;
 
@@ -141,10 +145,12 @@ pub enum CheckpointCommand {
         #[arg(long, short)]
         yes: bool,
     },
-    /// Check all data of a checkpoint against its checksums
+    /// Check all data of a checkpoint against its checksums, or that its guest comes back (--boot)
     Verify {
         #[arg(value_name = "VM@CHECKPOINT")]
         checkpoint: CheckpointRef,
+        #[command(flatten)]
+        boot: BootArgs,
         #[command(flatten)]
         guard: GuardArgs,
     },
@@ -154,6 +160,19 @@ pub enum CheckpointCommand {
     Diff(DiffArgs),
     /// Serve the disks of a checkpoint read-only over a socket (NBD)
     Serve(ServeArgs),
+    /// Show which checkpoints hold which version of a file, without starting anything
+    Find(FindArgs),
+    /// Print a file as it was in a checkpoint
+    Cat {
+        #[arg(value_name = "VM[@CHECKPOINT]:/PATH")]
+        file: FileRef,
+        #[command(flatten)]
+        place: PlaceArgs,
+        #[command(flatten)]
+        guard: GuardArgs,
+    },
+    /// Copy a file out of a checkpoint, to this host or into a running guest
+    RestoreFile(RestoreFileArgs),
     /// List the running and recently finished jobs of a VM
     Jobs {
         #[arg(value_name = "VM")]
@@ -175,6 +194,31 @@ pub struct GuardArgs {
     /// Do not restrict the system calls of this command
     #[arg(long)]
     pub no_seccomp: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct BootArgs {
+    /// Resume or boot a temporary clone without a network instead of reading the data, and record
+    /// whether its guest works
+    #[arg(long)]
+    pub boot: bool,
+    /// Wait until the clone's console output matches this regular expression
+    #[arg(long, value_name = "REGEX", requires = "boot", value_parser = parse_regex, conflicts_with_all = ["exec", "agent"])]
+    pub wait_for: Option<Regex>,
+    /// Wait until this shell command succeeds in the guest, through its agent
+    #[arg(long, value_name = "COMMAND", requires = "boot", conflicts_with = "agent")]
+    pub exec: Option<String>,
+    /// Wait until the guest's agent answers
+    #[arg(long, requires = "boot")]
+    pub agent: bool,
+    /// How long the guest has for it
+    #[arg(long, value_name = "SECONDS", requires = "boot", value_parser = parse_seconds, default_value = "120")]
+    pub timeout: Duration,
+}
+
+/// As text, what a guest prints is in no encoding that anybody promised.
+fn parse_regex(text: &str) -> Result<Regex, String> {
+    Regex::new(text).map_err(|e| e.to_string())
 }
 
 /// Of commands that begin at a checkpoint.
@@ -371,6 +415,54 @@ pub struct ServeArgs {
     /// Unix socket to create
     #[arg(long, value_name = "PATH")]
     pub socket: PathBuf,
+    #[command(flatten)]
+    pub guard: GuardArgs,
+}
+
+/// Where a file is looked for.
+#[derive(Debug, Args)]
+pub struct PlaceArgs {
+    /// Look only on this disk [default: the first that has the file]
+    #[arg(long, value_name = "ID")]
+    pub disk: Option<String>,
+    /// Look only on this partition [default: the first that has the file]
+    #[arg(long, value_name = "N")]
+    pub partition: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+pub struct FindArgs {
+    #[arg(value_name = "VM")]
+    pub name: VmName,
+    /// Absolute path of the file, in its file system
+    #[arg(long, value_name = "PATH", value_parser = parse_path)]
+    pub path: String,
+    #[command(flatten)]
+    pub place: PlaceArgs,
+    /// Include the current state of a running or paused VM, through a temporary checkpoint
+    #[arg(long)]
+    pub live: bool,
+    /// Call this checkpoint the current state
+    #[arg(long, hide = true)]
+    pub as_now: Option<Id>,
+    #[command(flatten)]
+    pub guard: GuardArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct RestoreFileArgs {
+    #[arg(value_name = "VM[@CHECKPOINT]:/PATH")]
+    pub file: FileRef,
+    /// File or folder on this host, or VM:/PATH in a running guest [default: the current folder]
+    #[arg(value_name = "DEST")]
+    pub to: Option<OsString>,
+    /// Replace a file that exists on this host
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub place: PlaceArgs,
+    #[arg(long, hide = true)]
+    pub quiet: bool,
     #[command(flatten)]
     pub guard: GuardArgs,
 }

@@ -3,6 +3,7 @@
 mod checkpoint;
 mod image;
 mod refs;
+mod seconds;
 mod seed;
 mod trash;
 
@@ -21,11 +22,12 @@ use crate::moment::parse_span;
 use crate::vm::Clock;
 
 pub use checkpoint::{
-    ApplyArgs, CheckpointCommand, CloneArgs, DiffArgs, ExportArgs, ExportCheckpointArgs, GuardArgs,
-    ImportArgs, ServeArgs,
+    ApplyArgs, BootArgs, CheckpointCommand, CloneArgs, DiffArgs, ExportArgs, ExportCheckpointArgs, FindArgs,
+    GuardArgs, ImportArgs, PlaceArgs, RestoreFileArgs, ServeArgs,
 };
 pub use image::{ImageArgs, ImageCommand};
-pub use refs::{CheckpointRef, Since, StateRef};
+pub use refs::{CheckpointRef, FileRef, Since, StateRef};
+use seconds::parse_seconds;
 pub use seed::SeedArgs;
 pub use trash::{TrashCommand, UndoArgs};
 
@@ -550,14 +552,6 @@ fn parse_size(text: &str) -> Result<u64, String> {
     };
     let number: u64 = digits.parse().map_err(|_| wrong())?;
     number.checked_mul(1 << shift).ok_or_else(wrong)
-}
-
-/// Seconds, with a fraction or without.
-fn parse_seconds(text: &str) -> Result<Duration, String> {
-    let time = text.parse().ok().and_then(|seconds: f64| Duration::try_from_secs_f64(seconds).ok());
-    // A year is as good as for ever, and can be added to any time.
-    time.map(|time| time.min(Duration::from_secs(365 * 24 * 3600)))
-        .ok_or_else(|| format!("`{}` is not a number of seconds", text.escape_debug()))
 }
 
 #[derive(Debug, Args)]

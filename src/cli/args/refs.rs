@@ -68,3 +68,31 @@ impl Since {
         }
     }
 }
+
+/// A file in a checkpoint, or in the current state of a VM.
+#[derive(Debug, Clone)]
+pub struct FileRef {
+    pub state: StateRef,
+    /// Absolute.
+    pub path: String,
+}
+
+impl std::str::FromStr for FileRef {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // A name may have a colon in it, and none has a slash.
+        let at = text
+            .find(":/")
+            .ok_or_else(|| format!("name the file as VM@CHECKPOINT:/PATH, not `{}`", text.escape_debug()))?;
+        Ok(Self { state: text[..at].parse()?, path: parse_path(&text[at + 1..])? })
+    }
+}
+
+/// A path in a file system of a guest.
+pub fn parse_path(text: &str) -> Result<String, String> {
+    if text.starts_with('/') {
+        return Ok(text.to_owned());
+    }
+    Err("a path in the guest begins with /".into())
+}

@@ -114,6 +114,24 @@ fn a_replacement_is_whole_or_not() {
 }
 
 #[test]
+fn a_new_file_is_whole_or_not_there() {
+    let sim = with_file(b"old");
+    let publish = |name: &str| {
+        sim.storage().publish(&path(name), false, |file| -> crate::storage::Result<()> {
+            file.write_at(b"new", 0)?;
+            file.write_at(b"!", 600)
+        })
+    };
+    publish("b").unwrap();
+    assert_eq!(publish("a").unwrap_err().kind(), std::io::ErrorKind::AlreadyExists);
+    let whole = format!("new{}!", ".".repeat(597));
+    let expected = set([&[Some("old"), None], &[Some("old"), Some(&whole)]]);
+    assert_eq!(outcomes(&sim, &["a", "b"]), expected);
+    let names: Vec<_> = sim.storage().list_dir(Path::new("/")).unwrap();
+    assert_eq!(names.len(), 2, "{names:?}");
+}
+
+#[test]
 fn names_come_and_go_in_any_order() {
     let sim = with_file(b"x");
     let storage = sim.storage();

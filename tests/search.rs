@@ -1,0 +1,310 @@
+//! Files in checkpoints: found, printed and restored without starting anything.
+
+#[path = "image_common/mod.rs"]
+mod image_common;
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use common::{Home, HostAgent};
+use image_common::{Root, gpt};
+use piton::disk::live::LiveDisk;
+use piton::disk::{Backing, Disk, ImageFormat, layer};
+use piton::folder;
+use piton::progress::Progress;
+use piton::search::{self, Wanted, Which};
+use piton::storage::Storage;
+use serde_json::{Value, json};
+
+const MIB: usize = 1 << 20;
+
+/// A VM that is off, and the disk that it has: what the test writes to it, the guest could have.
+struct Machine {
+    home: Home,
+    base: String,
+    /// The disk as it is now.
+    image: String,
+    /// Where its file system is.
+    at: usize,
+}
+
+impl Machine {
+    fn new(home: Home, base: String, at: usize) -> Self {
+        let mut vm = home.args_vm(&[
+            "run",
+            "demo",
+            "--memory",
+            "32M",
+            "--vsock",
+            "--disk",
+            &format!("{base},id=root,overlay"),
+        ]);
+        vm.power_off();
+        let image = format!("{base}.now");
+        std::fs::copy(&base, &image).unwrap();
+        Self { home, base, image, at }
+    }
+
+    /// Changes files as a guest would, by debugfs, and puts what changed of the disk into its overlay.
+    fn change(&self, commands: &[&str]) {
+        let before = std::fs::read(&self.image).unwrap();
+        let part = self.home.file("part", &before[self.at..]);
+        for command in commands {
+            let done = Command::new("/sbin/debugfs").args(["-w", "-R", command, &part]).output().unwrap();
+            let told = String::from_utf8_lossy(&done.stderr).into_owned();
+            assert!(done.status.success() && told.lines().count() == 1, "{command}: {told}");
+        }
+        let after = [&before[..self.at], &std::fs::read(&part).unwrap()].concat();
+        self.write_all(&after);
+        std::fs::write(&self.image, &after).unwrap();
+    }
+
+    /// Puts what differs from the current state into the overlay.
+    fn write_all(&self, after: &[u8]) {
+        let storage = Storage::os();
+        let files =
+            std::fs::read_dir(self.home.vm("demo").join("disks")).unwrap().map(|entry| entry.unwrap().path());
+        let layers: Vec<_> = files
+            .filter(|path| path.extension().is_some_and(|extension| extension == "delta"))
+            .map(|path| layer::inspect(&storage, &path).unwrap())
+            .collect();
+        let definition = std::fs::read(self.home.vm("demo").join("vm.json")).unwrap();
+        let definition: Value = serde_json::from_slice(&definition).unwrap();
+        let top = definition["now"]["tops"]["root"].as_str().unwrap().parse().unwrap();
+        let chain = layer::ancestry(&layers, top).unwrap();
+        let disk =
+            LiveDisk::open(&storage, Path::new(&self.base), ImageFormat::Raw, &chain, &BTreeMap::new())
+                .unwrap();
+        assert_eq!(disk.len() as usize, after.len());
+        let mut before = vec![0; 4096];
+        for at in (0..after.len()).step_by(4096) {
+            let block = at..at + 4096;
+            disk.read_at(&mut before, at as u64).unwrap();
+            if before != after[block.clone()] {
+                disk.write_at(&after[block], at as u64).unwrap();
+            }
+        }
+        disk.flush().unwrap();
+    }
+
+    fn create(&self, name: &str) {
+        self.home.piton(&format!("checkpoint create demo {name}")).ok();
+    }
+
+    fn find(&self, path: &str) -> Value {
+        self.home.args(["checkpoint", "find", "demo", "--path", path, "--json"]).json()
+    }
+}
+
+/// The names of the checkpoints, with `Now` behind them.
+fn states(list: &Value) -> Vec<String> {
+    let names =
+        list["checkpoints"].as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap().to_owned());
+    names.chain(list["now"].as_bool().unwrap().then(|| "Now".to_owned())).collect()
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    let mut child = Command::new("sha256sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), bytes).unwrap();
+    let out = child.wait_with_output().unwrap().stdout;
+    String::from_utf8(out).unwrap()[..64].to_owned()
+}
+
+/// A file of one MiB that is text nowhere.
+fn blob() -> Vec<u8> {
+    (0..MIB as u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
+}
+
+/// `one` as it was installed, `two` with another file changed, `three` with passwd changed, `four`
+/// without it; Now as `four`.
+fn machine() -> Machine {
+    let home = Home::new();
+    let root = Root::new(&home, "root");
+    root.file("etc/passwd", b"root:x:0:0\n");
+    root.file("etc/odd", b"\x1b[31mred\n\ttab\n");
+    root.file("var/blob", &blob());
+    root.link("etc/alias", "passwd");
+    root.link("etc/far", "/../../../etc/passwd");
+    root.link("etc/loop", "loop");
+    let boot = Root::new(&home, "boot");
+    boot.file("vmlinuz", b"kernel");
+    let base = gpt(&home, "disk.raw", &[&root.ext4_with(16 << 20, &["-b", "4096"]), &boot.ext4()]);
+    let machine = Machine::new(home, base, MIB);
+    let other = machine.home.file("other", b"something else\n");
+    let passwd = machine.home.file("passwd", b"root:x:0:0\nuser:x:1000:1000\n");
+    machine.create("one");
+    machine.change(&[&format!("write {other} /etc/other")]);
+    machine.create("two");
+    machine.change(&["rm /etc/passwd", &format!("write {passwd} /etc/passwd")]);
+    machine.create("three");
+    machine.change(&["rm /etc/passwd"]);
+    machine.create("four");
+    machine
+}
+
+#[test]
+fn versions_of_a_file() {
+    let machine = machine();
+    let home = &machine.home;
+    let found = machine.find("/etc/passwd");
+    let versions = found["versions"].as_array().unwrap();
+    let seen: Vec<_> = versions.iter().map(states).collect();
+    assert_eq!(seen, [vec!["one", "two"], vec!["three"]], "{found:#}");
+    assert_eq!(states(&found["missing"]), ["four", "Now"]);
+    let (first, second) = (&versions[0], &versions[1]);
+    assert_eq!((&first["bytes"], &second["bytes"]), (&11.into(), &28.into()));
+    assert_eq!(first["sha256"], sha256(b"root:x:0:0\n"));
+    assert_eq!(second["sha256"], sha256(b"root:x:0:0\nuser:x:1000:1000\n"));
+    assert_eq!((&first["disk"], &first["partition"]), (&"root".into(), &1.into()));
+    assert_eq!(found["unreadable"], json!([]));
+    // Links lead to it, within the image; one in a circle leads nowhere.
+    for link in ["/etc/alias", "/etc/far"] {
+        assert_eq!(states(&machine.find(link)["versions"][1]), ["three"], "{link}");
+    }
+    let nowhere = machine.find("/etc/loop");
+    assert_eq!((&nowhere["versions"], states(&nowhere["missing"]).len()), (&json!([]), 5));
+    // Another partition; and only there.
+    assert_eq!(machine.find("/vmlinuz")["versions"][0]["partition"], 2);
+    let words = ["checkpoint", "find", "demo", "--path", "/vmlinuz", "--partition"];
+    let first = home.args([&words[..], &["1", "--json"]].concat()).json();
+    assert_eq!(states(&first["missing"]).len(), 5, "{first:#}");
+    let ninth = home.args([&words[..], &["9", "--json"]].concat()).json();
+    assert_eq!(ninth["notes"], json!(["disk `root` has no partition 9"]));
+    // For people.
+    let text = home.piton("checkpoint find demo --path /etc/passwd").ok();
+    for part in
+        ["/etc/passwd on partition 1 of disk `root`", "  one, two\n", "  three\n", "not there: four, Now\n"]
+    {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    home.piton("checkpoint find demo --path /etc").fails(3, &["/etc is a folder"]);
+    home.piton("checkpoint find demo --path etc").fails(2, &["begins with /"]);
+    // A disk that is not there is told of each.
+    let none = home.piton("checkpoint find demo --path /etc/passwd --disk data");
+    assert_eq!((none.code, none.stderr.lines().count()), (Some(1), 5), "{none}");
+}
+
+#[test]
+fn a_file_of_a_checkpoint_is_printed_and_restored() {
+    let machine = machine();
+    let home = &machine.home;
+    let cat = |file: &str| home.args(["checkpoint", "cat", file]);
+    assert_eq!(cat("demo@three:/etc/passwd").ok(), "root:x:0:0\nuser:x:1000:1000\n");
+    assert_eq!(cat("demo@one:/etc/alias").ok(), "root:x:0:0\n");
+    cat("demo@four:/etc/passwd").fails(3, &["/etc/passwd does not exist in checkpoint `four`"]);
+    cat("demo:/etc/passwd").fails(3, &["does not exist in the current state"]);
+    assert_eq!(cat("demo:/etc/other").ok(), "something else\n");
+    cat("demo@one:/etc").fails(3, &["/etc is a folder"]);
+    cat("demo@one:etc/passwd").fails(2, &["VM@CHECKPOINT:/PATH"]);
+    cat("demo@five:/etc/passwd").fails(3, &["five"]);
+    assert_eq!(home.args(["checkpoint", "cat", "demo@one:/etc/odd", "--json"]).code, Some(2));
+    // Bytes as they are; and nobody has to take all of them.
+    let read = |most: usize| {
+        let mut command = home.command(["checkpoint", "cat", "demo@two:/var/blob"]);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut bytes = vec![0; most];
+        let mut out = child.stdout.take().unwrap();
+        out.read_exact(&mut bytes).unwrap();
+        let rest = out.read(&mut [0]).unwrap();
+        drop(out);
+        let ended = child.wait_with_output().unwrap();
+        assert!(ended.status.success() && ended.stderr.is_empty(), "{ended:?}");
+        (bytes, rest)
+    };
+    assert_eq!(read(MIB), (blob(), 0));
+    assert_eq!(read(10).0, blob()[..10]);
+    // A terminal gets nothing that it would obey.
+    let mut words = Command::new("script");
+    words.args([
+        "-qec",
+        &format!("{} checkpoint cat demo@one:/etc/odd", env!("CARGO_BIN_EXE_piton")),
+        "/dev/null",
+    ]);
+    home.equip(&mut words);
+    let shown = common::Finished::run(words).ok();
+    assert!(shown.contains(r"\u{1b}[31mred") && !shown.contains('\x1b'), "{shown:?}");
+
+    // Restored to the host, once.
+    let out = home.beside("out");
+    std::fs::create_dir(&out).unwrap();
+    let restore = |more: &[&str]| {
+        let mut command =
+            home.command([&["checkpoint", "restore-file", "demo@three:/etc/passwd"], more].concat());
+        command.current_dir(&out);
+        common::Finished::run(command)
+    };
+    let told = restore(&[]).ok();
+    let path = out.join("passwd");
+    assert_eq!(told, format!("/etc/passwd restored to {} (28 B)\n", path.display()));
+    assert_eq!(std::fs::read(&path).unwrap(), b"root:x:0:0\nuser:x:1000:1000\n");
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o644);
+    restore(&[]).fails(3, &["out/passwd already exists", "--force"]);
+    std::fs::write(&path, "mine").unwrap();
+    restore(&["new"]).ok();
+    assert_eq!(std::fs::read(&path).unwrap(), b"mine");
+    assert_eq!(restore(&["--force", ".", "--json"]).json(), json!({ "path": path, "bytes": 28 }));
+    restore(&["/nowhere/at/all"]).fails(3, &["/nowhere/at does not exist"]);
+    let mut names: Vec<_> =
+        std::fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["new", "passwd"]);
+}
+
+#[test]
+fn a_running_vm_keeps_its_current_state_to_itself_and_takes_files() {
+    let machine = machine();
+    let home = &machine.home;
+    let mut vm = home.args_vm(&["start", "demo", "--attach"]);
+    vm.ready();
+    let found = machine.find("/etc/other");
+    assert_eq!(states(&found["versions"][0]), ["two", "three", "four"]);
+    assert!(found["notes"][0].as_str().unwrap().contains("--live"), "{found:#}");
+    home.args(["checkpoint", "cat", "demo:/etc/other"]).fails(3, &["running or paused", "piton copy"]);
+    let live = home.piton("checkpoint find demo --path /etc/other --live --json").json();
+    assert_eq!(states(&live["versions"][0]), ["two", "three", "four", "Now"]);
+    assert_eq!(home.piton("checkpoint list demo --json").json()["checkpoints"].as_array().unwrap().len(), 4);
+    // Into the guest, whose files are this host's here.
+    let agent = HostAgent::start(home, &mut vm);
+    let guest = home.beside("guest");
+    std::fs::create_dir(&guest).unwrap();
+    let to = format!("demo:{}", guest.display());
+    home.args(["checkpoint", "restore-file", "demo@three:/etc/passwd", &to]).ok();
+    assert_eq!(std::fs::read(guest.join("passwd")).unwrap(), b"root:x:0:0\nuser:x:1000:1000\n");
+    home.args(["checkpoint", "restore-file", "demo@four:/etc/passwd", &to]).fails(3, &["does not exist"]);
+    drop(agent);
+    vm.power_off();
+}
+
+/// However many checkpoints there are, what did not change is read once.
+#[test]
+fn unchanged_contents_are_not_read_again() {
+    let machine = machine();
+    for n in 0..12 {
+        let file = machine.home.file("small", format!("{n}\n").as_bytes());
+        machine.change(&[&format!("write {file} /var/small{n}")]);
+        machine.create(&format!("more{n}"));
+    }
+    let home = folder::Home::at(machine.home.root(), Storage::os());
+    let folder = home.folder(&"demo".parse().unwrap());
+    let wanted = Wanted { path: "/var/blob".into(), disk: None, partition: None };
+    let progress = Progress::default();
+    let mut shelf = search::open(&folder, &Which::All(None), "test").unwrap();
+    let found = search::find(&mut shelf, &wanted, &progress).unwrap();
+    assert_eq!((found.versions.len(), found.versions[0].states.len()), (1, 16));
+    assert_eq!(progress.snapshot().done, MIB as u64);
+    drop(shelf);
+    // Its blocks were written, and its times say nothing of it: it is read.
+    let mut image = std::fs::read(&machine.image).unwrap();
+    let head = &blob()[..64];
+    let start = image.windows(64).position(|part| part == head).unwrap();
+    image[start] ^= 1;
+    machine.write_all(&image);
+    machine.create("rotten");
+    let found = machine.find("/var/blob");
+    assert_eq!(states(&found["versions"][1]), ["rotten", "Now"], "{found:#}");
+}
