@@ -55,6 +55,9 @@ pub struct Definition {
     pub share_memory: bool,
     #[serde(default)]
     pub now: Now,
+    /// What a later piton says besides, for which it needs no other format: it is kept.
+    #[serde(flatten)]
+    pub unknown: BTreeMap<String, Value>,
 }
 
 const fn a_day() -> u64 {
@@ -160,6 +163,7 @@ impl Definition {
             cloned_from: None,
             share_memory: false,
             now: Now::default(),
+            unknown: BTreeMap::new(),
         }
     }
 }

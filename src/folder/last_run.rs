@@ -28,17 +28,34 @@ pub enum Ending {
     Killed,
 }
 
+/// Version of the file that this piton writes; it reads this and older ones.
+const FORMAT: u32 = 1;
+
+#[derive(Serialize, Deserialize)]
+struct OnDisk {
+    /// Absent: written before there was a version.
+    #[serde(default = "first")]
+    format: u32,
+    #[serde(flatten)]
+    last: LastRun,
+}
+
+const fn first() -> u32 {
+    1
+}
+
 impl LastRun {
     /// None if it is not known, or makes no sense.
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
-        serde_json::from_slice(bytes).ok()
+        let OnDisk { format, last } = serde_json::from_slice(bytes).ok()?;
+        (1..=FORMAT).contains(&format).then_some(last)
     }
 
     pub(super) fn encode(mut self) -> serde_json::Result<Vec<u8>> {
         if let Ending::Ended { by: text } | Ending::Crashed { why: text } = &mut self.how {
             *text = text.chars().take(WHY_MAX).collect();
         }
-        serde_json::to_vec(&self)
+        serde_json::to_vec(&OnDisk { format: FORMAT, last: self })
     }
 }
 
@@ -57,5 +74,7 @@ mod tests {
         let long = LastRun { ended, how: Ending::Crashed { why: "\u{e4}".repeat(100_000) } };
         assert!(long.encode().unwrap().len() < 4096);
         assert_eq!(LastRun::decode(b"garbage"), None);
+        assert_eq!(LastRun::decode(br#"{"how":"off"}"#), Some(LastRun { ended: None, how: Ending::Off }));
+        assert_eq!(LastRun::decode(br#"{"format":2,"how":"off"}"#), None);
     }
 }

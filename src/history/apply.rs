@@ -21,7 +21,7 @@ use crate::history::disks::{self, Layers, OpenDisks, Reuse};
 use crate::history::{bases, flat};
 use crate::id::Id;
 use crate::layout::GENERATION_PAGE;
-use crate::machine::{self, Bare, Machine, MachineState, Parts};
+use crate::machine::{self, Bare, Machine, MachineError, MachineState, Parts};
 use crate::progress::Progress;
 
 /// A checkpoint that is ready to become the active state.
@@ -77,7 +77,8 @@ pub fn prepare(
     {
         let next = definition.clone();
         let (disks, machine, filling) =
-            build(&catalog, definition, manifest, &next, generation, around, how, parts, progress)?;
+            build(&catalog, definition, manifest, &next, generation, around, how, parts, progress)
+                .map_err(or_cold)?;
         return Ok(Prepared { definition: next, disks, machine, filling, made: Vec::new(), stays: true });
     }
     let generation = Id::random().map_err(CheckpointError::Random)?;
@@ -98,6 +99,7 @@ pub fn prepare(
         ..definition.clone()
     };
     let built = build(&catalog, definition, manifest, &next, generation, around, how, parts, progress);
+    let built = built.map_err(or_cold);
     match built {
         Ok((disks, machine, filling)) => {
             Ok(Prepared { definition: next, disks, machine, filling, made, stays: false })
@@ -106,6 +108,18 @@ pub fn prepare(
             disks::remove_layers(folder, &made);
             Err(e)
         }
+    }
+}
+
+/// Where it is memory or state that cannot be used, being damaged, of another version or another
+/// processor, there are the disks still.
+fn or_cold(error: CheckpointError) -> CheckpointError {
+    match error {
+        CheckpointError::Image(_)
+        | CheckpointError::State(_)
+        | CheckpointError::Decode(_)
+        | CheckpointError::Machine(MachineError::Misfit(_)) => CheckpointError::NoMemory(Box::new(error)),
+        error => error,
     }
 }
 

@@ -269,6 +269,7 @@ pub(super) fn describe(
         keeping: Keeping { counted: Some(counted(&all, &now)), made: Some(now), ..Keeping::default() },
         piton: env!("CARGO_PKG_VERSION").into(),
         warnings,
+        unknown: BTreeMap::new(),
     })
 }
 

@@ -55,6 +55,9 @@ pub enum CheckpointError {
     Network(String),
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
+    /// Of a checkpoint with disks that can be gone to all the same.
+    #[error("{0}; `piton checkpoint apply --cold` goes to the checkpoint's disks without its memory")]
+    NoMemory(Box<CheckpointError>),
     /// The current state, so nothing else was done.
     #[error(
         "cannot keep the current state for an undo ({0}), so nothing was changed: use --no-undo to go on \

@@ -163,6 +163,7 @@ fn make(folder: &VmFolder, lock: &VmLock, plan: Plan, id: Id, progress: &Progres
         disk_bytes: 0,
         piton: env!("CARGO_PKG_VERSION").into(),
         warnings: export.warnings,
+        unknown: BTreeMap::new(),
     };
     progress.check()?;
     catalog.store.publish(staged, &manifest)?;

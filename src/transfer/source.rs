@@ -150,6 +150,7 @@ impl Source {
             disk_bytes: 0,
             piton: env!("CARGO_PKG_VERSION").into(),
             warnings: Vec::new(),
+            unknown: Default::default(),
         };
         Ok(Self {
             manifest,

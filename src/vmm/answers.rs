@@ -8,8 +8,7 @@ use crate::capture::lazy::Filling;
 use crate::checkpoint::Manifest;
 use crate::control::jobs::Job;
 use crate::control::{
-    Answer, ApplyBody, CheckpointDetails, CreateBody, GoBack, Reply, Request, RequestError, RevertBody,
-    State, StopBody,
+    Answer, ApplyBody, CreateBody, GoBack, Reply, Request, RequestError, RevertBody, State, StopBody,
 };
 use crate::folder::CheckpointType;
 use crate::history::create::{Origin, Subject};

@@ -395,6 +395,7 @@ impl Lab {
             disk_bytes: 0,
             piton: "proof".into(),
             warnings: Vec::new(),
+            unknown: Default::default(),
         };
         sealing::seal_below(&self.folder, &self.lock, &mut self.definition, &self.disks.live, &manifest)?;
         store.publish(staging, &manifest)?;

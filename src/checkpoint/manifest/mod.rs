@@ -244,6 +244,9 @@ pub struct Manifest {
     pub piton: String,
     #[serde(default)]
     pub warnings: Vec<String>,
+    /// What a later piton says besides, for which it needs no other format: it is kept.
+    #[serde(flatten)]
+    pub unknown: BTreeMap<String, Value>,
 }
 
 #[derive(Serialize)]
@@ -283,6 +286,10 @@ impl Manifest {
         let found = crc_of(value.clone());
         if found != recorded {
             return Err(ManifestError::Checksum { found, recorded });
+        }
+        if let Some(fields) = value.as_object_mut() {
+            // Not one that is unknown.
+            fields.remove(FORMAT_KEY);
         }
         let manifest: Self =
             serde_json::from_value(value).map_err(|e| ManifestError::Damaged(e.to_string()))?;

@@ -54,6 +54,7 @@ pub(in crate::checkpoint) fn sample(id: Id, name: &str, parent: Option<Id>) -> M
         disk_bytes: 8192,
         piton: "0.1.0".into(),
         warnings: Vec::new(),
+        unknown: Default::default(),
     }
 }
 
@@ -129,4 +130,31 @@ proptest! {
             prop_assert_eq!(read, manifest);
         }
     }
+}
+
+#[test]
+fn what_a_later_piton_says_besides_is_kept() {
+    let manifest = sample(Id::from_bytes([1; 16]), "a", None);
+    let mut value: Value = serde_json::from_slice(&manifest.encode().unwrap()).unwrap();
+    let more = serde_json::json!({ "of": ["a", "later"], "version": 1 });
+    value["novelty"] = more.clone();
+    value.as_object_mut().unwrap().remove("crc");
+    value["crc"] = crc_of(
+        value
+            .as_object()
+            .map(|fields| {
+                let mut fields = fields.clone();
+                fields.remove("crc");
+                Value::Object(fields)
+            })
+            .unwrap(),
+    )
+    .into();
+    let read = Manifest::decode(&serde_json::to_vec(&value).unwrap(), manifest.id).unwrap();
+    assert_eq!(read.unknown, [("novelty".to_owned(), more.clone())].into());
+    let again = Manifest { note: "another".into(), ..read };
+    let bytes = again.encode().unwrap();
+    assert_eq!(Manifest::decode(&bytes, manifest.id).unwrap(), again);
+    let text = String::from_utf8(bytes).unwrap();
+    assert_eq!((text.matches("\"format\"").count(), text.matches("novelty").count()), (1, 1), "{text}");
 }
