@@ -49,6 +49,15 @@ pub struct Verified {
     pub console: Option<String>,
 }
 
+impl std::fmt::Display for Verified {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.why {
+            None => write!(f, "it was {}, and {}", self.began, self.until),
+            Some(why) => write!(f, "FAILED: it was {}, but {why}", self.began),
+        }
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 struct OnDisk {
     format: u32,
