@@ -156,5 +156,5 @@ fn what_a_later_piton_says_besides_is_kept() {
     let bytes = again.encode().unwrap();
     assert_eq!(Manifest::decode(&bytes, manifest.id).unwrap(), again);
     let text = String::from_utf8(bytes).unwrap();
-    assert_eq!((text.matches("\"format\"").count(), text.matches("novelty").count()), (1, 1), "{text}");
+    assert_eq!((text.matches("\n  \"format\"").count(), text.matches("novelty").count()), (1, 1), "{text}");
 }
