@@ -19,6 +19,7 @@ use super::{output, proof, prune, run, search, temporary, transfer, verify, work
 use crate::checkpoint::Manifest;
 use crate::config::VmConfig;
 use crate::control::client::{self, Wait};
+use crate::control::happened;
 use crate::control::jobs::{JobInfo, JobList};
 use crate::control::{
     ApplyBody, ChangeBody, CheckpointInfo, CreateBody, DeleteBody, DeletedInfo, GoBack, RevertBody, State,
@@ -169,7 +170,9 @@ fn create_checkpoint(folder: &VmFolder, body: &CreateBody) -> anyhow::Result<Che
             Err(e) if e.is_full() && trash::drop_oldest(folder, &vm.lock, &mut vm.definition)? => {}
             made => {
                 let made = Catalog::new(folder, &vm.definition).as_shown(&vm.definition, made?);
-                return Ok(CheckpointInfo::from(&made));
+                let info = CheckpointInfo::from(&made);
+                vm.tell([happened::created(&info)]);
+                return Ok(info);
             }
         }
     }
@@ -223,7 +226,9 @@ fn change(target: &CheckpointRef, body: ChangeBody) -> anyhow::Result<Checkpoint
     }
     let vm = Offline::open(&folder)?;
     let manifest = Catalog::new(vm.folder, &vm.definition).change(&vm.definition, &id, &body)?;
-    Ok(CheckpointInfo::from(&manifest))
+    let info = CheckpointInfo::from(&manifest);
+    vm.tell([happened::changed(&info)]);
+    Ok(info)
 }
 
 fn pin(target: &CheckpointRef, pinned: bool, json: bool) -> anyhow::Result<()> {
@@ -420,6 +425,7 @@ fn delete_checkpoint(
 fn delete_offline(folder: &VmFolder, id: Id, body: DeleteBody, no_wait: bool) -> anyhow::Result<DeletedInfo> {
     let mut vm = Offline::open(folder)?;
     let mut deleted = trash::delete(folder, &vm.lock, &mut vm.definition, id, body)?;
+    vm.tell(happened::deleted(&deleted));
     if deleted.trash.is_some() {
         trash::bound(folder, &vm.lock, &mut vm.definition)?;
     } else if !body.dry_run {

@@ -10,7 +10,7 @@ use super::paths::absolute;
 use super::units::size as shown;
 use super::{disks, work};
 use crate::config::DiskArg;
-use crate::folder::{Definition, VmFolder, VmName};
+use crate::folder::{Definition, Happened, VmFolder, VmName, What};
 use crate::history::disk_changes::{self, NewSize};
 use crate::history::relocate::relocate;
 use crate::history::{Catalog, merge};
@@ -40,6 +40,10 @@ fn keep(folder: &VmFolder, vm: &Offline) -> anyhow::Result<&'static str> {
     Ok(if any { "; its checkpoints keep theirs, and going back to one brings them back" } else { "" })
 }
 
+fn told(vm: &Offline, what: String) {
+    vm.tell([Happened::now(What::DisksChanged, what)]);
+}
+
 fn add(name: &VmName, arg: DiskArg, backing: &[PathBuf], json: bool) -> anyhow::Result<()> {
     let folder = existing(name)?;
     let mut vm = Offline::open(&folder)?;
@@ -55,6 +59,7 @@ fn add(name: &VmName, arg: DiskArg, backing: &[PathBuf], json: bool) -> anyhow::
     };
     disks::check_images(std::slice::from_ref(&disk), backing)?;
     let done = disk_changes::add(&folder, &vm.lock, &mut vm.definition, disk, size)?;
+    told(&vm, format!("disk `{id}` was added"));
     if json {
         outln!("{}", serde_json::json!({"vm": name, "disk": id, "size": done.to}));
         return Ok(());
@@ -68,6 +73,7 @@ fn remove(name: &VmName, id: &str, discard: bool, json: bool) -> anyhow::Result<
     let mut vm = Offline::open(&folder)?;
     let disk = disk_changes::find(&folder, &vm.definition, id)?.clone();
     disk_changes::remove(&folder, &vm.lock, &mut vm.definition, id, discard)?;
+    told(&vm, format!("disk `{id}` was removed"));
     let path = folder.path().join(&disk.path);
     if json {
         outln!("{}", serde_json::json!({"vm": name, "disk": id, "path": path}));
@@ -85,6 +91,9 @@ fn resize(name: &VmName, id: &str, size: NewSize, json: bool) -> anyhow::Result<
     let folder = existing(name)?;
     let mut vm = Offline::open(&folder)?;
     let done = disk_changes::resize(&folder, &vm.lock, &mut vm.definition, id, size)?;
+    if done.from != done.to {
+        told(&vm, format!("disk `{id}` has grown from {} to {} bytes", done.from, done.to));
+    }
     // It is larger already, and reads the same wherever this stops.
     let merged = work::here(|progress| merge::settle(&folder, &vm.lock, &mut vm.definition, progress));
     if let Err(e) = merged.and_then(|merged| Ok(merged?)) {
@@ -111,6 +120,7 @@ fn move_base(name: &VmName, disk: &str, path: &Path, json: bool) -> anyhow::Resu
     let path = absolute(path)?;
     let mut vm = Offline::open(&folder)?;
     let done = relocate(&folder, &vm.lock, &mut vm.definition, disk, &path)?;
+    told(&vm, format!("the base image of disk `{disk}` is now {}", path.display()));
     if json {
         let result = serde_json::json!({
             "vm": name, "disk": disk, "from": done.from, "path": done.to, "checkpoints": done.checkpoints,

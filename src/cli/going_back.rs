@@ -4,7 +4,7 @@ use super::offline::Offline;
 use super::{run, work};
 use crate::checkpoint::{Manifest, Trashed};
 use crate::config::NetArg;
-use crate::control::{GoBack, VmInfo};
+use crate::control::{GoBack, VmInfo, happened};
 use crate::folder::{CheckpointType, VmFolder};
 use crate::history::{Catalog, apply, trash};
 use crate::moment::span;
@@ -48,6 +48,7 @@ pub fn go_offline(
         return Err(e.into());
     }
     drop(ready);
+    vm.tell([happened::went_to(manifest.id, &manifest.name)]);
     apply::forget_former(folder, &vm.definition);
     if let Err(e) = trash::consume(folder, &vm.lock, &mut vm.definition) {
         log::warn!("cannot remove a restored entry from the trash yet: {e}");

@@ -14,7 +14,7 @@ use super::out::{self, outln};
 use super::output::{self, Listed};
 use crate::control::client::{self, ClientError};
 use crate::control::{State, VmInfo};
-use crate::folder::{FolderError, Holder, TrustError, VmFolder, VmLock, VmName};
+use crate::folder::{FolderError, Happened, Holder, TrustError, VmFolder, VmLock, VmName, What};
 use crate::history::{Catalog, base_problems};
 
 /// How long a killed process may take to be gone.
@@ -224,6 +224,10 @@ pub fn rename(name: &VmName, new_name: &VmName, json: bool) -> anyhow::Result<()
     let folder = existing(name)?;
     let taken = lock(&folder).map_err(|e| in_use(&folder, e))?;
     let renamed = folder.rename(&taken, new_name)?;
+    let event = Happened::now(What::Renamed, format!("renamed from `{name}`"));
+    if let Err(e) = renamed.record(&taken, &event) {
+        log::warn!("an event of the VM `{new_name}` is not recorded: {e}");
+    }
     drop(taken);
     if json {
         out::json_line(&serde_json::json!(info(&renamed)?));

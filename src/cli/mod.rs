@@ -3,6 +3,7 @@
 mod args;
 mod checkpoint;
 mod clone;
+mod completions;
 mod console;
 mod copy;
 mod df;
@@ -10,6 +11,7 @@ mod disk;
 mod disks;
 mod each;
 mod error;
+mod events;
 mod exec;
 mod going_back;
 mod graph;
@@ -18,11 +20,14 @@ mod identity;
 mod image;
 mod limits;
 mod log_file;
+mod logging;
 mod logs;
 mod manage;
 mod manager;
+mod metrics;
 mod named;
 mod net;
+mod notify;
 mod offline;
 mod out;
 mod output;
@@ -59,13 +64,16 @@ use crate::control::ErrorBody;
 
 /// Parses the command line, runs the command and says what went wrong.
 pub fn main() -> ExitCode {
+    if completions::answer() {
+        return ExitCode::SUCCESS;
+    }
     // clap exits with 2 on a wrong command line, and with 0 for --help and --version.
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => return explain(&e),
     };
     let json = cli.json;
-    if let Err(text) = output::start_logging() {
+    if let Err(text) = logging::start() {
         tell(&error::usage(text), json);
         return leave(error::USAGE, out::finish());
     }
@@ -113,8 +121,15 @@ pub fn main() -> ExitCode {
         Command::Clone(args) => clone::run(&args, json),
         Command::Export(args) => transfer::export_now(&args, json),
         Command::Import(args) => transfer::import(&args, json),
+        Command::Events(args) => events::run(&args, json),
+        Command::Metrics(args) if args.no_json => {
+            Err(error::usage("`piton metrics` does not support --json: it prints text for Prometheus"))
+        }
+        Command::Metrics(args) => metrics::run(&args),
         Command::Manager(args) => manager::run(args, json),
         Command::StartCommands => crate::manager::start_commands().map_err(Into::into),
+        Command::Completions { shell } => completions::print(shell),
+        Command::Man { dir } => completions::manual(&dir),
         Command::KeepNetwork => crate::net::keep().map_err(Into::into),
         Command::Doctor { name, repair, accept_unchecked } => {
             checkpoint::doctor(&name, repair, accept_unchecked, json)

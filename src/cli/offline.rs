@@ -4,7 +4,7 @@ use super::manage::{in_use, lock};
 use crate::checkpoint::Manifest;
 use crate::control::GoBack;
 use crate::control::client::ClientError;
-use crate::folder::{Definition, VmFolder, VmLock};
+use crate::folder::{Definition, Happened, VmFolder, VmLock};
 use crate::history::{Catalog, apply, recover, trash};
 use crate::id::Id;
 
@@ -47,6 +47,15 @@ impl<'a> Offline<'a> {
             log::warn!("{}", finding.text);
         }
         Ok(Self { folder, lock, definition })
+    }
+
+    /// Records what happened. What was done is done, so failing to tell of it is no error.
+    pub fn tell(&self, events: impl IntoIterator<Item = Happened>) {
+        for event in events {
+            if let Err(e) = self.folder.record(&self.lock, &event) {
+                log::warn!("an event of the VM `{}` is not recorded: {e}", self.folder.name());
+            }
+        }
     }
 }
 

@@ -82,6 +82,11 @@ pub fn note(text: &str) {
     to_stderr(&format!("{}{end}", harmless(text)));
 }
 
+/// Whether nobody takes what is written.
+pub fn is_closed() -> bool {
+    FAILED.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+}
+
 /// Why not all of the output could be written. That nobody wanted more of it is no error.
 pub fn finish() -> io::Result<()> {
     match FAILED.lock().unwrap_or_else(PoisonError::into_inner).take() {

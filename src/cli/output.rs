@@ -1,11 +1,11 @@
 //! What the user reads.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
 
 use chrono::{DateTime, Utc};
 
 use super::graph;
+use super::logging;
 use super::out::{self, outln};
 use super::units::{duration, size};
 use crate::checkpoint::Manifest;
@@ -21,55 +21,7 @@ use crate::moment::span;
 
 /// One line on standard error.
 pub fn complain(text: &str) {
-    out::note(&format!("piton: {text}"));
-}
-
-/// Lines of the log in a second; a guest that provokes more must not fill a disk with them.
-const LINES_A_SECOND: u32 = 20;
-
-/// The log, with the second it is in and how many lines that had.
-struct Logger(Mutex<(u64, u32)>);
-
-impl Logger {
-    fn has_room(&self) -> bool {
-        let now = Utc::now().timestamp().unsigned_abs();
-        let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if window.0 != now {
-            *window = (now, 0);
-        }
-        window.1 += 1;
-        window.1 <= LINES_A_SECOND
-    }
-}
-
-static LOGGER: Logger = Logger(Mutex::new((0, 0)));
-
-impl log::Log for Logger {
-    fn enabled(&self, metadata: &log::Metadata) -> bool {
-        metadata.target().starts_with("piton")
-    }
-
-    fn log(&self, record: &log::Record) {
-        if self.enabled(record.metadata()) && self.has_room() {
-            complain(&format!("{}: {}", record.level().to_string().to_lowercase(), record.args()));
-        }
-    }
-
-    fn flush(&self) {}
-}
-
-/// Warnings and errors go to standard error; `PITON_LOG` asks for more or less.
-pub fn start_logging() -> Result<(), String> {
-    let level = match std::env::var_os("PITON_LOG").filter(|level| !level.is_empty()) {
-        None => log::LevelFilter::Warn,
-        Some(level) => level.to_str().and_then(|level| level.parse().ok()).ok_or_else(|| {
-            format!("PITON_LOG is set to `{}`: use off, error, warn, info or debug", level.display())
-        })?,
-    };
-    if log::set_logger(&LOGGER).is_ok() {
-        log::set_max_level(level);
-    }
-    Ok(())
+    logging::fail(text);
 }
 
 fn disk(disk: &DiskConfig) -> String {

@@ -9,6 +9,7 @@ use super::offline::Offline;
 use super::out::{self, outln};
 use super::units::size;
 use super::work;
+use crate::control::happened;
 use crate::control::upkeep::{PruneBody, PrunedInfo};
 use crate::folder::{VmFolder, VmName};
 use crate::history::{merge, prune};
@@ -34,6 +35,7 @@ pub fn run(name: &VmName, dry_run: bool, yes: bool, json: bool) -> anyhow::Resul
 fn offline(folder: &VmFolder, dry_run: bool) -> anyhow::Result<PrunedInfo> {
     let mut vm = Offline::open(folder)?;
     let pruned = prune::prune(folder, &vm.lock, &mut vm.definition, dry_run)?;
+    vm.tell(happened::pruned(&pruned));
     if !dry_run
         && let Err(e) = work::here(|progress| merge::settle(folder, &vm.lock, &mut vm.definition, progress))?
     {

@@ -17,7 +17,7 @@ use super::error::{InUse, Told, refused, usage};
 use super::out::{self, note};
 use super::paths::absolute;
 use super::terminal::{RawTerminal, print, read_keys};
-use super::{limits, log_file, manage, net, output, seed, signals};
+use super::{limits, log_file, logging, manage, net, notify, output, seed, signals};
 use crate::config::{DiskArg, DiskConfig, DiskFormat, Forward, VmConfig};
 use crate::control::{ApplyBody, GoBack, State, VmInfo};
 use crate::devices::console::BACKLOG;
@@ -241,6 +241,8 @@ fn abandon(folder: &VmFolder) {
 /// Runs the VM to its end, with its console on this terminal unless in the background. With `run`
 /// its guest begins at once. On a signal the guest has `patience` to shut down.
 fn serve(vmm: Vmm, folder: &VmFolder, run: bool, background: bool, patience: Duration) -> anyhow::Result<()> {
+    logging::about(folder.name().as_str());
+    notify::begin();
     limits::warn_of_memory(vmm.definition().config.memory);
     end_on_signals(vmm.ender(), patience)?;
     let outcome = if background {
@@ -260,11 +262,11 @@ fn serve(vmm: Vmm, folder: &VmFolder, run: bool, background: bool, patience: Dur
     let name = folder.name();
     match outcome {
         Outcome::PoweredOff => {
-            note(&format!("piton: the VM `{name}` has shut down"));
+            logging::say(&format!("the VM `{name}` has shut down"));
             Ok(())
         }
         Outcome::Ended(by) => {
-            note(&format!("piton: the VM `{name}` was stopped by {by}"));
+            logging::say(&format!("the VM `{name}` was stopped by {by}"));
             Ok(())
         }
         Outcome::Crashed(why) => {
@@ -284,12 +286,13 @@ fn begin(
     }
     vmm.listen()?;
     ready(vmm.info())?;
+    notify::ready();
     seccomp::confine(seccomp::Thread::Main);
     Ok(vmm.run())
 }
 
 fn serve_terminal(vmm: Vmm, folder: &VmFolder, run: bool) -> anyhow::Result<Outcome> {
-    note(&format!("piton: the VM `{}` is booting. {KEYS}.", folder.name()));
+    logging::say(&format!("the VM `{}` is booting. {KEYS}.", folder.name()));
     let terminal = RawTerminal::enter().context("cannot set up the terminal")?;
     // Attached before the guest runs, so that its first byte is shown at once.
     let output = vmm.console().attach(BACKLOG);
@@ -339,12 +342,14 @@ fn end_on_signals(ender: Ender, patience: Duration) -> anyhow::Result<()> {
             // After the VMM's end there is nothing left to end.
             if std::mem::take(&mut first) && !patience.is_zero() {
                 let within = patience.as_secs();
-                note(&format!(
-                    "piton: {name}: the guest has {within} s to shut down; another signal cuts its power \
+                notify::stopping(patience);
+                logging::say(&format!(
+                    "{name}: the guest has {within} s to shut down; another signal cuts its power \
                     immediately"
                 ));
                 ender.shut_down(name, patience);
             } else {
+                notify::stopping(Duration::ZERO);
                 ender.end(name);
             }
         }

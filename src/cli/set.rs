@@ -7,7 +7,7 @@ use super::offline::{Offline, answer};
 use super::{limits, output, work};
 use crate::control::client;
 use crate::control::upkeep::{RetentionChange, ScheduleChange};
-use crate::control::{SetBody, State, VmInfo};
+use crate::control::{SetBody, State, VmInfo, happened};
 use crate::folder::VmFolder;
 use crate::history::{policy, seal};
 
@@ -53,6 +53,7 @@ fn set(folder: &VmFolder, body: &SetBody) -> anyhow::Result<VmInfo> {
     }
     let mut vm = Offline::open(folder)?;
     policy::set(folder, &vm.lock, &mut vm.definition, body)?;
+    vm.tell([happened::set()]);
     if body.seal_base {
         work::here(|progress| seal::seal_all(folder, &vm.lock, &mut vm.definition, progress))??;
     }

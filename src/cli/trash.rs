@@ -13,8 +13,8 @@ use super::units::size;
 use super::{output, removed, work};
 use crate::checkpoint::tree::short;
 use crate::control::trash::{EmptiedInfo, TrashEntry, TrashInfo, TrashKind, UndoBody};
-use crate::control::{GoBack, NoBody, State, UndoneInfo, VmInfo};
-use crate::folder::{VmFolder, VmName};
+use crate::control::{GoBack, NoBody, State, UndoneInfo, VmInfo, happened};
+use crate::folder::{Happened, VmFolder, VmName, What};
 use crate::history::trash::{self, Entry};
 use crate::history::{Catalog, merge};
 
@@ -122,14 +122,17 @@ fn restore(name: &VmName, reference: &str, no_undo: bool, json: bool) -> anyhow:
 fn take_back(mut vm: Offline, entry: &Entry, by_undo: bool, body: UndoBody) -> anyhow::Result<UndoneInfo> {
     let folder = vm.folder;
     let info = trash::entry_info(&Catalog::new(folder, &vm.definition), &vm.definition, entry)?;
+    let undone = Happened::now(What::Undone, format!("undone: {}", info.why));
     let gone_to = match entry.state() {
         None => {
             trash::restore(folder, &vm.definition, entry)?;
+            vm.tell([undone]);
             None
         }
         Some(manifest) => {
             let why = if by_undo { "undo" } else { "restore from the trash" };
             keep_now(&mut vm, why.into(), by_undo, body.no_undo)?;
+            vm.tell([undone]);
             drop(vm);
             go_offline(folder, manifest, entry.how.ran, GoBack::default(), &[])?
         }
@@ -191,6 +194,7 @@ fn empty(name: &VmName, reference: Option<&str>, yes: bool, json: bool) -> anyho
 fn empty_offline(folder: &VmFolder, reference: Option<&str>) -> anyhow::Result<EmptiedInfo> {
     let mut vm = Offline::open(folder)?;
     let emptied = trash::empty(folder, &vm.lock, &mut vm.definition, reference)?;
+    vm.tell(happened::emptied(&emptied));
     if let Err(e) = work::here(|progress| merge::settle(folder, &vm.lock, &mut vm.definition, progress))? {
         log::warn!("layers could not be merged yet: {e}");
     }

@@ -220,6 +220,20 @@ pub async fn ask_once<T: DeserializeOwned>(
     }
 }
 
+/// The same of what is answered with text.
+pub async fn text(socket: &Path, path: &str, within: Duration) -> Result<String, ClientError> {
+    match tokio::time::timeout(within, exchange(socket, Method::GET, path, Vec::new())).await {
+        Ok(answer) => {
+            let (status, bytes) = answer?;
+            match status.is_success() {
+                true => String::from_utf8(bytes.into()).map_err(broken),
+                false => Err(broken(status)),
+            }
+        }
+        Err(_) => Err(ClientError::Silent { vm: vm_of(socket) }),
+    }
+}
+
 /// Asks all VMs at once. One that does not answer in this time is silent, whatever it is busy with.
 pub fn get_all(
     sockets: &[PathBuf],

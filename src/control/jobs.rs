@@ -1,6 +1,7 @@
 //! Long work of a VM's process: what there is, how far it is, and calling it off. Read by the
 //! server while the owner of the machine is busy with just that work.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chrono::{DateTime, Utc};
@@ -15,7 +16,7 @@ const KEPT: usize = 32;
 /// Shortest part of an id that stands for it.
 pub const MIN_PREFIX: usize = 4;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum JobKind {
     Create,
@@ -48,7 +49,7 @@ impl std::fmt::Display for JobKind {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum JobState {
     /// Waits for what was asked for before it.
@@ -149,7 +150,13 @@ impl From<JobError> for RequestError {
 
 /// All jobs of a VM's process; a clone is the same registry.
 #[derive(Debug, Clone, Default)]
-pub struct Jobs(Arc<Mutex<Vec<Entry>>>);
+pub struct Jobs {
+    entries: Arc<Mutex<Vec<Entry>>>,
+    finished: Arc<Mutex<Finished>>,
+}
+
+/// How many came to each end since the process began.
+pub type Finished = BTreeMap<(JobKind, JobState), u64>;
 
 #[derive(Debug)]
 struct Entry {
@@ -197,7 +204,16 @@ impl Request {
 
 impl Jobs {
     fn entries(&self) -> MutexGuard<'_, Vec<Entry>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn finished(&self) -> MutexGuard<'_, Finished> {
+        self.finished.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many came to which end, also those that are told of no more.
+    pub fn ends(&self) -> Finished {
+        self.finished().clone()
     }
 
     /// A new job, which waits to begin.
@@ -288,6 +304,7 @@ impl Jobs {
 
     fn finish(&self, id: Id, state: JobState, result: Option<serde_json::Value>, error: Option<String>) {
         self.change(id, |entry| {
+            *self.finished().entry((entry.info.kind, state)).or_default() += 1;
             // What it said last stays to be seen.
             entry.info = JobInfo { state, result, error, finished: Some(Utc::now()), ..entry.info() };
         });

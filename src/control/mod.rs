@@ -4,7 +4,10 @@
 pub mod agent;
 pub mod agent_line;
 pub mod client;
+pub mod exposition;
+pub mod happened;
 pub mod jobs;
+pub mod metrics;
 pub mod server;
 mod told;
 pub mod trash;

@@ -2,6 +2,7 @@
 //! lies.
 
 mod definition;
+mod happened;
 mod holder;
 mod kind;
 mod last_run;
@@ -25,6 +26,7 @@ use definition::{FORMAT, OnDisk, crc_of};
 pub use holder::Holder;
 
 pub use definition::{Definition, Merging, Now, Origin, Relocating, default_trash};
+pub use happened::{Happened, What};
 pub use kind::CheckpointType;
 pub use last_run::{Ending, LastRun};
 pub use name::{NameError, VmName};

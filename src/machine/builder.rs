@@ -23,6 +23,7 @@ use crate::devices::serial::Serial;
 use crate::devices::virtio::block::Block;
 use crate::devices::virtio::console::Console as AgentConsole;
 use crate::devices::virtio::console_port::Port;
+use crate::devices::virtio::counts::AllDiskCounts;
 use crate::devices::virtio::mmio::{DOORBELL, SaveTransport, Transport};
 use crate::devices::virtio::net::{self, Net};
 use crate::devices::virtio::rng::Rng;
@@ -55,6 +56,8 @@ pub struct Parts {
     pub bundled: &'static [u8],
     /// What was found on the disk that is booted from, if that is so.
     pub found: Option<image::Payload>,
+    /// Where the guest's requests are counted.
+    pub counts: AllDiskCounts,
 }
 
 /// A machine whose vCPUs have no state yet.
@@ -268,8 +271,8 @@ fn assemble(vm: Vm, vcpus: Vec<VcpuFd>, parts: Parts) -> Result<Assembled, Machi
     let mut blocks = Vec::new();
     let mut workers = Vec::new();
     for MachineDisk { id, disk } in parts.disks {
-        let name = format!("disk {id}");
-        let backend = slots.plug(Block::new(id, disk, parts.events.clone()))?;
+        let (name, counts) = (format!("disk {id}"), parts.counts.of(&id));
+        let backend = slots.plug(Block::new(id, disk, parts.events.clone()).counting(counts))?;
         workers.push(Worker::spawn(name, backend.clone()).map_err(MachineError::setup("a disk's thread"))?);
         blocks.push(backend);
     }

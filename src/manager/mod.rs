@@ -14,6 +14,7 @@ mod front;
 mod gate;
 mod listen;
 mod load;
+pub mod metrics;
 mod pages;
 mod starter;
 mod tail;

@@ -19,7 +19,7 @@ pub use keeper::run as keep;
 pub use link::{Change, Link, LinkInfo};
 pub use packet::HEADER;
 pub use ports::{PortError, check_free};
-pub use supervisor::{Network, SetupError};
+pub use supervisor::{Network, News, SetupError};
 pub use tap::{TapError, bridge_of, check_mtus, check_taps, is_used};
 pub use user::{User, UserError};
 

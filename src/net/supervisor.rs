@@ -60,6 +60,18 @@ enum Order {
     End,
 }
 
+/// What becomes of a network while the VM runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum News {
+    /// Its link is down; the text says why.
+    Down(String),
+    /// It is up again.
+    Up(String),
+}
+
+/// To be told of it; must not block.
+pub type Listener = Box<dyn Fn(News) + Send>;
+
 /// The networks of a VM, as its owner has them.
 pub struct Network {
     orders: Sender<Order>,
@@ -68,7 +80,7 @@ pub struct Network {
 
 impl Network {
     /// Takes what can be had at once. `keeper` runs [`super::keeper::run`].
-    pub fn start(nets: &[NetConfig], keeper: Command) -> Result<Self, SetupError> {
+    pub fn start(nets: &[NetConfig], keeper: Command, listener: Listener) -> Result<Self, SetupError> {
         let passt = user::find_passt(std::env::var_os("PATH").as_deref());
         if nets.iter().any(NetConfig::is_user) && passt.is_err() {
             passt?;
@@ -98,6 +110,7 @@ impl Network {
                 forwards: Vec::new(),
                 cards: Vec::new(),
                 serial: 0,
+                listener,
             };
             supervisor.serve(&queue);
         };
@@ -172,6 +185,7 @@ struct Supervisor {
     forwards: Vec<Forward>,
     cards: Vec<Card>,
     serial: u64,
+    listener: Listener,
 }
 
 impl Supervisor {
@@ -266,10 +280,9 @@ impl Supervisor {
         if card.since.elapsed() >= STEADY {
             card.wait = FIRST_WAIT;
         }
-        log::warn!(
-            "the network {} of this VM failed ({why}): its link is down until it is back",
-            card.net.backend
-        );
+        let backend = &card.net.backend;
+        log::warn!("the network {backend} of this VM failed ({why}): its link is down until it is back");
+        (self.listener)(News::Down(format!("network {network} ({backend}) failed: {why}")));
         card.due = Some(Instant::now() + card.wait);
     }
 
@@ -280,6 +293,7 @@ impl Supervisor {
                 && self.plug(network).is_ok()
             {
                 log::info!("network {network} of this VM is back");
+                (self.listener)(News::Up(format!("network {network} is back")));
             }
         }
     }
@@ -311,6 +325,10 @@ impl Supervisor {
             }
             Err(why) => {
                 log::warn!("the link of network {network} is down: {why}");
+                // It is said once, and not at every try.
+                if card.due.is_none() {
+                    (self.listener)(News::Down(format!("network {network} is down: {why}")));
+                }
                 card.due = Some(Instant::now() + card.wait);
                 card.wait = (card.wait * 2).min(LONGEST_WAIT);
                 Err(why)

@@ -209,6 +209,7 @@ impl Vmm {
             machine.retry_requests();
         }
         let manifest = made?;
+        self.metrics.captured(&manifest);
         if body.pause_after {
             self.machine.as_mut().map_or(Ok(()), Machine::pause)?;
         }

@@ -20,6 +20,7 @@ use crate::control::{Reply, RequestError};
 use crate::disk::DiskError;
 use crate::disk::live::LiveDisk;
 use crate::disk::merge::Merge;
+use crate::folder::What;
 use crate::history::disks::{new_layer_path, remove_layers};
 use crate::history::merge::Settler;
 use crate::history::pair::{Checked, GoOn, Pair};
@@ -92,6 +93,7 @@ impl Vmm {
     fn put_off(&mut self, error: &CheckpointError) {
         let why = format!("layers could not be merged yet: {error}");
         log::warn!("{why}");
+        self.tell(What::MergeFailed, why.clone());
         if let Some(Series { job, .. }) = self.merging.take() {
             job.finish(&Err(RequestError::Failed(why)));
         }

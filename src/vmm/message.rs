@@ -13,7 +13,7 @@ use crate::history::disks::DisksError;
 use crate::history::networks::MacInUse;
 use crate::image::ImageError;
 use crate::machine::MachineError;
-use crate::net::{PortError, SetupError};
+use crate::net::{News, PortError, SetupError};
 
 #[derive(Debug, thiserror::Error)]
 pub enum VmmError {
@@ -61,6 +61,8 @@ pub enum Message {
     Merged(u64),
     /// The thread that takes checksums of a base image has come to its end.
     Sealed,
+    /// Something became of a network.
+    Network(News),
     /// Layers that only the state before a restore needed are to go.
     ForgetFormer,
     /// End the VM at once: the user left its console, or a second signal came.

@@ -5,6 +5,7 @@ mod answers;
 mod button;
 mod chores;
 mod desk;
+mod diary;
 mod going_back;
 mod image;
 mod merging;
@@ -16,6 +17,7 @@ mod sealer;
 mod sealing;
 mod seen;
 mod series;
+mod telling;
 mod thaw;
 mod trash;
 
@@ -29,12 +31,13 @@ use crate::capture::lazy::Filling;
 use crate::config::VmConfig;
 use crate::control::agent::AgentAsked;
 use crate::control::jobs::{JobKind, Jobs};
+use crate::control::metrics::Metrics;
 use crate::control::server::{Asked, Server};
 use crate::control::{Answer, Request, RequestError, State, VmInfo, count};
 use crate::devices::console::Console;
 use crate::devices::virtio::vsock::host::{Host, HostError};
 use crate::events::MachineEvent;
-use crate::folder::{Definition, Ending, LastRun, VmFolder, VmLock};
+use crate::folder::{Definition, Ending, LastRun, VmFolder, VmLock, What};
 use crate::history::disks::OpenDisks;
 use crate::history::recover::{self, NamesBeingSynced};
 use crate::history::{self, CheckpointError, apply, disks, merge, policy};
@@ -61,6 +64,8 @@ pub struct Vmm {
     sender: Sender<Message>,
     jobs: Jobs,
     seen: seen::Seen,
+    metrics: Metrics,
+    diary: diary::Diary,
     merging: Option<series::Series>,
     sealing: Option<sealer::Sealing>,
     /// Why what a schedule says could not be done last time.
@@ -98,14 +103,15 @@ impl Vmm {
         lock: VmLock,
     ) -> Result<(Self, NamesBeingSynced), VmmError> {
         let (findings, names) = recover::begin(&folder, &lock, &mut definition)?;
-        for finding in findings {
+        for finding in &findings {
             log::warn!("{}", finding.text);
         }
         let path = folder.console_log();
         let console = Console::start(&path).map_err(|error| VmmError::Console { path, error })?;
         let (sender, queue) = channel();
         let disks = OpenDisks::default();
-        let vmm = Self {
+        let metrics = Metrics::new(folder.name().as_str());
+        let mut vmm = Self {
             folder,
             definition,
             console,
@@ -113,6 +119,8 @@ impl Vmm {
             sender,
             jobs: Jobs::default(),
             seen: seen::Seen::default(),
+            metrics,
+            diary: diary::Diary::default(),
             merging: None,
             sealing: None,
             overdue: None,
@@ -128,6 +136,7 @@ impl Vmm {
             server: None,
             lock,
         };
+        vmm.tell_of_the_past(&findings.into_iter().map(|finding| finding.text).collect::<Vec<_>>());
         Ok((vmm, names))
     }
 
@@ -164,6 +173,7 @@ impl Vmm {
             generation: self.definition.now.generation.unwrap_or(Id::from_bytes([0; 16])),
             bundled: BUNDLED_GUEST,
             found: None,
+            counts: self.metrics.disks(),
         }
     }
 
@@ -226,6 +236,8 @@ impl Vmm {
 
     /// Begins to answer on the control socket.
     pub fn listen(&mut self) -> Result<(), VmmError> {
+        self.tell_start();
+        self.measure();
         let (sender, jobs, seen) = (self.sender.clone(), self.jobs.clone(), self.seen.clone());
         let dispatch = Arc::new(move |asked: Asked| {
             if asked.request == Request::Kill {
@@ -240,7 +252,8 @@ impl Vmm {
         let agent = Arc::new(move |asked: AgentAsked| counter.ask(asked));
         self.desk.open().map_err(VmmError::Desk)?;
         let socket = self.folder.socket();
-        self.server = Some(Server::start(&socket, dispatch, agent, self.jobs.clone(), self.console.clone())?);
+        let (jobs, metrics, console) = (self.jobs.clone(), self.metrics.clone(), self.console.clone());
+        self.server = Some(Server::start(&socket, dispatch, agent, jobs, metrics, console)?);
         Ok(())
     }
 
@@ -281,6 +294,8 @@ impl Vmm {
         let mut button = button::reminder();
         let mut chores = Chores::new(Moment::now());
         let outcome = loop {
+            self.measure();
+            self.write_diary();
             if closing.is_none() {
                 self.do_chores(&mut chores);
             }
@@ -334,10 +349,15 @@ impl Vmm {
                     let creates = matches!(request, Request::CreateCheckpoint(_));
                     let changes = request.job().is_some() || matches!(request, Request::Set(_));
                     self.seen.set(creates.then(|| self.info()));
+                    let before = self.before(&request);
                     let answer = self.answer(request, job.as_ref());
                     if changes {
                         chores.look_again();
+                        // Looked at now, so that who asked finds numbers that know of it.
+                        self.next_chore(&mut chores);
                     }
+                    self.measure();
+                    self.tell_answer(before, &answer);
                     self.seen.set(None);
                     if let Some(job) = job {
                         job.finish(&answer);
@@ -353,6 +373,7 @@ impl Vmm {
                     MachineEvent::Crash(text) => break Outcome::Crashed(text),
                     MachineEvent::Reset => {
                         log::info!("the guest asked for a reset");
+                        self.tell(What::Reset, "the guest asked for a reset");
                         let booted = self.boot_machine();
                         self.plug_over();
                         if let Err(e) = booted.and_then(|()| Ok(self.resume()?)) {
@@ -365,6 +386,7 @@ impl Vmm {
                 Message::Machine { .. } => {}
                 Message::Merged(number) => self.merge_goes_on(number),
                 Message::Sealed => self.sealed(),
+                Message::Network(news) => self.tell_of_network(news),
                 Message::ForgetFormer => {
                     apply::forget_former(&self.folder, &self.definition);
                     self.consume();
@@ -382,6 +404,7 @@ impl Vmm {
         };
         self.end_merge();
         self.end_sealing();
+        self.tell_end(&outcome);
         let last = LastRun { ended: Some(chrono::Utc::now()), how: ending(&outcome) };
         if let Err(e) = self.folder.save_last_run(&self.lock, last) {
             log::warn!("cannot record how this run ended: {e}");
@@ -483,10 +506,12 @@ impl Vmm {
         let name = self.folder.name();
         let paused = if machine.is_running() { machine.pause() } else { Ok(()) };
         match paused {
-            Ok(()) => log::error!(
-                "{why}: the VM is paused; free some space, then resume it with `piton \
-             resume {name}`"
-            ),
+            Ok(()) => {
+                log::error!(
+                    "{why}: the VM is paused; free some space, then resume it with `piton resume {name}`"
+                );
+                self.tell(What::OutOfRoom, why);
+            }
             Err(e) => log::error!("{why}, and the VM cannot be paused: {e}"),
         }
     }

@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use super::{Vmm, VmmError};
+use super::{Message, Vmm, VmmError};
 use crate::checkpoint::Manifest;
 use crate::config::{Forward, NetConfig};
 use crate::control::{NetworkInfo, RequestError, Traffic};
@@ -34,7 +34,12 @@ impl Vmm {
         let program = std::env::current_exe().map_err(SetupError::Keeper)?;
         let mut keeper = Command::new(program);
         keeper.arg("keep-network");
-        self.network = Some(Network::start(nets, keeper)?);
+        let sender = self.sender.clone();
+        let listener = Box::new(move |news| {
+            // After the VM's end nobody needs to know.
+            let _ = sender.send(Message::Network(news));
+        });
+        self.network = Some(Network::start(nets, keeper, listener)?);
         Ok(())
     }
 

@@ -9,8 +9,8 @@ use crate::capture::guest::CaptureError;
 use crate::checkpoint::Manifest;
 use crate::control::jobs::JobKind;
 use crate::control::upkeep::PrunedInfo;
-use crate::control::{CreateBody, Reply, RequestError};
-use crate::folder::{CheckpointType, Definition};
+use crate::control::{CheckpointInfo, CreateBody, Reply, RequestError, happened};
+use crate::folder::{CheckpointType, Definition, What};
 use crate::history::create::Origin;
 use crate::history::{Catalog, CheckpointError, prune, trash};
 use crate::moment::Moment;
@@ -34,6 +34,7 @@ impl Vmm {
         let Ok(manifests) = Catalog::new(&self.folder, &self.definition).manifests() else {
             return Facts { every, unreadable: true, ..Facts::default() };
         };
+        self.measure_checkpoints(&manifests);
         Facts {
             trash: trash::next_end(&manifests, &self.definition, now),
             every,
@@ -74,19 +75,25 @@ impl Vmm {
         self.overdue = match self.create_scheduled() {
             Ok(manifest) => {
                 log::info!("scheduled checkpoint `{}` was created", manifest.name);
+                self.note(happened::created(&CheckpointInfo::from(&manifest)));
                 None
             }
             Err(e) => Some(format!("the scheduled checkpoint could not be created: {e}")),
         };
-        if !self.definition.retention.is_none()
-            && let Err(e) = self.prune(false)
-        {
-            let why = format!("checkpoints that no rule keeps could not be deleted: {e}");
-            self.overdue = Some(self.overdue.take().map_or(why.clone(), |first| format!("{first}; {why}")));
+        if !self.definition.retention.is_none() {
+            match self.prune(false) {
+                Ok(info) => happened::pruned(&info).into_iter().for_each(|event| self.note(event)),
+                Err(e) => {
+                    let why = format!("checkpoints that no rule keeps could not be deleted: {e}");
+                    let both = self.overdue.take().map_or(why.clone(), |first| format!("{first}; {why}"));
+                    self.overdue = Some(both);
+                }
+            }
         }
-        if let Some(why) = &mut self.overdue {
+        if let Some(why) = self.overdue.take() {
             log::warn!("{why}");
-            *why = format!("{}: {why}", Moment::now().at.format("%Y-%m-%d %H:%M:%SZ"));
+            self.overdue = Some(format!("{}: {why}", Moment::now().at.format("%Y-%m-%d %H:%M:%SZ")));
+            self.tell(What::ScheduleFailed, why);
         }
         if self.machine.is_some() {
             self.merge_layers();

@@ -12,7 +12,7 @@ use piton::checkpoint::tree::Tree;
 use piton::disk::frozen::FrozenChain;
 use piton::disk::layer::LayerSpec;
 use piton::disk::{Backing, open_base};
-use piton::folder::{Definition, Home, VmFolder, VmLock};
+use piton::folder::{Definition, Happened, Home, VmFolder, VmLock, What};
 use piton::history::disks::{self, DisksError, Layers, base_path};
 use piton::history::{Catalog, lost, merge, recover, removed};
 use piton::id::Id;
@@ -58,6 +58,26 @@ fn come_back(sim: &Sim, folder: &VmFolder) -> Outcome<(Place, usize)> {
 
 pub fn folder(sim: &Sim) -> VmFolder {
     Home::at(PathBuf::from(HOME), sim.storage()).folder(&VM.parse().expect("a good name"))
+}
+
+/// The one that the proof records, again and again.
+pub fn event() -> Happened {
+    Happened { time: Default::default(), ..Happened::now(What::Paused, "an event of the proof") }
+}
+
+/// What is read are events that were recorded, and one more can be.
+fn check_events(folder: &VmFolder, lock: &VmLock) -> Outcome<()> {
+    let read = || folder.events().map_err(|e| text("events")(&e));
+    let before = read()?;
+    if before.is_empty() {
+        return Ok(());
+    }
+    folder.record_within(lock, &event(), u64::MAX).map_err(|e| text("one more event")(&e))?;
+    let after = read()?;
+    match after.len() == before.len() + 1 && after.iter().all(|one| *one == event()) {
+        true => Ok(()),
+        false => Err(format!("{OTHERWISE}: events {before:?}, then {after:?}")),
+    }
 }
 
 type Outcome<T> = Result<T, String>;
@@ -106,6 +126,7 @@ fn checked(sim: &Sim, expect: &Expect, settle: bool) -> Outcome<Seen> {
     if settle {
         settled(sim, &folder, &lock, &mut definition, expect).map_err(|e| format!("after merging: {e}"))?;
     }
+    check_events(&folder, &lock)?;
     Ok(Seen { checkpoints, recovered_at, is_gone: false })
 }
 
@@ -356,6 +377,7 @@ impl Files {
         let usual =
             ["", "vm.json", "lock", "disks/", "reserve", "lost-writes"].map(|name| folder.path().join(name));
         let mut needed = BTreeSet::from(usual);
+        needed.extend(folder.event_files());
         needed.extend(["", "reserve"].map(|name| folder.checkpoints(definition).join(name)));
         Self { there, needed }
     }

@@ -132,6 +132,11 @@ impl Lab {
         self.expects = vec![now];
     }
 
+    /// Something happened that nobody waits for.
+    pub fn record(&mut self) -> Result<()> {
+        Ok(self.folder.record_within(&self.lock, &check::event(), 300)?)
+    }
+
     pub fn expect(&self) -> &Expect {
         self.expects.last().unwrap()
     }

@@ -254,6 +254,24 @@ pub const ALL: &[Scenario] = &[
             lab.settle()
         },
     },
+    Scenario {
+        name: "events beside it all",
+        run: |lab| {
+            for _ in 0..4 {
+                lab.record()?;
+                lab.scribble(1)?;
+            }
+            lab.flush()?;
+            lab.create("a")?;
+            // The file is renamed in between.
+            for _ in 0..4 {
+                lab.record()?;
+            }
+            lab.folder.sync_events()?;
+            lab.create("b")?;
+            lab.record()
+        },
+    },
     Scenario { name: "deleted into the trash, and back", run: trash::deleted },
     Scenario { name: "a discarded state, and back", run: trash::discarded },
     Scenario { name: "a VM removed, and back", run: removed::and_back },

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use piton::control::RequestError;
 use piton::control::jobs::Jobs;
+use piton::control::metrics::Metrics;
 use piton::control::server::Server;
 use piton::devices::console::Console;
 use piton::qga::{CallError, Why};
@@ -58,7 +59,8 @@ pub fn target() -> Target {
     let agent = Arc::new(|asked: piton::control::agent::AgentAsked| {
         let _ = asked.reply.send(Err(CallError::new(Why::Refused, "no")));
     });
-    let server = Server::start(&path, dispatch, agent, Jobs::default(), console).unwrap();
+    let server =
+        Server::start(&path, dispatch, agent, Jobs::default(), Metrics::new("demo"), console).unwrap();
     let one = "01010101010101010101010101010101";
     let seeds = vec![
         request("GET /vm", ""),

@@ -16,6 +16,7 @@ mod mutate;
 mod net;
 mod virtio;
 mod vsock;
+mod watched;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -95,6 +96,8 @@ fn targets() -> Vec<(&'static str, Make)> {
         ("agent", agent::target),
         ("agent-calls", agent::calls_target),
         ("guest-tar", agent::tar_target),
+        ("events", watched::events),
+        ("exposition", watched::exposition),
     ]
 }
 

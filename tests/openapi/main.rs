@@ -279,6 +279,11 @@ fn every_path_and_every_answer_is_as_documented() {
     let status = json!({"execute": "guest-exec-status", "arguments": {"pid": 1}});
     walk.ask("POST", agent, "", &status, 502);
 
+    // Metrics are text.
+    let metrics = walk.home.http("demo", "GET", "/metrics", "");
+    assert!(metrics.status == 200 && metrics.body.starts_with("# HELP "), "{metrics:?}");
+    walk.seen.insert(("/metrics".into(), "get".into(), "200".into()));
+
     // The console, whose other answer is a stream.
     for query in ["", "?past=x", "?surely=not"] {
         let attach = walk.home.http("demo", "GET", &format!("/vm/console{query}"), "");

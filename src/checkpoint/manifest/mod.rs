@@ -354,4 +354,4 @@ pub fn crc_of(mut value: Value) -> u32 {
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;

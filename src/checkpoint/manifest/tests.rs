@@ -6,7 +6,7 @@ use crate::checkpoint::stamp::Part;
 use crate::config::{DiskConfig, DiskFormat};
 
 /// A whole manifest of a VM with three disks.
-pub(in crate::checkpoint) fn sample(id: Id, name: &str, parent: Option<Id>) -> Manifest {
+pub(crate) fn sample(id: Id, name: &str, parent: Option<Id>) -> Manifest {
     let disk = |id: &str| DiskConfig {
         id: id.into(),
         path: format!("/images/{id}").into(),

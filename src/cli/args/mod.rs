@@ -5,7 +5,9 @@ mod image;
 mod refs;
 mod seconds;
 mod seed;
+mod shell;
 mod trash;
+mod watch;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -29,7 +31,9 @@ pub use image::{ImageArgs, ImageCommand};
 pub use refs::{CheckpointRef, FileRef, Since, StateRef};
 use seconds::parse_seconds;
 pub use seed::SeedArgs;
+pub use shell::Shell;
 pub use trash::{TrashCommand, UndoArgs};
+pub use watch::{EventsArgs, MetricsArgs, WaitArgs, WaitFor};
 
 #[derive(Debug, Parser)]
 #[command(name = "piton", version, about = "A small hypervisor with live checkpoints", max_term_width = 100)]
@@ -121,11 +125,20 @@ pub enum Command {
     Export(ExportArgs),
     /// Create a VM from an export
     Import(ImportArgs),
+    /// Print what happened to VMs
+    Events(EventsArgs),
+    /// Print or serve the metrics of VMs for Prometheus
+    Metrics(MetricsArgs),
     /// Show all VMs and their checkpoints in a browser
     Manager(ManagerArgs),
     /// Start commands for the manager whose process is at the other end of standard input
     #[command(hide = true)]
     StartCommands,
+    /// Print the script that completes command lines in a shell
+    Completions { shell: Shell },
+    /// Write the manual pages into a folder
+    #[command(hide = true)]
+    Man { dir: PathBuf },
     /// Start passt for the VM whose process is at the other end of standard input
     #[command(hide = true)]
     KeepNetwork,
@@ -373,45 +386,6 @@ pub struct LogsArgs {
     /// Takes the place of the option that all other commands have.
     #[arg(id = "json", long = "json", hide = true)]
     pub no_json: bool,
-}
-
-#[derive(Debug, Args)]
-pub struct WaitArgs {
-    #[arg(value_name = "VM")]
-    pub name: VmName,
-    /// running, paused, stopped, agent (the guest's agent responds), or exec=COMMAND (a shell command in
-    /// the guest exits with 0)
-    #[arg(long = "for", value_name = "STATE")]
-    pub until: WaitFor,
-    /// Give up after this time [default: never]
-    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
-    pub timeout: Option<Duration>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum WaitFor {
-    Running,
-    Paused,
-    Stopped,
-    Agent,
-    Exec(String),
-}
-
-impl std::str::FromStr for WaitFor {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        Ok(match text {
-            "running" => Self::Running,
-            "paused" => Self::Paused,
-            "stopped" => Self::Stopped,
-            "agent" => Self::Agent,
-            _ => match text.strip_prefix("exec=") {
-                Some(command) if !command.is_empty() => Self::Exec(command.into()),
-                _ => return Err("use running, paused, stopped, agent or exec=COMMAND".into()),
-            },
-        })
-    }
 }
 
 #[derive(Debug, Args)]

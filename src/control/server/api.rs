@@ -24,6 +24,7 @@
 //! | `GET /vm/jobs/{job}` | | one job ([`JobInfo`](crate::control::jobs::JobInfo)) |
 //! | `DELETE /vm/jobs/{job}` | | the job, asked to stop |
 //! | `POST /vm/agent` | [`AgentBody`] | the agent's answer ([`AgentReply`](crate::control::agent::AgentReply)) |
+//! | `GET /metrics` | | what is measured of the VM, as Prometheus reads it |
 //! | `GET /vm/console` with `Upgrade: piton-console` | | 101, then the console's bytes both ways |
 //!
 //! Making, going back, deleting and undoing are jobs: their bodies may also hold
@@ -40,7 +41,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path as UrlPath, Query, State};
-use axum::http::header::{CONNECTION, CONTENT_LENGTH, UPGRADE};
+use axum::http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, UPGRADE};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -53,7 +54,9 @@ use tokio::sync::oneshot;
 
 use super::relay::relay;
 use crate::control::agent::{self, AgentAsked, AgentBody};
+use crate::control::exposition;
 use crate::control::jobs::{Job, JobError, Jobs, Waiting};
+use crate::control::metrics::Metrics;
 use crate::control::{Answer, CONSOLE_PAST, CONSOLE_PROTOCOL, ErrorBody, NoBody, Request, RequestError};
 use crate::devices::console::Console;
 
@@ -99,6 +102,7 @@ pub struct Context {
     dispatch: Dispatch,
     agent: AskAgent,
     jobs: Jobs,
+    metrics: Metrics,
     console: Arc<Console>,
     /// Consoles that are attached now.
     pub consoles: Arc<AtomicUsize>,
@@ -110,10 +114,11 @@ impl Context {
         dispatch: Dispatch,
         agent: AskAgent,
         jobs: Jobs,
+        metrics: Metrics,
         console: Arc<Console>,
         consoles_max: usize,
     ) -> Self {
-        Self { dispatch, agent, jobs, console, consoles: Arc::default(), consoles_max }
+        Self { dispatch, agent, jobs, metrics, console, consoles: Arc::default(), consoles_max }
     }
 }
 
@@ -194,6 +199,7 @@ pub fn router(context: Context) -> Router {
                 about_job(StatusCode::ACCEPTED, context.jobs.cancel(&job))
             }),
         )
+        .route("/metrics", get(metrics))
         .route("/vm/agent", post(call_agent))
         .route("/vm/console", get(console))
         .fallback(async || error(StatusCode::NOT_FOUND, "no such path; GET /vm shows the VM"))
@@ -340,6 +346,11 @@ async fn with_job<T: DeserializeOwned>(
     // Whoever wants the answer looks at the job.
     (context.dispatch)(Asked { request, job: Some(job), reply: None });
     (StatusCode::ACCEPTED, Json(info)).into_response()
+}
+
+/// Nobody else is asked: whatever the owner of the machine is busy with.
+async fn metrics(State(context): State<Context>) -> Response {
+    ([(CONTENT_TYPE, exposition::TEXT)], context.metrics.page(&context.jobs)).into_response()
 }
 
 async fn call_agent(State(context): State<Context>, Sent(body): Sent) -> Response {

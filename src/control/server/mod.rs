@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::jobs::Jobs;
+use super::metrics::Metrics;
 use crate::devices::console::Console;
 use crate::seats::Seats;
 use crate::seccomp;
@@ -53,6 +54,7 @@ impl Server {
         dispatch: Dispatch,
         agent: AskAgent,
         jobs: Jobs,
+        metrics: Metrics,
         console: Arc<Console>,
     ) -> Result<Self, ServerError> {
         let failed = |error| ServerError { path: path.to_owned(), error };
@@ -72,7 +74,7 @@ impl Server {
         let descriptors = descriptors();
         let seats = Seats::new((descriptors / 4).clamp(4, CONNECTIONS_MAX), GRACE);
         let consoles_max = (descriptors / 8).clamp(4, CONSOLES_MAX);
-        let context = Context::new(dispatch, agent, jobs, console, consoles_max);
+        let context = Context::new(dispatch, agent, jobs, metrics, console, consoles_max);
         let thread = std::thread::Builder::new()
             .name("control".into())
             .spawn(move || {

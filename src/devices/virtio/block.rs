@@ -21,6 +21,7 @@ use virtio_bindings::virtio_blk::{
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 use super::complaints::Complaints;
+use super::counts::DiskCounts;
 use super::request::{Input, Output, Parsed, Request, SECTOR, next_segment};
 use super::{Awaited, Chain, Device, NotServed, Violation};
 use crate::disk::{Disk, DiskError};
@@ -73,6 +74,7 @@ pub struct Block {
     complaints: Complaints,
     awaited: Awaited,
     begun: Option<Begun>,
+    counts: Arc<DiskCounts>,
 }
 
 impl Block {
@@ -88,6 +90,25 @@ impl Block {
             complaints,
             awaited,
             begun: None,
+            counts: Arc::default(),
+        }
+    }
+
+    /// What is asked of it is counted here from now on.
+    pub fn counting(self, counts: Arc<DiskCounts>) -> Self {
+        Self { counts, ..self }
+    }
+
+    /// `bytes`: that were asked for.
+    fn count(&self, request: &Request, bytes: usize, outcome: &Outcome) {
+        match (outcome, request) {
+            (Outcome::NoRoom(_) | Outcome::Interrupted { .. }, _) => {}
+            (Outcome::Failed | Outcome::Unsupported, _) => self.counts.failed(),
+            (_, Request::Read { .. }) => self.counts.read(bytes as u64),
+            (_, Request::Write { .. }) => self.counts.wrote(bytes as u64),
+            (_, Request::Flush) => self.counts.flushed(),
+            (_, Request::Discard { .. } | Request::WriteZeroes { .. }) => self.counts.discarded(),
+            (_, Request::Id { .. } | Request::Unknown(_)) => {}
         }
     }
 
@@ -277,6 +298,11 @@ impl Device for Block {
         let done = self.begun.take().filter(|begun| begun.head == head).map_or(0, |begun| begun.done);
         let skipped = |available: usize| usize::try_from(done).unwrap_or(0).min(available);
         let mut parsed = Parsed::new(memory, chain)?;
+        let bytes = match &parsed.request {
+            Request::Read { data, .. } => data.available_bytes(),
+            Request::Write { data, .. } => data.available_bytes(),
+            _ => 0,
+        };
         let outcome = match &mut parsed.request {
             Request::Read { offset, data } => self.read(*offset, data, skipped(data.available_bytes()))?,
             Request::Write { offset, data } => self.write(*offset, data, skipped(data.available_bytes()))?,
@@ -289,6 +315,7 @@ impl Device for Block {
                 Outcome::Unsupported
             }
         };
+        self.count(&parsed.request, bytes, &outcome);
         let (status, written) = match outcome {
             Outcome::Done { written } => (VIRTIO_BLK_S_OK, written),
             Outcome::Failed => (VIRTIO_BLK_S_IOERR, parsed.writable),

@@ -8,6 +8,7 @@ pub mod block;
 mod complaints;
 pub mod console;
 pub mod console_port;
+pub mod counts;
 pub mod mmio;
 pub mod net;
 mod queue;

@@ -1,0 +1,8 @@
+//! Shells whose command lines piton completes.
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub enum Shell {
+    Bash,
+    Zsh,
+    Fish,
+}
