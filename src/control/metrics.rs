@@ -14,10 +14,13 @@ use super::jobs::{JobState, Jobs};
 use crate::checkpoint::{Kind, Manifest};
 use crate::devices::virtio::counts::{AllDiskCounts, DiskTraffic};
 use crate::folder::Happened;
-use crate::net::Link;
+use crate::net::{Link, LinkInfo};
 
 /// Upper bounds of the buckets that pauses are counted in, in milliseconds.
 const BUCKETS: [u64; 12] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000];
+
+/// A counter of a device: its name, what it is, and where it stands.
+type Row<T> = (&'static str, &'static str, fn(&T) -> u64);
 
 /// Lines of the log: errors, and warnings.
 static LOGGED: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
@@ -223,7 +226,7 @@ impl Metrics {
 
     fn devices(&self, page: &mut Page) {
         let disks = self.0.disks.now();
-        let rows: [(&'static str, &str, fn(&DiskTraffic) -> u64); 7] = [
+        let rows: [Row<DiskTraffic>; 7] = [
             ("piton_disk_reads_total", "Reads that the guest completed.", |one| one.reads),
             ("piton_disk_read_bytes_total", "Bytes that the guest read.", |one| one.read_bytes),
             ("piton_disk_writes_total", "Writes that the guest completed.", |one| one.writes),
@@ -244,7 +247,7 @@ impl Metrics {
         for (n, link) in links.iter().enumerate() {
             page.sample(&[("net", &named(n))], u8::from(link.up));
         }
-        let rows: [(&'static str, &str, fn(&crate::net::LinkInfo) -> u64); 4] = [
+        let rows: [Row<LinkInfo>; 4] = [
             ("piton_net_received_frames_total", "Frames that the guest received.", |one| one.received.0),
             ("piton_net_received_bytes_total", "Bytes that the guest received.", |one| one.received.1),
             ("piton_net_sent_frames_total", "Frames that the guest sent.", |one| one.sent.0),
