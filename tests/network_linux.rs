@@ -108,8 +108,14 @@ fn eight_clones_at_once_are_random_on_time_and_connected() {
         })
         .collect();
     let mut ids = Vec::new();
-    for answer in asked {
-        let answer = answer.join().unwrap();
+    for (n, answer) in (1..).zip(asked) {
+        let answer = answer.join().unwrap_or_else(|_| {
+            let vm = lab.home.vm(&format!("web-{n}"));
+            let console = std::fs::read_to_string(vm.join("console.log")).unwrap_or_default();
+            let log = std::fs::read_to_string(vm.join("piton.log")).unwrap_or_default();
+            let shown = lab.piton(&format!("show web-{n}"));
+            panic!("web-{n}: {shown}\n{log}\n{console}")
+        });
         let word = |name: &str| {
             let line = answer.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
             line.unwrap_or_else(|| panic!("{name}: {answer}")).to_owned()
