@@ -91,7 +91,10 @@ fn tell(manifest: &Manifest, verified: &Verified) {
     let Verified { began, until, took_ms, why, console, .. } = verified;
     let took = Duration::from_millis(*took_ms).as_secs_f64();
     let Some(why) = why else {
-        return outln!("checkpoint `{}` works: it was {began}, and after {took:.1} s {until}", manifest.name);
+        return outln!(
+            "checkpoint `{}` works: it was {began}, and {until} ({took:.1} s in all)",
+            manifest.name
+        );
     };
     let lines: Vec<&str> = console.iter().flat_map(|text| text.lines()).collect();
     for line in &lines[lines.len().saturating_sub(LINES_SHOWN)..] {
