@@ -1,6 +1,8 @@
 # What is installed, and where; to be sourced by bash after common.sh.
 # shellcheck shell=bash
 
+: "${repo:?common.sh says where the repository is}"
+
 # The program as it is shipped; prints its path.
 build_release() {
     (cd -- "$repo" && RUSTFLAGS="-C target-feature=+crt-static --remap-path-prefix=$repo=/piton \
