@@ -395,32 +395,6 @@ mod tests {
     }
 
     #[test]
-    fn gnu_tar_understands_it_and_is_understood() {
-        let dir = tempfile::tempdir().unwrap();
-        let long = [vec![b'x'; 120], b"/".to_vec(), vec![b'y'; 120]].concat();
-        let folder = vec![b'x'; 120];
-        let entries =
-            [(entry(&folder, Kind::Folder, 0, b""), &b""[..]), (entry(&long, Kind::File, 5, b""), b"hello")];
-        let path = dir.path().join("a.tar");
-        std::fs::write(&path, archive(&entries)).unwrap();
-        let tar = |words: &[&str]| {
-            std::process::Command::new("tar").args(words).current_dir(&dir).output().unwrap()
-        };
-        let told = tar(&["-tf", "a.tar"]);
-        assert!(told.status.success(), "{told:?}");
-        assert!(String::from_utf8_lossy(&told.stdout).lines().any(|line| line.as_bytes() == long));
-        assert!(tar(&["-xf", "a.tar"]).status.success() || folder.len() > 100);
-        std::fs::write(dir.path().join("f"), "content").unwrap();
-        for format in ["--format=gnu", "--format=pax", "--format=ustar"] {
-            let told = tar(&[format, "-cf", "-", "f"]);
-            let (all, whole) = read(&told.stdout, 1000).unwrap();
-            assert!(whole, "{format}");
-            let [(entry, data)] = &all[..] else { panic!("{all:?}") };
-            assert_eq!((&entry.path[..], &data[..], entry.kind), (&b"f"[..], &b"content"[..], Kind::File));
-        }
-    }
-
-    #[test]
     fn what_is_no_archive_is_an_error() {
         assert_eq!(read(&[b'x'; 1024], 1024), Err(TarError::NoArchive));
         let mut huge = block(b"././@LongLink", b'L', 0, 1 << 40, 0, b"");
