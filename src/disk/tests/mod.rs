@@ -1,4 +1,3 @@
 mod files;
 mod flat;
-mod grown;
 mod model;

@@ -1,20 +1,21 @@
-//! Chains whose layers are of ever larger disks, against a model.
+//! Chains whose layers are of ever larger disks, against a model. Not among the unit tests: those that start
+//! processes lend them the locks of its files for a moment.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use proptest::prelude::*;
 
-use crate::disk::delta::{Delta, FrozenDelta};
-use crate::disk::delta_format::{BLOCK, Geometry, Parent};
-use crate::disk::frozen::FrozenChain;
-use crate::disk::layer::{LayerSpec, ancestry, inspect};
-use crate::disk::live::LiveDisk;
-use crate::disk::merge::{Direction, Merge, base_has_grown};
-use crate::disk::outlook::Outlook;
-use crate::disk::{Backing, Disk, ImageFormat, open_base};
-use crate::id::Id;
-use crate::storage::{Access, Storage};
+use piton::disk::delta::{Delta, FrozenDelta};
+use piton::disk::delta_format::{BLOCK, Geometry, Parent};
+use piton::disk::frozen::FrozenChain;
+use piton::disk::layer::{LayerSpec, ancestry, inspect};
+use piton::disk::live::LiveDisk;
+use piton::disk::merge::{Direction, Merge, base_has_grown};
+use piton::disk::outlook::Outlook;
+use piton::disk::{Backing, Disk, ImageFormat, open_base};
+use piton::id::Id;
+use piton::storage::{Access, Storage};
 
 /// Ends within a block.
 const SIZE: u64 = 5 * BLOCK + 1536;
@@ -146,7 +147,7 @@ impl World {
         let (from, to) = (self.model.len() as u64, self.model.len() as u64 + more);
         self.model.resize(to as usize, 0);
         let Some(top) = self.layers.last().cloned() else {
-            let mut image = crate::disk::raw::RawDisk::open(&self.storage, &self.base()).unwrap();
+            let mut image = piton::disk::raw::RawDisk::open(&self.storage, &self.base()).unwrap();
             image.grow(to).unwrap();
             return image.flush().unwrap();
         };
