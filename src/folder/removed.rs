@@ -155,6 +155,8 @@ impl Removed {
     /// system is not there.
     pub fn settle(&self, _lock: &VmLock) -> Result<(), FolderError> {
         let Some((from, to)) = self.elsewhere() else { return Ok(()) };
+        // Whoever removed it may have been killed before its new name was durable.
+        self.folder.sync_home()?;
         let dir = self.removal.as_ref().and_then(|removal| removal.checkpoint_dir.as_ref());
         let is_theirs = match self.folder.sibling(self.name()).load() {
             Ok(theirs) => theirs.checkpoint_dir.as_ref() == dir,
@@ -182,6 +184,8 @@ impl Removed {
         let storage = &self.folder.storage;
         let back = self.folder.sibling(name);
         back.make_room()?;
+        // Whoever removed it may have been killed before its new name was durable.
+        self.folder.sync_home()?;
         if let Some((at, aside)) = self.elsewhere() {
             let refuse = |why| Err(FolderError::NotRestored { name: self.name().clone(), why });
             match (storage.exists(&aside)?, storage.exists(&at)?) {

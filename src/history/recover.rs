@@ -57,6 +57,8 @@ impl NamesBeingSynced {
         let storage = folder.storage().clone();
         let mut dirs: Vec<_> = listing.manifests.iter().map(|manifest| store.path(manifest.id)).collect();
         dirs.extend([folder.path().to_owned(), folder.disks(), store.dir().to_owned()]);
+        // Restored, cloned or renamed, the VM itself has its name there.
+        dirs.extend(folder.path().parent().map(ToOwned::to_owned));
         let sync = move || {
             dirs.iter().try_for_each(|dir| match storage.sync_dir(dir) {
                 Err(e) if e.is_not_found() => Ok(()),
