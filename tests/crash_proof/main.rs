@@ -43,7 +43,7 @@ fn run(scenarios: &[&Scenario], seed: u64, states: usize) -> Vec<Report> {
                 while let Some(scenario) = scenarios.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let seed = seed_of(seed, scenario.name);
                     // A name that a killed `undo` left without a sync showed in one state of a hundred.
-                    let states = if scenario.name.contains("removed") { states.max(1500) } else { states };
+                    let states = if scenario.name.contains("removed") { states.max(3000) } else { states };
                     let report = explore(&scenario.record(seed), states, seed);
                     reports.lock().unwrap().push(report);
                 }
