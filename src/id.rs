@@ -16,6 +16,9 @@ pub struct Id([u8; 16]);
 #[error("an id is 32 hexadecimal digits")]
 pub struct BadId;
 
+/// Shortest part of an id that stands for it.
+pub const MIN_PREFIX: usize = 4;
+
 thread_local! {
     static FORESEEN: Cell<Option<u64>> = const { Cell::new(None) };
 }
@@ -59,6 +62,11 @@ impl Id {
 
     pub const fn as_bytes(&self) -> &[u8; 16] {
         &self.0
+    }
+
+    /// Whether `reference`, as somebody typed it, is its beginning, and long enough for one.
+    pub fn begins_with(&self, reference: &str) -> bool {
+        reference.len() >= MIN_PREFIX && self.to_string().starts_with(&reference.to_ascii_lowercase())
     }
 }
 

@@ -13,8 +13,6 @@ use crate::progress::Progress;
 
 /// Finished jobs that are still told of; the oldest go first.
 const KEPT: usize = 32;
-/// Shortest part of an id that stands for it.
-pub const MIN_PREFIX: usize = 4;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -260,9 +258,7 @@ impl Jobs {
     pub fn find(&self, reference: &str) -> Result<JobInfo, JobError> {
         let reference = reference.to_ascii_lowercase();
         let entries = self.entries();
-        let mut found = entries.iter().filter(|entry| {
-            reference.len() >= MIN_PREFIX && entry.info.id.to_string().starts_with(&reference)
-        });
+        let mut found = entries.iter().filter(|entry| entry.info.id.begins_with(&reference));
         match (found.next(), found.next()) {
             (Some(one), None) => Ok(one.info()),
             (Some(_), Some(_)) => Err(JobError::Ambiguous(reference)),

@@ -6,7 +6,7 @@ use super::{CheckpointError, Result};
 use crate::checkpoint::manifest::DiskPoint;
 use crate::checkpoint::shown::shown;
 use crate::checkpoint::store::{Damaged, Listing, Store, StoreError};
-use crate::checkpoint::tree::{MIN_PREFIX, ResolveError, Tree};
+use crate::checkpoint::tree::{ResolveError, Tree};
 use crate::checkpoint::{CheckpointName, Manifest};
 use crate::control::ChangeBody;
 use crate::folder::{Definition, VmFolder};
@@ -183,9 +183,7 @@ pub(super) fn sums_of<'a>(
 
 /// The damaged checkpoint whose id begins like this.
 fn damaged(listing: Listing, reference: &str) -> Option<Damaged> {
-    let start = reference.to_ascii_lowercase();
-    let mut damaged = listing.damaged.into_iter();
-    damaged.find(|one| start.len() >= MIN_PREFIX && one.id.to_string().starts_with(&start))
+    listing.damaged.into_iter().find(|one| one.id.begins_with(reference))
 }
 
 /// Whether all users of layers are known. Where one cannot be read, or is missing, nothing may be

@@ -135,8 +135,7 @@ fn mark(catalog: &Catalog, ids: &[Id], how: Option<&Trashed>) -> Result<()> {
 /// The entry that is meant: by its id or the start of it, or by the name of what is in it.
 pub fn find(catalog: &Catalog, definition: &Definition, reference: &str) -> Result<Entry> {
     let entries = entries(&catalog.manifests()?, definition);
-    let start = reference.to_ascii_lowercase();
-    let by_id = |entry: &&Entry| start.len() >= 4 && entry.how.entry.to_string().starts_with(&start);
+    let by_id = |entry: &&Entry| entry.how.entry.begins_with(reference);
     let by_name = |entry: &&Entry| {
         !entry.how.was_now && entry.checkpoints.iter().any(|manifest| manifest.name.as_str() == reference)
     };

@@ -34,10 +34,11 @@ use super::vms::Looker;
 use super::watch::Watch;
 use super::{console, events, files};
 use crate::control::client::{self, ClientError};
-use crate::control::jobs::{JobInfo, MIN_PREFIX};
+use crate::control::jobs::JobInfo;
 use crate::control::{ErrorBody, RequestError};
 use crate::folder::{FolderError, Home, VmFolder, VmName};
 use crate::history::{self, Catalog, CheckpointError};
+use crate::id::MIN_PREFIX;
 
 /// How long a client may take for the body of a request.
 const BODY: Duration = Duration::from_secs(10);

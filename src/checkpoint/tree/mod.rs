@@ -11,7 +11,7 @@ use crate::id::Id;
 
 use super::manifest::Manifest;
 
-pub use resolve::{MIN_PREFIX, ResolveError, short};
+pub use resolve::{ResolveError, short};
 
 /// What the tree has to know of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,8 +4,6 @@ use crate::id::Id;
 
 use super::{Node, Tree};
 
-/// Shortest part of an id that stands for it.
-pub const MIN_PREFIX: usize = 4;
 /// Most names that an error speaks of.
 const SHOWN: usize = 5;
 
@@ -44,15 +42,10 @@ fn list(candidates: &[(Id, String)]) -> String {
 impl Tree {
     /// By name, by id, or by the start of an id; a name goes first.
     pub fn resolve(&self, reference: &str) -> Result<Id, ResolveError> {
-        let lower = reference.to_ascii_lowercase();
-        let is_prefix = lower.len() >= MIN_PREFIX && lower.bytes().all(|b| b.is_ascii_hexdigit());
-        let named: Vec<&Node> = self.nodes().filter(|node| node.name == reference).collect();
-        let found = match named.is_empty() {
-            true if is_prefix => {
-                self.nodes().filter(|node| node.id.to_string().starts_with(&lower)).collect()
-            }
-            _ => named,
-        };
+        let mut found: Vec<&Node> = self.nodes().filter(|node| node.name == reference).collect();
+        if found.is_empty() {
+            found = self.nodes().filter(|node| node.id.begins_with(reference)).collect();
+        }
         match found.as_slice() {
             [node] => Ok(node.id),
             [] => Err(ResolveError::Unknown { reference: reference.to_owned(), near: self.near(reference) }),

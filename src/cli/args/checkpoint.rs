@@ -13,10 +13,9 @@ use crate::checkpoint::CheckpointName;
 use crate::checkpoint::manifest::Mode;
 use crate::checkpoint::name::NameError as CheckpointNameError;
 use crate::config::{Forward, NetArg};
-use crate::control::jobs::MIN_PREFIX;
 use crate::folder::{CheckpointType, VmName};
 use crate::history::production::{FREEZE_TIMEOUT_MAX, FREEZE_TIMEOUT_MIN};
-use crate::id::Id;
+use crate::id::{Id, MIN_PREFIX};
 use crate::transfer::format::FileFormat;
 use crate::vm::Clock;
 
