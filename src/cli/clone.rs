@@ -18,7 +18,7 @@ use crate::checkpoint::Manifest;
 use crate::config::{Forward, validate_forwards};
 use crate::control::{CloneBody, SetBody, State, VmInfo};
 use crate::folder::VmName;
-use crate::history::{Catalog, clone, networks, policy};
+use crate::history::{clone, networks, policy};
 use crate::net::{check_free, check_taps};
 use crate::vm::Clock;
 
@@ -57,9 +57,7 @@ pub fn run(args: &CloneArgs, json: bool) -> anyhow::Result<()> {
     let path = format!("/vm/checkpoints/{}/clone", manifest.id);
     if work::ask::<VmInfo>(&folder.socket(), Method::POST, &path, &body)?.is_none() {
         let vm = Offline::open(&folder)?;
-        // A merge that was finished may have put it on another layer.
-        let manifest = Catalog::new(&folder, &vm.definition).store.load(manifest.id)?;
-        work::here(|progress| clone::make(&folder, &vm.definition, &manifest, &body, progress))??;
+        work::here(|progress| clone::make(&folder, &vm.definition, manifest.id, &body, progress))??;
     }
     for (name, forward) in body.names.iter().zip(forwards) {
         if !forward.is_empty() {

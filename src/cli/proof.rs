@@ -88,13 +88,10 @@ fn store(folder: &VmFolder) -> anyhow::Result<Store> {
 }
 
 fn tell(manifest: &Manifest, verified: &Verified) {
-    let Verified { began, until, took_ms, why, console, .. } = verified;
+    let Verified { began, took_ms, why, console, .. } = verified;
     let took = Duration::from_millis(*took_ms).as_secs_f64();
     let Some(why) = why else {
-        return outln!(
-            "checkpoint `{}` works: it was {began}, and {until} ({took:.1} s in all)",
-            manifest.name
-        );
+        return outln!("checkpoint `{}` works: {verified} ({took:.1} s in all)", manifest.name);
     };
     let lines: Vec<&str> = console.iter().flat_map(|text| text.lines()).collect();
     for line in &lines[lines.len().saturating_sub(LINES_SHOWN)..] {
@@ -111,7 +108,7 @@ fn make(folder: &VmFolder, manifest: &Manifest, name: &VmName) -> anyhow::Result
     let path = format!("/vm/checkpoints/{}/clone", manifest.id);
     if work::ask::<VmInfo>(&folder.socket(), Method::POST, &path, &body)?.is_none() {
         let vm = Offline::open(folder)?;
-        work::here(|progress| clone::make(folder, &vm.definition, manifest, &body, progress))??;
+        work::here(|progress| clone::make(folder, &vm.definition, manifest.id, &body, progress))??;
     }
     Ok(())
 }

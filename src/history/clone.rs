@@ -42,16 +42,18 @@ struct Source<'a> {
     definition: Definition,
 }
 
-/// Makes VMs that stand at `manifest`, off. All are checked before any is made, and each is there
+/// Makes VMs that stand at a checkpoint, off. All are checked before any is made, and each is there
 /// whole or not at all. Whoever calls this holds the lock of the VM that they are made of.
 pub fn make(
     folder: &VmFolder,
     definition: &Definition,
-    manifest: &Manifest,
+    checkpoint: Id,
     body: &CloneBody,
     progress: &Progress,
 ) -> Result<()> {
     let (catalog, names) = (Catalog::new(folder, definition), &body.names);
+    // As it is now: recovery, or a merge that ended, may have put it on other layers.
+    let manifest = &catalog.store.load(checkpoint)?;
     let mut source = check(&catalog, definition, manifest, names, &body.net)?;
     if manifest.memory.is_some() && !body.own_memory {
         source.share_memory(progress)?;

@@ -147,7 +147,7 @@ impl Vmm {
                 let catalog = Catalog::new(&self.folder, &self.definition);
                 let manifest = catalog.resolve(&self.definition, &reference)?;
                 about(&manifest);
-                history::clone::make(&self.folder, &self.definition, &manifest, &body, progress)?;
+                history::clone::make(&self.folder, &self.definition, manifest.id, &body, progress)?;
             }
             (Request::Revert(RevertBody { run, force, no_undo }), _) => {
                 let manifest = catalog.parent_of_now(&self.definition)?;
