@@ -27,12 +27,16 @@ pub fn base_problems(catalog: &Catalog, definition: &Definition) -> Result<Vec<B
 
 /// What is wrong with the bases that Now lies on. Older checkpoints do not count: whoever used a base as
 /// it was, and has a checkpoint of that, has decided.
-pub fn problems_of_now(folder: &VmFolder, definition: &Definition) -> Result<Vec<BaseProblem>> {
-    let manifests = newest_first(&Catalog::new(folder, definition))?;
+pub fn problems_of_now(
+    folder: &VmFolder,
+    definition: &Definition,
+    manifests: &[Manifest],
+) -> Result<Vec<BaseProblem>> {
     let mut problems = Vec::new();
     for config in &definition.config.disks {
-        let newest = manifests.iter().position(|manifest| manifest.bases.contains_key(&config.id));
-        let newest = newest.map_or(&[][..], |at| &manifests[at..=at]);
+        let known = manifests.iter().filter(|manifest| manifest.bases.contains_key(&config.id));
+        let newest = known.min_by_key(|manifest| Reverse(manifest.created));
+        let newest = newest.map_or(&[][..], std::slice::from_ref);
         problems.extend(since(folder, definition, config, newest)?.map(|problem| *problem));
     }
     Ok(problems)
@@ -40,7 +44,8 @@ pub fn problems_of_now(folder: &VmFolder, definition: &Definition) -> Result<Vec
 
 /// Refuses to use Now over other bases than those it was made over.
 pub fn check_now(folder: &VmFolder, definition: &Definition) -> Result<()> {
-    let first = problems_of_now(folder, definition)?.into_iter().next();
+    let manifests = Catalog::new(folder, definition).manifests()?;
+    let first = problems_of_now(folder, definition, &manifests)?.into_iter().next();
     first.map_or(Ok(()), |problem| Err(CheckpointError::Base(Box::new(problem))))
 }
 

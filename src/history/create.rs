@@ -237,7 +237,7 @@ pub(super) fn describe(
     };
     let (all, now) = (Catalog::new(folder, before).manifests()?, Moment::now());
     let mut warnings: Vec<String> =
-        problems_of_now(folder, before)?.iter().map(ToString::to_string).collect();
+        problems_of_now(folder, before, &all)?.iter().map(ToString::to_string).collect();
     let mut stamp_or_warn = |path| {
         stamp(path).unwrap_or_else(|e| {
             warnings.push(format!("{e}; a cold boot from this checkpoint may use a different file"));
