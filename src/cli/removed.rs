@@ -94,17 +94,8 @@ fn find(name: &VmName) -> anyhow::Result<Removed> {
     Err(refused(format!("there is no removed VM `{name}`: `piton trash list` shows all of them")))
 }
 
-#[derive(Serialize)]
-struct List {
-    /// Bytes that are free once it is empty, at least.
-    bytes: u64,
-    /// The last one first.
-    removed: Vec<RemovedVm>,
-}
-
 pub fn list(json: bool) -> anyhow::Result<()> {
-    let all = removed::list(&home()?)?;
-    let list = List { bytes: removed::frees(&all), removed: all.iter().map(removed::describe).collect() };
+    let list = removed::describe_all(&removed::list(&home()?)?);
     if json {
         out::json(&serde_json::json!(list));
         return Ok(());
@@ -154,7 +145,7 @@ pub fn empty(name: Option<&VmName>, yes: bool, json: bool) -> anyhow::Result<()>
     if !yes && !going.is_empty() && !confirm(&question)? {
         return Err(refused("nothing was deleted"));
     }
-    let told = List { bytes: removed::frees(&going), removed: going.iter().map(removed::describe).collect() };
+    let told = removed::describe_all(&going);
     for one in &mut going {
         if !removed::purge(one)? {
             return Err(refused(format!("another command is working on the removed VM `{}`", one.name())));

@@ -22,6 +22,15 @@ pub struct RemovedVm {
     pub bytes: u64,
 }
 
+/// Removed VMs as users are told of them.
+#[derive(Debug, Serialize)]
+pub struct RemovedVms {
+    /// Bytes that are free once all have gone for good, at least.
+    pub bytes: u64,
+    /// The last one first.
+    pub removed: Vec<RemovedVm>,
+}
+
 /// How long a VM stays once it is removed; 0: it is gone at once.
 pub fn seconds(folder: &VmFolder) -> u64 {
     let own = folder.load().map(|definition: Definition| definition.trash_seconds);
@@ -59,9 +68,7 @@ pub fn remove(folder: &VmFolder, lock: &VmLock, no_undo: bool) -> Result<Option<
 /// The last removed VM of this name, or the one whose id begins so.
 pub fn find(home: &Home, reference: &str) -> Result<Option<Removed>> {
     let all = list(home)?;
-    let start = reference.to_ascii_lowercase();
-    let by_id = |removed: &&Removed| start.len() >= 4 && removed.id.to_string().starts_with(&start);
-    let mut found = all.iter().filter(by_id);
+    let mut found = all.iter().filter(|removed| removed.id.begins_with(reference));
     match (found.next(), found.next()) {
         (Some(removed), None) => Ok(Some(removed.clone())),
         (Some(_), Some(_)) => Err(CheckpointError::Refused(format!(
@@ -160,6 +167,10 @@ pub fn frees(removed: &[Removed]) -> u64 {
         places.iter().flatten().for_each(|place| files::walk(one.folder.storage(), place, &mut found));
     }
     found.values().filter(|file| file.found >= file.names).map(|file| file.bytes).sum()
+}
+
+pub fn describe_all(removed: &[Removed]) -> RemovedVms {
+    RemovedVms { bytes: frees(removed), removed: removed.iter().map(describe).collect() }
 }
 
 pub fn describe(removed: &Removed) -> RemovedVm {

@@ -4,16 +4,16 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
-
 use super::tail;
 use crate::control::trash::TrashInfo;
 use crate::control::{TreeInfo, count};
 use crate::folder::{Definition, Home, LastRun, VmFolder};
-use crate::history::removed::{self, RemovedVm};
+use crate::history::removed::{self, RemovedVms};
 use crate::history::{self, Catalog, CheckpointError};
+use crate::id::Id;
 
-/// Counting checkpoints reads a file for each; of a VM that is off it is done so often.
+/// Counting checkpoints reads a file for each, and measuring removed VMs looks at all of theirs; of what
+/// does not seem to have changed it is done so often.
 const COUNT: Duration = Duration::from_secs(1);
 
 /// A file or folder as it was when it was looked at; another one if anything was written.
@@ -114,17 +114,26 @@ pub fn trash(folder: &VmFolder) -> Result<TrashInfo, CheckpointError> {
 }
 
 /// VMs that were removed and can be restored.
-#[derive(Debug, Serialize)]
-pub struct RemovedInfo {
-    /// That are free once they are gone, at least.
-    bytes: u64,
-    /// The last one first.
-    removed: Vec<RemovedVm>,
+pub fn removed(home: &Home) -> Result<RemovedVms, CheckpointError> {
+    Ok(removed::describe_all(&removed::list(home)?))
 }
 
-pub fn removed(home: &Home) -> Result<RemovedInfo, CheckpointError> {
-    let all = removed::list(home)?;
-    Ok(RemovedInfo { bytes: removed::frees(&all), removed: all.iter().map(removed::describe).collect() })
+/// The same for who looks many times a second: all of their files are looked at again only if other
+/// VMs are there, or now and then.
+#[derive(Default)]
+pub struct RemovedFiles(Option<(Instant, Vec<Id>)>);
+
+impl RemovedFiles {
+    /// None: nothing is known to have changed.
+    pub fn news(&mut self, home: &Home) -> Result<Option<RemovedVms>, CheckpointError> {
+        let all = removed::list(home)?;
+        let ids: Vec<Id> = all.iter().map(|one| one.id).collect();
+        if self.0.as_ref().is_some_and(|(at, then)| *then == ids && at.elapsed() < COUNT) {
+            return Ok(None);
+        }
+        self.0 = Some((Instant::now(), ids));
+        Ok(Some(removed::describe_all(&all)))
+    }
 }
 
 /// Notices when the checkpoints of a VM change.

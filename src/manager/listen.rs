@@ -10,15 +10,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use std::os::unix::net::UnixListener;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
 use super::actions::Actions;
 use super::api::Context;
 use super::front::{Door, router};
 use super::gate::Gate;
+use super::life;
 use super::starter::Starter;
 use super::watch::Watch;
-use crate::control::server::connections::{ended, serve as serve_clients};
+use crate::control::server::connections::serve as serve_clients;
 use crate::control::server::descriptors;
 use crate::folder::Home;
 use crate::seats::Seats;
@@ -28,8 +29,6 @@ use crate::seccomp::{self, Thread};
 const CONNECTIONS_MAX: usize = 256;
 /// A connection that said nothing for this long makes room for another if all are taken.
 const GRACE: Duration = Duration::from_millis(250);
-/// How long those who wait for an answer have when the manager ends.
-const LAST_WORDS: Duration = Duration::from_millis(300);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ManagerError {
@@ -145,18 +144,8 @@ pub fn serve(
     }
     let served = std::thread::Builder::new().name("manager".into()).spawn(move || {
         seccomp::confine(Thread::Manager);
-        // Two threads do for those who look, and one that waits for a disk holds up nobody.
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_io()
-            .enable_time()
-            .build()
-            .map_err(ManagerError::Start)?;
         let door = (door, Door { gate: Arc::new(gate), new_link: Arc::new(tell) });
-        let result = runtime.block_on(talk(door, home, Actions::new(starter), stop));
-        // A look at a folder that does not answer is not waited for.
-        runtime.shutdown_background();
-        result
+        life::run(talk(door, home, Actions::new(starter), stop)).map_err(ManagerError::Start)?
     });
     let served = served.map_err(ManagerError::Start)?.join();
     if let Address::Unix(path) = &address {
@@ -175,30 +164,20 @@ async fn talk(
     tokio::spawn(watch.clone().run());
     let app = router(door, Context { home, watch, actions });
     let seats = Seats::new((descriptors() / 4).clamp(4, CONNECTIONS_MAX), GRACE);
-    let (end, stopped) = watch::channel(());
-    let patience = async {
-        ended(stopped.clone()).await;
-        tokio::time::sleep(LAST_WORDS).await;
-    };
-    let serving = async {
+    life::until(stop, async |stopped| {
         match open {
             Open::Tcp(door) => {
-                let door = tokio::net::TcpListener::from_std(door)?;
-                serve_clients(door, app, seats, stopped.clone()).await;
+                let door = tokio::net::TcpListener::from_std(door).map_err(ManagerError::Start)?;
+                serve_clients(door, app, seats, stopped).await;
             }
             Open::Unix(door) => {
-                let door = tokio::net::UnixListener::from_std(door)?;
-                serve_clients(door, app, seats, stopped.clone()).await;
+                let door = tokio::net::UnixListener::from_std(door).map_err(ManagerError::Start)?;
+                serve_clients(door, app, seats, stopped).await;
             }
         }
         Ok(())
-    };
-    tokio::select! {
-        served = serving => served.map_err(ManagerError::Start),
-        () = patience => Ok(()),
-        // Who may stop it has gone, or has done so.
-        never = async { let _ = stop.await; drop(end); std::future::pending().await } => never,
-    }
+    })
+    .await
 }
 
 /// Listens at `path`, in place of the socket of a manager that is no more.

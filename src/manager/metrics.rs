@@ -10,13 +10,14 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router, routing::get};
 use tokio::net::TcpListener;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
+use super::life;
 use crate::control::client::{self, ClientError};
 use crate::control::exposition::{Page, TEXT, merge};
 use crate::control::metrics::state_of;
-use crate::control::server::connections::{ended, serve as serve_clients};
+use crate::control::server::connections::serve as serve_clients;
 use crate::control::server::descriptors;
 use crate::control::{ErrorBody, State};
 use crate::folder::{FolderError, Home, VmFolder};
@@ -29,8 +30,6 @@ const AT_ONCE: usize = 128;
 /// Clients at one time, and how long a silent one keeps its place from others.
 const CLIENTS_MAX: usize = 32;
 const GRACE: Duration = Duration::from_millis(250);
-/// How long those who wait for an answer have when it ends.
-const LAST_WORDS: Duration = Duration::from_millis(300);
 
 #[derive(Debug, thiserror::Error)]
 pub enum MetricsError {
@@ -103,13 +102,7 @@ pub fn serve(
     ready: impl FnOnce(SocketAddr),
     stop: oneshot::Receiver<()>,
 ) -> Result<(), MetricsError> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_io()
-        .enable_time()
-        .build()
-        .map_err(MetricsError::Start)?;
-    let served = runtime.block_on(async {
+    let served = life::run(async {
         let failed = |error| MetricsError::Listen { at, error };
         let door = TcpListener::bind(at).await.map_err(failed)?;
         ready(door.local_addr().map_err(failed)?);
@@ -117,20 +110,11 @@ pub fn serve(
             .route("/metrics", get(move || answer(home.clone())))
             .fallback(async || (StatusCode::NOT_FOUND, "GET /metrics\n"));
         let seats = Seats::new((descriptors() / 8).clamp(4, CLIENTS_MAX), GRACE);
-        let (end, stopped) = watch::channel(());
-        let patience = async {
-            ended(stopped.clone()).await;
-            tokio::time::sleep(LAST_WORDS).await;
-        };
-        tokio::select! {
-            () = serve_clients(door, app, seats, stopped.clone()) => {}
-            () = patience => {}
-            // Who may stop it has gone, or has done so.
-            _ = async { let _ = stop.await; drop(end); std::future::pending::<()>().await } => {}
-        }
-        Ok(())
+        life::until(stop, async |stopped| {
+            serve_clients(door, app, seats, stopped).await;
+            Ok(())
+        })
+        .await
     });
-    // A look at a folder that does not answer is not waited for.
-    runtime.shutdown_background();
-    served
+    served.map_err(MetricsError::Start)?
 }

@@ -12,6 +12,7 @@ mod events;
 mod files;
 mod front;
 mod gate;
+mod life;
 mod listen;
 mod load;
 pub mod metrics;

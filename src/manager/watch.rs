@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-use super::files::removed;
+use super::files::RemovedFiles;
 use super::vms::Looker;
 use crate::folder::{Home, VmFolder, VmName};
 
@@ -87,17 +87,24 @@ impl Watch {
     /// Follows VMs as they come and go, without end.
     pub async fn run(self) {
         let mut followed: BTreeMap<VmName, AbortHandle> = BTreeMap::new();
+        let mut removed = RemovedFiles::default();
         loop {
             self.somebody_watches().await;
             let home = self.home.clone();
-            let look = move || home.all().map(|folders| (folders, removed(&home)));
+            let mut files = std::mem::take(&mut removed);
+            let look = move || {
+                let news = files.news(&home);
+                home.all().map(|folders| (folders, files, news))
+            };
             match tokio::task::spawn_blocking(look).await {
-                Ok(Ok((folders, removed))) => {
-                    match removed.map(|removed| serde_json::to_string(&removed)) {
-                        Ok(Ok(json)) => {
+                Ok(Ok((folders, files, news))) => {
+                    removed = files;
+                    match news.map(|news| news.map(|removed| serde_json::to_string(&removed))) {
+                        Ok(None) => {}
+                        Ok(Some(Ok(json))) => {
                             *self.removed.lock().unwrap_or_else(PoisonError::into_inner) = json.into();
                         }
-                        Ok(Err(e)) => log::error!("removed VMs cannot be told of: {e}"),
+                        Ok(Some(Err(e))) => log::error!("removed VMs cannot be told of: {e}"),
                         // As below.
                         Err(e) => log::warn!("{e}"),
                     }
