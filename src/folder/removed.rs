@@ -155,8 +155,6 @@ impl Removed {
     /// system is not there.
     pub fn settle(&self, _lock: &VmLock) -> Result<(), FolderError> {
         let Some((from, to)) = self.elsewhere() else { return Ok(()) };
-        // Whoever removed it may have been killed before its new name was durable.
-        self.folder.sync_home()?;
         let dir = self.removal.as_ref().and_then(|removal| removal.checkpoint_dir.as_ref());
         let is_theirs = match self.folder.sibling(self.name()).load() {
             Ok(theirs) => theirs.checkpoint_dir.as_ref() == dir,
@@ -167,6 +165,8 @@ impl Removed {
         if is_theirs || self.is_going || storage.exists(&to)? || !storage.exists(&from)? {
             return Ok(());
         }
+        // Whoever removed it may have been killed before its new name was durable.
+        self.folder.sync_home()?;
         self.move_dir(&from, &to)
     }
 
