@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::args::DiskCommand;
 use super::named::existing;
 use super::offline::Offline;
-use super::out::outln;
+use super::out::{self, outln};
 use super::paths::absolute;
 use super::units::size as shown;
 use super::{disks, work};
@@ -61,7 +61,7 @@ fn add(name: &VmName, arg: DiskArg, backing: &[PathBuf], json: bool) -> anyhow::
     let done = disk_changes::add(&folder, &vm.lock, &mut vm.definition, disk, size)?;
     told(&vm, format!("disk `{id}` was added"));
     if json {
-        outln!("{}", serde_json::json!({"vm": name, "disk": id, "size": done.to}));
+        out::json_line(&serde_json::json!({"vm": name, "disk": id, "size": done.to}));
         return Ok(());
     }
     outln!("the VM `{name}` has the disk `{id}` ({}) from now on{}", shown(done.to), keep(&folder, &vm)?);
@@ -76,7 +76,7 @@ fn remove(name: &VmName, id: &str, discard: bool, json: bool) -> anyhow::Result<
     told(&vm, format!("disk `{id}` was removed"));
     let path = folder.path().join(&disk.path);
     if json {
-        outln!("{}", serde_json::json!({"vm": name, "disk": id, "path": path}));
+        out::json_line(&serde_json::json!({"vm": name, "disk": id, "path": path}));
         return Ok(());
     }
     outln!(
@@ -100,7 +100,7 @@ fn resize(name: &VmName, id: &str, size: NewSize, json: bool) -> anyhow::Result<
         log::warn!("layers could not be merged yet: {e:#}");
     }
     if json {
-        outln!("{}", serde_json::json!({"vm": name, "disk": id, "from": done.from, "size": done.to}));
+        out::json_line(&serde_json::json!({"vm": name, "disk": id, "from": done.from, "size": done.to}));
     } else if done.from == done.to {
         outln!("the disk `{id}` of the VM `{name}` is already as large as {}", shown(done.to));
     } else {
@@ -125,7 +125,7 @@ fn move_base(name: &VmName, disk: &str, path: &Path, json: bool) -> anyhow::Resu
         let result = serde_json::json!({
             "vm": name, "disk": disk, "from": done.from, "path": done.to, "checkpoints": done.checkpoints,
         });
-        outln!("{result}");
+        out::json_line(&result);
         return Ok(());
     }
     let checkpoints = match done.checkpoints {

@@ -224,10 +224,7 @@ pub fn rename(name: &VmName, new_name: &VmName, json: bool) -> anyhow::Result<()
     let folder = existing(name)?;
     let taken = lock(&folder).map_err(|e| in_use(&folder, e))?;
     let renamed = folder.rename(&taken, new_name)?;
-    let event = Happened::now(What::Renamed, format!("renamed from `{name}`"));
-    if let Err(e) = renamed.record(&taken, &event) {
-        log::warn!("an event of the VM `{new_name}` is not recorded: {e}");
-    }
+    renamed.tell(&taken, [Happened::now(What::Renamed, format!("renamed from `{name}`"))]);
     drop(taken);
     if json {
         out::json_line(&serde_json::json!(info(&renamed)?));

@@ -3,7 +3,6 @@
 use std::process::{Command, Stdio};
 
 use anyhow::Context;
-use tokio::sync::oneshot;
 
 use super::args::ManagerArgs;
 use super::error::usage;
@@ -35,15 +34,7 @@ pub fn run(args: ManagerArgs, json: bool) -> anyhow::Result<()> {
         starter,
         confined: !args.guard.no_seccomp,
     };
-    let mut signals =
-        signal_hook::iterator::Signals::new(signals::ending()).context("signals cannot be received")?;
-    let (stop, stopped) = oneshot::channel();
-    std::thread::Builder::new().name("signals".into()).spawn(move || {
-        if signals.forever().next().is_some() {
-            // The manager may have ended by itself.
-            let _ = stop.send(());
-        }
-    })?;
+    let stopped = signals::first()?;
     let opens = !args.no_open && !json && matches!(address, Address::Tcp(_));
     let first = std::sync::Once::new();
     let new_link = move |link: &str| {

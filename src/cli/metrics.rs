@@ -1,8 +1,5 @@
 //! `piton metrics`.
 
-use anyhow::Context;
-use tokio::sync::oneshot;
-
 use super::args::MetricsArgs;
 use super::named::{self, must_exist};
 use super::out::{self, outln};
@@ -27,15 +24,7 @@ pub fn run(args: &MetricsArgs) -> anyhow::Result<()> {
     if !at.ip().is_loopback() {
         log::warn!("others on the network can read the metrics: there is neither a password nor encryption");
     }
-    let mut signals =
-        signal_hook::iterator::Signals::new(signals::ending()).context("signals cannot be received")?;
-    let (stop, stopped) = oneshot::channel();
-    std::thread::Builder::new().name("signals".into()).spawn(move || {
-        if signals.forever().next().is_some() {
-            // It may have ended by itself.
-            let _ = stop.send(());
-        }
-    })?;
+    let stopped = signals::first()?;
     let ready = |at| {
         outln!("http://{at}/metrics");
         super::notify::ready();

@@ -49,13 +49,9 @@ impl<'a> Offline<'a> {
         Ok(Self { folder, lock, definition })
     }
 
-    /// Records what happened. What was done is done, so failing to tell of it is no error.
+    /// Records what happened.
     pub fn tell(&self, events: impl IntoIterator<Item = Happened>) {
-        for event in events {
-            if let Err(e) = self.folder.record(&self.lock, &event) {
-                log::warn!("an event of the VM `{}` is not recorded: {e}", self.folder.name());
-            }
-        }
+        self.folder.tell(&self.lock, events);
     }
 }
 

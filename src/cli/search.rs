@@ -234,10 +234,7 @@ pub fn restore_file(args: &RestoreFileArgs, json: bool) -> anyhow::Result<()> {
     if let Some((vm, path)) = args.to.as_deref().and_then(in_guest) {
         return into_guest(args, &vm, path, json);
     }
-    let name = args.file.path.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
-    if matches!(name, "" | "." | "..") {
-        return Err(usage(format!("{} does not end in the name of a file", args.file.path)));
-    }
+    let name = file_name(&args.file.path)?;
     let to = absolute(args.to.as_deref().map_or(Path::new("."), Path::new))?;
     let to = if to.is_dir() { to.join(name) } else { to };
     let kept = with_file(&args.file, &wanted(&args.file.path, &args.place), &args.guard, RESTORE, |file| {
@@ -249,6 +246,14 @@ pub fn restore_file(args: &RestoreFileArgs, json: bool) -> anyhow::Result<()> {
         _ => outln!("{} restored to {} ({})", args.file.path, kept.path.display(), size(kept.bytes)),
     }
     Ok(())
+}
+
+/// What a restored file is called.
+fn file_name(path: &str) -> anyhow::Result<&str> {
+    match path.trim_end_matches('/').rsplit('/').next().unwrap_or_default() {
+        "" | "." | ".." => Err(usage(format!("{path} does not end in the name of a file"))),
+        name => Ok(name),
+    }
 }
 
 /// A folder that is gone with this.
@@ -272,6 +277,7 @@ impl Drop for Scratch {
 
 /// Another process reads the disks: it may talk to nobody, and this one has to.
 fn into_guest(args: &RestoreFileArgs, vm: &VmName, path: &str, json: bool) -> anyhow::Result<()> {
+    let name = file_name(&args.file.path)?;
     let folder = existing(vm)?;
     let mut guest = connect(&folder, &copy::NEEDED, "reading and writing files from the host")?;
     let scratch = Scratch::new()?;
@@ -280,7 +286,6 @@ fn into_guest(args: &RestoreFileArgs, vm: &VmName, path: &str, json: bool) -> an
         StateRef::Checkpoint(one) => format!("{}@{}:{from}", one.vm, one.checkpoint),
         StateRef::Now(name) => format!("{name}:{from}"),
     };
-    let name = args.file.path.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
     let there = scratch.0.join(name);
     let mut words: Vec<OsString> = ["checkpoint", "restore-file", "--quiet"].map(Into::into).into();
     words.extend(args.place.disk.iter().map(|disk| format!("--disk={disk}").into()));

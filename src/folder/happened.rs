@@ -142,6 +142,15 @@ impl VmFolder {
         self.record_within(lock, event, LIMIT)
     }
 
+    /// Records what was done. That stays done, so failing to tell of it is no error.
+    pub fn tell(&self, lock: &VmLock, events: impl IntoIterator<Item = Happened>) {
+        for event in events {
+            if let Err(e) = self.record(lock, &event) {
+                log::warn!("an event of the VM `{}` is not recorded: {e}", self.name());
+            }
+        }
+    }
+
     /// With a file that is renamed when it has grown to `limit`.
     pub fn record_within(&self, _lock: &VmLock, event: &Happened, limit: u64) -> Result<(), StorageError> {
         let Some(mut line) = event.encode() else { return Ok(()) };

@@ -72,25 +72,23 @@ impl Vmm {
             }
             Err(e) => log::warn!("{e}"),
         }
-        self.overdue = match self.create_scheduled() {
+        let mut failed = Vec::new();
+        match self.create_scheduled() {
             Ok(manifest) => {
                 log::info!("scheduled checkpoint `{}` was created", manifest.name);
                 self.note(happened::created(&CheckpointInfo::from(&manifest)));
-                None
             }
-            Err(e) => Some(format!("the scheduled checkpoint could not be created: {e}")),
-        };
+            Err(e) => failed.push(format!("the scheduled checkpoint could not be created: {e}")),
+        }
         if !self.definition.retention.is_none() {
             match self.prune(false) {
                 Ok(info) => happened::pruned(&info).into_iter().for_each(|event| self.note(event)),
-                Err(e) => {
-                    let why = format!("checkpoints that no rule keeps could not be deleted: {e}");
-                    let both = self.overdue.take().map_or(why.clone(), |first| format!("{first}; {why}"));
-                    self.overdue = Some(both);
-                }
+                Err(e) => failed.push(format!("checkpoints that no rule keeps could not be deleted: {e}")),
             }
         }
-        if let Some(why) = self.overdue.take() {
+        self.overdue = None;
+        if !failed.is_empty() {
+            let why = failed.join("; ");
             log::warn!("{why}");
             self.overdue = Some(format!("{}: {why}", Moment::now().at.format("%Y-%m-%d %H:%M:%SZ")));
             self.tell(What::ScheduleFailed, why);

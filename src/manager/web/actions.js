@@ -22,6 +22,18 @@ export async function perform(deed, success) {
   return null;
 }
 
+/// What a deed would do, as its dry run says; null, and said why, if that cannot be told.
+export async function plan(deed) {
+  try {
+    const planned = await act({ ...deed, dry_run: true });
+    if (planned.state === "done") return planned.result;
+    say(planned.error, true);
+  } catch (problem) {
+    say(problem.message, true);
+  }
+  return null;
+}
+
 /// Where its own word says too little.
 const PHASES = { agent: "waiting for the guest’s agent" };
 

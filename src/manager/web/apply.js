@@ -2,8 +2,8 @@
 
 import { h } from "./dom.js";
 import { ask, say } from "./dialogs.js";
-import { perform } from "./actions.js";
-import { act, state } from "./store.js";
+import { perform, plan } from "./actions.js";
+import { state } from "./store.js";
 import { ago, duration, plural, size } from "./text.js";
 
 export async function createCheckpoint(vm) {
@@ -106,14 +106,9 @@ function held(checkpoints) {
 export async function deleteCheckpoint(vm, checkpoint, subtree) {
   const deed = { do: "delete", vm: vm.name, checkpoint: checkpoint.id, subtree };
   // What would go is piton's to say.
-  let plan;
-  try {
-    plan = await act({ ...deed, dry_run: true });
-  } catch (problem) {
-    return say(problem.message, true);
-  }
-  if (plan.state !== "done") return say(plan.error, true);
-  const { deleted: going, bytes = 0, merges = 0 } = plan.result;
+  const planned = await plan(deed);
+  if (!planned) return;
+  const { deleted: going, bytes = 0, merges = 0 } = planned;
   // As they stand in the tree.
   const place = new Map(state.tree?.checkpoints?.map((one, index) => [one.id, index]));
   going.sort((a, b) => (place.get(a.id) ?? 0) - (place.get(b.id) ?? 0));

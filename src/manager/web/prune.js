@@ -1,21 +1,15 @@
 // Deleting what the rules of a VM do not keep: first it is said of each why.
 
 import { h, table } from "./dom.js";
-import { ask, say, show } from "./dialogs.js";
-import { perform } from "./actions.js";
-import { act } from "./store.js";
+import { ask, show } from "./dialogs.js";
+import { perform, plan } from "./actions.js";
 import { plural, size } from "./text.js";
 
 export async function prune(vm) {
   const deed = { do: "prune", vm: vm.name };
-  let plan;
-  try {
-    plan = await act({ ...deed, dry_run: true });
-  } catch (problem) {
-    return say(problem.message, true);
-  }
-  if (plan.state !== "done") return say(plan.error, true);
-  const { checkpoints, bytes } = plan.result;
+  const planned = await plan(deed);
+  if (!planned) return;
+  const { checkpoints, bytes } = planned;
   const going = checkpoints.filter((one) => !one.stays);
   const verdicts = table("What goes, what stays, and why", ["", "Checkpoint", "Why"],
     checkpoints.map((one) => [h("span", { class: one.stays ? "stays" : "goes" }, one.stays ? "stays" : "goes"), one.checkpoint.name, one.why]));
