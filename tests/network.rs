@@ -10,7 +10,10 @@ use std::time::Duration;
 
 use ckpt_common::Lab;
 use common::{field, has_word, until};
-use net_common::{Host, fetch, fetch_bytes, free_port, has_passt, passts, served, start};
+use net_common::{
+    Guest, Host, Names, fetch, fetch_at, fetch_bytes, free_port, has_passt, ip, on_an_island, passts, served,
+    start,
+};
 
 #[test]
 fn a_guest_reaches_the_host_and_is_reached() {
@@ -138,6 +141,47 @@ fn a_passt_that_dies_is_started_again() {
     assert!(log.contains("the network user of this VM failed"), "{log}");
 }
 
+/// A guest whose frames do not go out for long takes its card for broken.
+#[test]
+fn a_passt_that_takes_nothing_is_replaced() {
+    if !has_passt() {
+        return;
+    }
+    let (lab, host) = (Lab::new(), Host::new());
+    // The first one has the socket, and never looks at it.
+    let bin = lab.home.beside("bin");
+    std::fs::create_dir(&bin).unwrap();
+    let passt = format!(
+        "#!/bin/sh\nif mkdir {0}/stuck 2>/dev/null; then sleep 600 </dev/null >/dev/null 2>&1 & exit 0; fi\n\
+         PATH=${{PATH#{0}:}} exec passt \"$@\"\n",
+        bin.display()
+    );
+    std::fs::write(bin.join("passt"), passt).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(bin.join("passt"), mode).unwrap();
+    let path = std::env::var("PATH").unwrap();
+    let mut command = lab.home.command(["run", "demo", "--detach", "--memory", "64M", "--net", "user"]);
+    command.env("PATH", format!("{}:{path}", bin.display()));
+    common::Finished::run(command).ok();
+    let mut guest = lab.attach("demo");
+    guest.ready();
+    // More than the socket and the queue hold.
+    until("the queue to be full", || (field(&guest.ok("net flood 1 1500"), "frames") == 0).then_some(()));
+    until("frames to be lost", || (field(&guest.ok("net flood 1 60"), "frames") > 1000).then_some(()));
+    // Whatever it does at that time.
+    until("a fresh passt", || {
+        let text = guest.text();
+        text.rfind("evt net=0 link=down").filter(|at| text[*at..].contains("evt net=0 link=up"))
+    });
+    let mut guest = Guest::new(guest);
+    let hello = host.url(&guest.gateway(), "/hello");
+    let got = guest.ok(&format!("net get {hello}"));
+    assert_eq!(field(&got, "status"), 200);
+    let log = std::fs::read_to_string(lab.home.vm("demo").join("piton.log")).unwrap();
+    assert!(log.contains("takes no frames: what the guest sends is dropped"), "{log}");
+    assert!(log.contains("failed (it took no frames for 10 s)"), "{log}");
+}
+
 #[test]
 fn forwards_change_while_the_guest_runs() {
     if !has_passt() {
@@ -175,6 +219,70 @@ fn an_isolated_guest_reaches_nobody() {
     assert!(line.contains("reason=refused") || line.contains("reason=reset"), "{line}");
     guest.ok("net serve 80");
     served(port, 1);
+}
+
+/// On a host that has IPv6, and a server for names that is its own.
+#[test]
+fn names_and_ipv6_work_as_passt_gives_them() {
+    if !has_passt() || !net_common::has_ipv6() {
+        return;
+    }
+    on_an_island(|| {
+        ip("tuntap add up0 mode tap");
+        ip("link set up0 up");
+        for own in ["192.0.2.2/24", "fd00:77::2/64 nodad", "fe80::2/64 nodad"] {
+            ip(&format!("address add {own} dev up0"));
+        }
+        for gateway in ["192.0.2.1", "fd00:77::1"] {
+            ip(&format!("route add default via {gateway} dev up0"));
+        }
+        let _names = Names::serve([("four.test", "192.0.2.1"), ("six.test", "fd00:77::1")]);
+        let (lab, host, host6, port) = (Lab::new(), Host::new(), Host::at("::1"), free_port());
+        let mut guest = start(&lab, "demo", &format!("--net user --forward [::1]:{port}:80"));
+        until("an IPv6 address", || (!has_word(&guest.ok("net"), "address6=none")).then_some(()));
+        for url in [
+            host.url("four.test", "/hello"),
+            host6.url("six.test", "/hello"),
+            // The gateway is this host's loopback, here too.
+            host6.url("[fd00:77::1]", "/hello"),
+        ] {
+            let got = guest.ok(&format!("net get {url}"));
+            assert_eq!(field(&got, "status"), 200, "{url}: {got}");
+        }
+        let unknown = guest.err(&format!("net get {}", host.url("none.test", "/hello")));
+        assert!(unknown.contains("reason=name"), "{unknown}");
+        guest.ok("net serve 80");
+        let ask = || {
+            let answer = until("the guest to answer over IPv6", || {
+                fetch_at("::1", port, "/").ok().filter(|text| text.contains("seq="))
+            });
+            field(&answer, "seq")
+        };
+        assert_eq!(ask(), 1);
+        let show = lab.piton("show demo --json").json();
+        let addresses = &show["networks"][0]["addresses"];
+        assert!(addresses[1].as_str().is_some_and(|address| address.starts_with("fd00:77::")), "{addresses}");
+        // The fresh passt is told the guest's address by nobody but the guest.
+        lab.create("here");
+        lab.apply("here", "--run");
+        assert_eq!(ask(), 2);
+    });
+}
+
+/// passt has no IPv6 where this host has no route for it.
+#[test]
+fn a_forward_of_ipv6_that_cannot_be_is_refused() {
+    if !has_passt() || !net_common::has_ipv6() {
+        return;
+    }
+    on_an_island(|| {
+        let (lab, port) = (Lab::new(), free_port());
+        let refused = lab.piton(&format!("run demo --detach --forward [::1]:{port}:80"));
+        assert_ne!(refused.code, Some(0));
+        let wanted = format!("cannot listen on port [::1]:{port}: passt has IPv6 only on a host with");
+        assert!(refused.stderr.contains(&wanted), "{}", refused.stderr);
+        lab.home.is_empty();
+    });
 }
 
 #[test]

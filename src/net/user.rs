@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::ffi::OsStr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
@@ -81,6 +82,12 @@ pub fn explain(said: &str) -> String {
     if said.contains("unrecognized option") || said.contains("invalid option") {
         return "the installed passt is too old (it has no --fd): install a newer `passt` package".into();
     }
+    if let Some(port) = said.lines().find_map(unbound_ipv6) {
+        return format!(
+            "cannot listen on port {port}: passt has IPv6 only on a host with a default route for IPv6; forward \
+             from an IPv4 address"
+        );
+    }
     let noise = |line: &&str| {
         !(line.trim().is_empty() || line.contains("to syslog") || line.contains("Don't run as root"))
     };
@@ -88,6 +95,15 @@ pub fn explain(said: &str) -> String {
     let why = said.lines().rfind(noise).unwrap_or("it gave no reason");
     let why: String = why.chars().filter(|c| !c.is_control()).take(200).collect();
     format!("passt failed: {why}")
+}
+
+/// The address and port of a forward that passt could not listen on, if it is one of IPv6.
+fn unbound_ipv6(line: &str) -> Option<String> {
+    let (_, rest) = line.split_once("Failed to bind any port for '-")?;
+    let (address, ports) = rest.get(2..)?.split_once('/')?;
+    let address: Ipv6Addr = address.parse().ok()?;
+    let (port, _) = ports.split_once(':')?;
+    Some(SocketAddr::new(address.into(), port.parse().ok()?).to_string())
 }
 
 pub struct User {
@@ -223,6 +239,8 @@ mod tests {
         assert!(old.contains("too old"), "{old}");
         let said = "Don't run as root. Changing to nobody...\nFailed to send 9 bytes to syslog\nFailed to bind any port for '-t 1:1', exiting\n\n";
         assert_eq!(explain(said), "passt failed: Failed to bind any port for '-t 1:1', exiting");
+        let no_ipv6 = "Failed to bind any port for '-t ::1/8080:80', exiting\n";
+        assert!(explain(no_ipv6).starts_with("cannot listen on port [::1]:8080: passt has IPv6 only"));
         assert!(explain(&"x".repeat(10_000)).len() < 300);
         assert_eq!(explain(""), "passt failed: it gave no reason");
     }

@@ -3,6 +3,7 @@
 #![allow(dead_code, unused_imports, reason = "each test binary uses a part of this")]
 
 mod island;
+mod names;
 
 use std::io::{BufRead, BufReader, Error, Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub use island::{ask, ip, on_an_island, powerless, taken};
+pub use names::Names;
 
 use crate::ckpt_common::Lab;
 use crate::common::{Terminal, is_root, skip, until};
@@ -23,6 +25,14 @@ pub fn has_passt() -> bool {
         skip("the network `user` needs passt");
     }
     found
+}
+
+pub fn has_ipv6() -> bool {
+    let has = TcpListener::bind("[::1]:0").is_ok();
+    if !has {
+        skip("this host has no IPv6");
+    }
+    has
 }
 
 pub fn may_make_taps() -> bool {
@@ -99,11 +109,19 @@ pub fn start(lab: &Lab, name: &str, options: &str) -> Guest {
 
 /// Asks 127.0.0.1:`port`; what comes back as text, with its headers.
 pub fn fetch(port: u16, path: &str) -> Result<String, Error> {
-    Ok(String::from_utf8_lossy(&fetch_bytes(port, path)?).into_owned())
+    fetch_at("127.0.0.1", port, path)
+}
+
+pub fn fetch_at(address: &str, port: u16, path: &str) -> Result<String, Error> {
+    Ok(String::from_utf8_lossy(&bytes_at(address, port, path)?).into_owned())
 }
 
 pub fn fetch_bytes(port: u16, path: &str) -> Result<Vec<u8>, Error> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    bytes_at("127.0.0.1", port, path)
+}
+
+fn bytes_at(address: &str, port: u16, path: &str) -> Result<Vec<u8>, Error> {
+    let mut stream = TcpStream::connect((address, port))?;
     stream.set_read_timeout(Some(std::time::Duration::from_secs(30)))?;
     write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
     let mut answer = Vec::new();

@@ -7,7 +7,7 @@ use crate::net::connect::{SILENCE_US, client, connect, need_address, read, stack
 use crate::net::error::Error;
 use crate::outcome::Fail;
 use crate::{say, time};
-use core::net::SocketAddrV4;
+use core::net::SocketAddr;
 use smoltcp::socket::udp;
 
 /// An Ethernet type for experiments, which nobody answers.
@@ -53,7 +53,7 @@ pub fn flood(g: &mut Guest, n: usize, us: u64, len: usize) -> Result<(), Fail> {
 }
 
 /// Sends for so long, and waits until the peer has read it all and ended the connection.
-pub fn tcp_out(g: &mut Guest, n: usize, peer: SocketAddrV4, us: u64) -> Result<(), Fail> {
+pub fn tcp_out(g: &mut Guest, n: usize, peer: SocketAddr, us: u64) -> Result<(), Fail> {
     connect(g, n, peer)?;
     let start = tsc();
     let mut bytes = 0_u64;
@@ -85,7 +85,7 @@ pub fn tcp_out(g: &mut Guest, n: usize, peer: SocketAddrV4, us: u64) -> Result<(
 }
 
 /// Reads for so long, or until the peer ends the connection.
-pub fn tcp_in(g: &mut Guest, n: usize, peer: SocketAddrV4, us: u64) -> Result<(), Fail> {
+pub fn tcp_in(g: &mut Guest, n: usize, peer: SocketAddr, us: u64) -> Result<(), Fail> {
     connect(g, n, peer)?;
     let start = tsc();
     let mut bytes = 0;
@@ -120,7 +120,7 @@ fn bind(g: &mut Guest, n: usize) -> Result<(), Error> {
 }
 
 /// Sends datagrams for so long; how many arrive, the peer knows.
-pub fn udp(g: &mut Guest, n: usize, peer: SocketAddrV4, us: u64, len: usize) -> Result<(), Fail> {
+pub fn udp(g: &mut Guest, n: usize, peer: SocketAddr, us: u64, len: usize) -> Result<(), Fail> {
     bind(g, n)?;
     let payload = &FILLER[..len.clamp(1, 1400)];
     let start = tsc();
@@ -145,7 +145,7 @@ pub fn udp(g: &mut Guest, n: usize, peer: SocketAddrV4, us: u64, len: usize) -> 
 }
 
 /// Round trips over UDP, one at a time, with a peer that sends back what it gets.
-pub fn rtt(g: &mut Guest, n: usize, peer: SocketAddrV4, count: u64) -> Result<(), Fail> {
+pub fn rtt(g: &mut Guest, n: usize, peer: SocketAddr, count: u64) -> Result<(), Fail> {
     bind(g, n)?;
     let mut times = Histogram::new();
     let mut shortest = u64::MAX;

@@ -8,7 +8,7 @@ use crate::net::{bench, get, ping};
 use crate::outcome::Outcome;
 use crate::say;
 use core::fmt;
-use core::net::SocketAddrV4;
+use core::net::SocketAddr;
 use smoltcp::wire::{IpAddress, Ipv4Cidr};
 
 const USAGE: &str = "net [N] [address dhcp|A/BITS [GATEWAY] | ping A [COUNT [INTERVAL_MS]] | get URL | \
@@ -75,7 +75,7 @@ impl fmt::Display for Mac {
 }
 
 fn show(stack: &Stack) {
-    let Stack { number, nic, addresses, server, .. } = stack;
+    let Stack { number, nic, addresses, ipv6, server, .. } = stack;
     let (rx, tx) = (nic.rx.counts, nic.tx.counts);
     say!(
         "evt net={number} rx_frames={} rx_bytes={} rx_dropped={} tx_frames={} tx_bytes={}",
@@ -86,12 +86,14 @@ fn show(stack: &Stack) {
         tx.bytes
     );
     say!(
-        "ok net={number} mac={} link={} address={} gateway={} dns={} mtu={} announced={} serving={} answered={}",
+        "ok net={number} mac={} link={} address={} gateway={} dns={} address6={} gateway6={} mtu={} announced={} serving={} answered={}",
         Mac(nic.mac),
         if stack.is_up() { "up" } else { "down" },
         OrNone(addresses.map(|a| a.own)),
         OrNone(addresses.and_then(|a| a.gateway)),
         OrNone(addresses.and_then(|a| a.dns)),
+        OrNone(ipv6.address),
+        OrNone(ipv6.gateway),
         nic.mtu,
         stack.announced(),
         OrNone(server.port()),
@@ -134,7 +136,7 @@ fn serve(g: &mut Guest, n: usize, port: Option<u16>) -> Outcome {
 
 fn run_bench(g: &mut Guest, n: usize, args: &mut Args<'_>) -> Outcome {
     let kind = args.word().ok_or(args.usage())?;
-    let peer: SocketAddrV4 = args.word().and_then(|w| w.parse().ok()).ok_or(args.usage())?;
+    let peer: SocketAddr = args.word().and_then(|w| w.parse().ok()).ok_or(args.usage())?;
     match kind {
         "rtt" => bench::rtt(g, n, peer, args.number_or(1000)?.max(1)),
         "tcp" | "tcp-in" | "udp" => {

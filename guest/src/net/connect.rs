@@ -3,11 +3,11 @@
 use crate::guest::Guest;
 use crate::net::error::Error;
 use crate::net::stack::Stack;
-use core::net::{Ipv4Addr, SocketAddrV4};
+use core::net::{IpAddr, SocketAddr};
 use smoltcp::socket::dns::{self, GetQueryResultError};
 use smoltcp::socket::tcp::{self, RecvError};
 use smoltcp::time::Duration;
-use smoltcp::wire::{DnsQueryType, IpAddress};
+use smoltcp::wire::DnsQueryType;
 
 const DNS_US: u64 = 15_000_000;
 const CONNECT_US: u64 = 30_000_000;
@@ -33,22 +33,31 @@ pub fn need_address(g: &mut Guest, n: usize) -> Result<(), Error> {
         .ok_or(Error::NoAddress)
 }
 
-pub fn resolve(g: &mut Guest, n: usize, host: &str) -> Result<Ipv4Addr, Error> {
+/// A name's IPv4 address, or if it has none, and this guest has one itself, its IPv6 address.
+pub fn resolve(g: &mut Guest, n: usize, host: &str) -> Result<IpAddr, Error> {
     if let Ok(address) = host.parse() {
         return Ok(address);
     }
+    match query(g, n, host, DnsQueryType::A) {
+        Err(Error::Unresolved) if stack(g, n)?.ipv6.address.is_some() => {
+            query(g, n, host, DnsQueryType::Aaaa)
+        }
+        other => other,
+    }
+}
+
+fn query(g: &mut Guest, n: usize, host: &str, kind: DnsQueryType) -> Result<IpAddr, Error> {
     let stack = stack(g, n)?;
     let handle = stack.dns;
     let socket = stack.sockets.get_mut::<dns::Socket>(handle);
-    let query = socket
-        .start_query(stack.iface.context(), host, DnsQueryType::A)
-        .map_err(|_| Error::Unresolved)?;
+    let query =
+        socket.start_query(stack.iface.context(), host, kind).map_err(|_| Error::Unresolved)?;
     let answer = g.until(DNS_US, |g| {
         let stack = g.net[n].as_mut()?;
         match stack.sockets.get_mut::<dns::Socket>(handle).get_query_result(query) {
             Err(GetQueryResultError::Pending) => None,
             Err(GetQueryResultError::Failed) => Some(None),
-            Ok(list) => Some(list.first().map(|IpAddress::Ipv4(address)| *address)),
+            Ok(list) => Some(list.first().map(|address| IpAddr::from(*address))),
         }
     });
     match answer {
@@ -61,7 +70,7 @@ pub fn resolve(g: &mut Guest, n: usize, host: &str) -> Result<Ipv4Addr, Error> {
     }
 }
 
-pub fn connect(g: &mut Guest, n: usize, peer: SocketAddrV4) -> Result<(), Error> {
+pub fn connect(g: &mut Guest, n: usize, peer: SocketAddr) -> Result<(), Error> {
     need_address(g, n)?;
     client(g, n)?.abort();
     let stack = stack(g, n)?;

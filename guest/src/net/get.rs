@@ -8,7 +8,7 @@ use crate::outcome::Fail;
 use crate::text::Text;
 use crate::{hash, say, time};
 use core::fmt::Write;
-use core::net::SocketAddrV4;
+use core::net::SocketAddr;
 
 const HEAD: usize = 4096;
 /// A body up to this long is shown.
@@ -75,10 +75,14 @@ impl Answer {
     }
 }
 
-/// Host, port and path.
+/// Host, port and path. An IPv6 address is in brackets.
 fn parse(url: &str) -> Option<(&str, u16, &str)> {
     let rest = url.strip_prefix("http://").unwrap_or(url);
     let (place, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    if let Some((host, rest)) = place.strip_prefix('[').and_then(|place| place.split_once(']')) {
+        let port = if rest.is_empty() { 80 } else { rest.strip_prefix(':')?.parse().ok()? };
+        return Some((host, port, if path.is_empty() { "/" } else { path }));
+    }
     let (host, port) = match place.split_once(':') {
         Some((host, port)) => (host, port.parse().ok()?),
         None => (place, 80),
@@ -90,7 +94,7 @@ pub fn get(g: &mut Guest, n: usize, url: &str) -> Result<(), Fail> {
     let (host, port, path) =
         parse(url).ok_or(Fail::Usage("net [N] get http://HOST[:PORT]/PATH"))?;
     need_address(g, n)?;
-    let peer = SocketAddrV4::new(resolve(g, n, host)?, port);
+    let peer = SocketAddr::new(resolve(g, n, host)?, port);
     let started = tsc();
     connect(g, n, peer)?;
     let mut request = Text::<768>::new();

@@ -7,6 +7,7 @@ pub mod error;
 mod frames;
 mod get;
 pub mod http;
+mod ipv6;
 mod nic;
 mod ping;
 pub mod stack;

@@ -29,7 +29,10 @@ struct Tally {
 
 pub fn ping(g: &mut Guest, n: usize, host: &str, count: u64, interval_ms: u64) -> Result<(), Fail> {
     need_address(g, n)?;
-    let to = IpAddress::Ipv4(resolve(g, n, host)?);
+    let to = IpAddress::from(resolve(g, n, host)?);
+    if matches!(to, IpAddress::Ipv6(_)) {
+        return Err(Fail::Text("only IPv4 addresses are pinged"));
+    }
     let mut tally =
         Tally { sent: 0, received: 0, when: [0; OPEN], shortest: u64::MAX, longest: 0, sum: 0 };
     let mut every = Every::new(interval_ms.clamp(1, 60_000) * 1000);

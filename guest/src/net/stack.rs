@@ -3,6 +3,7 @@
 use crate::cpu::tsc;
 use crate::memory::{Dma, MIB};
 use crate::net::http::{CONNECTIONS, Facts, Server};
+use crate::net::ipv6::Ipv6;
 use crate::net::nic::{self, Nic};
 use crate::time::{self, Every};
 use crate::{hash, say};
@@ -18,7 +19,7 @@ use smoltcp::wire::{EthernetProtocol, IpCidr, Ipv4Address, Ipv4Cidr};
 pub const MEMORY: u64 = 3 * MIB;
 const _: () = assert!(nic::BYTES + SOCKET_BYTES <= MEMORY as usize);
 
-const SOCKETS: usize = 5 + CONNECTIONS;
+const SOCKETS: usize = 6 + CONNECTIONS;
 /// Receive and send buffers of the one connection that commands make, and of those served.
 const CLIENT: [usize; 2] = [256 << 10, 256 << 10];
 const SERVE: [usize; 2] = [4 << 10, 64 << 10];
@@ -77,6 +78,7 @@ pub struct Stack {
     announced: u64,
     dhcp: Option<SocketHandle>,
     pub addresses: Option<Addresses>,
+    pub ipv6: Ipv6,
     pub dns: SocketHandle,
     pub icmp: SocketHandle,
     /// What its answers are known by.
@@ -91,11 +93,11 @@ pub fn is_at(addr: u64) -> bool {
     Nic::is_at(addr)
 }
 
-fn bytes(memory: &mut Dma, len: usize) -> &'static mut [u8] {
+pub fn bytes(memory: &mut Dma, len: usize) -> &'static mut [u8] {
     memory.split(len).into_array(|| 0)
 }
 
-fn array<T>(memory: &mut Dma, count: usize, make: impl Fn() -> T) -> &'static mut [T] {
+pub fn array<T>(memory: &mut Dma, count: usize, make: impl Fn() -> T) -> &'static mut [T] {
     memory.split((count * size_of::<T>()).next_multiple_of(64)).into_array(make)
 }
 
@@ -114,7 +116,7 @@ impl Stack {
         let mut clock = Clock { last: tsc(), now_us: 0 };
         let mut config = Config::new(EthernetAddress(nic.mac).into());
         config.random_seed = hash::word(tsc(), addr);
-        let iface = Interface::new(config, &mut nic, clock.now());
+        let mut iface = Interface::new(config, &mut nic, clock.now());
         let mut sockets = SocketSet::new(array(memory, SOCKETS, || SocketStorage::EMPTY));
         let dns = sockets.add(dns::Socket::new(&[], array(memory, 1, || None)));
         let mut icmp_buffer = || {
@@ -133,6 +135,7 @@ impl Stack {
         let udp = sockets.add(udp::Socket::new(udp_buffer(), udp_buffer()));
         let client = sockets.add(connection(memory, CLIENT));
         let served = [(); CONNECTIONS].map(|()| sockets.add(connection(memory, SERVE)));
+        let ipv6 = Ipv6::new(nic.mac, &mut iface, &mut sockets, memory);
         let up = nic.link().up;
         let mut stack = Self {
             number,
@@ -146,6 +149,7 @@ impl Stack {
             announced: 0,
             dhcp: None,
             addresses: None,
+            ipv6,
             dns,
             icmp,
             ident,
@@ -176,6 +180,7 @@ impl Stack {
         }
         self.server.poll(&mut self.sockets, facts);
         self.follow_dhcp();
+        self.ipv6.poll(self.number, &mut self.iface, &mut self.sockets, self.up);
         self.flush();
         self.nic.rx.ring.want_interrupts(true);
     }
@@ -199,7 +204,8 @@ impl Stack {
         let due = self.iface.poll_delay(now, &self.sockets).map_or(LINK_US, |d| d.total_micros());
         // What cannot be sent is not due.
         let due = if due == 0 && !self.nic.tx.has_room() { LINK_US } else { due };
-        due.min(self.look.left_us())
+        let solicits = self.ipv6.due_us().filter(|_| self.up && self.nic.tx.has_room());
+        due.min(self.look.left_us()).min(solicits.unwrap_or(LINK_US))
     }
 
     fn look_at_link(&mut self) {
@@ -218,6 +224,7 @@ impl Stack {
             // Who was behind the former link may not be behind this one. The address is kept until
             // a server gives another one.
             self.iface.update_ip_addrs(|_| ());
+            self.ipv6.restart();
             if let Some(handle) = self.dhcp {
                 let dhcp = self.sockets.get_mut::<dhcpv4::Socket>(handle);
                 dhcp.reset();
@@ -233,6 +240,7 @@ impl Stack {
             return;
         }
         self.announcing = None;
+        self.ipv6.announce(&mut self.sockets);
         let Some(addresses) = self.addresses else { return };
         let own = addresses.own.address();
         let mac = EthernetAddress(self.nic.mac);
@@ -292,8 +300,8 @@ impl Stack {
         }
         self.addresses = addresses;
         self.iface.update_ip_addrs(|list| {
-            list.clear();
-            // There is room for two.
+            list.retain(|one| !matches!(one, IpCidr::Ipv4(_)));
+            // There is room for all three.
             let _ = addresses.map(|a| list.push(IpCidr::Ipv4(a.own)));
         });
         self.iface.routes_mut().remove_default_ipv4_route();
