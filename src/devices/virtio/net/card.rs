@@ -15,6 +15,7 @@ use virtio_bindings::virtio_net::{
 };
 use virtio_queue::{Queue, QueueT};
 
+use super::jam::{self, Jam};
 use crate::config::NetConfig;
 use crate::devices::virtio::complaints::Complaints;
 use crate::devices::virtio::{
@@ -72,6 +73,7 @@ pub struct Net {
     pub(super) starved: bool,
     /// The back-end's file has something to read, or its end.
     pub(super) readable: bool,
+    jam: Jam,
     pub(super) complaints: Complaints,
 }
 
@@ -89,6 +91,7 @@ impl Net {
             packet: vec![0; HEADER + MOST_FRAME].into(),
             starved: false,
             readable: false,
+            jam: Jam::default(),
             complaints: Complaints::default(),
         }
     }
@@ -144,6 +147,24 @@ impl Net {
         }
     }
 
+    fn is_blocked(&self) -> bool {
+        self.backend.as_ref().is_some_and(|backend| backend.is_blocked())
+    }
+
+    /// Looks whether the back-end takes anything. `moved`: it has, since the last time.
+    pub fn watch_jam(&mut self, moved: bool, now: Instant) {
+        let dropped = self.jam.drops();
+        self.jam.look(self.is_blocked(), moved, now);
+        if self.jam.drops() && !dropped {
+            let backend = &self.config.backend;
+            let text = "takes no frames: what the guest sends is dropped until it does";
+            self.complaints.warn(format_args!("the network {backend} of this VM {text}"));
+        }
+        if self.jam.is_dead() {
+            self.lose(Lost(format!("it took no frames for {} s", jam::DEAD_FROM)));
+        }
+    }
+
     fn flush(&mut self) {
         if let Some(Err(lost)) = self.backend.as_mut().map(|backend| backend.flush()) {
             self.lose(lost);
@@ -154,6 +175,7 @@ impl Net {
         if let Some(backend) = self.backend.take() {
             self.former = backend.flows();
         }
+        self.jam = Jam::default();
         self.link.set_up(false);
     }
 
@@ -184,7 +206,9 @@ impl Net {
             return Ok(0);
         };
         reader.read_exact(packet).map_err(|e| Violation(format!("a frame to send: {e}")))?;
-        let Some(backend) = &mut self.backend else { return Ok(length) };
+        let Some(backend) = self.backend.as_mut().filter(|backend| !backend.is_blocked()) else {
+            return Ok(length);
+        };
         self.link.count_sent(&packet[HEADER..]);
         if let Err(lost) = backend.send(packet) {
             self.lose(lost);
@@ -225,8 +249,7 @@ impl Net {
         }
         let mut bytes = 0;
         for count in 0.. {
-            let blocked = self.backend.as_ref().is_some_and(|backend| backend.is_blocked());
-            if index == TRANSMIT && blocked {
+            if index == TRANSMIT && self.is_blocked() && !self.jam.drops() {
                 break;
             }
             if count >= BATCH || bytes >= BATCH_BYTES {

@@ -2,10 +2,11 @@
 //! while the guest runs: the link goes down and up, and the guest is asked to announce itself.
 //!
 //! Frames go through a buffer of our own, so that every write to guest memory is seen. If nobody
-//! is at the other end, what the guest sends is lost, as on a wire; if the guest has no buffers,
-//! what comes waits in the back-end.
+//! is at the other end, or nobody takes anything, what the guest sends is lost, as on a wire; if the
+//! guest has no buffers, what comes waits in the back-end.
 
 mod card;
+mod jam;
 mod receive;
 mod worker;
 

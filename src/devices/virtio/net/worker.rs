@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::card::Net;
+use super::jam::LOOK;
 use crate::devices::virtio::{Backend, Worker};
 use crate::net::Link;
 use crate::seccomp;
@@ -26,7 +27,7 @@ pub fn spawn(name: String, backend: Arc<Backend<Net>>, link: Arc<Link>) -> std::
             if woken.changed {
                 let _ = link.wake.read();
             }
-            follow_link(&served, woken.readable);
+            follow_link(&served, &woken);
             if !served.serve() {
                 return;
             }
@@ -42,17 +43,22 @@ struct Woken {
     changed: bool,
     /// The back-end that was waited for.
     readable: bool,
+    writable: bool,
 }
 
 /// While the machine stands still nothing changes: its state may be read.
-fn follow_link(served: &Backend<Net>, readable: bool) {
+fn follow_link(served: &Backend<Net>, woken: &Woken) {
     let mut active = served.lock();
     if !active.is_paused() {
-        if readable {
+        if woken.readable {
             active.device.note_readable();
         }
         let seen = !served.running() || served.is_config_seen();
-        active.device.follow_link(seen, Instant::now());
+        let now = Instant::now();
+        active.device.follow_link(seen, now);
+        if served.running() {
+            active.device.watch_jam(woken.writable, now);
+        }
         served.publish_config(&active.device);
     }
 }
@@ -73,6 +79,9 @@ fn wait(served: &Backend<Net>, link: &Link) -> Option<Woken> {
             if served.running()
                 && let Some((fd, read, write)) = active.device.waits_for()
             {
+                if write {
+                    timeout = timeout.or(Some(LOOK));
+                }
                 let events = if read { libc::POLLIN } else { 0 } | if write { libc::POLLOUT } else { 0 };
                 if events != 0 {
                     // One whose other end is closed is told of even if nothing is waited for.
@@ -87,7 +96,8 @@ fn wait(served: &Backend<Net>, link: &Link) -> Option<Woken> {
         let ready = unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, timeout) };
         if ready >= 0 {
             let [rung, changed, readable] = polled.map(|polled| polled.revents & !libc::POLLOUT != 0);
-            return Some(Woken { rung, changed, readable });
+            let writable = polled[2].revents & libc::POLLOUT != 0;
+            return Some(Woken { rung, changed, readable, writable });
         }
         let error = Error::last_os_error();
         if error.kind() != std::io::ErrorKind::Interrupted {
