@@ -275,6 +275,39 @@ fn goes_back_to_disks_without_memory() {
 }
 
 #[test]
+fn reverts_to_disks_without_memory() {
+    let home = Home::with_trash();
+    let image = home.image("a.raw", 4 << 20);
+    let mut vm = home.boot(&format!("run demo --memory 32M --disk {image},id=a"));
+    vm.ok("fill 4 1");
+    vm.ok("blk 0 write 0 64K 1");
+    home.piton("checkpoint create demo warm").ok();
+    vm.ok("fill 4 2");
+    let two = vm.ok("sum");
+    vm.ok("blk 0 write 0 64K 2");
+    let told = home.piton("checkpoint revert demo --cold --yes").ok();
+    assert!(told.contains("is at checkpoint `warm`, stopped"), "{told}");
+    home.ended("demo");
+    // What was left has its memory in the trash; of a VM that is off, --run boots.
+    home.piton("undo demo").ok();
+    assert_eq!(home.console("demo").ok("sum"), two);
+    home.piton("stop demo --force").ok();
+    let told = home.piton("checkpoint revert demo --cold --run --yes").ok();
+    assert!(told.contains("is at checkpoint `warm`, running"), "{told}");
+    home.console("demo").ok("blk 0 verify 0 64K 1");
+    // Its memory is that of a boot, and the checkpoint still has its own.
+    home.piton("checkpoint verify demo@warm").ok();
+    let answer = home.http("demo", "POST", "/vm/revert", r#"{"cold": true, "no_undo": true}"#);
+    assert_eq!((answer.status, &answer.json()["state"]), (200, &json!("stopped")));
+    home.ended("demo");
+    home.piton("checkpoint revert demo --yes --run").ok();
+    let mut vm = home.console("demo");
+    assert_ne!(vm.ok("sum"), two);
+    vm.ok("blk 0 verify 0 64K 1");
+    home.piton("stop demo --force").ok();
+}
+
+#[test]
 fn the_trash_empties_itself() {
     let home = Home::with_trash();
     let mut vm = home.boot("run demo --memory 32M");

@@ -109,8 +109,8 @@ pub fn run(command: CheckpointCommand, json: bool) -> anyhow::Result<()> {
         CheckpointCommand::Pin { checkpoint } => pin(&checkpoint, true, json)?,
         CheckpointCommand::Unpin { checkpoint } => pin(&checkpoint, false, json)?,
         CheckpointCommand::Apply(args) => apply_checkpoint(args, json)?,
-        CheckpointCommand::Revert { name, run, force, no_undo, yes } => {
-            revert(&existing(&name)?, RevertBody { run, force, no_undo }, yes, json)?;
+        CheckpointCommand::Revert { name, run, force, no_undo, cold, yes } => {
+            revert(&existing(&name)?, RevertBody { run, force, no_undo, cold }, yes, json)?;
         }
         CheckpointCommand::Delete { checkpoint, subtree, dry_run, no_wait, no_undo, yes } => {
             delete_checkpoint(&checkpoint, DeleteBody { subtree, dry_run, no_undo }, no_wait, yes, json)?;
@@ -360,7 +360,8 @@ fn landed(
 
 fn revert(folder: &VmFolder, body: RevertBody, yes: bool, json: bool) -> anyhow::Result<()> {
     let definition = folder.load()?;
-    let manifest = Catalog::new(folder, &definition).parent_of_now(&definition)?;
+    let how = GoBack { force: body.force, cold: body.cold, ..Default::default() };
+    let manifest = apply::seen_as(Catalog::new(folder, &definition).parent_of_now(&definition)?, how);
     let after = match trash::is_on(&definition, body.no_undo) {
         true => hint(folder),
         false => "all changes since then will be lost".into(),
@@ -373,7 +374,6 @@ fn revert(folder: &VmFolder, body: RevertBody, yes: bool, json: bool) -> anyhow:
     if let Some(info) = work::ask::<VmInfo>(&folder.socket(), Method::POST, "/vm/revert", &body)? {
         return landed(folder, &manifest, &before, Some(info), body.run, body.force, json);
     }
-    let how = GoBack { force: body.force, ..Default::default() };
     let mut vm = Offline::open_to_go_to(folder, manifest.id, how)?;
     let why = format!("revert to `{}`", manifest.name);
     keep_now(&mut vm, why, false, body.no_undo)?;

@@ -451,6 +451,9 @@ pub struct RevertBody {
     /// The current state is gone at once, and not in the trash.
     #[serde(default)]
     pub no_undo: bool,
+    /// To the disks only, as if the power had gone at that instant.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cold: bool,
 }
 
 /// Body of `POST /vm/checkpoints/{checkpoint}/clone`.

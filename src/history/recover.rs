@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 
 use super::orphans::orphans_of;
 use super::saving::save;
-use super::{Catalog, CheckpointError, Finding, Result, bases, merge, relocate, reserve, sealing};
+use super::{Catalog, CheckpointError, Finding, Result, bases, merge, readers, relocate, reserve, sealing};
 use crate::checkpoint::store::{Listing, Recovery};
 use crate::folder::{Definition, VmFolder, VmLock};
 use crate::storage::{StorageError, is_temporary};
@@ -112,7 +112,10 @@ fn find(
         }
     }
     let how = if repair { Recovery::Mend } else { Recovery::Look };
-    findings.extend(catalog.store.recover(how)?.into_iter().map(|found| Finding::mended(found.to_string())));
+    let being_read = || -> Result<_> {
+        Ok(readers::list(folder)?.into_iter().flat_map(|reader| reader.checkpoints).collect())
+    };
+    findings.extend(catalog.store.recover(how, being_read)?.into_iter().map(|found| Finding::mended(found.to_string())));
     findings.extend(listing.damaged.iter().map(|damaged| Finding::damage(damaged.error.to_string())));
     if let Some(merging) = &definition.now.merging {
         findings.push(Finding::mended(format!("a layer merge of disk `{}` was interrupted", merging.disk)));

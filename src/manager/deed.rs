@@ -112,6 +112,9 @@ pub enum Deed {
         run: bool,
         #[serde(default)]
         force: bool,
+        /// Without the checkpoint's memory.
+        #[serde(default)]
+        cold: bool,
     },
     Revert {
         vm: VmName,
@@ -119,6 +122,9 @@ pub enum Deed {
         run: bool,
         #[serde(default)]
         force: bool,
+        /// Without the checkpoint's memory.
+        #[serde(default)]
+        cold: bool,
     },
     Delete {
         vm: VmName,
@@ -170,9 +176,24 @@ pub enum Deed {
         #[serde(default)]
         dry_run: bool,
     },
+    /// Against its checksums.
     Verify {
         vm: VmName,
         checkpoint: String,
+    },
+    /// In a temporary clone; if nothing else is asked of it, it has to run for a while.
+    VerifyBoot {
+        vm: VmName,
+        checkpoint: String,
+        /// A regular expression that its console has to match.
+        wait_for: Option<String>,
+        /// A shell command that has to succeed in it, through its agent.
+        exec: Option<String>,
+        /// Its agent has to answer.
+        #[serde(default)]
+        agent: bool,
+        /// In seconds.
+        timeout: Option<u32>,
     },
     /// What `with`, or the current state, has that the checkpoint has not.
     Diff {
@@ -182,6 +203,9 @@ pub enum Deed {
         /// Of a VM that runs, through a temporary checkpoint.
         #[serde(default)]
         live: bool,
+        /// Also which files.
+        #[serde(default)]
+        files: bool,
     },
     Clone {
         vm: VmName,
@@ -248,6 +272,7 @@ impl Deed {
             | Self::Empty { vm, .. }
             | Self::Prune { vm, .. }
             | Self::Verify { vm, .. }
+            | Self::VerifyBoot { vm, .. }
             | Self::Diff { vm, .. }
             | Self::Clone { vm, .. }
             | Self::Export { vm, .. } => vm,
@@ -264,6 +289,7 @@ impl Deed {
             | Self::Pin { checkpoint, .. }
             | Self::Unpin { checkpoint, .. }
             | Self::Verify { checkpoint, .. }
+            | Self::VerifyBoot { checkpoint, .. }
             | Self::Diff { checkpoint, .. }
             | Self::Clone { checkpoint, .. } => Some(checkpoint),
             Self::Export { checkpoint, .. } => checkpoint.as_deref(),
@@ -296,6 +322,7 @@ impl Deed {
             Self::Empty { .. } => "empty",
             Self::Prune { .. } => "prune",
             Self::Verify { .. } => "verify",
+            Self::VerifyBoot { .. } => "verify-boot",
             Self::Diff { .. } => "diff",
             Self::Clone { .. } => "clone",
             Self::Export { .. } => "export",

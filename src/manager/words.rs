@@ -199,19 +199,20 @@ impl Deed {
                     .flag("--compress", *compress)
                     .flag("--pause-after", *pause_after)
             }
-            Self::Apply { vm, checkpoint, current, name, run, force } => {
+            Self::Apply { vm, checkpoint, current, name, run, force, cold } => {
                 let words = Words::new(&["checkpoint", "apply"]).at(vm, checkpoint)?;
                 let words = match (current, name) {
                     (Current::Discard, _) => words.flag("--discard-current", true),
                     (Current::Save, None) => words.flag("--save-current", true),
                     (Current::Save, Some(name)) => words.option("--save-current", Some(name.as_str())),
                 };
-                words.flag("--run", *run).flag("--force", *force)
+                words.flag("--run", *run).flag("--force", *force).flag("--cold", *cold)
             }
-            Self::Revert { vm, run, force } => Words::new(&["checkpoint", "revert", "--yes"])
+            Self::Revert { vm, run, force, cold } => Words::new(&["checkpoint", "revert", "--yes"])
                 .on(vm.as_str())
                 .flag("--run", *run)
-                .flag("--force", *force),
+                .flag("--force", *force)
+                .flag("--cold", *cold),
             Self::Delete { vm, checkpoint, subtree, dry_run } => {
                 Words::new(&["checkpoint", "delete", "--yes"])
                     .at(vm, checkpoint)?
@@ -239,14 +240,23 @@ impl Deed {
             Self::Prune { vm, dry_run } => {
                 Words::new(&["checkpoint", "prune", "--yes"]).on(vm.as_str()).flag("--dry-run", *dry_run)
             }
-            Self::Diff { vm, checkpoint, with, live } => {
-                let words = Words::new(&["checkpoint", "diff"]).at(vm, checkpoint)?.flag("--live", *live);
+            Self::Diff { vm, checkpoint, with, live, files } => {
+                let words = Words::new(&["checkpoint", "diff"]).at(vm, checkpoint)?;
+                let words = words.flag("--live", *live).flag("--files", *files);
                 match with {
                     Some(with) => words.at(vm, with)?,
                     None => words.on(vm.as_str()),
                 }
             }
             Self::Verify { vm, checkpoint } => Words::new(&["checkpoint", "verify"]).at(vm, checkpoint)?,
+            Self::VerifyBoot { vm, checkpoint, wait_for, exec, agent, timeout } => {
+                Words::new(&["checkpoint", "verify", "--boot"])
+                    .at(vm, checkpoint)?
+                    .option("--wait-for", wait_for.as_ref())
+                    .option("--exec", exec.as_ref())
+                    .flag("--agent", *agent)
+                    .option("--timeout", timeout.map(|seconds| seconds.to_string()))
+            }
             Self::Clone { vm, checkpoint, new, count, run } => Words::new(&["clone"])
                 .at(vm, checkpoint)?
                 .on(new.as_str())
@@ -315,6 +325,14 @@ mod tests {
             (
                 r#"{"do":"apply","vm":"demo","checkpoint":"-a b","current":"save","name":"--run","run":true}"#,
                 "--json|checkpoint|apply|--save-current=--run|--run|--|demo@-a b",
+            ),
+            (
+                r#"{"do":"apply","vm":"d","checkpoint":"a","current":"discard","cold":true}"#,
+                "--json|checkpoint|apply|--discard-current|--cold|--|d@a",
+            ),
+            (
+                r#"{"do":"verify-boot","vm":"d","checkpoint":"a","exec":"--x; y","timeout":9}"#,
+                "--json|checkpoint|verify|--boot|--exec=--x; y|--timeout=9|--|d@a",
             ),
             (r#"{"do":"note","vm":"d","checkpoint":"c","note":"-y"}"#, "--json|checkpoint|note|--|d@c|-y"),
             (

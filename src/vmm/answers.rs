@@ -149,10 +149,10 @@ impl Vmm {
                 about(&manifest);
                 history::clone::make(&self.folder, &self.definition, manifest.id, &body, progress)?;
             }
-            (Request::Revert(RevertBody { run, force, no_undo }), _) => {
+            (Request::Revert(RevertBody { run, force, no_undo, cold }), _) => {
                 let manifest = catalog.parent_of_now(&self.definition)?;
                 about(&manifest);
-                let how = GoBack { force, ..Default::default() };
+                let how = GoBack { force, cold, ..Default::default() };
                 let body = ApplyBody { discard_current: true, run, how, ..Default::default() };
                 let how = self.how_kept(format!("revert to `{}`", manifest.name), no_undo)?;
                 self.apply_checkpoint(&manifest, &body, how, progress)?;

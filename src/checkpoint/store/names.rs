@@ -34,8 +34,10 @@ pub enum Leftover {
     Staging,
     /// A checkpoint that was deleted, but for its files.
     Deleted,
-    /// A manifest, or what came of trying it, that did not come to replace the one that is there.
+    /// A manifest that did not come to replace the one that is there.
     Temporary,
+    /// The same of what came of trying this checkpoint.
+    Verdict(Id),
     /// A memory image that its manifest does not name: not yet, or not any more.
     Image,
 }
@@ -60,6 +62,7 @@ impl fmt::Display for Leftover {
             Self::Staging => "an unfinished checkpoint",
             Self::Deleted => "remains of a deleted checkpoint",
             Self::Temporary => "an unfinished manifest",
+            Self::Verdict(_) => "an unfinished record of a verification",
             Self::Image => "an unused memory image",
         })
     }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use crate::id::Id;
 use crate::storage::StorageError;
 
 use super::names::{Leftover, MANIFEST, VERIFIED, id_of};
@@ -44,9 +45,21 @@ impl fmt::Display for Finding {
 impl Store {
     /// Finds what a crash left and, to mend it, removes it. Only under the VM's lock, and with no
     /// checkpoint being made: a staging folder does not say whether somebody is at work on it.
-    pub fn recover(&self, recovery: Recovery) -> Result<Vec<Finding>> {
+    ///
+    /// Verdicts are written without the lock, by readers of the checkpoint: `being_read` is asked for
+    /// those after all was listed, so that whatever of a verdict was listed had its writer until then.
+    pub fn recover<E: From<super::StoreError>>(
+        &self,
+        recovery: Recovery,
+        being_read: impl FnOnce() -> std::result::Result<Vec<Id>, E>,
+    ) -> std::result::Result<Vec<Finding>, E> {
         let mut findings = Vec::new();
-        for (what, path) in self.leftovers()? {
+        let mut leftovers = self.leftovers()?;
+        if leftovers.iter().any(|(what, _)| matches!(what, Leftover::Verdict(_))) {
+            let read = being_read()?;
+            leftovers.retain(|(what, _)| !matches!(what, Leftover::Verdict(id) if read.contains(id)));
+        }
+        for (what, path) in leftovers {
             let outcome = match recovery {
                 Recovery::Look => Outcome::Found,
                 Recovery::Mend => match self.mend(what, &path) {
@@ -75,10 +88,12 @@ impl Store {
                 for file in self.storage.list_dir(&path).unwrap_or_default() {
                     // As Storage::replace calls them.
                     let name = file.to_str().and_then(|file| file.strip_prefix('.'));
-                    let is =
-                        name.and_then(|name| name.strip_prefix(MANIFEST).or(name.strip_prefix(VERIFIED)));
-                    if is.is_some_and(|rest| rest.starts_with('.') && rest.ends_with(".tmp")) {
-                        found.push((Leftover::Temporary, path.join(file)));
+                    let Some(name) = name else { continue };
+                    for (of, what) in [(MANIFEST, Leftover::Temporary), (VERIFIED, Leftover::Verdict(id))] {
+                        let rest = name.strip_prefix(of);
+                        if rest.is_some_and(|rest| rest.starts_with('.') && rest.ends_with(".tmp")) {
+                            found.push((what, path.join(&file)));
+                        }
                     }
                 }
             }
@@ -88,8 +103,9 @@ impl Store {
 
     fn mend(&self, what: Leftover, path: &Path) -> std::result::Result<(), StorageError> {
         match what {
-            Leftover::Temporary | Leftover::Image => {
-                self.storage.remove_file(path)?;
+            Leftover::Temporary | Leftover::Image | Leftover::Verdict(_) => {
+                // A verdict may have got its name meanwhile.
+                self.storage.remove_file_if_exists(path)?;
                 self.storage.sync_parent(path)
             }
             // The rename of a deletion may not have been durable yet. If it were undone after some

@@ -85,7 +85,8 @@ impl Store {
         Verified::decode(&self.storage.read_at_most(&self.path(id).join(VERIFIED), MOST).ok()?)
     }
 
-    /// Needs no lock of the VM: nothing else of the checkpoint changes, and the last one counts.
+    /// Needs no lock of the VM: nothing else of the checkpoint changes, and the last one counts. Only a
+    /// reader of the checkpoint may write it: what nobody can be writing, recovery removes.
     pub fn save_verified(&self, id: Id, verified: &Verified) -> Result<()> {
         let path = self.path(id).join(VERIFIED);
         let bytes = verified.encode().map_err(|source| super::StoreError::Manifest {

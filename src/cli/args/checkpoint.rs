@@ -108,6 +108,9 @@ pub enum CheckpointCommand {
         /// Do not keep the current state for `piton undo`
         #[arg(long)]
         no_undo: bool,
+        /// Go back to the disks only, without the checkpoint's memory: the guest boots as after a power cut
+        #[arg(long)]
+        cold: bool,
         /// Do not ask for confirmation
         #[arg(long, short)]
         yes: bool,

@@ -59,6 +59,12 @@ function landing(checkpoint, vm) {
   return "The VM goes back to the instant at which this checkpoint was created, with all programs that ran then.";
 }
 
+/// Memory may be what hangs.
+function without(checkpoint) {
+  return checkpoint.lands === "stopped" ? [] : [{ name: "cold", kind: "check", value: false,
+    label: "Leave out its memory: the guest boots from the checkpoint’s disks, as after a power cut" }];
+}
+
 export async function applyCheckpoint(vm, tree, checkpoint) {
   const given = await ask({
     title: `Apply checkpoint “${checkpoint.name}”`,
@@ -70,13 +76,15 @@ export async function applyCheckpoint(vm, tree, checkpoint) {
       ] },
       { name: "name", label: "Name of the saved state", kind: "text", most: 64, placeholder: "the time",
         when: (values) => values.current === "save" },
+      ...without(checkpoint),
       { name: "run", label: checkpoint.lands === "stopped" ? "Boot it at once" : "Let it run at once", kind: "check",
         value: vm.state === "running" },
     ],
     confirm: "Apply",
   });
   if (!given) return;
-  const deed = { do: "apply", vm: vm.name, checkpoint: checkpoint.id, current: given.current, run: given.run };
+  const deed = { do: "apply", vm: vm.name, checkpoint: checkpoint.id, current: given.current, run: given.run,
+    cold: Boolean(given.cold) };
   if (given.current === "save" && given.name) deed.name = given.name;
   await perform(deed, `${vm.name} is at checkpoint “${checkpoint.name}”.`);
 }
@@ -88,13 +96,13 @@ export async function revert(vm, tree) {
     title: `Revert ${vm.name} to “${parent.name}”`,
     text: [landing(parent, vm), h("p", { class: "stake" },
       `What the VM did since then (${ago(parent.created)}) is discarded. ${back(vm)} To keep it, apply the checkpoint instead and save the current state.`)],
-    fields: [{ name: "run", label: parent.lands === "stopped" ? "Boot it at once" : "Let it run at once", kind: "check",
-      value: vm.state === "running" }],
+    fields: [...without(parent), { name: "run", label: parent.lands === "stopped" ? "Boot it at once" : "Let it run at once",
+      kind: "check", value: vm.state === "running" }],
     confirm: "Revert",
     danger: true,
   });
   if (!given) return;
-  await perform({ do: "revert", vm: vm.name, run: given.run }, `${vm.name} is back at “${parent.name}”.`);
+  await perform({ do: "revert", vm: vm.name, run: given.run, cold: Boolean(given.cold) }, `${vm.name} is back at “${parent.name}”.`);
 }
 
 function held(checkpoints) {

@@ -1,9 +1,9 @@
 // What is asked before something is done with one checkpoint that changes no state of the VM.
 
 import { h } from "./dom.js";
-import { ask } from "./dialogs.js";
+import { ask, say, show } from "./dialogs.js";
 import { perform } from "./actions.js";
-import { plural, size } from "./text.js";
+import { ago, plural, size } from "./text.js";
 
 export async function renameCheckpoint(vm, checkpoint) {
   const given = await ask({
@@ -82,5 +82,55 @@ export async function verifyCheckpoint(vm, checkpoint) {
       + (done.unchecked?.length ? `; ${plural(done.unchecked.length, "base image")} without checksums.` : "."));
 }
 
-export const pinned = (checkpoint) => (checkpoint.pinned
-  ? h("span", { class: "tag" }, "pinned") : null);
+/// Tries it in a temporary clone; what came of it is kept with the checkpoint.
+export async function bootCheckpoint(vm, checkpoint) {
+  const begins = checkpoint.lands === "stopped" ? "boots from this checkpoint’s disks" : "resumes from this checkpoint";
+  const given = await ask({
+    title: `Try “${checkpoint.name}”`,
+    text: [`A temporary clone without a network ${begins}, and is watched until its guest works. `
+      + "The VM and the checkpoint stay as they are."],
+    fields: [
+      { name: "until", label: "It works if", kind: "choice", value: "lives", choices: [
+        ["lives", "it runs for 10 seconds"],
+        ["prints", "its console matches a regular expression"],
+        ["exec", "a shell command succeeds in it; needs qemu-guest-agent"],
+        ["agent", "its guest agent answers"],
+      ] },
+      { name: "regex", label: "Regular expression", kind: "text", placeholder: "login:", required: true,
+        when: (values) => values.until === "prints" },
+      { name: "exec", label: "Shell command", kind: "text", placeholder: "systemctl is-active nginx", required: true,
+        when: (values) => values.until === "exec" },
+      { name: "timeout", label: "Seconds that it has for it", kind: "number", value: "120", min: 1 },
+    ],
+    check: (values) => (/^[1-9]\d{0,5}$/.test(values.timeout) ? "" : "Seconds: use a number."),
+    confirm: "Try it",
+  });
+  if (!given) return;
+  const deed = { do: "verify-boot", vm: vm.name, checkpoint: checkpoint.id, timeout: Number(given.timeout) };
+  if (given.until === "prints") deed.wait_for = given.regex;
+  if (given.until === "exec") deed.exec = given.exec;
+  if (given.until === "agent") deed.agent = true;
+  await perform(deed, `“${checkpoint.name}” works.`);
+}
+
+/// What came of trying it, in a sentence.
+export function cameBack({ verified }) {
+  if (!verified) return null;
+  const told = verified.passed ? `yes: it was ${verified.began}, and ${verified.until}` : `no: it was ${verified.began}, but ${verified.why}`;
+  return `${told.replaceAll("`", "")} (${ago(verified.when)}, in ${(verified.took_ms / 1000).toFixed(1)} s)`;
+}
+
+/// What the guest printed when it was tried.
+export async function showConsole(vm, checkpoint) {
+  const answer = await fetch(`/api/vms/${encodeURIComponent(vm.name)}/checkpoints/${checkpoint.id}`);
+  const told = await answer.json();
+  if (!answer.ok) return say(told.error, true);
+  await show(`Console of “${checkpoint.name}” when it was tried`,
+    [h("pre", { class: "printed", tabindex: "0" }, told.verified?.console ?? "It printed nothing.")], true);
+}
+
+export const tags = (checkpoint) => [
+  checkpoint.pinned ? h("span", { class: "tag" }, "pinned") : null,
+  checkpoint.verified ? h("span", { class: checkpoint.verified.passed ? "tag good" : "tag bad" },
+    checkpoint.verified.passed ? "verified" : "failed") : null,
+];

@@ -157,14 +157,15 @@ function ofCheckpoint(vm, tree, checkpoint, check) {
   const own = tree.checkpoints.some((other) => other.parent === checkpoint.id);
   const group = (label, ...buttons) => h("div", { class: "buttons", role: "group", "aria-label": label }, ...buttons);
   return [
-    h("h2", {}, checkpoint.name, one.pinned(checkpoint)),
+    h("h2", {}, checkpoint.name, ...one.tags(checkpoint)),
     checkpoint.note ? h("p", { class: "note" }, checkpoint.note) : null,
     group("Use it",
       button("Apply…", () => asking.applyCheckpoint(vm, tree, checkpoint), { class: "primary" }),
       button("Compare…", () => compare(vm, tree, checkpoint)),
       button("Clone…", () => one.cloneCheckpoint(vm, checkpoint)),
       button("Export…", () => one.exportState(vm, checkpoint, tree)),
-      button("Verify", () => one.verifyCheckpoint(vm, checkpoint))),
+      button("Verify", () => one.verifyCheckpoint(vm, checkpoint), { title: "Checks its data against its checksums" }),
+      button("Try…", () => one.bootCheckpoint(vm, checkpoint), { title: "Boots or resumes a temporary clone" })),
     group("Change it",
       button("Rename…", () => one.renameCheckpoint(vm, checkpoint)),
       button("Note…", () => one.editNote(vm, checkpoint)),
@@ -182,6 +183,8 @@ function ofCheckpoint(vm, tree, checkpoint, check) {
       ["File systems frozen for", checkpoint.frozen_us === undefined ? null : pause(checkpoint.frozen_us)],
       ["After Apply", checkpoint.lands === "stopped" ? "the VM boots from its disks" : "programs go on"],
       ["Checked", toldOf(check)],
+      ["Works", checkpoint.verified ? h("span", {}, one.cameBack(checkpoint), " ",
+        button("Console…", () => one.showConsole(vm, checkpoint), { class: "plain" })) : null],
       ["Not part of it", checkpoint.left_out.map((left) => `${left.disk} (${left.why})`).join(", ")],
       ["Id", h("code", {}, checkpoint.id)],
     ]),

@@ -52,7 +52,8 @@ async function changeSchedule(vm) {
       { name: "type", label: "Type", kind: "select", value: before.type ?? "", choices: [
         ...(before.type ? [] : [["", `As set for this VM (${vm.checkpoint_type})`]]),
         ["standard", "Standard"], ["production", "Production, else standard"], ["production-only", "Production only"]] },
-      { name: "changed", label: "Skip it if no disk has been written to since the last checkpoint", kind: "check", value: before.only_if_changed },
+      { name: "changed", label: "Skip it if the guest has changed nothing since the last checkpoint", kind: "check", value: before.only_if_changed,
+        hint: "No disk has been written to and, for a standard one, the guest has written to at most 1/64 of its memory." },
     ],
     check: (values) => (parseSpan(values.every) === null ? `“${values.every}” is not a time: write it as 30m, 24h or 3d.` : ""),
     confirm: "Save",
@@ -175,7 +176,7 @@ export function settingsView(body, current) {
         facts([
           ["While it runs", every > 0 ? `a checkpoint every ${duration(every)}` : "no checkpoints by itself"],
           ["Type", every > 0 ? vm.schedule.type ?? "as set for this VM" : null],
-          ["If no disk was written to", every > 0 ? (vm.schedule.only_if_changed ? "skipped" : "created all the same") : null],
+          ["If nothing has changed", every > 0 ? (vm.schedule.only_if_changed ? "skipped" : "created all the same") : null],
         ])),
       panel("Rules", [change("rules", changeRules), button("Prune…", () => prune(current()), { disabled: !vm.retention })],
         facts([

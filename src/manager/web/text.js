@@ -105,7 +105,7 @@ export function lastRun(last) {
 export const DOING = {
   run: "Creating the VM", start: "Starting", stop: "Stopping", pause: "Pausing", resume: "Resuming",
   kill: "Turning off", "rename-vm": "Renaming the VM", remove: "Removing", set: "Changing settings", create: "Creating a checkpoint", apply: "Going back",
-  revert: "Reverting", delete: "Deleting", rename: "Renaming", note: "Changing a note", verify: "Checking",
+  revert: "Reverting", delete: "Deleting", rename: "Renaming", note: "Changing a note", verify: "Checking", "verify-boot": "Trying",
   pin: "Pinning", unpin: "Unpinning", undo: "Undoing", restore: "Restoring", empty: "Emptying the trash", prune: "Pruning",
   diff: "Comparing", clone: "Cloning", export: "Exporting", merge: "Merging disk layers", seal: "Taking checksums",
 };

@@ -118,6 +118,7 @@ export function treeWidget({ onselect, onkey }) {
     }, h("span", { class: "guides", "aria-hidden": "true" }, ...guides, dot),
     h("span", { class: "name" }, name),
     !isNow && checkpoint.pinned ? h("span", { class: "tag", "aria-hidden": "true" }, "pinned") : null,
+    checkpoint.verified && !checkpoint.verified.passed ? h("span", { class: "tag bad", "aria-hidden": "true" }, "failed") : null,
     h("span", { class: "unseen" }, isNow ? ", the current state, " : `, ${spoken(checkpoint)}, `),
     checkpoint.note ? h("span", { class: "hint" }, checkpoint.note) : null,
     fold, folded ? h("span", { class: "more" }, `${below(checkpoint.id)} more`) : null,
@@ -127,7 +128,8 @@ export function treeWidget({ onselect, onkey }) {
   }
 
   function spoken(checkpoint) {
-    return [TYPES[checkpoint.type] ?? checkpoint.type, checkpoint.pinned && "pinned", checkpoint.id === now && "parent of Now"]
+    return [TYPES[checkpoint.type] ?? checkpoint.type, checkpoint.pinned && "pinned",
+      checkpoint.verified && (checkpoint.verified.passed ? "verified" : "failed verification"), checkpoint.id === now && "parent of Now"]
       .filter(Boolean).join(", ");
   }
 
