@@ -308,3 +308,152 @@ fn unchanged_contents_are_not_read_again() {
     let found = machine.find("/var/blob");
     assert_eq!(states(&found["versions"][1]), ["rotten", "Now"], "{found:#}");
 }
+
+/// A file system that can be edited byte by byte: its metadata have no checksums.
+fn plain_machine() -> Machine {
+    let home = Home::new();
+    let root = Root::new(&home, "root");
+    root.file("srv/site/index", b"hello\n");
+    root.file("srv/site/deep/er/page", &blob());
+    root.file("srv/site/odd", b"odd\n");
+    root.file("srv/site/pipe", b"");
+    root.file("srv/site/two", b"two\n");
+    root.link("srv/site/here", "index");
+    root.link("srv/site/out", "/etc/shadow");
+    let image = root.ext4_with(16 << 20, &["-b", "4096", "-O", "^metadata_csum,^dir_index"]);
+    let base = gpt(&home, "disk.raw", &[&image]);
+    Machine::new(home, base, MIB)
+}
+
+#[test]
+fn a_folder_of_a_checkpoint_is_restored() {
+    let machine = plain_machine();
+    let home = &machine.home;
+    let holes = home.file("holes", b"");
+    std::fs::File::options().write(true).open(&holes).unwrap().set_len(8 << 20).unwrap();
+    machine.change(&[
+        "set_inode_field /srv/site/pipe mode 010644",
+        "set_inode_field /srv/site/odd mode 0104711",
+        "set_inode_field /srv/site/deep mode 040500",
+        &format!("write {holes} /srv/site/holes"),
+    ]);
+    machine.create("one");
+    let out = home.beside("out");
+    std::fs::create_dir(&out).unwrap();
+    let restore = |of: &str, more: &[&str]| {
+        let mut command = home.command([&["checkpoint", "restore-file", of], more].concat());
+        command.current_dir(&out);
+        common::Finished::run(command)
+    };
+    let restored = restore("demo@one:/srv/site", &[]);
+    let site = out.join("site");
+    let told = format!("/srv/site restored to {} (5 files, 9 MiB)\n", site.display());
+    assert_eq!(restored.stdout, told, "{restored}");
+    assert!(restored.stderr.contains("skipped 1 devices"), "{restored}");
+    let mode = |name: &str| std::fs::metadata(site.join(name)).unwrap().permissions().mode() & 0o7777;
+    assert_eq!((mode("odd"), mode("deep"), mode("index")), (0o711, 0o500, 0o644));
+    assert_eq!(std::fs::read(site.join("deep/er/page")).unwrap(), blob());
+    assert_eq!(std::fs::read_link(site.join("out")).unwrap(), Path::new("/etc/shadow"));
+    let sparse = std::fs::metadata(site.join("holes")).unwrap();
+    assert_eq!(sparse.len(), 8 << 20);
+    assert!(std::os::unix::fs::MetadataExt::blocks(&sparse) < 64, "{sparse:?}");
+    let names = |dir: &Path| {
+        let mut names: Vec<_> =
+            std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(&site), ["deep", "here", "holes", "index", "odd", "out", "two"]);
+    // It replaces nothing, and goes where it was told to.
+    restore("demo@one:/srv/site", &["--force"]).fails(3, &["out/site already exists"]);
+    let told = restore("demo@one:/srv/site/deep", &["copy", "--json"]).json();
+    assert_eq!(told, json!({"path": out.join("copy"), "files": 1, "bytes": MIB, "left_out": 0}));
+    restore("demo@one:/srv/site", &["/nowhere/at/all"]).fails(3, &["/nowhere/at does not exist"]);
+    restore("demo@one:/", &["root"]).ok();
+    home.args(["checkpoint", "cat", "demo@one:/srv/site"]).fails(3, &["/srv/site is a folder"]);
+
+    // Into a guest, whose files are this host's here.
+    let mut vm = home.args_vm(&["start", "demo", "--attach"]);
+    vm.ready();
+    let agent = HostAgent::start(home, &mut vm);
+    let guest = home.beside("guest");
+    std::fs::create_dir(&guest).unwrap();
+    let to = format!("demo:{}", guest.display());
+    let told = home.args(["checkpoint", "restore-file", "demo@one:/srv/site", &to]).ok();
+    assert!(told.contains("(5 files, 9 MiB)"), "{told}");
+    assert_eq!(std::fs::read(guest.join("site/deep/er/page")).unwrap(), blob());
+    assert_eq!(std::fs::read_link(guest.join("site/out")).unwrap(), Path::new("/etc/shadow"));
+    drop(agent);
+    vm.power_off();
+    std::fs::remove_dir_all(&out).unwrap();
+    std::fs::create_dir(&out).unwrap();
+
+    // What a guest can do to it: nothing is left of what is refused.
+    let image = std::fs::read(&machine.image).unwrap();
+    let edited = |from: &[u8], to: &[u8]| {
+        let mut image = image.clone();
+        let at = image.windows(from.len()).position(|part| part == from).unwrap();
+        image[at..at + to.len()].copy_from_slice(to);
+        machine.write_all(&image);
+    };
+    // An entry: length of the name, its type, the name.
+    for (to, why) in
+        [(b"\x03\x01two", "it has `two` twice"), (b"\x03\x01../", "separator"), (b"\x03\x01/et", "separator")]
+    {
+        edited(b"\x03\x01odd", to);
+        restore("demo:/srv/site", &[]).fails(1, &[why]);
+        assert!(names(&out).is_empty(), "{why}: {:?}", names(&out));
+    }
+    machine.write_all(&image);
+    machine.change(&["ln /srv/site /srv/site/deep/er/again"]);
+    restore("demo:/srv/site", &[]).fails(1, &["nested more than 256 deep"]);
+    assert!(names(&out).is_empty(), "{:?}", names(&out));
+}
+
+#[test]
+fn files_that_differ_are_listed() {
+    let machine = machine();
+    let home = &machine.home;
+    machine.change(&[
+        "set_inode_field /etc/odd atime 20300101",
+        "mkdir /srv",
+        "mkdir /srv/deep",
+        "symlink /srv/deep/link /etc",
+        "set_inode_field /var mode 040700",
+    ]);
+    let diff = |more: &str| home.piton(&format!("checkpoint diff {more} --files"));
+    let found = diff("demo@one demo@three --json").json();
+    let changes = found["files"]["changes"].as_array().unwrap();
+    let seen: Vec<_> = changes
+        .iter()
+        .map(|one| {
+            format!(
+                "{} {} {}",
+                one["change"].as_str().unwrap(),
+                one["type"].as_str().unwrap(),
+                one["path"].as_str().unwrap()
+            )
+        })
+        .collect();
+    assert_eq!(seen, ["added file /etc/other", "changed file /etc/passwd"], "{found:#}");
+    assert_eq!((&changes[1]["before"], &changes[1]["after"]), (&11.into(), &28.into()));
+    assert_eq!((&changes[1]["disk"], &changes[1]["partition"]), (&"root".into(), &1.into()));
+    assert_eq!((&found["files"]["truncated"], &found["files"]["notes"]), (&false.into(), &json!([])));
+    // The other way round, for people; what was only read is the same.
+    let text = diff("demo@three demo").ok();
+    for part in [
+        "files on partition 1 of disk `root`:\n  - /etc/passwd  28 B\n",
+        "  + /srv/\n  + /srv/deep/\n  + /srv/deep/link\n  ~ /var/\n",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert!(!text.contains("/etc/odd") && !text.contains("partition 2"), "{text}");
+    assert!(diff("demo@one demo@one").ok().contains("files: no difference"));
+    assert_eq!(home.piton("checkpoint diff demo@one demo@three --json").json()["files"], Value::Null);
+    // Of a VM that runs.
+    let mut vm = home.args_vm(&["start", "demo", "--attach"]);
+    vm.ready();
+    let live = diff("demo@four demo --live --json").json();
+    assert_eq!(live["files"]["changes"].as_array().unwrap().len(), 4, "{live:#}");
+    vm.power_off();
+}

@@ -15,7 +15,7 @@ use super::manage::{confirm, has_ended, in_use, lock, must_run};
 use super::named::{existing, home};
 use super::offline::{Offline, answer, find};
 use super::out::{self, outln};
-use super::{output, proof, prune, run, search, temporary, transfer, verify, work};
+use super::{diff, output, proof, prune, run, search, temporary, transfer, verify, work};
 use crate::checkpoint::Manifest;
 use crate::config::VmConfig;
 use crate::control::client::{self, Wait};
@@ -121,7 +121,7 @@ pub fn run(command: CheckpointCommand, json: bool) -> anyhow::Result<()> {
         }
         CheckpointCommand::Verify { checkpoint, guard, .. } => verify::run(&checkpoint, &guard, json)?,
         CheckpointCommand::Export(args) => transfer::export_checkpoint(&args, json)?,
-        CheckpointCommand::Diff(args) => transfer::diff(&args, json)?,
+        CheckpointCommand::Diff(args) => diff::diff(&args, json)?,
         CheckpointCommand::Serve(args) => transfer::serve(&args, json)?,
         CheckpointCommand::Find(args) => search::find(&args, json)?,
         CheckpointCommand::Cat { file, place, guard } => search::cat(&file, &place, &guard, json)?,

@@ -7,6 +7,7 @@ mod completions;
 mod console;
 mod copy;
 mod df;
+mod diff;
 mod disk;
 mod disks;
 mod each;

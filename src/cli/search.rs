@@ -150,11 +150,7 @@ fn as_json(path: &str, found: &Found, without_now: Option<&str>) -> serde_json::
     let now = |states: &[search::StateName]| states.iter().any(|state| state.id.is_none());
     let version = |version: &Version| {
         let node = &version.hit.node;
-        let kind = match node.kind() {
-            NodeKind::File => "file",
-            NodeKind::Folder => "folder",
-            NodeKind::Special => "special",
-        };
+        let kind = node.kind();
         json!({
             "type": kind, "bytes": node.len(), "modified": modified(version), "mode": node.mode(),
             "uid": node.owner().0, "gid": node.owner().1,
@@ -174,18 +170,18 @@ fn as_json(path: &str, found: &Found, without_now: Option<&str>) -> serde_json::
     })
 }
 
-/// The file, with what has to be held while it is read.
-fn with_file<T>(
+/// What is there, with what has to be held while it is read.
+fn with_opened<T>(
     file: &FileRef,
     wanted: &Wanted,
     guarded: &GuardArgs,
     command: &str,
-    work: impl FnOnce(&search::File) -> anyhow::Result<T>,
+    work: impl FnOnce(&search::Opened) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
     let read = |folder: &VmFolder, which: &Which| {
         guard::enter(guarded, Thread::Files)?;
         let mut shelf = search::open(folder, which, command)?;
-        work(&search::file(&mut shelf, wanted)?)
+        work(&search::open_path(&mut shelf, wanted)?)
     };
     match &file.state {
         StateRef::Checkpoint(one) => read(&existing(&one.vm)?, &Which::One(&one.checkpoint)),
@@ -210,7 +206,10 @@ pub fn cat(file: &FileRef, place: &PlaceArgs, guarded: &GuardArgs, json: bool) -
     }
     // A terminal would obey what is in it.
     let shown = std::io::stdout().is_terminal();
-    with_file(file, &wanted(&file.path, place), guarded, CAT, |file| {
+    with_opened(file, &wanted(&file.path, place), guarded, CAT, |opened| {
+        let search::Opened::File(file) = opened else {
+            return Err(search::SearchError::not_a_file(&file.path, NodeKind::Folder).into());
+        };
         let mut print = |bytes: &[u8]| match shown {
             true => out::bytes(readable(bytes).as_bytes()),
             false => out::bytes(bytes),
@@ -234,24 +233,62 @@ pub fn restore_file(args: &RestoreFileArgs, json: bool) -> anyhow::Result<()> {
     if let Some((vm, path)) = args.to.as_deref().and_then(in_guest) {
         return into_guest(args, &vm, path, json);
     }
-    let name = file_name(&args.file.path)?;
     let to = absolute(args.to.as_deref().map_or(Path::new("."), Path::new))?;
-    let to = if to.is_dir() { to.join(name) } else { to };
-    let kept = with_file(&args.file, &wanted(&args.file.path, &args.place), &args.guard, RESTORE, |file| {
-        Ok(work::here(|progress| search::restore(&Storage::os(), file, &to, args.force, progress))??)
+    let to = if to.is_dir() { to.join(file_name(&args.file.path)?) } else { to };
+    let place = wanted(&args.file.path, &args.place);
+    let restored = with_opened(&args.file, &place, &args.guard, RESTORE, |opened| {
+        let storage = Storage::os();
+        work::here(|progress| -> search::Result<_> {
+            Ok(match opened {
+                search::Opened::File(file) => {
+                    Restored::File(search::restore(&storage, file, &to, args.force, progress)?)
+                }
+                search::Opened::Folder(folder) => {
+                    Restored::Folder(search::restore_folder(&storage, folder, &to, progress)?)
+                }
+            })
+        })?
+        .map_err(Into::into)
     })?;
-    match (args.quiet, json) {
-        (true, _) => {}
-        (_, true) => out::json_line(&json!({ "path": kept.path, "bytes": kept.bytes })),
-        _ => outln!("{} restored to {} ({})", args.file.path, kept.path.display(), size(kept.bytes)),
+    if let Restored::Folder(kept) = &restored
+        && kept.left_out > 0
+    {
+        log::warn!("skipped {} devices, sockets or pipes", kept.left_out);
+    }
+    if args.quiet {
+        return Ok(());
+    }
+    let from = &args.file.path;
+    match (restored, json) {
+        (Restored::File(kept), true) => {
+            out::json_line(&json!({ "path": kept.path, "bytes": kept.bytes }));
+        }
+        (Restored::File(kept), false) => {
+            outln!("{from} restored to {} ({})", kept.path.display(), size(kept.bytes));
+        }
+        (Restored::Folder(kept), true) => out::json_line(&json!({
+            "path": to, "files": kept.files, "bytes": kept.bytes, "left_out": kept.left_out,
+        })),
+        (Restored::Folder(kept), false) => {
+            outln!("{from} restored to {} ({}, {})", to.display(), files(kept.files), size(kept.bytes));
+        }
     }
     Ok(())
+}
+
+enum Restored {
+    File(search::Kept),
+    Folder(search::KeptFolder),
+}
+
+fn files(count: u64) -> String {
+    if count == 1 { "1 file".into() } else { format!("{count} files") }
 }
 
 /// What a restored file is called.
 fn file_name(path: &str) -> anyhow::Result<&str> {
     match path.trim_end_matches('/').rsplit('/').next().unwrap_or_default() {
-        "" | "." | ".." => Err(usage(format!("{path} does not end in the name of a file"))),
+        "" | "." | ".." => Err(usage(format!("{path} does not end in a name: name the file or folder to restore, or a new DEST"))),
         name => Ok(name),
     }
 }
@@ -296,8 +333,13 @@ fn into_guest(args: &RestoreFileArgs, vm: &VmName, path: &str, json: bool) -> an
     work::in_a_process(words)?;
     let copied = work::here(|progress| to_guest(&mut guest, &there, path, progress))??;
     match json {
-        true => out::json_line(&json!({ "vm": vm, "path": path, "bytes": copied.bytes })),
-        false => outln!("{} restored to {path} in the VM `{vm}` ({})", args.file.path, size(copied.bytes)),
+        true => {
+            out::json_line(&json!({ "vm": vm, "path": path, "files": copied.files, "bytes": copied.bytes }));
+        }
+        false => {
+            let what = if copied.files == 1 { String::new() } else { format!("{}, ", files(copied.files)) };
+            outln!("{} restored to {path} in the VM `{vm}` ({what}{})", args.file.path, size(copied.bytes));
+        }
     }
     Ok(())
 }

@@ -7,9 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow};
 use hyper::Method;
 
-use super::args::{
-    DiffArgs, ExportArgs, ExportCheckpointArgs, GuardArgs, ImportArgs, ServeArgs, Since, StateRef,
-};
+use super::args::{ExportArgs, ExportCheckpointArgs, GuardArgs, ImportArgs, ServeArgs, Since};
 use super::error::{FAILED, InUse, REFUSED, Told, refused, usage};
 use super::named::existing;
 use super::offline::Offline;
@@ -25,14 +23,10 @@ use crate::nbd;
 use crate::progress::Progress;
 use crate::seccomp::Thread;
 use crate::storage::Storage;
-use crate::transfer::compare::{self, Changes};
 use crate::transfer::format::{Export, FileFormat};
 use crate::transfer::import::{self, Remap, Wanted};
 use crate::transfer::source::Source;
 use crate::transfer::{Result as TransferResult, export};
-
-/// Ranges of a disk or of memory that are shown at most; `--json` has all.
-const RANGES_SHOWN: usize = 16;
 
 pub fn export_checkpoint(args: &ExportCheckpointArgs, json: bool) -> anyhow::Result<()> {
     guard::enter(&args.guard, Thread::Files)?;
@@ -229,80 +223,6 @@ pub fn import(args: &ImportArgs, json: bool) -> anyhow::Result<()> {
     let sentences: Vec<&str> = problems.iter().map(|problem| problem.text.as_str()).collect();
     let text = format!("cannot import: {}", sentences.join("; "));
     Err(if damage { anyhow!(text) } else { refused(text) })
-}
-
-pub fn diff(args: &DiffArgs, json: bool) -> anyhow::Result<()> {
-    let data = args.data.as_deref().map(absolute).transpose()?;
-    let open = |vm: &VmFolder, checkpoint: &str| Source::checkpoint(vm, checkpoint, "piton checkpoint diff");
-    let a_folder = existing(&args.a.vm)?;
-    let changes = match &args.b {
-        StateRef::Checkpoint(b) => {
-            guard::enter(&args.guard, Thread::Files)?;
-            let (a, b) = (open(&a_folder, &args.a.checkpoint)?, open(&existing(&b.vm)?, &b.checkpoint)?);
-            work::here(|progress| compare::run(&Storage::os(), &a, &b, data.as_deref(), progress))??
-        }
-        StateRef::Now(name) => {
-            let folder = existing(name)?;
-            match Offline::open(&folder) {
-                Ok(vm) => {
-                    guard::enter(&args.guard, Thread::Files)?;
-                    let a = open(&a_folder, &args.a.checkpoint)?;
-                    let b = Source::now(&folder, &vm.lock, &vm.definition)?;
-                    work::here(|progress| compare::run(&Storage::os(), &a, &b, data.as_deref(), progress))??
-                }
-                Err(e) if !is_running(&e) => return Err(e),
-                Err(_) if !args.live => {
-                    return Err(refused(format!(
-                        "the VM `{name}` is running or paused: use --live to compare it through a \
-                         temporary checkpoint, or stop it first with `piton stop {name}`"
-                    )));
-                }
-                Err(_) => {
-                    let command = "piton checkpoint diff --live";
-                    return with_live_checkpoint(&folder, command, &args.guard, json, |b| {
-                        let a = format!("{}@{}", args.a.vm, args.a.checkpoint);
-                        let mut words: Vec<OsString> = ["checkpoint", "diff"].map(Into::into).into();
-                        if let Some(data) = &data {
-                            words.extend(["--data".into(), data.into()]);
-                        }
-                        words.extend(["--".into(), a.into(), b.into()]);
-                        words
-                    });
-                }
-            }
-        }
-    };
-    if json {
-        out::json(&serde_json::json!(changes));
-        return Ok(());
-    }
-    for (disk, changed) in &changes.disks {
-        show_changes(&format!("disk `{disk}`"), changed);
-    }
-    match &changes.memory {
-        Some(changed) => show_changes("memory", changed),
-        None => outln!("memory: not compared, as it is missing in one or differs in size"),
-    }
-    for disk in &changes.incomparable {
-        outln!("disk `{disk}`: not compared, as it is missing in one");
-    }
-    Ok(())
-}
-
-fn show_changes(what: &str, changes: &Changes) {
-    if changes.ranges.is_empty() {
-        outln!("{what}: identical");
-        return;
-    }
-    let count = changes.ranges.len();
-    let ranges = if count == 1 { "range" } else { "ranges" };
-    outln!("{what}: {} in {count} {ranges}", size(changes.bytes));
-    for range in changes.ranges.iter().take(RANGES_SHOWN) {
-        outln!("  {:#012x}  {}", range.offset, size(range.length));
-    }
-    if changes.ranges.len() > RANGES_SHOWN {
-        outln!("  and {} more; --json lists all", changes.ranges.len() - RANGES_SHOWN);
-    }
 }
 
 pub fn serve(args: &ServeArgs, json: bool) -> anyhow::Result<()> {

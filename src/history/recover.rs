@@ -115,7 +115,9 @@ fn find(
     let being_read = || -> Result<_> {
         Ok(readers::list(folder)?.into_iter().flat_map(|reader| reader.checkpoints).collect())
     };
-    findings.extend(catalog.store.recover(how, being_read)?.into_iter().map(|found| Finding::mended(found.to_string())));
+    findings.extend(
+        catalog.store.recover(how, being_read)?.into_iter().map(|found| Finding::mended(found.to_string())),
+    );
     findings.extend(listing.damaged.iter().map(|damaged| Finding::damage(damaged.error.to_string())));
     if let Some(merging) = &definition.now.merging {
         findings.push(Finding::mended(format!("a layer merge of disk `{}` was interrupted", merging.disk)));

@@ -69,7 +69,7 @@ impl Ext {
 
     /// Hands the bytes of a file of `len` bytes to `each`, block by block, until it has all or wants
     /// no more; first, as soon as the file is found, none.
-    pub fn stream(&self, path: &str, len: u64, each: &mut dyn FnMut(&[u8]) -> bool) -> Result<(), String> {
+    pub fn stream(&self, path: &[u8], len: u64, each: &mut dyn FnMut(&[u8]) -> bool) -> Result<(), String> {
         let mut file = self.0.open(path).map_err(|e| e.to_string())?;
         let mut block = vec![0; BLOCK_MAX];
         let (mut got, mut more) = (0, each(&[]));
@@ -84,6 +84,28 @@ impl Ext {
             more = each(&block[..count]);
         }
         Ok(())
+    }
+
+    /// Hands what is in a folder to `each`, until it wants no more: names as they are, links not followed.
+    pub fn entries(&self, path: &[u8], each: &mut dyn FnMut(&[u8], Node) -> bool) -> Result<(), String> {
+        for entry in self.0.read_dir(path).map_err(|e| e.to_string())? {
+            let entry = entry.map_err(|e| e.to_string())?;
+            let name = entry.file_name();
+            if matches!(name.as_ref(), b"." | b"..") {
+                continue;
+            }
+            let meta = entry.metadata().map_err(|e| e.to_string())?;
+            if !each(name.as_ref(), Node::new(meta)) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where a link leads.
+    pub fn target(&self, path: &[u8]) -> Result<Vec<u8>, String> {
+        let target = self.0.read_link(path).map_err(|e| e.to_string())?;
+        Ok(AsRef::<[u8]>::as_ref(&target).to_vec())
     }
 
     /// Names in a folder, sorted; none: there is no such folder.

@@ -22,6 +22,7 @@ mod software;
 mod source;
 mod survey;
 mod version;
+mod walk;
 
 pub use cmdline::of as cmdline_of;
 pub use entry::{Entry, Menu, Origin};
@@ -35,3 +36,4 @@ pub use partition::TableKind;
 pub use software::{has_agent, has_cloud_init};
 pub use source::ReadAt;
 pub use survey::{Survey, Volume};
+pub use walk::{At, Walk};

@@ -2,15 +2,18 @@
 
 use ext4_view::Metadata;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum NodeKind {
     File,
     Folder,
+    /// A symbolic link; where links are followed, nothing is.
+    Link,
     /// A device, a socket, a pipe.
     Special,
 }
 
-/// Links have been followed. Two that are equal are so in all their times, too.
+/// Two that are equal are so in all their times, too.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node(Metadata);
 
@@ -25,6 +28,8 @@ impl Node {
             NodeKind::File
         } else if kind.is_dir() {
             NodeKind::Folder
+        } else if kind.is_symlink() {
+            NodeKind::Link
         } else {
             NodeKind::Special
         }
@@ -46,6 +51,13 @@ impl Node {
 
     pub fn owner(&self) -> (u32, u32) {
         (self.0.uid(), self.0.gid())
+    }
+
+    /// Whether all that is shown of them is the same: they can differ in when they were last read, and
+    /// in when anything about them was last changed.
+    pub fn looks_like(&self, other: &Self) -> bool {
+        let seen = |one: &Self| (one.kind(), one.len(), one.mode(), one.owner(), one.modified());
+        seen(self) == seen(other)
     }
 
     /// Seconds since 1970, and nanoseconds.

@@ -92,7 +92,7 @@ impl Volume {
     }
 
     /// Its files, if they can be read here at all.
-    fn files(&self) -> Result<Option<&Ext>> {
+    pub(super) fn files(&self) -> Result<Option<&Ext>> {
         if self.found.kind != Kind::Ext {
             return Ok(None);
         }
@@ -145,7 +145,7 @@ impl Volume {
         if len > self.part.len {
             return Err(self.failed(path)(format!("it claims to have {len} bytes, more than there are")));
         }
-        files.stream(&absolute(path), len, each).map_err(self.failed(path))
+        files.stream(absolute(path).as_bytes(), len, each).map_err(self.failed(path))
     }
 
     /// A short text. What is not UTF-8 in it is made so.
@@ -160,7 +160,7 @@ impl Volume {
         Ok(files.names(&absolute(path)).map_err(self.failed(path))?.unwrap_or_default())
     }
 
-    fn failed(&self, path: &str) -> impl FnOnce(String) -> ImageError {
+    pub(super) fn failed(&self, path: &str) -> impl FnOnce(String) -> ImageError {
         let (volume, path) = (self.name(), path.to_owned());
         move |error| ImageError::File { volume, path, error }
     }

@@ -1,5 +1,5 @@
 //! Copying files and folders into and out of a guest: by `tar` at its end where there is one, else a
-//! single file call by call. What comes out of a guest goes through [`super::place`].
+//! single file call by call. What comes out of a guest goes through [`crate::storage::place`].
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -10,11 +10,11 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::Duration;
 
 use super::exec::{self, Command, Host, Signal, Stream};
-use super::place::{Place, parts};
 use super::tar::{self, Entry, Event, Kind, TarError};
 use super::{Guest, InsideError, SHELL, meanwhile};
 use crate::progress::Progress;
 use crate::qga;
+use crate::storage::place::{Place, parts};
 
 /// What is read of a file at a time, and how many such pieces wait.
 const PIECE: usize = 64 << 10;

@@ -6,7 +6,6 @@
 pub mod copy;
 pub mod exec;
 pub mod identity;
-pub mod place;
 pub mod plain;
 pub mod tar;
 

@@ -4,7 +4,7 @@ use crate::disk::DiskError;
 use crate::folder::FolderError;
 use crate::history::CheckpointError;
 use crate::history::disks::DisksError;
-use crate::image::NodeKind;
+use crate::image::{ImageError, NodeKind};
 use crate::progress::Cancelled;
 use crate::storage::StorageError;
 
@@ -19,6 +19,8 @@ pub enum SearchError {
     Missing { path: String, place: String, hidden: Vec<String> },
     #[error("disk `{disk}`: {error}")]
     Disk { disk: String, error: String },
+    #[error(transparent)]
+    Image(ImageError),
     #[error("the file is no longer there")]
     Gone,
     #[error(transparent)]
@@ -46,7 +48,9 @@ impl SearchError {
     pub fn not_a_file(path: &str, kind: NodeKind) -> Self {
         Self::Refused(match kind {
             NodeKind::Folder => format!("{path} is a folder: name a file in it"),
-            _ => format!("{path} is a device, socket or pipe, not a file"),
+            NodeKind::File | NodeKind::Link | NodeKind::Special => {
+                format!("{path} is a device, socket or pipe, not a file")
+            }
         })
     }
 

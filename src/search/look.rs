@@ -86,8 +86,21 @@ impl ReadAt for Recorded {
     }
 }
 
-pub fn survey(disk: Arc<FrozenChain>) -> std::result::Result<Survey, String> {
-    Survey::of(Recorded::new(disk)).map_err(|e| e.to_string())
+/// As it is, with no reads written down: there may be very many.
+struct Plain(Arc<FrozenChain>);
+
+impl ReadAt for Plain {
+    fn len(&self) -> u64 {
+        Backing::len(&*self.0)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> std::result::Result<(), String> {
+        self.0.read_at(buf, offset).map_err(|e| e.to_string())
+    }
+}
+
+pub fn plain(disk: Arc<FrozenChain>) -> std::result::Result<Survey, String> {
+    Survey::of(Arc::new(Plain(disk))).map_err(|e| e.to_string())
 }
 
 /// The first partition with the path. A file system that cannot be read is only an error if no

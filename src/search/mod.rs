@@ -1,23 +1,27 @@
 //! Files in the disks of checkpoints, read without starting anything: which checkpoints hold which
-//! version of one, and what is in it.
+//! version of one, what is in it, and which differ between two.
 //!
 //! [`shelf`] opens checkpoints, [`look`] looks for a path on the disks of one and remembers what
 //! that was read from, [`find`] does so for all of them. Whatever is on the disks is hostile input.
 
+mod changes;
 mod error;
 mod find;
 mod look;
 mod restore;
+mod restore_folder;
 mod shelf;
 
+pub use changes::{Change, ChangedFile, ChangedFiles, Pair, changed_files};
 pub use error::{Result, SearchError};
 pub use find::{Found, Unreadable, Version, find};
 pub use look::{Hit, Wanted};
 pub use restore::{Kept, restore};
+pub use restore_folder::{KeptFolder, restore_folder};
 pub use shelf::{StateName, Which, open};
 
-use crate::disk::frozen::FrozenChain;
-use crate::image::{NodeKind, Survey};
+use crate::disk::Backing;
+use crate::image::{NodeKind, Survey, Volume};
 use std::sync::Arc;
 
 /// A file in a checkpoint, open to be read.
@@ -26,7 +30,6 @@ pub struct File {
     volume: usize,
     path: String,
     pub hit: Hit,
-    _disk: Arc<FrozenChain>,
 }
 
 impl File {
@@ -38,19 +41,42 @@ impl File {
     }
 }
 
-/// The file of that path in one checkpoint, or in the current state.
-pub fn file(shelf: &mut shelf::Shelf, wanted: &Wanted) -> Result<File> {
+/// A folder in a checkpoint, open to be read.
+pub struct Folder {
+    survey: Survey,
+    volume: usize,
+    path: String,
+    hit: Hit,
+    disk_len: u64,
+}
+
+impl Folder {
+    fn volume(&self) -> Result<&Volume> {
+        self.survey.volumes.get(self.volume).ok_or(SearchError::Gone)
+    }
+}
+
+pub enum Opened {
+    File(File),
+    Folder(Folder),
+}
+
+/// What a path leads to in one checkpoint, or in the current state.
+pub fn open_path(shelf: &mut shelf::Shelf, wanted: &Wanted) -> Result<Opened> {
     let (state, mut hidden) = (0, Vec::new());
     for disk in shelf.disks(state, wanted.disk.as_deref())? {
         let chain = Arc::new(shelf.chain(state, disk)?);
         let id = shelf.disk_id(state, disk).to_owned();
         let failed = |error: String| SearchError::Disk { disk: id.clone(), error };
-        let survey = look::survey(chain.clone()).map_err(failed)?;
+        let survey = look::plain(chain.clone()).map_err(failed)?;
         match look::locate(&id, &survey, wanted).map_err(failed)? {
             look::Located::Found(volume, hit) => {
+                let path = wanted.path.clone();
                 return match hit.node.kind() {
-                    NodeKind::File => {
-                        Ok(File { survey, volume, path: wanted.path.clone(), hit, _disk: chain })
+                    NodeKind::File => Ok(Opened::File(File { survey, volume, path, hit })),
+                    NodeKind::Folder => {
+                        let disk_len = Backing::len(&*chain);
+                        Ok(Opened::Folder(Folder { survey, volume, path, hit, disk_len }))
                     }
                     kind => Err(SearchError::not_a_file(&wanted.path, kind)),
                 };
@@ -59,4 +85,12 @@ pub fn file(shelf: &mut shelf::Shelf, wanted: &Wanted) -> Result<File> {
         }
     }
     Err(SearchError::Missing { path: wanted.path.clone(), place: shelf.name(state), hidden })
+}
+
+/// The file of that path.
+pub fn file(shelf: &mut shelf::Shelf, wanted: &Wanted) -> Result<File> {
+    match open_path(shelf, wanted)? {
+        Opened::File(file) => Ok(file),
+        Opened::Folder(_) => Err(SearchError::not_a_file(&wanted.path, NodeKind::Folder)),
+    }
 }

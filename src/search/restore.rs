@@ -50,7 +50,7 @@ pub fn restore(storage: &Storage, file: &File, to: &Path, over: bool, progress: 
     Ok(Kept { path: to.to_owned(), bytes: len })
 }
 
-fn missing_folder(to: &Path, error: StorageError) -> SearchError {
+pub(super) fn missing_folder(to: &Path, error: StorageError) -> SearchError {
     match to.parent().filter(|parent| !parent.exists()) {
         Some(parent) => {
             SearchError::Refused(format!("the folder {} does not exist: create it first", parent.display()))

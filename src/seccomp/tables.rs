@@ -267,6 +267,9 @@ const FILES: &[Rule] = &[
     (libc::SYS_sysinfo, Always, "how much memory there is"),
 ];
 
+/// What commands do besides, which read disks and write files.
+const RESTORE: &[Rule] = &[(libc::SYS_symlinkat, Always, "links in folders that are restored")];
+
 /// The owner of the machine. It makes, applies, merges and deletes checkpoints, and starts the
 /// threads of the next machine, which are bound by this too: it allows all that any of them needs.
 const MAIN: &[Rule] = &[
@@ -393,7 +396,7 @@ impl Thread {
                 RUNTIME, VCPU, DISK, NET, NETWORK, VSOCK, DEVICES, CONSOLE, CONTROL, FILL, LOG, SIGNALS,
                 TERMINAL, FILES, MAIN,
             ],
-            Self::Files => &[RUNTIME, DISK, FILES, COMMAND],
+            Self::Files => &[RUNTIME, DISK, FILES, COMMAND, RESTORE],
             Self::Import => &[RUNTIME, DISK, FILES, COMMAND, IMPORT],
             Self::Serve => &[RUNTIME, DISK, FILES, COMMAND, SERVE],
         }

@@ -10,6 +10,7 @@ mod backend;
 mod behind;
 mod image_lock;
 mod os;
+pub mod place;
 mod room;
 pub mod sim;
 mod within;

@@ -173,7 +173,7 @@ pub enum CheckpointCommand {
         #[command(flatten)]
         guard: GuardArgs,
     },
-    /// Copy a file out of a checkpoint, to this host or into a running guest
+    /// Copy a file or folder out of a checkpoint, to this host or into a running guest
     RestoreFile(RestoreFileArgs),
     /// List the running and recently finished jobs of a VM
     Jobs {
@@ -400,6 +400,9 @@ pub struct DiffArgs {
     /// Compare a running or paused VM, through a temporary checkpoint
     #[arg(long)]
     pub live: bool,
+    /// Also list the files that differ, on ext4
+    #[arg(long)]
+    pub files: bool,
     /// Write the new contents of the changed ranges to this file
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,

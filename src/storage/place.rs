@@ -1,4 +1,4 @@
-//! A folder of the host that a guest's files are put into. A name of the guest's leads nowhere else:
+//! A folder of the host that a guest's files are put into, by its agent or from its disks. A name of the guest's leads nowhere else:
 //! each part of it is opened below the one before, and no link is followed.
 
 use std::ffi::OsStr;
@@ -106,9 +106,14 @@ impl Place {
         Ok(())
     }
 
+    /// Of a folder; without parts of the place itself.
     pub fn set_mode(&self, parts: &Parts, mode: u32) -> io::Result<()> {
-        let (parent, name) = self.parent(parts)?;
-        let folder = File::from(openat(parent.as_fd(), name, FOLDER, Mode::empty())?);
+        let folder = if parts.is_empty() {
+            File::from(self.root.try_clone()?)
+        } else {
+            let (parent, name) = self.parent(parts)?;
+            File::from(openat(parent.as_fd(), name, FOLDER, Mode::empty())?)
+        };
         folder.set_permissions(std::fs::Permissions::from_mode(mode))
     }
 
