@@ -5,16 +5,13 @@ mod image_common;
 
 mod common;
 
-use std::collections::BTreeMap;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use common::{Home, HostAgent};
-use image_common::{Root, gpt};
-use piton::disk::live::LiveDisk;
-use piton::disk::{Backing, Disk, ImageFormat, layer};
+use image_common::{Root, debugfs, gpt, write_disk};
 use piton::folder;
 use piton::progress::Progress;
 use piton::search::{self, Wanted, Which};
@@ -54,11 +51,7 @@ impl Machine {
     fn change(&self, commands: &[&str]) {
         let before = std::fs::read(&self.image).unwrap();
         let part = self.home.file("part", &before[self.at..]);
-        for command in commands {
-            let done = Command::new("/sbin/debugfs").args(["-w", "-R", command, &part]).output().unwrap();
-            let told = String::from_utf8_lossy(&done.stderr).into_owned();
-            assert!(done.status.success() && told.lines().count() == 1, "{command}: {told}");
-        }
+        debugfs(&part, commands);
         let after = [&before[..self.at], &std::fs::read(&part).unwrap()].concat();
         self.write_all(&after);
         std::fs::write(&self.image, &after).unwrap();
@@ -66,30 +59,7 @@ impl Machine {
 
     /// Puts what differs from the current state into the overlay.
     fn write_all(&self, after: &[u8]) {
-        let storage = Storage::os();
-        let files =
-            std::fs::read_dir(self.home.vm("demo").join("disks")).unwrap().map(|entry| entry.unwrap().path());
-        let layers: Vec<_> = files
-            .filter(|path| path.extension().is_some_and(|extension| extension == "delta"))
-            .map(|path| layer::inspect(&storage, &path).unwrap())
-            .collect();
-        let definition = std::fs::read(self.home.vm("demo").join("vm.json")).unwrap();
-        let definition: Value = serde_json::from_slice(&definition).unwrap();
-        let top = definition["now"]["tops"]["root"].as_str().unwrap().parse().unwrap();
-        let chain = layer::ancestry(&layers, top).unwrap();
-        let disk =
-            LiveDisk::open(&storage, Path::new(&self.base), ImageFormat::Raw, &chain, &BTreeMap::new())
-                .unwrap();
-        assert_eq!(disk.len() as usize, after.len());
-        let mut before = vec![0; 4096];
-        for at in (0..after.len()).step_by(4096) {
-            let block = at..at + 4096;
-            disk.read_at(&mut before, at as u64).unwrap();
-            if before != after[block.clone()] {
-                disk.write_at(&after[block], at as u64).unwrap();
-            }
-        }
-        disk.flush().unwrap();
+        write_disk(&self.home, "demo", "root", &self.base, after);
     }
 
     fn create(&self, name: &str) {

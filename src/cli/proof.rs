@@ -76,9 +76,8 @@ pub fn run(target: &CheckpointRef, args: &BootArgs, json: bool) -> anyhow::Resul
         let mut result = serde_json::json!(verified);
         result["checkpoint"] = serde_json::json!(manifest.id);
         out::json(&result);
-    } else {
-        tell(&manifest, &verified);
     }
+    tell(&manifest, &verified, json);
     if verified.passed { Ok(()) } else { Err(Told { code: FAILED }.into()) }
 }
 
@@ -87,13 +86,17 @@ fn store(folder: &VmFolder) -> anyhow::Result<Store> {
     Ok(Catalog::new(folder, &definition).store)
 }
 
-fn tell(manifest: &Manifest, verified: &Verified) {
+/// What JSON says it does not say again, but for why it did not pass.
+fn tell(manifest: &Manifest, verified: &Verified, json: bool) {
     let Verified { began, took_ms, why, console, .. } = verified;
     let took = Duration::from_millis(*took_ms).as_secs_f64();
     let Some(why) = why else {
-        return outln!("checkpoint `{}` works: {verified} ({took:.1} s in all)", manifest.name);
+        if !json {
+            outln!("checkpoint `{}` works: {verified} ({took:.1} s in all)", manifest.name);
+        }
+        return;
     };
-    let lines: Vec<&str> = console.iter().flat_map(|text| text.lines()).collect();
+    let lines: Vec<&str> = console.iter().filter(|_| !json).flat_map(|text| text.lines()).collect();
     for line in &lines[lines.len().saturating_sub(LINES_SHOWN)..] {
         output::complain(&format!("console: {line}"));
     }

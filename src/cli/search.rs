@@ -288,7 +288,9 @@ fn files(count: u64) -> String {
 /// What a restored file is called.
 fn file_name(path: &str) -> anyhow::Result<&str> {
     match path.trim_end_matches('/').rsplit('/').next().unwrap_or_default() {
-        "" | "." | ".." => Err(usage(format!("{path} does not end in a name: name the file or folder to restore, or a new DEST"))),
+        "" | "." | ".." => Err(usage(format!(
+            "{path} does not end in a name: name the file or folder to restore, or a new DEST"
+        ))),
         name => Ok(name),
     }
 }

@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::sync::Arc;
 
-use piton::image::{self, Survey};
+use piton::image::{self, At, NodeKind, Survey, Walk};
 
 use crate::files::folder;
 use crate::{Shape, Target};
@@ -45,6 +45,21 @@ pub fn image() -> Target {
                     assert!(got <= volume.part.len && (read.is_err() || got == node.len()));
                 }
                 let _ = (volume.system(), volume.broken(), image::has_agent(volume));
+                // All that is below the root, as far as it can be read; it ends.
+                let (mut walk, mut folders, mut left) = (Walk::default(), vec![At::default()], 2000);
+                while let Some(at) = folders.pop() {
+                    for (name, node) in volume.folder(&mut walk, &at).unwrap_or_default() {
+                        assert!(!name.is_empty() && !name.contains(&b'/') && name != b"..");
+                        let at = at.below(&name);
+                        match node.kind() {
+                            NodeKind::Folder if left > 0 => folders.push(at),
+                            NodeKind::File => drop(volume.stream_at(&at, &node, &mut |_| true)),
+                            NodeKind::Link => drop(volume.target(&at)),
+                            _ => {}
+                        }
+                        left -= 1;
+                    }
+                }
             }
             let Ok(menu) = image::menu_of(&survey) else { return false };
             for entry in &menu.entries {

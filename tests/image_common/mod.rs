@@ -2,8 +2,13 @@
 
 #![allow(dead_code, reason = "each test uses what it needs")]
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use piton::disk::live::LiveDisk;
+use piton::disk::{Backing, Disk, ImageFormat, layer};
+use piton::storage::Storage;
 
 use crate::common::{Finished, Home};
 
@@ -24,6 +29,40 @@ fn run(_: &Home, program: &str, words: &[&str]) {
     // Where an ordinary user's PATH often does not look.
     command.env("PATH", format!("{path}:/usr/sbin:/sbin")).args(words);
     Finished::run(command).ok();
+}
+
+/// Changes files of an ext4 file system as a guest would.
+pub fn debugfs(image: &str, commands: &[&str]) {
+    for command in commands {
+        let done = Command::new("/sbin/debugfs").args(["-w", "-R", command, image]).output().unwrap();
+        let told = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(done.status.success() && told.lines().count() == 1, "{command}: {told}");
+    }
+}
+
+/// Puts `after` on a disk of a VM that is off, on layers over `base`, as its guest could have.
+pub fn write_disk(home: &Home, vm: &str, id: &str, base: &str, after: &[u8]) {
+    let storage = Storage::os();
+    let files = std::fs::read_dir(home.vm(vm).join("disks")).unwrap().map(|entry| entry.unwrap().path());
+    let layers: Vec<_> = files
+        .filter(|path| path.extension().is_some_and(|extension| extension == "delta"))
+        .map(|path| layer::inspect(&storage, &path).unwrap())
+        .collect();
+    let definition = std::fs::read(home.vm(vm).join("vm.json")).unwrap();
+    let definition: serde_json::Value = serde_json::from_slice(&definition).unwrap();
+    let top = definition["now"]["tops"][id].as_str().unwrap().parse().unwrap();
+    let chain = layer::ancestry(&layers, top).unwrap();
+    let disk = LiveDisk::open(&storage, Path::new(base), ImageFormat::Raw, &chain, &BTreeMap::new()).unwrap();
+    assert_eq!(disk.len() as usize, after.len());
+    let mut before = vec![0; 4096];
+    for at in (0..after.len()).step_by(4096) {
+        let block = at..at + 4096;
+        disk.read_at(&mut before, at as u64).unwrap();
+        if before != after[block.clone()] {
+            disk.write_at(&after[block], at as u64).unwrap();
+        }
+    }
+    disk.flush().unwrap();
 }
 
 /// The files of a file system to be.

@@ -312,6 +312,11 @@ fn every_documented_deed_is_one() {
             // Only of a VM, which has no entry.
             body["entry"] = Value::Null;
         }
+        if body["do"] == "verify-boot" {
+            // One of the three.
+            body["wait_for"] = Value::Null;
+            body["exec"] = Value::Null;
+        }
         let answer = session.ask(&manager, "POST", "/api/actions", &body.to_string());
         let relative =
             ["dir", "image", "kernel", "checkpoint_dir"].iter().any(|one| fields.contains_key(*one));

@@ -6,6 +6,8 @@ mod common;
 mod api;
 mod browser;
 mod client;
+#[path = "../image_common/mod.rs"]
+mod image_common;
 mod pages;
 #[path = "../openapi/schema.rs"]
 #[allow(dead_code, reason = "the other test uses the rest")]

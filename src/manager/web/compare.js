@@ -15,23 +15,51 @@ export async function compare(vm, tree, checkpoint) {
     title: `Compare “${checkpoint.name}”`,
     text: [live ? "To compare the current state of a VM that is running or paused, a temporary checkpoint is created and deleted." : null],
     fields: [{ name: "with", label: "With", kind: "select", value: "",
-      choices: [["", "Now, the current state"], ...others.map((one) => [one.id, one.name])] }],
+      choices: [["", "Now, the current state"], ...others.map((one) => [one.id, one.name])] },
+    { name: "files", label: "List the files that differ", kind: "check", value: true,
+      hint: "On ext4 file systems; this reads all their folders." }],
     confirm: "Compare",
   });
   if (!given) return;
   const other = others.find((one) => one.id === given.with);
-  const deed = { do: "diff", vm: vm.name, checkpoint: checkpoint.id };
+  const deed = { do: "diff", vm: vm.name, checkpoint: checkpoint.id, files: given.files };
   if (other) deed.with = other.id;
   else deed.live = live;
   const found = await perform(deed);
   if (!found) return;
-  const parts = Object.entries(found.disks ?? {}).map(([id, changes]) => part(`Disk ${id}`, changes));
+  const parts = found.files ? [files(found.files)] : [];
+  parts.push(...Object.entries(found.disks ?? {}).map(([id, changes]) => part(`Disk ${id}`, changes)));
   if (found.memory) parts.push(part("Memory", found.memory));
   else parts.push(h("p", { class: "line" }, "Memory is not compared: not both have it, in the same size."));
   for (const id of found.incomparable ?? []) {
     parts.push(h("p", { class: "line" }, `Disk ${id} is not compared: not both have it.`));
   }
   await show(`From “${checkpoint.name}” to ${other ? `“${other.name}”` : "Now"}`, parts, true);
+}
+
+const SIGNS = { added: "+", removed: "−", changed: "~" };
+/// Of files.
+const SHOWN = 500;
+
+function files({ changes, truncated, notes }) {
+  const count = { added: 0, removed: 0, changed: 0 };
+  for (const one of changes) count[one.change] += 1;
+  const text = changes.length === 0 ? "no difference"
+    : `${truncated ? "more than " : ""}${["added", "removed", "changed"].filter((kind) => count[kind] > 0)
+      .map((kind) => `${count[kind]} ${kind}`).join(", ")}`;
+  const several = new Set(changes.map((one) => `${one.disk} ${one.partition}`)).size > 1;
+  const bytes = ({ before, after }) => (before === undefined && after === undefined ? ""
+    : before !== undefined && after !== undefined && before !== after ? `${size(before)} → ${size(after)}` : size(after ?? before));
+  const line = (one) => h("li", { class: `is-${one.change}` },
+    h("span", { class: "sign", "aria-hidden": "true" }, SIGNS[one.change]), h("span", { class: "unseen" }, `${one.change}: `),
+    h("code", {}, `${one.path}${one.type === "folder" && one.path !== "/" ? "/" : ""}`),
+    h("span", { class: "count" }, ` ${bytes(one)}${several ? ` on disk ${one.disk}${one.partition ? `, partition ${one.partition}` : ""}` : ""}`));
+  const more = changes.length - SHOWN;
+  return h("section", { class: "compared", "aria-label": "Files" },
+    h("h3", {}, "Files ", h("span", { class: "count" }, text)),
+    changes.length ? h("ul", { class: "ranges files", tabindex: "0", "aria-label": "Files that differ" },
+      ...changes.slice(0, SHOWN).map(line), more > 0 ? h("li", {}, `and ${more} more`) : null) : null,
+    ...notes.map((note) => h("p", { class: "line" }, note.replaceAll("`", ""))));
 }
 
 function part(name, changes) {
