@@ -6,6 +6,7 @@ mod common;
 mod api;
 mod browser;
 mod client;
+mod contents;
 #[path = "../image_common/mod.rs"]
 mod image_common;
 mod pages;

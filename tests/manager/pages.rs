@@ -9,7 +9,6 @@ use piton::storage::Storage;
 use crate::browser::{Browser, Driver};
 use crate::client::Manager;
 use crate::common::{Home, send_signal};
-use crate::image_common::{Root, debugfs, write_disk};
 
 const AXE: &str = include_str!("axe.min.js");
 /// Keys of WebDriver.
@@ -26,20 +25,20 @@ const F2: &str = "\u{e032}";
 const ROWS: &str = "[...document.querySelectorAll('[role=treeitem]')]\
     .map((row) => `${row.getAttribute('aria-level')} ${row.querySelector('.name').textContent}`).join(', ')";
 
-fn row(name: &str) -> String {
+pub fn row(name: &str) -> String {
     format!(
         "[...document.querySelectorAll('[role=treeitem] .name')].find((one) => one.textContent === {name:?})"
     )
 }
 
 #[track_caller]
-fn shows(browser: &Browser, rows: &str) {
+pub fn shows(browser: &Browser, rows: &str) {
     browser.until(&format!("{ROWS} === {rows:?}"));
 }
 
 /// Nothing that keeps people out, and nothing that the browser refused.
 #[track_caller]
-fn is_accessible(browser: &Browser) {
+pub fn is_accessible(browser: &Browser) {
     browser.js(&format!("void (() => {{ {AXE} }})() ?? true"), &[]);
     let found = browser.js(
         "axe.run(document, {resultTypes: ['violations']}).then((all) => all.violations\
@@ -51,7 +50,7 @@ fn is_accessible(browser: &Browser) {
 }
 
 #[track_caller]
-fn has_no_complaints(browser: &Browser) {
+pub fn has_no_complaints(browser: &Browser) {
     let log = browser.log();
     assert_eq!(log, serde_json::json!([]), "{log:#}");
     let wide = browser.js("document.documentElement.scrollWidth > document.documentElement.clientWidth", &[]);
@@ -66,13 +65,13 @@ fn tab(browser: &Browser, label: &str) {
 
 /// Waits for what a dialog says.
 #[track_caller]
-fn asks(browser: &Browser, text: &str) {
+pub fn asks(browser: &Browser, text: &str) {
     browser.until(&format!("document.querySelector('dialog')?.textContent.includes({text:?})"));
 }
 
 /// Puts the focus on a field of the dialog, and selects what is in it.
 #[track_caller]
-fn field(browser: &Browser, label: &str) {
+pub fn field(browser: &Browser, label: &str) {
     browser.until(&format!(
         "(() => {{ const label = [...document.querySelectorAll('dialog label, dialog legend')]\
          .find((one) => one.checkVisibility() && one.textContent.trim().startsWith({label:?}));\
@@ -82,7 +81,7 @@ fn field(browser: &Browser, label: &str) {
 }
 
 /// Pictures of a page, wide and narrow, light and dark.
-fn pictures(browser: &Browser, name: &str) {
+pub fn pictures(browser: &Browser, name: &str) {
     for (scheme, width, height, how) in
         [("light", 1280, 860, "light"), ("dark", 1280, 860, "dark"), ("light", 360, 740, "narrow")]
     {
@@ -529,108 +528,5 @@ fn many_vms_and_many_checkpoints() {
     browser.until("document.querySelectorAll('tbody tr').length === 200");
     pictures(&browser, "timeline");
     is_accessible(&browser);
-    has_no_complaints(&browser);
-}
-
-/// Files that differ, checkpoints that are tried, and going back without memory.
-#[test]
-fn what_is_in_checkpoints_and_whether_they_work() {
-    let Some(driver) = Driver::start() else { return };
-    let home = Home::with_trash();
-    let root = Root::new(&home, "root");
-    for (file, text) in [("etc/passwd", "root\n"), ("etc/motd", "hello\n"), ("var/old", "old\n")] {
-        root.file(file, text.as_bytes());
-    }
-    let base = root.ext4_with(4 << 20, &["-b", "4096"]);
-    let disk = format!("{base},id=root,overlay");
-    home.args_vm(&["run", "demo", "--memory", "32M", "--disk", &disk]).power_off();
-    home.piton("checkpoint create demo installed").ok();
-    let image = home.beside("now").display().to_string();
-    std::fs::copy(&base, &image).unwrap();
-    let new = home.file("new", &[7; 3000]);
-    debugfs(
-        &image,
-        &[
-            "rm /var/old",
-            "rm /etc/motd",
-            &format!("write {new} /etc/motd"),
-            "mkdir /srv",
-            &format!("write {new} /srv/<b>new"),
-        ],
-    );
-    write_disk(&home, "demo", "root", &base, &std::fs::read(&image).unwrap());
-
-    let manager = Manager::start(&home);
-    let browser = driver.browser();
-    browser.size(1280, 800);
-    browser.scheme("light");
-    browser.open(&manager.link);
-    browser.click("document.querySelector('[data-vm=demo] h2 a')");
-    shows(&browser, "1 installed, 2 Now");
-    browser.click(&row("installed"));
-    browser.press("Compare…");
-    asks(&browser, "List the files that differ");
-    browser.press("Compare");
-    asks(&browser, "Files 2 added, 1 removed, 1 changed");
-    for line in [
-        "changed: /etc/motd 6 B → 2.9 KiB",
-        "added: /srv/",
-        "added: /srv/<b>new 2.9 KiB",
-        "removed: /var/old 4 B",
-    ] {
-        browser.until(&format!(
-            "[...document.querySelectorAll('dialog .files li')].some((one) => one.textContent.slice(1).trim() === {line:?})"
-        ));
-    }
-    is_accessible(&browser);
-    pictures(&browser, "compare-files");
-    browser.press("Close");
-
-    // It is tried, and what came of it is shown.
-    let attempt = |regex: &str, seconds: &str| {
-        browser.press("Try…");
-        asks(&browser, "temporary clone without a network");
-        browser.click("document.querySelector('dialog input[value=prints]')");
-        field(&browser, "Regular expression");
-        browser.keys(regex);
-        field(&browser, "Seconds");
-        browser.keys(seconds);
-    };
-    attempt("piton guest ready", "60");
-    is_accessible(&browser);
-    pictures(&browser, "try");
-    browser.press("Try it");
-    browser.until("document.querySelector('.details .tag')?.textContent === 'verified'");
-    browser.until("document.querySelector('.details').innerText.includes('yes: it was booted, and its console matched')");
-    attempt("never said", "1");
-    browser.press("Try it");
-    browser.until("document.querySelector('.details .tag')?.textContent === 'failed'");
-    browser.until("document.querySelector('[role=treeitem] .tag')?.textContent === 'failed'");
-    browser.until("document.querySelector('.messages').innerText.includes('within 1 s it was not seen')");
-    is_accessible(&browser);
-    pictures(&browser, "tried");
-    browser.js("document.querySelectorAll('.messages button').forEach((one) => one.click()) ?? true", &[]);
-    browser.press("Console…");
-    asks(&browser, "piton guest ready");
-    is_accessible(&browser);
-    pictures(&browser, "tried-console");
-    browser.press("Close");
-
-    // With memory there is a choice, and without it the VM is off afterwards.
-    home.piton("start demo").ok();
-    home.piton("checkpoint create demo warm --type standard").ok();
-    shows(&browser, "1 installed, 2 warm, 3 Now");
-    browser.click(&row("warm"));
-    browser.press("Apply…");
-    asks(&browser, "Leave out its memory");
-    browser.click("document.querySelector('dialog input[value=discard]')");
-    field(&browser, "Leave out its memory");
-    browser.keys(" ");
-    is_accessible(&browser);
-    pictures(&browser, "apply-cold");
-    field(&browser, "Let it run at once");
-    browser.keys(" ");
-    browser.press("Apply");
-    browser.until("document.querySelector('.vmhead .state').textContent === 'stopped'");
     has_no_complaints(&browser);
 }
