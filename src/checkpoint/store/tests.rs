@@ -14,18 +14,18 @@ use crate::checkpoint::manifest::tests::sample;
 use crate::checkpoint::state::write_state;
 use crate::storage::{Access, Backend, BackendFile, File, Links, Lock, Metadata};
 
-fn id(n: u8) -> Id {
+pub(super) fn id(n: u8) -> Id {
     Id::from_bytes([n; 16])
 }
 
-fn place() -> (TempDir, Store) {
+pub(super) fn place() -> (TempDir, Store) {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::new(Storage::os(), dir.path().join("checkpoints"));
     (dir, store)
 }
 
 /// Stages and publishes a checkpoint with a memory file and a state file.
-fn create(store: &Store, id: Id, name: &str, parent: Option<Id>) -> Result<()> {
+pub(super) fn create(store: &Store, id: Id, name: &str, parent: Option<Id>) -> Result<()> {
     let staged = store.stage(id)?;
     let fill = |path: PathBuf| store.storage().create_new(&path)?.write_at(b"pages", 0);
     fill(staged.memory_path())?;
@@ -39,7 +39,7 @@ fn create(store: &Store, id: Id, name: &str, parent: Option<Id>) -> Result<()> {
     store.publish(staged, &manifest)
 }
 
-fn recover(store: &Store, recovery: Recovery) -> Result<Vec<Finding>> {
+pub(super) fn recover(store: &Store, recovery: Recovery) -> Result<Vec<Finding>> {
     store.recover(recovery, || Ok(Vec::new()))
 }
 
@@ -152,36 +152,6 @@ fn recovery_looks_and_mends() {
     assert_eq!(store.storage().list_dir(&store.path(id(1))).unwrap(), ["manifest.json", "memory", "state"]);
     assert!(recover(&store, Recovery::Look).unwrap().is_empty());
     assert_eq!(store.load(id(1)).unwrap().name.as_str(), "whole");
-}
-
-#[test]
-fn a_verdict_that_is_being_written_is_left_alone() {
-    let (_dir, store) = place();
-    for n in 1..=2 {
-        create(&store, id(n), &format!("cp{n}"), None).unwrap();
-        fs::write(store.path(id(n)).join(".verified.json.77-0.tmp"), "half").unwrap();
-    }
-    let asked = std::cell::Cell::new(0);
-    let reading = || -> Result<_> {
-        asked.set(asked.get() + 1);
-        Ok(vec![id(1)])
-    };
-    let mended = store.recover(Recovery::Mend, reading).unwrap();
-    assert_eq!(mended.iter().map(|f| f.what).collect::<Vec<_>>(), [Leftover::Verdict(id(2))]);
-    let there = |n| store.path(id(n)).join(".verified.json.77-0.tmp").exists();
-    assert!(there(1) && !there(2));
-    // Its writer has ended; one that got its name between the two looks is no failure.
-    let renamed = || -> Result<_> {
-        let file = store.path(id(1)).join(".verified.json.77-0.tmp");
-        fs::rename(&file, store.path(id(1)).join("verified.json")).unwrap();
-        Ok(Vec::new())
-    };
-    let mended = store.recover(Recovery::Mend, renamed).unwrap();
-    assert!(mended.iter().all(|f| matches!(f.outcome, Outcome::Removed)), "{mended:?}");
-    assert!(recover(&store, Recovery::Mend).unwrap().is_empty());
-    // Nobody is asked where there is nothing to ask about.
-    store.recover(Recovery::Mend, reading).unwrap();
-    assert_eq!(asked.get(), 1);
 }
 
 /// Fails changes of files and folders from one on, or that one only.

@@ -99,7 +99,11 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::checkpoint::store::tests::{create, id, place, recover};
+    use crate::checkpoint::store::{Leftover, Outcome, Recovery};
 
     #[test]
     fn it_is_read_as_it_was_written_and_nothing_else_is() {
@@ -122,5 +126,35 @@ mod tests {
             Verified::decode(text.replace("\"format\": 1", "\"more\": [], \"format\": 1").as_bytes())
                 .is_some()
         );
+    }
+
+    #[test]
+    fn a_verdict_that_is_being_written_is_left_alone() {
+        let (_dir, store) = place();
+        for n in 1..=2 {
+            create(&store, id(n), &format!("cp{n}"), None).unwrap();
+            fs::write(store.path(id(n)).join(".verified.json.77-0.tmp"), "half").unwrap();
+        }
+        let asked = std::cell::Cell::new(0);
+        let reading = || -> Result<_> {
+            asked.set(asked.get() + 1);
+            Ok(vec![id(1)])
+        };
+        let mended = store.recover(Recovery::Mend, reading).unwrap();
+        assert_eq!(mended.iter().map(|f| f.what).collect::<Vec<_>>(), [Leftover::Verdict(id(2))]);
+        let there = |n| store.path(id(n)).join(".verified.json.77-0.tmp").exists();
+        assert!(there(1) && !there(2));
+        // Its writer has ended; one that got its name between the two looks is no failure.
+        let renamed = || -> Result<_> {
+            let file = store.path(id(1)).join(".verified.json.77-0.tmp");
+            fs::rename(&file, store.path(id(1)).join("verified.json")).unwrap();
+            Ok(Vec::new())
+        };
+        let mended = store.recover(Recovery::Mend, renamed).unwrap();
+        assert!(mended.iter().all(|f| matches!(f.outcome, Outcome::Removed)), "{mended:?}");
+        assert!(recover(&store, Recovery::Mend).unwrap().is_empty());
+        // Nobody is asked where there is nothing to ask about.
+        store.recover(Recovery::Mend, reading).unwrap();
+        assert_eq!(asked.get(), 1);
     }
 }
