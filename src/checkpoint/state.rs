@@ -17,9 +17,8 @@ pub enum StateError {
     Storage(#[from] StorageError),
     #[error("{} is not a checkpoint's state file, or is damaged at offset 0", .0.display())]
     Magic(PathBuf),
-    #[error("{} was written by a newer version of piton (format {found}, this version supports up to \
-     {VERSION}): use that version", path.display())]
-    Newer { path: PathBuf, found: u32 },
+    #[error("{}: this version of piton does not read its format version {found}, only {VERSION}", path.display())]
+    Version { path: PathBuf, found: u32 },
     #[error("{} is {found} bytes long, but {expected} were written", path.display())]
     Length { path: PathBuf, found: u64, expected: u64 },
     #[error("{} is damaged: its {bytes} bytes from offset 0 have checksum {found:08x}, not {expected:08x}", path.display())]
@@ -65,8 +64,8 @@ pub fn read_state(storage: &Storage, path: &Path, info: &StateInfo) -> Result<Ve
         return Err(length(info.bytes));
     }
     let word = |at: usize| bytes[at..at + 4].iter().rev().fold(0, |n, b| n << 8 | u32::from(*b));
-    if word(8) > VERSION {
-        return Err(StateError::Newer { path: path.to_owned(), found: word(8) });
+    if word(8) > VERSION || word(8) == 0 {
+        return Err(StateError::Version { path: path.to_owned(), found: word(8) });
     }
     if len != info.bytes {
         return Err(length(info.bytes));
@@ -123,7 +122,7 @@ mod tests {
         }
         refused(&[&whole[..], b" "].concat());
         let newer = [&whole[..8], &[2], &whole[9..]].concat();
-        assert!(matches!(refused(&newer), StateError::Newer { found: 2, .. }));
+        assert!(matches!(refused(&newer), StateError::Version { found: 2, .. }));
         // Another state, whole in itself.
         fs::remove_file(&path).unwrap();
         write_state(&storage, &path, br#"{"vcpus": [1, 2, 4]}"#).unwrap();

@@ -13,18 +13,23 @@ use super::manage::info;
 use super::named::existing;
 use super::offline::{Offline, find};
 use super::out::{self, outln};
-use super::{identity, net, run, work};
+use super::{identity, net, output, run, work};
 use crate::checkpoint::Manifest;
 use crate::config::{Forward, validate_forwards};
 use crate::control::{CloneBody, SetBody, State, VmInfo};
 use crate::folder::VmName;
-use crate::history::{clone, networks, policy};
+use crate::history::{Catalog, clone, networks, outdated, policy};
 use crate::net::{check_free, check_taps};
 use crate::vm::Clock;
 
 pub fn run(args: &CloneArgs, json: bool) -> anyhow::Result<()> {
     let folder = existing(&args.checkpoint.vm)?;
-    let manifest = find(&folder, &args.checkpoint.checkpoint)?;
+    let definition = folder.load()?;
+    let found = find(&folder, &args.checkpoint.checkpoint)?;
+    let (manifest, why) = outdated::usable(&Catalog::new(&folder, &definition), &found);
+    if let Some(why) = why {
+        output::complain(&format!("checkpoint `{}` is cloned {why}", manifest.name));
+    }
     let names = match args.count {
         None => vec![args.new.clone()],
         Some(count) => {

@@ -543,7 +543,7 @@ pub fn show_checkpoint(manifest: &Manifest, info: &CheckpointInfo) {
     for left in &manifest.left_out {
         line("without", format!("disk `{}` ({})", left.disk, left.why));
     }
-    for warning in &manifest.warnings {
+    for warning in &info.warnings {
         line("warning", warning.clone());
     }
 }

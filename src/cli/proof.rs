@@ -21,7 +21,7 @@ use crate::checkpoint::store::{Began, CONSOLE_MAX, Store, Verified};
 use crate::config::NetArg;
 use crate::control::{CloneBody, State, VmInfo};
 use crate::folder::{Ending, VmFolder, VmName};
-use crate::history::{Catalog, clone, readers};
+use crate::history::{Catalog, clone, outdated, readers};
 use crate::inside::exec::{Host, Signal, Stream};
 use crate::progress::Progress;
 use crate::storage::{Access, File, Storage};
@@ -57,7 +57,12 @@ impl std::fmt::Display for Until<'_> {
 pub fn run(target: &CheckpointRef, args: &BootArgs, json: bool) -> anyhow::Result<()> {
     let folder = existing(&target.vm)?;
     temporary::sweep()?;
-    let manifest = find(&folder, &target.checkpoint)?;
+    let definition = folder.load()?;
+    let found = find(&folder, &target.checkpoint)?;
+    let (manifest, why) = outdated::usable(&Catalog::new(&folder, &definition), &found);
+    if let Some(why) = why {
+        output::complain(&format!("checkpoint `{}` is tried {why}", manifest.name));
+    }
     let note = readers::begin(&folder, COMMAND, &[manifest.id])?;
     let name = temporary::name_for(&note)?;
     let until = match (&args.wait_for, &args.exec) {

@@ -18,7 +18,7 @@ use crate::disk::delta::FrozenDelta;
 use crate::disk::{Backing, DiskError, open_base};
 use crate::folder::{Definition, FolderError, VmFolder};
 use crate::history::disks::{self, DisksError, Layers, base_path};
-use crate::history::{Catalog, CheckpointError, bases, seal, steady};
+use crate::history::{Catalog, CheckpointError, bases, outdated, seal, steady};
 use crate::progress::Progress;
 use crate::seccomp::Thread;
 use crate::storage::StorageError;
@@ -30,6 +30,8 @@ struct Checked {
     bases: Vec<String>,
     /// Layers without checksums, which all should have.
     layers: Vec<String>,
+    /// Why its memory is not understood.
+    memory: Option<String>,
 }
 
 pub fn run(target: &CheckpointRef, guard: &GuardArgs, json: bool) -> anyhow::Result<()> {
@@ -42,7 +44,7 @@ pub fn run(target: &CheckpointRef, guard: &GuardArgs, json: bool) -> anyhow::Res
             check(&folder, definition, manifest, progress)
         })
     })?;
-    let Checked { bytes, bases, layers } = checked.map_err(|e| match e {
+    let Checked { bytes, bases, layers, memory } = checked.map_err(|e| match e {
         CheckpointError::Cancelled(_) => {
             anyhow::anyhow!("cancelled: no damage found in what was read so far")
         }
@@ -56,17 +58,20 @@ pub fn run(target: &CheckpointRef, guard: &GuardArgs, json: bool) -> anyhow::Res
         e => e.into(),
     })?;
     if json {
-        let unchecked: Vec<&String> = bases.iter().chain(&layers).collect();
+        let unchecked: Vec<&String> = bases.iter().chain(&layers).chain(&memory).collect();
         let result = serde_json::json!({ "checkpoint": manifest.id, "bytes": bytes, "unchecked": unchecked });
         out::json_line(&result);
     } else {
-        if layers.is_empty() {
+        if layers.is_empty() && memory.is_none() {
             outln!("checkpoint `{}` is intact: {} read and checked", manifest.name, size(bytes));
         } else {
             outln!("{} read and checked", size(bytes));
         }
         output::unchecked(&bases);
         output::unchecked(&layers);
+    }
+    if let Some(why) = memory {
+        anyhow::bail!("only the disks of checkpoint `{}` were checked: {why}", manifest.name);
     }
     if !layers.is_empty() {
         anyhow::bail!(
@@ -94,10 +99,12 @@ fn check(
     let catalog = Catalog::new(folder, definition);
     bases::check(folder, definition, manifest, false)?;
     let mut bytes = 0;
-    if let Some(info) = &manifest.state {
+    let outdated = outdated::why(&catalog, manifest);
+    let known = outdated.is_none();
+    if let Some(info) = manifest.state.as_ref().filter(|_| known) {
         bytes += read_state(folder.storage(), &catalog.store.state_path(manifest.id), info)?.len() as u64;
     }
-    if manifest.memory.is_some() {
+    if manifest.memory.is_some() && known {
         let chain = MemoryChain::open(folder.storage(), &catalog.store.memory_chain(manifest)?)?;
         progress.phase("memory", chain.images().iter().map(Image::present_bytes).sum());
         let mut before = 0;
@@ -141,5 +148,10 @@ fn check(
             }
         }
     }
-    Ok(Checked { bytes, bases: seal::unchecked(folder, &manifest.config)?, layers: without })
+    Ok(Checked {
+        bytes,
+        bases: seal::unchecked(folder, &manifest.config)?,
+        layers: without,
+        memory: outdated,
+    })
 }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::{Catalog, CheckpointError, Result, apply, networks};
+use super::{Catalog, CheckpointError, Result, apply, networks, outdated};
 use crate::capture::chain::{ImageSpec, MemoryChain};
 use crate::checkpoint::manifest::{KeptImage, LeftOutWhy, MemoryInfo};
 use crate::checkpoint::store::Store;
@@ -53,7 +53,7 @@ pub fn make(
 ) -> Result<()> {
     let (catalog, names) = (Catalog::new(folder, definition), &body.names);
     // As it is now: recovery, or a merge that ended, may have put it on other layers.
-    let manifest = &catalog.store.load(checkpoint)?;
+    let (manifest, _) = &outdated::usable(&catalog, &catalog.store.load(checkpoint)?);
     let mut source = check(&catalog, definition, manifest, names, &body.net)?;
     if manifest.memory.is_some() && !body.own_memory {
         source.share_memory(progress)?;

@@ -25,6 +25,7 @@ pub mod memory;
 pub mod merge;
 pub mod networks;
 mod orphans;
+pub mod outdated;
 mod overlay;
 pub mod pair;
 pub mod policy;

@@ -2,7 +2,7 @@
 
 use super::merge::pending;
 use super::sizes::Sizes;
-use super::{Catalog, Result};
+use super::{Catalog, Result, outdated};
 use crate::checkpoint::Manifest;
 use crate::checkpoint::shown::shown;
 use crate::checkpoint::store::Verified;
@@ -43,6 +43,10 @@ pub fn details(catalog: &Catalog, definition: &Definition, manifest: &Manifest) 
     let mut details = CheckpointDetails::from(manifest);
     let sizes = Sizes::read(catalog, definition, &manifests)?;
     details.info.verified = catalog.store.verified(manifest.id);
+    details.info.warnings.extend(
+        outdated::why(catalog, manifest)
+            .map(|why| format!("its memory cannot be used, only its disks: {why}")),
+    );
     details.info.size = Some(sizes.in_detail(manifest.id, &manifests));
     Ok(details)
 }

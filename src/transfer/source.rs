@@ -19,7 +19,7 @@ use crate::folder::{CheckpointType, Definition, VmFolder, VmLock};
 use crate::history::bases;
 use crate::history::disks::{Layers, base_path, base_sums};
 use crate::history::readers::{self, Reading};
-use crate::history::{Catalog, CheckpointError, check_now, lost, steady};
+use crate::history::{Catalog, CheckpointError, check_now, lost, outdated, steady};
 use crate::id::Id;
 use crate::storage::StorageError;
 
@@ -64,6 +64,10 @@ impl Source {
 
     fn open(folder: &VmFolder, definition: &Definition, manifest: &Manifest) -> Result<Self> {
         let (catalog, id) = (Catalog::new(folder, definition), manifest.id);
+        let (manifest, why) = &outdated::usable(&catalog, manifest);
+        if let Some(why) = why {
+            log::warn!("checkpoint `{}` is read {why}", manifest.name);
+        }
         bases::check(folder, definition, manifest, false)?;
         let (layers, sums) = (Layers::read(folder)?, catalog.layer_sums(definition)?);
         let mut disks = BTreeMap::new();

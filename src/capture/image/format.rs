@@ -22,7 +22,7 @@ const CRC_AT: usize = HEADER - 4;
 pub enum FormatError {
     #[error("it does not end like a memory image: it was truncated, or is a different file")]
     Magic,
-    #[error("its format version {0} is newer than this version of piton supports ({VERSION})")]
+    #[error("this version of piton does not read its format version {0}, only {VERSION}")]
     Version(u32),
     #[error("it has unknown flags {0:#x}")]
     Flags(u32),

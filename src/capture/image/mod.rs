@@ -60,6 +60,13 @@ pub enum ImageError {
     Cancelled(#[from] Cancelled),
 }
 
+impl ImageError {
+    /// Whether another version of piton would understand it.
+    pub fn is_version(&self) -> bool {
+        matches!(self, Self::Format { source: FormatError::Version(_) | FormatError::Flags(_), .. })
+    }
+}
+
 pub type Result<T> = std::result::Result<T, ImageError>;
 
 #[cfg(test)]

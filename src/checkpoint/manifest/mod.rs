@@ -259,6 +259,12 @@ struct OnDisk<'a> {
 }
 
 impl Manifest {
+    /// Of its disks alone, as if the power had gone at that instant.
+    pub fn without_memory(&self, why: String) -> Self {
+        let warnings = self.warnings.iter().cloned().chain([why]).collect();
+        Self { kind: Kind::Offline, memory: None, state: None, warnings, ..self.clone() }
+    }
+
     pub fn encode(&self) -> Result<Vec<u8>, ManifestError> {
         self.validate()?;
         let mut on_disk = OnDisk { format: FORMAT, manifest: self, crc: None };
