@@ -11,10 +11,9 @@ use crate::checkpoint::state::{StateError, read_state};
 pub fn why(catalog: &Catalog, manifest: &Manifest) -> Option<String> {
     let (Some(_), Some(state)) = (&manifest.memory, &manifest.state) else { return None };
     let (storage, store) = (catalog.folder.storage(), &catalog.store);
-    match read_state(storage, &store.state_path(manifest.id), state) {
-        Err(e @ StateError::Version { .. }) => return Some(e.to_string()),
-        // Whoever reads it says what is wrong.
-        Ok(_) | Err(_) => {}
+    // Of anything else that is wrong with it says whoever reads it.
+    if let Err(e @ StateError::Version { .. }) = read_state(storage, &store.state_path(manifest.id), state) {
+        return Some(e.to_string());
     }
     let opened = MemoryChain::open(storage, &store.memory_chain(manifest).ok()?);
     opened.err().filter(ImageError::is_version).map(|e| e.to_string())
