@@ -3,6 +3,8 @@
 mod ckpt_common;
 mod common;
 
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
 use ckpt_common::{Lab, files, same};
 use common::{Terminal, send_signal, until};
 use serde_json::Value;
@@ -200,6 +202,37 @@ fn another_file_system_is_refused() {
     lab.attach("demo").ready();
     lab.create("one");
     lab.piton("clone demo@one web").fails(3, &["not on the same file system", "hard links"]);
+}
+
+/// By what it checks a certificate: the guest asked for the time before the checkpoint, and counts on.
+#[test]
+fn clones_of_an_old_checkpoint_know_what_time_it_is() {
+    const OLD: Duration = Duration::from_secs(6);
+    let (lab, mut demo) = running();
+    let now = || i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap();
+    // How late it is: at least, and at most.
+    let late = |guest: &mut Terminal| {
+        let before = now();
+        let told = field(&guest.ok("clock"), "unix_ms") as i64;
+        (before - told, now() - told)
+    };
+    if demo.ask("clock").starts_with("err") {
+        return common::skip("there is no kvmclock here");
+    }
+    let (least, most) = late(&mut demo);
+    assert!(least < 1000 && most > -1000, "{least} {most}");
+    lab.create("one");
+    let made = Instant::now();
+    common::until("the checkpoint to be old", || (made.elapsed() >= OLD).then_some(()));
+    lab.piton("clone demo@one web --count 4 --run --clock host").ok();
+    lab.piton("clone demo@one saved --run").ok();
+    for n in 1..=4 {
+        let (least, most) = late(&mut lab.attach(&format!("web-{n}")));
+        assert!(least < 1000 && most > -1000, "web-{n}: {least} {most}");
+    }
+    // Without the option it is as late as its checkpoint is old.
+    let (_, most) = late(&mut lab.attach("saved"));
+    assert!(most >= OLD.as_millis() as i64, "{most}");
 }
 
 #[test]

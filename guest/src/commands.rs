@@ -5,11 +5,11 @@ use crate::cpu::{self, tsc};
 use crate::guest::Guest;
 use crate::outcome::{Fail, Outcome};
 use crate::smp::{self, MODE_COUNT, MODE_GAPS};
-use crate::{cmd_disk, cmd_memory, memory, net, power, say, serial, time, vsock};
+use crate::{cmd_disk, cmd_memory, memory, net, power, say, serial, time, vsock, wall};
 use core::sync::atomic::Ordering::SeqCst;
 
 const HELP: &str = "\
-info | echo TEXT | time | smp | generation | poweroff | reboot | crash | hang
+info | echo TEXT | time | clock | smp | generation | poweroff | reboot | crash | hang
 fill MIB [SEED]        fill memory with pseudo-random data
 sum | read             checksum of / time to read what is filled
 dirty MIB MB_PER_S     rewrite the last MIB of memory at that rate (max: unpaced; 0: stop)
@@ -60,6 +60,13 @@ pub fn run(g: &mut Guest, line: &str) -> bool {
             say!("ok tsc={} tsc_khz={}", tsc(), time::tsc_khz());
             Ok(())
         }
+        "clock" => match wall::now_ms() {
+            Some(ms) => {
+                say!("ok unix_ms={ms}");
+                Ok(())
+            }
+            None => Err(Fail::Text("there is no kvmclock")),
+        },
         "fill" => cmd_memory::fill(g, rest),
         "sum" => cmd_memory::sum(g),
         "read" => cmd_memory::read(g),

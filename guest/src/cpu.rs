@@ -59,6 +59,16 @@ pub fn cpuid(leaf: u32, sub: u32) -> [u32; 4] {
     [a, b as u32, c, d]
 }
 
+/// # Safety
+/// Whatever the register does with `value` is in order.
+pub unsafe fn write_msr(register: u32, value: u64) {
+    // SAFETY: the stub runs WRMSR and changes nothing else.
+    unsafe {
+        asm!("hlt", in("r8") 3, in("ecx") register, in("eax") value as u32,
+             in("edx") (value >> 32) as u32, options(nostack));
+    }
+}
+
 /// Shuts this machine down by a triple fault.
 pub fn triple_fault() -> ! {
     // SAFETY: the stub loads an empty IDT and faults; nothing runs after it.

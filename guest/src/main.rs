@@ -38,6 +38,7 @@ mod time;
 mod transport;
 mod virtio;
 mod vsock;
+mod wall;
 mod work;
 
 /// The stub's `iretq` lands here on each vCPU, with interrupts on and, on the

@@ -9,3 +9,4 @@ mod huge;
 mod life;
 mod net;
 mod transport;
+mod vsock;

@@ -18,7 +18,9 @@ use vmm_sys_util::epoll::{Epoll, EpollEvent};
 use super::host::Host;
 use super::packet::{HEADER, Header};
 use super::sockets::{GUEST_CID, Sockets};
-use crate::devices::virtio::{Chain, Device, NotServed, Turn, Violation, needs_notification, next_chain};
+use crate::devices::virtio::{
+    Chain, Device, NotServed, Turn, Violation, needs_notification, next_chain, want_no_notification,
+};
 use crate::memory::GuestMemory;
 
 /// Queues by number, each named by who receives.
@@ -144,22 +146,29 @@ impl Vsock {
                 break;
             }
             let Some(chain) = next_chain(queue, memory)? else { break };
+            if !any {
+                // What comes during it is found anyway.
+                want_no_notification(queue, memory)?;
+                any = true;
+            }
             let head = chain.head_index();
             self.hear(memory, chain, now)?;
-            any = true;
             queue.add_used(memory, head, 0).map_err(Violation::from_error("the used ring is broken"))?;
         }
         finish(any, queue, memory)
     }
 
     fn send(&mut self, queue: &mut Queue, memory: &GuestMemory, now: Instant) -> Result<Turn, NotServed> {
-        let mut any = false;
+        let (mut any, mut starved) = (false, false);
         for _ in 0..BATCH {
             if !self.sockets.has_packet() {
                 break;
             }
             let at = queue.next_avail();
-            let Some(chain) = next_chain(queue, memory)? else { break };
+            let Some(chain) = next_chain(queue, memory)? else {
+                starved = true;
+                break;
+            };
             let head = chain.head_index();
             let mut writer =
                 chain.writer(memory).map_err(Violation::from_error("a buffer for a socket's packet"))?;
@@ -181,6 +190,10 @@ impl Vsock {
             queue
                 .add_used(memory, head, written)
                 .map_err(Violation::from_error("the used ring is broken"))?;
+        }
+        // While there are buffers, more of them are no news.
+        if any && !starved {
+            want_no_notification(queue, memory)?;
         }
         finish(any, queue, memory)
     }
