@@ -7,6 +7,7 @@ mod log_mode;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use kvm_bindings::{
     CpuId, KVM_API_VERSION, KVM_CLOCK_REALTIME, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
@@ -41,8 +42,8 @@ pub enum VmError {
     #[error("this KVM supports at most {max} vCPUs, not {asked}")]
     TooManyCpus { asked: u32, max: usize },
     #[error(
-        "the kernel did not record the time when this was saved, so the clock cannot be moved forward: \
-         omit --clock"
+        "this checkpoint does not record when its clock was read, so it cannot be moved forward: omit \
+         --clock"
     )]
     NoRealtime,
     #[error("KVM refused to {what}: {error}")]
@@ -120,11 +121,34 @@ pub struct RestoredClock {
 
 impl RestoredClock {
     pub fn new(saved: kvm_clock_data, from: Clock) -> Result<Self, VmError> {
-        if from == Clock::Host && saved.flags & KVM_CLOCK_REALTIME == 0 {
+        if from == Clock::Host && saved.realtime == 0 {
             return Err(VmError::NoRealtime);
         }
         Ok(Self { saved, from })
     }
+
+    /// What KVM is told at `now_ns` since 1970.
+    fn data(&self, now_ns: u64) -> kvm_clock_data {
+        let Self { saved, from } = self;
+        let data = kvm_clock_data { clock: saved.clock, ..Default::default() };
+        match from {
+            Clock::Saved => data,
+            // With the flag KVM adds the time that has passed since `realtime`.
+            Clock::Host if saved.flags & KVM_CLOCK_REALTIME != 0 => {
+                kvm_clock_data { flags: KVM_CLOCK_REALTIME, realtime: saved.realtime, ..data }
+            }
+            Clock::Host => {
+                let passed = now_ns.saturating_sub(saved.realtime);
+                kvm_clock_data { clock: saved.clock.saturating_add(passed), ..data }
+            }
+        }
+    }
+}
+
+/// Nanoseconds since 1970; 0 if the host's clock is before that.
+fn realtime_ns() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// A virtual machine with its memory and interrupt chips, without vCPUs.
@@ -196,12 +220,18 @@ impl Vm {
             self.fd.get_irqchip(&mut chip).map_err(VmError::kvm("read an interrupt controller"))?;
             Ok(chip)
         };
+        let mut clock = self.fd.get_clock().map_err(VmError::kvm("read the clock"))?;
+        if clock.flags & KVM_CLOCK_REALTIME == 0 {
+            // KVM does not say (it is of before Linux 5.16, or a vCPU's TSC is not steady, or a guest uses the
+            // first kind of kvmclock): this is as good to a few microseconds.
+            clock.realtime = realtime_ns();
+        }
         Ok(VmState {
             pic_master: chip(KVM_IRQCHIP_PIC_MASTER)?,
             pic_slave: chip(KVM_IRQCHIP_PIC_SLAVE)?,
             ioapic: chip(KVM_IRQCHIP_IOAPIC)?,
             pit: self.fd.get_pit2().map_err(VmError::kvm("read the timer"))?,
-            clock: self.fd.get_clock().map_err(VmError::kvm("read the clock"))?,
+            clock,
         })
     }
 
@@ -215,13 +245,7 @@ impl Vm {
     }
 
     pub fn set_clock(&self, clock: &RestoredClock) -> Result<(), VmError> {
-        let mut data = kvm_clock_data { clock: clock.saved.clock, ..Default::default() };
-        if clock.from == Clock::Host {
-            // With the flag KVM adds the time that has passed since `realtime`.
-            data.flags = KVM_CLOCK_REALTIME;
-            data.realtime = clock.saved.realtime;
-        }
-        self.fd.set_clock(&data).map_err(VmError::kvm("set the clock"))
+        self.fd.set_clock(&clock.data(realtime_ns())).map_err(VmError::kvm("set the clock"))
     }
 
     pub fn create_vcpu(&self, index: u32) -> Result<VcpuFd, VmError> {
