@@ -3,7 +3,7 @@
 
 use std::sync::OnceLock;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Local, NaiveDate, NaiveDateTime, NaiveTime, TimeZone, Utc};
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
@@ -61,6 +61,29 @@ pub fn parse_span(text: &str) -> Result<u64, String> {
     if text.is_empty() { Err(wrong()) } else { Ok(seconds.min(100 * 365 * 24 * 3600)) }
 }
 
+/// A point in time: a span before `now`, or an instant: RFC 3339, a local date with or without a time, or a
+/// time of today.
+pub fn parse_instant(text: &str, now: DateTime<Utc>) -> Result<DateTime<Utc>, String> {
+    if let Ok(seconds) = parse_span(text) {
+        let before = chrono::TimeDelta::seconds(i64::try_from(seconds).unwrap_or(i64::MAX / 1000));
+        return now.checked_sub_signed(before).ok_or_else(|| "this is too long ago".into());
+    }
+    if let Ok(instant) = DateTime::parse_from_rfc3339(text) {
+        return Ok(instant.to_utc());
+    }
+    let today = now.with_timezone(&Local).date_naive();
+    let with_date = ["%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M"];
+    let date = |text| NaiveDate::parse_from_str(text, "%Y-%m-%d").ok()?.and_hms_opt(0, 0, 0);
+    let time = |format| NaiveTime::parse_from_str(text, format).ok().map(|time| today.and_time(time));
+    let local = with_date.iter().find_map(|format| NaiveDateTime::parse_from_str(text, format).ok());
+    let local = local.or_else(|| date(text)).or_else(|| ["%H:%M:%S", "%H:%M"].iter().find_map(|it| time(it)));
+    // An hour that a clock shows twice is the first one; one that it skips is none.
+    local.and_then(|local| Local.from_local_datetime(&local).earliest()).map(|time| time.to_utc()).ok_or_else(|| {
+        let text = text.escape_debug();
+        format!("`{text}` is not a time: write it as 10m, 2h, 14:30, `2026-01-31 14:30` or 2026-01-31T14:30:00Z")
+    })
+}
+
 /// As [`parse_span`] reads it.
 pub fn span(seconds: u64) -> String {
     let whole = UNITS.iter().filter(|(unit, _)| *unit != "w");
@@ -112,6 +135,24 @@ mod tests {
             assert!(parse_span(wrong).is_err(), "{wrong}");
         }
         assert_eq!((span(86_400), span(5400), span(61)), ("1d".into(), "90m".into(), "61s".into()));
+    }
+
+    #[test]
+    fn instants() {
+        let now = DateTime::from_timestamp(1_800_000_000, 0).unwrap();
+        let after = |text: &str| parse_instant(text, now).map(|time| (now - time).num_seconds());
+        assert_eq!((after("10m"), after("1d")), (Ok(600), Ok(86_400)));
+        assert_eq!(after("2027-01-15T08:00:00Z"), Ok(0));
+        assert_eq!(after("2027-01-15T10:00:00+02:00"), Ok(0));
+        let local = now.with_timezone(&Local);
+        for format in ["%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M", "%H:%M:%S", "%H:%M"] {
+            assert_eq!(after(&local.format(format).to_string()), Ok(0), "{format}");
+        }
+        let midnight = after(&local.format("%Y-%m-%d").to_string()).unwrap();
+        assert!((0..86_400).contains(&midnight), "{midnight}");
+        for wrong in ["", "yesterday", "25:00", "2027-02-30", "2027-01-15T08:00:00X", "-1h", "10"] {
+            assert!(parse_instant(wrong, now).is_err(), "{wrong}");
+        }
     }
 
     #[test]

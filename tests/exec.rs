@@ -296,3 +296,56 @@ fn the_bundled_guests_own_programs() {
     vm.ready();
     vm.power_off();
 }
+
+/// The times of lines, as `piton logs --json` has them.
+fn lines_of(home: &Home, more: &[&str]) -> Vec<(Option<String>, String)> {
+    let words = [&["logs", "demo", "--json"], more].concat();
+    let read = |line: &str| {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        (line["time"].as_str().map(str::to_owned), line["line"].as_str().unwrap().to_owned())
+    };
+    home.args(&words).ok().lines().map(read).collect()
+}
+
+#[test]
+fn the_log_knows_when_lines_came() {
+    let home = Home::new();
+    let began = chrono::Utc::now();
+    let mut vm = home.boot("run demo --memory 64M");
+    vm.ok("echo one");
+    let now = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Millis, true);
+    // What comes within 10 ms of something has its time.
+    std::thread::sleep(std::time::Duration::from_millis(30));
+    vm.ok("echo two");
+    let all = lines_of(&home, &[]);
+    let at = |text: &str| all.iter().position(|(_, line)| line.contains(text)).unwrap();
+    let times: Vec<_> = all.iter().map(|(time, _)| time.clone().unwrap()).collect();
+    assert!(times.is_sorted(), "{all:?}");
+    assert!(chrono::DateTime::parse_from_rfc3339(&times[0]).unwrap() >= began - chrono::TimeDelta::milliseconds(1));
+    let later = lines_of(&home, &["--since", &now]);
+    assert_eq!(later, all[at("echo two")..], "{all:?}");
+    assert_eq!(lines_of(&home, &["--since", "1h"]), all);
+    assert_eq!(lines_of(&home, &["--since", &now, "--tail", "1"]), all[all.len() - 1..]);
+    assert!(lines_of(&home, &["--since", "2999-01-01"]).is_empty());
+    let stamped = home.piton("logs demo -t --tail 1").ok();
+    let (time, line) = stamped.split_once(' ').unwrap();
+    assert!(line.starts_with("ok two"), "{stamped}");
+    let time = chrono::DateTime::parse_from_rfc3339(time).unwrap().to_utc();
+    assert_eq!(times.last(), Some(&time.to_rfc3339_opts(chrono::SecondsFormat::Millis, true)));
+    home.piton("logs demo --since soon").fails(2, &["`soon` is not a time", "10m"]);
+
+    // Whoever follows gets times, too, and the end.
+    let mut follows = home.command(vec!["logs", "demo", "-f", "--json", "--since", "1d"]);
+    let child = follows.stdout(Stdio::piped()).spawn().unwrap();
+    vm.power_off();
+    let told = child.wait_with_output().unwrap();
+    let told = String::from_utf8(told.stdout).unwrap();
+    assert!(told.contains("power") && told.lines().all(|line| line.contains("\"time\":\"20")), "{told}");
+
+    // A log of which nothing is known.
+    std::fs::remove_file(home.vm("demo").join("console.times")).unwrap();
+    let told = home.piton("logs demo --since 1h");
+    assert!(told.stdout.is_empty() && told.stderr.contains("has no times"), "{told}");
+    assert!(lines_of(&home, &[]).iter().all(|(time, _)| time.is_none()));
+    assert!(home.piton("logs demo -t --tail 1").ok().starts_with("- "));
+}

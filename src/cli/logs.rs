@@ -1,16 +1,22 @@
 //! `piton logs`.
 
+mod lines;
+
 use std::fs::File;
-use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
+use chrono::{DateTime, Utc};
 
 use super::args::LogsArgs;
 use super::named;
+use super::out::{self, note};
 use crate::control::client::{self, ClientError};
+use crate::devices::console::times::{self, Times};
+use lines::{Form, Lines};
 
 /// Between two looks at what was printed since.
 const LOOK: Duration = Duration::from_millis(100);
@@ -19,13 +25,24 @@ const LOOKS: u32 = 5;
 const PIECE: usize = 64 << 10;
 
 /// Prints what the guest printed, as it stands in console.log and the log before that.
-pub fn run(args: &LogsArgs) -> anyhow::Result<()> {
+pub fn run(args: &LogsArgs, json: bool) -> anyhow::Result<()> {
     let folder = named::existing(&args.name)?;
     let path = folder.console_log();
-    match print(&path, args, &|| matches!(client::get(&folder.socket()), Err(ClientError::NotRunning))) {
-        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
-        done => done.with_context(|| format!("{} cannot be shown", path.display())),
-    }
+    let form = match (json, args.timestamps) {
+        (true, _) => Form::Json,
+        (false, true) => Form::Stamped,
+        (false, false) => Form::Plain,
+    };
+    let is_off = || matches!(client::get(&folder.socket()), Err(ClientError::NotRunning));
+    print(&path, args, form, &is_off).with_context(|| format!("{} cannot be shown", path.display()))
+}
+
+/// A log and its times.
+struct Log {
+    file: File,
+    times: Times,
+    /// Of what is read next.
+    at: u64,
 }
 
 fn open(path: &Path) -> io::Result<Option<File>> {
@@ -36,45 +53,126 @@ fn open(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-fn print(path: &Path, args: &LogsArgs, is_off: &dyn Fn() -> bool) -> io::Result<()> {
-    let former = open(&path.with_extension("log.1"))?;
-    let mut now = open(path)?;
-    let mut files: Vec<&mut File> = Vec::new();
-    let mut former = former;
-    files.extend(former.as_mut());
-    files.extend(now.as_mut());
+/// Those that are there, the former one first, and whether the last one is that which is written to.
+fn open_all(path: &Path) -> io::Result<(Vec<Log>, bool)> {
+    let pairs = [(path.with_extension("log.1"), times::former_path_of(path)), (path.into(), times::path_of(path))];
+    loop {
+        let mut logs = Vec::new();
+        let mut is_there = false;
+        for (path, times) in &pairs {
+            let file = open(path)?;
+            is_there = file.is_some();
+            logs.extend(file.map(|file| Log::new(file, times.clone())).transpose()?);
+        }
+        // If it was rotated meanwhile, the times may be those of another log.
+        if !is_there || !is_other(logs.last(), path)? {
+            return Ok((logs, is_there));
+        }
+    }
+}
+
+/// Whether the log that is written to is not this one.
+fn is_other(log: Option<&Log>, path: &Path) -> io::Result<bool> {
+    Ok(match (log, std::fs::metadata(path)) {
+        (Some(log), Ok(there)) => log.file.metadata()?.ino() != there.ino(),
+        (None, there) => there.is_ok(),
+        (Some(_), Err(_)) => false,
+    })
+}
+
+impl Log {
+    fn new(file: File, times: PathBuf) -> io::Result<Self> {
+        let mut times = Times::new(times);
+        times.refresh()?;
+        Ok(Self { file, times, at: 0 })
+    }
+
+    /// Goes on to where the first line begins that came at `since` or later. Returns whether there is
+    /// output of which it is not known whether it did.
+    fn begin_at(&mut self, since: DateTime<Utc>) -> io::Result<bool> {
+        let end = self.file.metadata()?.len();
+        let before = self.at;
+        let found = self.times.since(since).filter(|found| *found < end);
+        self.at = match found {
+            Some(found) => self.line_begin(found)?,
+            None => end,
+        }
+        .max(before);
+        self.file.seek(SeekFrom::Start(self.at))?;
+        let known = self.times.first().unwrap_or(end);
+        Ok(before < known.min(end) && (self.times.first().is_none() || found == Some(known)))
+    }
+
+    /// Where at `at` or behind it a line begins.
+    fn line_begin(&mut self, at: u64) -> io::Result<u64> {
+        let Some(before) = at.checked_sub(1) else { return Ok(0) };
+        self.file.seek(SeekFrom::Start(before))?;
+        let mut reader = BufReader::new(&mut self.file);
+        // The line's end may be the byte before.
+        Ok(before + reader.skip_until(b'\n')? as u64)
+    }
+
+    /// Prints what there is more of it.
+    fn copy(&mut self, lines: &mut Lines) -> io::Result<()> {
+        let mut piece = vec![0; PIECE];
+        while !out::is_closed() {
+            let count = self.file.read(&mut piece)?;
+            if count == 0 {
+                break;
+            }
+            // They were written before.
+            self.times.refresh()?;
+            lines.print(&piece[..count], self.at, &self.times);
+            self.at += count as u64;
+        }
+        Ok(())
+    }
+}
+
+fn print(path: &Path, args: &LogsArgs, form: Form, is_off: &dyn Fn() -> bool) -> io::Result<()> {
+    let (mut logs, mut is_there) = open_all(path)?;
     if let Some(lines) = args.tail {
+        let mut files: Vec<&mut File> = logs.iter_mut().map(|log| &mut log.file).collect();
         skip(&mut files, lines)?;
+        for log in &mut logs {
+            log.at = log.file.stream_position()?;
+        }
     }
-    for file in files {
-        copy(file)?;
+    if let Some(since) = args.since {
+        let mut unknown = false;
+        for log in &mut logs {
+            unknown |= log.begin_at(since)?;
+        }
+        if unknown {
+            note("piton: some of the output has no times, as an earlier version of piton recorded none: it is left out");
+        }
     }
-    if !args.follow {
-        return Ok(());
+    let mut lines = Lines::new(form);
+    for log in &mut logs {
+        log.copy(&mut lines)?;
     }
     let mut looks = 0;
-    loop {
+    let mut now = logs.pop().filter(|_| is_there);
+    while args.follow && !out::is_closed() {
         looks += 1;
         let off = looks % LOOKS == 0 && is_off();
-        if let Some(file) = &mut now {
-            copy(file)?;
+        if let Some(log) = &mut now {
+            log.copy(&mut lines)?;
         }
         // It was rotated: what there was of the former one has been printed.
-        let changed = match (&now, std::fs::metadata(path)) {
-            (Some(file), Ok(there)) => file.metadata()?.ino() != there.ino(),
-            (None, there) => there.is_ok(),
-            (Some(_), Err(_)) => false,
-        };
-        if changed {
-            if let Some(file) = &mut now {
-                copy(file)?;
+        if is_other(now.as_ref(), path)? {
+            if let Some(log) = &mut now {
+                log.copy(&mut lines)?;
             }
-            now = open(path)?;
+            (logs, is_there) = open_all(path)?;
+            now = logs.pop().filter(|_| is_there);
         } else if off {
-            return Ok(());
+            break;
         }
         std::thread::sleep(LOOK);
     }
+    lines.end();
+    Ok(())
 }
 
 /// Puts each file to where the last lines of all begin.
@@ -107,20 +205,6 @@ fn skip(files: &mut [&mut File], lines: usize) -> io::Result<()> {
         file.seek(SeekFrom::Start(at))?;
     }
     Ok(())
-}
-
-/// The rest of a file to standard output.
-fn copy(file: &mut File) -> io::Result<()> {
-    let mut piece = vec![0; PIECE];
-    loop {
-        let count = file.read(&mut piece)?;
-        if count == 0 {
-            return Ok(());
-        }
-        let mut stdout = io::stdout().lock();
-        stdout.write_all(&piece[..count])?;
-        stdout.flush()?;
-    }
 }
 
 #[cfg(test)]

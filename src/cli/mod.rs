@@ -101,10 +101,7 @@ pub fn main() -> ExitCode {
             Err(error::usage("`piton ssh` does not support --json: its output is that of ssh"))
         }
         Command::Ssh(args) => ssh::run(&args),
-        Command::Logs(args) if args.no_json => {
-            Err(error::usage("`piton logs` does not support --json: it prints the guest's output as it is"))
-        }
-        Command::Logs(args) => logs::run(&args),
+        Command::Logs(args) => logs::run(&args, json),
         Command::Wait(args) => wait::run(&args, json),
         Command::Copy(args) => copy::run(&args, json),
         Command::Exec(args) => exec::run(args, json),

@@ -32,6 +32,10 @@ pub fn bytes(bytes: &[u8]) -> bool {
     good
 }
 
+pub fn flush() {
+    keep(io::stdout().lock().flush());
+}
+
 /// As `println!`, which would end the process where nobody reads any more; one line, shown by
 /// [`harmless`].
 macro_rules! outln {

@@ -33,7 +33,7 @@ use seconds::parse_seconds;
 pub use seed::SeedArgs;
 pub use shell::Shell;
 pub use trash::{TrashCommand, UndoArgs};
-pub use watch::{EventsArgs, MetricsArgs, WaitArgs, WaitFor};
+pub use watch::{EventsArgs, LogsArgs, MetricsArgs, WaitArgs, WaitFor};
 
 #[derive(Debug, Parser)]
 #[command(name = "piton", version, about = "A small hypervisor with live checkpoints", max_term_width = 100)]
@@ -368,21 +368,6 @@ pub struct SshArgs {
     /// Passed to ssh after the address, such as a command to run
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     pub words: Vec<std::ffi::OsString>,
-    /// Takes the place of the option that all other commands have.
-    #[arg(id = "json", long = "json", hide = true)]
-    pub no_json: bool,
-}
-
-#[derive(Debug, Args)]
-pub struct LogsArgs {
-    #[arg(value_name = "VM")]
-    pub name: VmName,
-    /// Keep printing new output until the VM stops
-    #[arg(long, short)]
-    pub follow: bool,
-    /// Print only the last N lines
-    #[arg(long, short = 'n', value_name = "N")]
-    pub tail: Option<usize>,
     /// Takes the place of the option that all other commands have.
     #[arg(id = "json", long = "json", hide = true)]
     pub no_json: bool,

@@ -3,10 +3,34 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use clap::Args;
 
 use super::seconds::parse_seconds;
 use crate::folder::VmName;
+use crate::moment::parse_instant;
+
+#[derive(Debug, Args)]
+pub struct LogsArgs {
+    #[arg(value_name = "VM")]
+    pub name: VmName,
+    /// Keep printing new output until the VM stops
+    #[arg(long, short)]
+    pub follow: bool,
+    /// Print only the last N lines
+    #[arg(long, short = 'n', value_name = "N")]
+    pub tail: Option<usize>,
+    /// Print only lines from this time on: 10m, 2h, 14:30, `2026-01-31 14:30` or 2026-01-31T14:30:00Z
+    #[arg(long, value_name = "TIME", value_parser = parse_since)]
+    pub since: Option<DateTime<Utc>>,
+    /// Print the time of each line before it
+    #[arg(long, short)]
+    pub timestamps: bool,
+}
+
+fn parse_since(text: &str) -> Result<DateTime<Utc>, String> {
+    parse_instant(text, Utc::now())
+}
 
 #[derive(Debug, Args)]
 pub struct EventsArgs {

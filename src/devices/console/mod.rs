@@ -6,6 +6,7 @@
 
 mod log_file;
 mod reader;
+pub mod times;
 
 use std::collections::VecDeque;
 use std::io;
