@@ -75,6 +75,23 @@ fn there_and_back() {
     home.args(["copy", &format!("{there}/source/line\nbreak"), back.to_str().unwrap()]).ok();
     assert_eq!(std::fs::read_to_string(back.join("line\nbreak")).unwrap(), "odd");
 
+    // A link that is named is followed, whatever comes behind it; one in a folder stays a link.
+    for (to, name) in
+        [("one", "to-file"), ("source", "to-folder"), ("nothing", "to-nothing"), ("/", "to-root")]
+    {
+        std::os::unix::fs::symlink(to, guest.join(name)).unwrap();
+    }
+    let out = |name: &str| home.args(["copy", &format!("{there}/{name}"), back.to_str().unwrap()]);
+    out("to-file").ok();
+    assert!(back.join("to-file").symlink_metadata().unwrap().is_file());
+    assert_eq!(std::fs::read_to_string(back.join("to-file")).unwrap(), "odd");
+    for name in ["to-folder/", "to-folder"] {
+        out(name).ok();
+        same(&source, &back.join("to-folder"));
+    }
+    out("to-nothing").fails(3, &["leads nowhere"]);
+    out("to-root").fails(3, &["leads to /"]);
+
     // What is not there, or not what it should be.
     copy(&home, &home.beside("nothing"), &there).fails(3, &["there is no ", "nothing"]);
     copy(&home, &source, &format!("{there}/no/such")).fails(3, &["there is no folder", "in the guest"]);

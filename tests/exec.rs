@@ -321,7 +321,10 @@ fn the_log_knows_when_lines_came() {
     let at = |text: &str| all.iter().position(|(_, line)| line.contains(text)).unwrap();
     let times: Vec<_> = all.iter().map(|(time, _)| time.clone().unwrap()).collect();
     assert!(times.is_sorted(), "{all:?}");
-    assert!(chrono::DateTime::parse_from_rfc3339(&times[0]).unwrap() >= began - chrono::TimeDelta::milliseconds(1));
+    assert!(
+        chrono::DateTime::parse_from_rfc3339(&times[0]).unwrap()
+            >= began - chrono::TimeDelta::milliseconds(1)
+    );
     let later = lines_of(&home, &["--since", &now]);
     assert_eq!(later, all[at("echo two")..], "{all:?}");
     assert_eq!(lines_of(&home, &["--since", "1h"]), all);

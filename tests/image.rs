@@ -6,7 +6,7 @@ mod image_common;
 mod common;
 
 use common::Home;
-use image_common::{Root, gpt, image, mbr};
+use image_common::{Root, fat, gpt, image, mbr, uki};
 
 const GRUB: &str = include_str!("image_common/grub.cfg");
 
@@ -124,6 +124,111 @@ fn loader_entries_and_kernels_without_a_loader() {
         (&"/boot/vmlinuz-5.10.0".into(), &"/boot/initrd.img-5.10.0".into())
     );
     assert_eq!(entry["cmdline"], format!("root=UUID={} ro console=ttyS0", Root::UUID));
+}
+
+/// An EFI system partition, and a root that is not read.
+fn with_esp(home: &Home, name: &str, files: &[(&str, &[u8])]) -> String {
+    let mut other = vec![0; 1 << 20];
+    other[0x1_0040..][..8].copy_from_slice(b"_BHRfS_M");
+    let btrfs = home.file("root.btrfs", &other);
+    gpt(home, &format!("{name}.raw"), &[&fat(home, &format!("{name}.fat"), 16 << 20, files), &btrfs])
+}
+
+fn default_of(shown: &serde_json::Value) -> serde_json::Value {
+    let number = shown["default"].as_u64().unwrap_or_else(|| panic!("{shown:#}"));
+    shown["entries"][number as usize - 1].clone()
+}
+
+#[test]
+fn kernels_on_an_efi_system_partition() {
+    let home = Home::new();
+    let entry = |version: &str| {
+        format!(
+            "title System {version}\nversion {version}\nlinux /m/{version}/linux\ninitrd /m/{version}/initrd-with-a-long-name\noptions root=UUID=1 rw\n"
+        )
+    };
+    let (old, new) = (entry("6.2"), entry("6.10"));
+    let initrd = vec![7; 100_000];
+    let files: Vec<(&str, &[u8])> = vec![
+        ("loader/entries/m-6.2.conf", old.as_bytes()),
+        ("loader/entries/m-6.10.conf", new.as_bytes()),
+        ("M/6.2/linux", b"old"),
+        ("M/6.10/LINUX", b"new"),
+        ("M/6.10/initrd-with-a-long-name", &initrd),
+        ("M/6.2/initrd-with-a-long-name", b"i"),
+    ];
+    let disk = with_esp(&home, "entries", &files);
+    let shown = show(&home, &disk);
+    let entry = default_of(&shown);
+    assert_eq!((&entry["kernel"], &entry["origin"]), (&"/m/6.10/linux".into(), &"loader-entry".into()));
+    assert_eq!(entry["cmdline"], "root=UUID=1 rw console=ttyS0");
+    let volume = &shown["volumes"][0];
+    assert_eq!((&volume["file_system"], &volume["uuid"]), (&"fat".into(), &"1234-ABCD".into()));
+    let out = home.beside("out");
+    std::fs::create_dir(&out).unwrap();
+    home.args(["image", "extract", &disk, out.to_str().unwrap()]).ok();
+    assert_eq!(std::fs::read(out.join("kernel")).unwrap(), b"new");
+    assert!(std::fs::read(out.join("initrd")).unwrap() == initrd);
+    let chosen = [&files[..], &[("loader/loader.conf", b"timeout 3\ndefault m-6.2*\n")]].concat();
+    assert_eq!(default_of(&show(&home, &with_esp(&home, "chosen", &chosen)))["kernel"], "/m/6.2/linux");
+    // A kernel that lies there alone.
+    let alone: &[(&str, &[u8])] = &[("vmlinuz-linux", b"k"), ("initramfs-linux.img", b"i")];
+    let entry = default_of(&show(&home, &with_esp(&home, "alone", alone)));
+    assert_eq!(
+        (&entry["kernel"], &entry["initrds"][0]),
+        (&"/vmlinuz-linux".into(), &"/initramfs-linux.img".into())
+    );
+}
+
+#[test]
+fn a_unified_kernel_image_boots() {
+    let home = Home::new();
+    let image = |version: &str, word: &str| {
+        uki(&[
+            (
+                ".osrel",
+                format!("PRETTY_NAME=\"System {version}\"\nID=test\nVERSION_ID={version}\n").as_bytes(),
+            ),
+            (".cmdline", format!("root=UUID=1 {word}\n\0").as_bytes()),
+            (".initrd", b"nothing that it looks at"),
+            (".ucode", b"microcode"),
+            (".linux", common::GUEST),
+            (".profile", b"ID=other"),
+            (".cmdline", b"of another profile"),
+        ])
+    };
+    let (one, two) = (image("9", "word=one"), image("10", "word=two"));
+    let files: &[(&str, &[u8])] = &[
+        ("EFI/Linux/system-9.efi", &one),
+        ("EFI/Linux/system-10.efi", &two),
+        ("EFI/Linux/loader.efi", &uki(&[(".text", b"no kernel")])),
+        ("EFI/Linux/text.efi", b"no program"),
+        ("EFI/BOOT/BOOTX64.EFI", b"MZ"),
+    ];
+    let disk = with_esp(&home, "uki", files);
+    let shown = show(&home, &disk);
+    assert_eq!(shown["entries"].as_array().unwrap().len(), 2, "{shown:#}");
+    let entry = default_of(&shown);
+    assert_eq!((&entry["title"], &entry["origin"]), (&"System 10".into(), &"unified-kernel".into()));
+    assert_eq!(entry["kernel"], "/EFI/Linux/system-10.efi");
+    let out = home.beside("out");
+    std::fs::create_dir(&out).unwrap();
+    home.args(["image", "extract", &disk, out.to_str().unwrap(), "--entry", "2"]).ok();
+    assert!(std::fs::read(out.join("kernel")).unwrap() == common::GUEST);
+    assert_eq!(std::fs::read(out.join("initrd")).unwrap(), b"microcode\0\0\0nothing that it looks at");
+    let mut vm = home.boot(&format!("run demo --memory 64M --image {disk}"));
+    let told = vm.ok("info");
+    assert!(told.contains("cmdline=\"root=UUID=1 word=two console=ttyS0\""), "{told}");
+    vm.power_off();
+    // An EFI system partition that is damaged is in nobody's way.
+    let root = Root::new(&home, "root").system("Root");
+    root.file("boot/vmlinuz-1", b"k");
+    let mut damaged = std::fs::read(fat(&home, "damaged.fat", 4 << 20, files)).unwrap();
+    damaged[11..13].fill(0xff);
+    let damaged = home.file("damaged.fat", &damaged);
+    let shown = show(&home, &gpt(&home, "damaged.raw", &[&damaged, &root.ext4()]));
+    assert_eq!(default_of(&shown)["kernel"], "/boot/vmlinuz-1");
+    assert!(shown["volumes"][0]["problem"].as_str().unwrap().contains("partition 1"), "{shown:#}");
 }
 
 #[test]

@@ -55,7 +55,8 @@ fn open(path: &Path) -> io::Result<Option<File>> {
 
 /// Those that are there, the former one first, and whether the last one is that which is written to.
 fn open_all(path: &Path) -> io::Result<(Vec<Log>, bool)> {
-    let pairs = [(path.with_extension("log.1"), times::former_path_of(path)), (path.into(), times::path_of(path))];
+    let pairs =
+        [(path.with_extension("log.1"), times::former_path_of(path)), (path.into(), times::path_of(path))];
     loop {
         let mut logs = Vec::new();
         let mut is_there = false;
@@ -144,7 +145,9 @@ fn print(path: &Path, args: &LogsArgs, form: Form, is_off: &dyn Fn() -> bool) ->
             unknown |= log.begin_at(since)?;
         }
         if unknown {
-            note("piton: some of the output has no times, as an earlier version of piton recorded none: it is left out");
+            note(
+                "piton: some of the output has no times, as an earlier version of piton recorded none: it is left out",
+            );
         }
     }
     let mut lines = Lines::new(form);

@@ -1,15 +1,15 @@
-//! `piton manager`: the web manager in the foreground.
+//! `piton manager`: the web manager in the foreground; `piton api`: the same for programs.
 
 use std::process::{Command, Stdio};
 
 use anyhow::Context;
 
-use super::args::ManagerArgs;
+use super::args::{ApiArgs, ManagerArgs};
 use super::error::usage;
 use super::out::{self, note, outln};
 use super::signals;
 use crate::folder::Home;
-use crate::manager::{self, Address, Options};
+use crate::manager::{self, Address, HomeOptions, Options};
 use crate::storage::Storage;
 
 pub fn run(args: ManagerArgs, json: bool) -> anyhow::Result<()> {
@@ -25,13 +25,11 @@ pub fn run(args: ManagerArgs, json: bool) -> anyhow::Result<()> {
         ),
         _ => {}
     }
-    let mut starter = Command::new(std::env::current_exe().context("piton cannot find itself")?);
-    starter.arg("start-commands");
     let options = Options {
         home: Home::from_env(Storage::os())?,
         address: address.clone(),
         allowed_hosts: args.allowed_host,
-        starter,
+        starter: starter()?,
         confined: !args.guard.no_seccomp,
     };
     let stopped = signals::first()?;
@@ -59,6 +57,28 @@ pub fn run(args: ManagerArgs, json: bool) -> anyhow::Result<()> {
         });
     };
     Ok(manager::serve(options, new_link, stopped)?)
+}
+
+/// The process that starts commands.
+fn starter() -> anyhow::Result<Command> {
+    let mut starter = Command::new(std::env::current_exe().context("piton cannot find itself")?);
+    starter.arg("start-commands");
+    Ok(starter)
+}
+
+pub fn api(args: ApiArgs, json: bool) -> anyhow::Result<()> {
+    let home = Home::from_env(Storage::os())?;
+    let path = args.socket.unwrap_or_else(|| home.api_socket());
+    let path = std::path::absolute(&path).unwrap_or(path);
+    home.make()?;
+    let options =
+        HomeOptions { home, path: path.clone(), starter: starter()?, confined: !args.guard.no_seccomp };
+    let stopped = signals::first()?;
+    let ready = || match json {
+        true => out::json_line(&serde_json::json!({ "socket": path })),
+        false => outln!("{}", path.display()),
+    };
+    Ok(manager::serve_home(options, ready, stopped)?)
 }
 
 /// Shows the link to the user's browser, where there is a screen.

@@ -125,6 +125,7 @@ pub fn main() -> ExitCode {
         }
         Command::Metrics(args) => metrics::run(&args),
         Command::Manager(args) => manager::run(args, json),
+        Command::Api(args) => manager::api(args, json),
         Command::StartCommands => crate::manager::start_commands().map_err(Into::into),
         Command::Completions { shell } => completions::print(shell),
         Command::Man { dir } => completions::manual(&dir),

@@ -5,6 +5,7 @@ pub mod agent;
 pub mod agent_line;
 pub mod client;
 pub mod exposition;
+pub mod forward;
 pub mod happened;
 pub mod jobs;
 pub mod metrics;

@@ -113,6 +113,16 @@ impl Home {
         }
     }
 
+    /// Makes the folder if there is none yet.
+    pub fn make(&self) -> Result<(), FolderError> {
+        make_all(&self.storage, &self.root)
+    }
+
+    /// Of `piton api`. No name of a VM begins so.
+    pub fn api_socket(&self) -> PathBuf {
+        self.root.join(".api.sock")
+    }
+
     /// All folders here whose name is a VM's, by name.
     pub fn all(&self) -> Result<Vec<VmFolder>, FolderError> {
         trust::parent(&self.root)?;
@@ -123,6 +133,19 @@ impl Home {
         };
         let vms = names.iter().filter_map(|name| name.to_str()?.parse().ok());
         Ok(vms.map(|name| self.folder(&name)).filter(VmFolder::may_be_one).collect())
+    }
+}
+
+fn make_all(storage: &Storage, dir: &Path) -> Result<(), FolderError> {
+    if storage.exists(dir)? {
+        return Ok(());
+    }
+    if let Some(parent) = dir.parent() {
+        make_all(storage, parent)?;
+    }
+    match storage.create_dir(dir) {
+        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => Err(e.into()),
+        _ => Ok(()),
     }
 }
 
@@ -248,7 +271,7 @@ impl VmFolder {
     /// Makes the folder and locks it; refused where a VM is already.
     pub fn create(&self) -> Result<VmLock, FolderError> {
         self.check()?;
-        self.create_parents(&self.home)?;
+        make_all(&self.storage, &self.home)?;
         if self.exists()? {
             return Err(FolderError::Taken { name: self.name.clone() });
         }
@@ -259,19 +282,6 @@ impl VmFolder {
         }
         self.storage.sync_dir(&self.home)?;
         self.lock_leftover()
-    }
-
-    fn create_parents(&self, dir: &Path) -> Result<(), FolderError> {
-        if self.storage.exists(dir)? {
-            return Ok(());
-        }
-        if let Some(parent) = dir.parent() {
-            self.create_parents(parent)?;
-        }
-        match self.storage.create_dir(dir) {
-            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => Err(e.into()),
-            _ => Ok(()),
-        }
     }
 
     /// Locks an existing VM.

@@ -1,4 +1,4 @@
-//! Entries as files. Source: the UAPI Group's Boot Loader Specification.
+//! Entries as files, and kernels that are entries themselves. Source: the UAPI Group's Boot Loader Specification.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -6,16 +6,22 @@ use std::collections::BTreeMap;
 use super::entry::{Entry, File, Origin};
 use super::error::Result;
 use super::survey::Survey;
-use super::version;
+use super::uki::{self, Uki};
+use super::{os_release, version};
 
 /// On a partition of boot files, and in a root.
 const FOLDERS: [&str; 2] = ["/loader", "/boot/loader"];
+/// Of unified kernel images.
+const UNIFIED: &str = "/EFI/Linux";
 const ENTRIES_MAX: usize = 256;
 
 /// All entries, best first; `variables` are what their options may name.
 pub fn entries(survey: &Survey, variables: &BTreeMap<String, String>) -> Result<Vec<Entry>> {
     let mut found = Vec::new();
     for (number, volume) in survey.volumes.iter().enumerate() {
+        if volume.is_broken_fat() {
+            continue;
+        }
         for folder in FOLDERS {
             let entries = format!("{folder}/entries");
             for name in volume.names(&entries)? {
@@ -28,6 +34,12 @@ pub fn entries(survey: &Survey, variables: &BTreeMap<String, String>) -> Result<
                 }
             }
         }
+        for name in volume.names(UNIFIED)? {
+            if found.len() < ENTRIES_MAX && name.to_ascii_lowercase().ends_with(".efi") {
+                let path = format!("{UNIFIED}/{name}");
+                found.extend(uki::read(volume, &path)?.map(|image| unified(image, &name, number, &path)));
+            }
+        }
     }
     found.sort_by(|a, b| a.order(b));
     Ok(found.into_iter().map(|one| one.entry).collect())
@@ -35,7 +47,7 @@ pub fn entries(survey: &Survey, variables: &BTreeMap<String, String>) -> Result<
 
 /// What systemd-boot's configuration says is booted: an entry's id, with `*` for anything.
 pub fn configured_default(survey: &Survey, entries: &[Entry]) -> Result<Option<usize>> {
-    for volume in &survey.volumes {
+    for volume in survey.volumes.iter().filter(|volume| !volume.is_broken_fat()) {
         for folder in FOLDERS {
             let Some(text) = volume.text(&format!("{folder}/loader.conf"))? else { continue };
             let fields = text.lines().filter_map(|line| line.trim().split_once(char::is_whitespace));
@@ -85,6 +97,23 @@ impl One {
     }
 }
 
+/// Called by its file, ordered by the system in it.
+fn unified(image: Uki, name: &str, volume: usize, path: &str) -> One {
+    let system = os_release::parse(&image.os_release);
+    let named = !image.os_release.is_empty();
+    let file = |section| File { volume, path: path.to_owned(), section: Some(section) };
+    let entry = Entry {
+        title: if named { system.name } else { name.to_owned() },
+        id: name.to_owned(),
+        origin: Origin::UnifiedKernel,
+        volume,
+        kernel: file(image.linux),
+        initrds: image.initrds.into_iter().map(file).collect(),
+        cmdline: image.cmdline.split_whitespace().collect::<Vec<_>>().join(" "),
+    };
+    One { entry, sort_key: named.then_some(system.id), version: system.version.unwrap_or_default() }
+}
+
 /// None: it boots something else than a kernel with a command line.
 fn parse(text: &str, id: &str, volume: usize, variables: &BTreeMap<String, String>) -> Option<One> {
     let fields: Vec<(&str, &str)> = text
@@ -97,7 +126,7 @@ fn parse(text: &str, id: &str, volume: usize, variables: &BTreeMap<String, Strin
     let all =
         |key: &'static str| fields.iter().filter(move |(name, _)| *name == key).map(|(_, value)| *value);
     let last = |key| all(key).next_back().map(str::to_owned);
-    let file = |path: &str| File { volume, path: path.to_owned() };
+    let file = |path: &str| File::whole(volume, path);
     let options: Vec<String> = all("options").map(|text| expand(text, variables)).collect();
     let initrds: Vec<String> = all("initrd").map(|text| expand(text, variables)).collect();
     let entry = Entry {

@@ -10,6 +10,8 @@ pub enum Origin {
     Grub,
     /// A file of the Boot Loader Specification.
     LoaderEntry,
+    /// A unified kernel image.
+    UnifiedKernel,
     /// A kernel in /boot that no boot loader speaks of.
     KernelFile,
 }
@@ -32,6 +34,21 @@ pub struct Entry {
 pub struct File {
     pub volume: usize,
     pub path: String,
+    /// None: all of it.
+    pub section: Option<Section>,
+}
+
+impl File {
+    pub fn whole(volume: usize, path: impl Into<String>) -> Self {
+        Self { volume, path: path.into(), section: None }
+    }
+}
+
+/// Bytes of a file.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Section {
+    pub offset: u64,
+    pub len: u64,
 }
 
 /// What can be booted, and which of it is.

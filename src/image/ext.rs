@@ -43,9 +43,10 @@ impl Ext {
         }
     }
 
-    /// A file of `len` bytes, as [`Self::len`] has it.
-    pub fn read(&self, path: &str, len: usize) -> Result<Vec<u8>, String> {
+    /// `len` bytes of a file from `offset` on, which it has as [`Self::len`] says.
+    pub fn read(&self, path: &str, offset: u64, len: usize) -> Result<Vec<u8>, String> {
         let mut file = self.0.open(path).map_err(|e| e.to_string())?;
+        file.seek_to(offset).map_err(|e| e.to_string())?;
         let mut bytes = vec![0; len];
         let mut got = 0;
         while got < len {

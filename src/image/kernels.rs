@@ -10,6 +10,9 @@ const KERNEL: &str = "vmlinuz";
 pub fn entries(survey: &Survey) -> Result<Vec<Entry>> {
     let mut found = Vec::new();
     for (number, volume) in survey.volumes.iter().enumerate() {
+        if volume.is_broken_fat() {
+            continue;
+        }
         for folder in ["/boot", ""] {
             let names = volume.names(if folder.is_empty() { "/" } else { folder })?;
             let mut kernels: Vec<&str> = names
@@ -34,10 +37,10 @@ pub fn entries(survey: &Survey) -> Result<Vec<Entry>> {
                     origin: Origin::KernelFile,
                     volume: number,
                     initrds: initrd(volume, folder, rest)
-                        .map(|path| File { volume: number, path })
+                        .map(|path| File::whole(number, path))
                         .into_iter()
                         .collect(),
-                    kernel: File { volume: number, path },
+                    kernel: File::whole(number, path),
                     // Which root it is, is said when it is booted.
                     cmdline: String::new(),
                 });

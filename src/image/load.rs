@@ -59,6 +59,13 @@ fn read(survey: &Survey, entry: &Entry, file: &File, max: u64) -> Result<Vec<u8>
         .volumes
         .get(file.volume)
         .ok_or_else(|| unbootable("is not on any of its partitions".into()))?;
+    if let Some(section) = file.section {
+        if section.len > max {
+            let (volume, path) = (volume.name(), file.path.clone());
+            return Err(ImageError::TooLarge { volume, path, len: section.len, max });
+        }
+        return volume.read_section(&file.path, section);
+    }
     let found = volume.read(&file.path, max)?;
     found.ok_or_else(|| match volume.found.kind.hides_files() {
         true => unbootable(format!(

@@ -13,6 +13,9 @@ pub fn of(survey: &Survey) -> Result<Menu> {
     let mut menus = Vec::new();
     let mut trouble = None;
     for (number, volume) in survey.volumes.iter().enumerate() {
+        if volume.is_broken_fat() {
+            continue;
+        }
         for path in grub::PATHS {
             let followed = match volume.text(path) {
                 Ok(Some(text)) => grub::menu(survey, number, path, &text),

@@ -8,6 +8,8 @@ mod cmdline;
 mod entry;
 mod error;
 mod ext;
+mod fat;
+mod files;
 mod gpt;
 pub mod grub;
 mod kernels;
@@ -21,6 +23,7 @@ mod partition;
 mod software;
 mod source;
 mod survey;
+mod uki;
 mod version;
 mod walk;
 

@@ -15,15 +15,30 @@ pub enum NodeKind {
 
 /// Two that are equal are so in all their times, too.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Node(Metadata);
+pub struct Node(Inner);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Inner {
+    Ext(Metadata),
+    Fat { folder: bool, len: u64, modified: i64 },
+}
 
 impl Node {
     pub(super) fn new(meta: Metadata) -> Self {
-        Self(meta)
+        Self(Inner::Ext(meta))
+    }
+
+    /// FAT knows neither owners nor modes.
+    pub(super) fn of_fat(folder: bool, len: u64, modified: i64) -> Self {
+        Self(Inner::Fat { folder, len, modified })
     }
 
     pub fn kind(&self) -> NodeKind {
-        let kind = self.0.file_type();
+        let kind = match &self.0 {
+            Inner::Ext(meta) => meta.file_type(),
+            Inner::Fat { folder: true, .. } => return NodeKind::Folder,
+            Inner::Fat { .. } => return NodeKind::File,
+        };
         if kind.is_regular_file() {
             NodeKind::File
         } else if kind.is_dir() {
@@ -37,7 +52,10 @@ impl Node {
 
     /// Bytes, as it claims.
     pub fn len(&self) -> u64 {
-        self.0.len()
+        match &self.0 {
+            Inner::Ext(meta) => meta.len(),
+            Inner::Fat { len, .. } => *len,
+        }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -46,11 +64,18 @@ impl Node {
 
     /// Permission bits, with those for set-uid and its kin.
     pub fn mode(&self) -> u32 {
-        u32::from(self.0.mode())
+        match &self.0 {
+            Inner::Ext(meta) => u32::from(meta.mode()),
+            Inner::Fat { folder: true, .. } => 0o755,
+            Inner::Fat { .. } => 0o644,
+        }
     }
 
     pub fn owner(&self) -> (u32, u32) {
-        (self.0.uid(), self.0.gid())
+        match &self.0 {
+            Inner::Ext(meta) => (meta.uid(), meta.gid()),
+            Inner::Fat { .. } => (0, 0),
+        }
     }
 
     /// Whether all that is shown of them is the same: they can differ in when they were last read, and
@@ -62,7 +87,9 @@ impl Node {
 
     /// Seconds since 1970, and nanoseconds.
     pub fn modified(&self) -> (i64, u32) {
-        let time = self.0.modified();
-        (time.seconds(), time.nanoseconds())
+        match &self.0 {
+            Inner::Ext(meta) => (meta.modified().seconds(), meta.modified().nanoseconds()),
+            Inner::Fat { modified, .. } => (*modified, 0),
+        }
     }
 }

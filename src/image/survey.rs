@@ -3,8 +3,9 @@
 use std::cell::OnceCell;
 use std::sync::Arc;
 
+use super::entry::Section;
 use super::error::{ImageError, Result};
-use super::ext::Ext;
+use super::files::Files;
 use super::kind::{self, Found, Kind};
 use super::node::Node;
 use super::os_release::System;
@@ -28,7 +29,7 @@ pub struct Volume {
     pub partition: Option<Partition>,
     pub part: Part,
     pub found: Found,
-    files: OnceCell<std::result::Result<Ext, String>>,
+    files: OnceCell<std::result::Result<Option<Files>, String>>,
 }
 
 impl Survey {
@@ -92,13 +93,9 @@ impl Volume {
     }
 
     /// Its files, if they can be read here at all.
-    pub(super) fn files(&self) -> Result<Option<&Ext>> {
-        if self.found.kind != Kind::Ext {
-            return Ok(None);
-        }
-        let open = || Ext::open(&self.part);
-        match self.files.get_or_init(open) {
-            Ok(files) => Ok(Some(files)),
+    pub(super) fn files(&self) -> Result<Option<&Files>> {
+        match self.files.get_or_init(|| Files::open(self.found.kind, &self.part)) {
+            Ok(files) => Ok(files.as_ref()),
             Err(error) => Err(ImageError::FileSystem { volume: self.name(), error: error.clone() }),
         }
     }
@@ -106,6 +103,11 @@ impl Volume {
     /// Why its files cannot be read, although they should.
     pub fn broken(&self) -> Option<String> {
         self.files().err().map(|e| e.to_string())
+    }
+
+    /// Of what firmware reads, a system may need nothing to boot.
+    pub fn is_broken_fat(&self) -> bool {
+        self.found.kind == Kind::Fat && self.broken().is_some()
     }
 
     /// Bytes of a file; none: there is none of this name.
@@ -127,8 +129,19 @@ impl Volume {
         if len > self.part.len {
             return Err(self.failed(path)(format!("it claims to have {len} bytes, more than there are")));
         }
-        let bytes = files.read(&absolute(path), usize::try_from(len).unwrap_or(usize::MAX));
+        let bytes = files.read(&absolute(path), 0, usize::try_from(len).unwrap_or(usize::MAX));
         bytes.map(Some).map_err(self.failed(path))
+    }
+
+    /// Bytes that a file has, as [`Self::len`] says.
+    pub fn read_section(&self, path: &str, section: Section) -> Result<Vec<u8>> {
+        let Some(files) = self.files()? else { return Ok(Vec::new()) };
+        let Section { offset, len } = section;
+        if len > self.part.len {
+            return Err(self.failed(path)(format!("it claims to have {len} bytes, more than there are")));
+        }
+        let bytes = files.read(&absolute(path), offset, usize::try_from(len).unwrap_or(usize::MAX));
+        bytes.map_err(self.failed(path))
     }
 
     /// What a path leads to, links followed within this file system; none: nowhere.

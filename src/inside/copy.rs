@@ -7,13 +7,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::time::Duration;
 
 use super::exec::{self, Command, Host, Signal, Stream};
+use super::find::{Found, What, find, split};
 use super::tar::{self, Entry, Event, Kind, TarError};
-use super::{Guest, InsideError, SHELL, meanwhile};
+use super::{Guest, InsideError, meanwhile};
 use crate::progress::Progress;
-use crate::qga;
 use crate::storage::place::{Place, parts};
 
 /// What is read of a file at a time, and how many such pieces wait.
@@ -23,7 +22,6 @@ const PIECES: usize = 4;
 const COMPLAINT: usize = 4096;
 /// Folders whose mode is set at the end.
 const FOLDERS_MAX: usize = 1 << 16;
-const LOOK: Duration = Duration::from_millis(5);
 const WHAT: &str = "files were being copied";
 
 /// What was copied.
@@ -33,64 +31,6 @@ pub struct Copied {
     pub bytes: u64,
     /// Devices and the like, which were left out.
     pub left_out: u64,
-}
-
-/// What a path of the guest leads to.
-struct Found {
-    what: What,
-    has_tar: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum What {
-    Folder,
-    File,
-    /// A device or the like.
-    Special,
-    Nothing,
-    /// Nor is the folder there that it would be in.
-    NoParent,
-}
-
-/// Asks the guest's shell; none if it has none.
-fn find(guest: &mut Guest, path: &str) -> Result<Option<Found>, InsideError> {
-    const SCRIPT: &str = "if [ -d \"$1\" ]; then w=d; elif [ -e \"$1\" ] && [ ! -f \"$1\" ]; then w=s; \
-        elif [ -e \"$1\" ] || [ -L \"$1\" ]; then w=f; \
-        elif [ -d \"$2\" ]; then w=n; else w=x; fi; \
-        command -v tar >/dev/null 2>&1 && echo \"$w t\" || echo \"$w -\"";
-    if !guest.allows("guest-exec") || !guest.has_shell()? {
-        return Ok(None);
-    }
-    let arg = ["-c", SCRIPT, "piton", path, split(path).0].map(str::to_owned).to_vec();
-    let exec = qga::Exec { path: SHELL.into(), arg, capture: true, ..qga::Exec::default() };
-    let pid = guest.exec(exec)?;
-    let status = loop {
-        let status = guest.exec_status(pid)?;
-        if status.exited {
-            break status;
-        }
-        std::thread::sleep(LOOK);
-    };
-    let said = status.out.as_deref().and_then(qga::decode).unwrap_or_default();
-    let what = match said.first() {
-        Some(b'd') => What::Folder,
-        Some(b'f') => What::File,
-        Some(b's') => What::Special,
-        Some(b'n') => What::Nothing,
-        Some(b'x') => What::NoParent,
-        _ => return Err(InsideError::NotBegun("its shell is not working".into())),
-    };
-    Ok(Some(Found { what, has_tar: said.get(2) == Some(&b't') }))
-}
-
-/// The folder of a path of the guest, and the name in it. The path is absolute.
-fn split(path: &str) -> (&str, &str) {
-    let path = path.trim_end_matches('/');
-    match path.rsplit_once('/') {
-        Some(("", name)) => ("/", name),
-        Some((folder, name)) => (folder, name),
-        None => ("/", path),
-    }
 }
 
 fn refused<T>(text: impl Into<String>) -> Result<T, InsideError> {
@@ -133,7 +73,8 @@ fn target_on_host(to: &Path, name: &str) -> Result<(PathBuf, Vec<u8>), InsideErr
     }
 }
 
-/// Copies a file or folder of the guest to the host.
+/// Copies a file or folder of the guest to the host. A link that `from` itself is is followed, those in a
+/// folder are copied as they are.
 pub fn from_guest(
     guest: &mut Guest,
     from: &str,
@@ -141,12 +82,22 @@ pub fn from_guest(
     progress: &Progress,
 ) -> Result<Copied, InsideError> {
     check_guest_path(from)?;
-    let (folder, name) = split(from);
-    let (root, name_here) = target_on_host(to, name)?;
+    let (root, name_here) = target_on_host(to, split(from).1)?;
     let found = find(guest, from)?;
-    if found.as_ref().is_some_and(|found| matches!(found.what, What::Nothing | What::NoParent)) {
-        return refused(format!("there is no {from} in the guest"));
+    match found.as_ref().map(|found| found.what) {
+        Some(What::Nothing | What::NoParent) => return refused(format!("there is no {from} in the guest")),
+        Some(What::Broken) => return refused(format!("{from} in the guest is a link that leads nowhere")),
+        _ => {}
     }
+    let real = match found.as_ref().and_then(|found| found.real.clone()).map(String::from_utf8) {
+        Some(Ok(real)) if split(&real).1.is_empty() => {
+            return refused(format!("{from} in the guest leads to /: copy the folders in it"));
+        }
+        Some(Ok(real)) => real,
+        Some(Err(_)) => return refused(format!("{from} leads to a name that the guest agent cannot handle")),
+        None => from.to_owned(),
+    };
+    let (folder, name) = split(&real);
     let place = Place::open(&root).map_err(host(shown(&root)))?;
     progress.phase("copy", 0);
     let tar = match found {

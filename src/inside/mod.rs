@@ -5,6 +5,7 @@
 
 pub mod copy;
 pub mod exec;
+mod find;
 pub mod identity;
 pub mod plain;
 pub mod tar;

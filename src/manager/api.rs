@@ -101,7 +101,7 @@ impl Answer {
     }
 }
 
-struct Problem(StatusCode, String);
+pub struct Problem(pub StatusCode, pub String);
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
@@ -161,7 +161,7 @@ impl From<tokio::task::JoinError> for Problem {
     }
 }
 
-type Outcome<T> = Result<T, Problem>;
+pub type Outcome<T> = Result<T, Problem>;
 
 /// Does what may wait for a file.
 async fn blocking<T, E>(work: impl FnOnce() -> Result<T, E> + Send + 'static) -> Outcome<T>
@@ -173,13 +173,13 @@ where
 }
 
 /// A VM that exists.
-async fn existing(context: &Context, name: &str) -> Outcome<VmFolder> {
+pub async fn existing(context: &Context, name: &str) -> Outcome<VmFolder> {
     let name: VmName = name.parse().map_err(FolderError::from)?;
     let folder = context.home.folder(&name);
     blocking(move || folder.must_exist().map(|()| folder)).await
 }
 
-async fn all(State(context): State<Context>) -> Outcome<Response> {
+pub async fn all(State(context): State<Context>) -> Outcome<Response> {
     let folders = blocking(move || context.home.all()).await?;
     let mut asked: JoinSet<_> = folders
         .into_iter()
@@ -193,22 +193,22 @@ async fn all(State(context): State<Context>) -> Outcome<Response> {
     Ok(Json(found.into_values().collect::<Vec<_>>()).into_response())
 }
 
-async fn one(State(context): State<Context>, UrlPath(vm): UrlPath<String>) -> Outcome<Response> {
+pub async fn one(State(context): State<Context>, UrlPath(vm): UrlPath<String>) -> Outcome<Response> {
     let folder = existing(&context, &vm).await?;
     Ok(Json(Looker::new(folder).look().await).into_response())
 }
 
-async fn tree(State(context): State<Context>, UrlPath(vm): UrlPath<String>) -> Outcome<Response> {
+pub async fn tree(State(context): State<Context>, UrlPath(vm): UrlPath<String>) -> Outcome<Response> {
     let folder = existing(&context, &vm).await?;
     Ok(Json(blocking(move || files::tree(&folder)).await?).into_response())
 }
 
-async fn trash(State(context): State<Context>, UrlPath(vm): UrlPath<String>) -> Outcome<Response> {
+pub async fn trash(State(context): State<Context>, UrlPath(vm): UrlPath<String>) -> Outcome<Response> {
     let folder = existing(&context, &vm).await?;
     Ok(Json(blocking(move || files::trash(&folder)).await?).into_response())
 }
 
-async fn checkpoint(
+pub async fn checkpoint(
     State(context): State<Context>,
     UrlPath((vm, reference)): UrlPath<(String, String)>,
 ) -> Outcome<Response> {

@@ -9,6 +9,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use std::os::unix::net::UnixListener;
 use tokio::sync::oneshot;
 
@@ -138,31 +139,66 @@ pub fn serve(
     let tell = move |token: &str| new_link(&format!("{root}/?token={token}"));
     // The first is told here, as it may start a browser.
     tell(&gate.new_link().map_err(ManagerError::Start)?);
+    let front = Door { gate: Arc::new(gate), new_link: Arc::new(tell) };
+    let served = talk_confined(door, home, starter, confined, stop, |context| router(front, context));
+    if let Address::Unix(path) = &address {
+        let _ = std::fs::remove_file(path);
+    }
+    served
+}
+
+pub struct HomeOptions {
+    pub home: Home,
+    pub path: PathBuf,
+    /// As in [`Options`].
+    pub starter: Command,
+    pub confined: bool,
+}
+
+/// Serves the socket of a home until `stop` comes; `ready` is called once it listens.
+pub fn serve_home(
+    options: HomeOptions,
+    ready: impl FnOnce(),
+    stop: oneshot::Receiver<()>,
+) -> Result<(), ManagerError> {
+    let HomeOptions { home, path, starter, confined } = options;
+    let door = Open::Unix(bind(&path)?);
+    ready();
+    let served = talk_confined(door, home, starter, confined, stop, super::home::router);
+    let _ = std::fs::remove_file(&path);
+    served
+}
+
+fn talk_confined(
+    door: Open,
+    home: Home,
+    starter: Command,
+    confined: bool,
+    stop: oneshot::Receiver<()>,
+    router: impl FnOnce(Context) -> Router + Send + 'static,
+) -> Result<(), ManagerError> {
     let starter = Starter::spawn(starter).map_err(ManagerError::Start)?;
     if confined {
         seccomp::enable().map_err(|e| ManagerError::Start(io::Error::other(e)))?;
     }
     let served = std::thread::Builder::new().name("manager".into()).spawn(move || {
         seccomp::confine(Thread::Manager);
-        let door = (door, Door { gate: Arc::new(gate), new_link: Arc::new(tell) });
-        life::run(talk(door, home, Actions::new(starter), stop)).map_err(ManagerError::Start)?
+        life::run(talk(door, home, Actions::new(starter), stop, router)).map_err(ManagerError::Start)?
     });
     let served = served.map_err(ManagerError::Start)?.join();
-    if let Address::Unix(path) = &address {
-        let _ = std::fs::remove_file(path);
-    }
     served.unwrap_or_else(|_| Err(ManagerError::Start(io::Error::other("its thread panicked"))))
 }
 
 async fn talk(
-    (open, door): (Open, Door),
+    open: Open,
     home: Home,
     actions: Actions,
     stop: oneshot::Receiver<()>,
+    router: impl FnOnce(Context) -> Router,
 ) -> Result<(), ManagerError> {
     let watch = Watch::new(home.clone());
     tokio::spawn(watch.clone().run());
-    let app = router(door, Context { home, watch, actions });
+    let app = router(Context { home, watch, actions });
     let seats = Seats::new((descriptors() / 4).clamp(4, CONNECTIONS_MAX), GRACE);
     life::until(stop, async |stopped| {
         match open {

@@ -2,7 +2,8 @@
 //! of its own, a client of the VMs' sockets and a reader of their folders; what it changes it has
 //! changed by the program itself. Nothing depends on it.
 //!
-//! [`gate`] is who may ask, [`api`] what can be asked, [`pages`] what a browser gets.
+//! [`gate`] is who may ask, [`api`] what can be asked, [`pages`] what a browser gets. [`home`] is the same for
+//! programs, over a socket of the user's.
 
 mod actions;
 mod api;
@@ -12,6 +13,7 @@ mod events;
 mod files;
 mod front;
 mod gate;
+mod home;
 mod life;
 mod listen;
 mod load;
@@ -23,5 +25,5 @@ mod vms;
 mod watch;
 mod words;
 
-pub use listen::{Address, ManagerError, Options, serve};
+pub use listen::{Address, HomeOptions, ManagerError, Options, serve, serve_home};
 pub use starter::run as start_commands;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use piton::image::{self, At, NodeKind, Survey, Walk};
 
 use crate::files::folder;
+use crate::image_common::{fat_of, uki};
 use crate::{Shape, Target};
 
 const UUID: &str = "11111111-2222-4333-8444-555555555555";
@@ -126,6 +127,61 @@ pub fn grub() -> Target {
                 Ok(found) => found.default.is_ok_and(|at| at < found.entries.len()),
                 Err(e) => e.to_string().is_empty(),
             }
+        }),
+    }
+}
+
+/// A FAT file system as EFI system partitions have it, with a loader's entries and a unified kernel image.
+pub fn fat() -> Target {
+    let entry = b"title a\nlinux /a/linux\ninitrd /a/initrd of a long name\noptions root=UUID=1\n";
+    let image =
+        uki(&[(".osrel", b"ID=a"), (".cmdline", b"root=UUID=1"), (".linux", &[7; 2000]), (".initrd", b"i")]);
+    let files: &[(&str, &[u8])] = &[
+        ("loader/entries/a.conf", entry),
+        ("loader/loader.conf", b"default a*\n"),
+        ("a/linux", &[1; 1500]),
+        ("a/initrd of a long name", b"initrd"),
+        ("EFI/Linux/a.efi", &image),
+    ];
+    // FAT32 is large, but for what is at its begin.
+    let mut large = fat_of(34 * MIB, files);
+    let used = large.iter().rposition(|byte| *byte != 0).unwrap();
+    large.truncate((used + 1).next_multiple_of(4096));
+    let disks = [fat_of(128 << 10, files), large].map(|disk| {
+        let used = |at: &usize| disk[*at..*at + 16] != [0; 16];
+        let places: Vec<usize> = (0..disk.len()).step_by(16).filter(used).collect();
+        (disk, places)
+    });
+    let seed = |number: usize| (0..61).map(|at| (at * 7 + number * 31) as u8).collect();
+    Target {
+        name: "fat",
+        shape: Shape::Bytes,
+        seeds: vec![vec![0], vec![1], seed(1), seed(2), seed(3)],
+        mend: Box::new(|bytes| bytes.truncate(97)),
+        run: Box::new(move |bytes| {
+            // As in `image`, behind a byte that says which disk it is.
+            let Some((which, changes)) = bytes.split_first() else { return false };
+            let (mut bytes, places) = disks[usize::from(*which) % disks.len()].clone();
+            for change in changes.chunks_exact(6) {
+                let place = u32::from_le_bytes(change[..4].try_into().unwrap()) as usize;
+                let at = places[place % places.len()] + place / places.len() % 15;
+                bytes[at..at + 2].copy_from_slice(&change[4..]);
+            }
+            let Ok(survey) = Survey::of(Arc::new(bytes)) else { return false };
+            for volume in &survey.volumes {
+                for path in ["/a/linux", "/EFI", "/", "/a/../a/INITRD OF A LONG NAME"] {
+                    let _ = volume.names(path);
+                    let Ok(Some(node)) = volume.node(path) else { continue };
+                    let mut got = 0;
+                    let read = volume.stream(path, &node, &mut |bytes| {
+                        got += bytes.len() as u64;
+                        true
+                    });
+                    assert!(got <= volume.part.len && (read.is_err() || got == node.len()));
+                }
+            }
+            let Ok(menu) = image::menu_of(&survey) else { return false };
+            image::choose(&menu, None).is_ok_and(|entry| image::load(&survey, entry).is_ok())
         }),
     }
 }

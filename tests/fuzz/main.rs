@@ -10,6 +10,8 @@ mod contents;
 mod driver;
 mod files;
 mod http;
+#[path = "../image_common/made.rs"]
+mod image_common;
 mod images;
 mod kernel;
 mod mutate;
@@ -86,6 +88,7 @@ fn targets() -> Vec<(&'static str, Make)> {
         ("base-sums", images::base_sums),
         ("image", contents::image),
         ("grub", contents::grub),
+        ("fat", contents::fat),
         ("virtio", virtio::target),
         ("vsock", vsock::target),
         ("net", net::device),

@@ -12,6 +12,11 @@ use piton::storage::Storage;
 
 use crate::common::{Finished, Home};
 
+mod made;
+
+#[allow(unused_imports, reason = "as above")]
+pub use made::{fat_of, uki};
+
 pub mod image {
     use super::*;
 
@@ -155,4 +160,9 @@ fn table(home: &Home, name: &str, parts: &[&str], label: &str) -> String {
     }
     std::fs::write(&path, bytes).unwrap();
     path
+}
+
+/// A FAT file system with these files; returns its path.
+pub fn fat(home: &Home, name: &str, bytes: usize, files: &[(&str, &[u8])]) -> String {
+    home.file(name, &fat_of(bytes, files))
 }

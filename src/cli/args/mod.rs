@@ -33,7 +33,7 @@ use seconds::parse_seconds;
 pub use seed::SeedArgs;
 pub use shell::Shell;
 pub use trash::{TrashCommand, UndoArgs};
-pub use watch::{EventsArgs, LogsArgs, MetricsArgs, WaitArgs, WaitFor};
+pub use watch::{ApiArgs, EventsArgs, LogsArgs, MetricsArgs, WaitArgs, WaitFor};
 
 #[derive(Debug, Parser)]
 #[command(name = "piton", version, about = "A small hypervisor with live checkpoints", max_term_width = 100)]
@@ -131,6 +131,8 @@ pub enum Command {
     Metrics(MetricsArgs),
     /// Show all VMs and their checkpoints in a browser
     Manager(ManagerArgs),
+    /// Serve an API for all VMs on a Unix socket
+    Api(ApiArgs),
     /// Start commands for the manager whose process is at the other end of standard input
     #[command(hide = true)]
     StartCommands,
@@ -375,7 +377,8 @@ pub struct SshArgs {
 
 #[derive(Debug, Args)]
 pub struct CopyArgs {
-    /// What to copy: a path on this host, or VM:/PATH
+    /// What to copy: a path on this host, or VM:/PATH. If it is a symbolic link, what it leads to is copied; links
+    /// in a folder are copied as links
     #[arg(value_name = "FROM")]
     pub from: std::ffi::OsString,
     /// Where to copy it: an existing folder, or the new name

@@ -1,11 +1,13 @@
 //! What is watched, and waited for.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use clap::Args;
 
+use super::checkpoint::GuardArgs;
 use super::seconds::parse_seconds;
 use crate::folder::VmName;
 use crate::moment::parse_instant;
@@ -43,6 +45,15 @@ pub struct EventsArgs {
     /// Only so many of the last events
     #[arg(long, short = 'n', value_name = "N")]
     pub tail: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+pub struct ApiArgs {
+    /// Path of the socket [default: `.api.sock` in the folder of VMs]
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    #[command(flatten)]
+    pub guard: GuardArgs,
 }
 
 #[derive(Debug, Args)]

@@ -72,7 +72,10 @@ impl Log {
     }
 
     fn without_times(&mut self, error: &io::Error) {
-        log::warn!("the console's log goes on without times: {}: {error}", times::path_of(&self.path).display());
+        log::warn!(
+            "the console's log goes on without times: {}: {error}",
+            times::path_of(&self.path).display()
+        );
         self.times = None;
     }
 }

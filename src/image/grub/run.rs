@@ -344,7 +344,7 @@ impl<'a> Run<'a> {
         };
         let found = self.volume(device);
         let volume = found.ok_or_else(|| self.maze(&format!("the image has no `{device}`")))?;
-        Ok(File { volume, path: path.to_owned() })
+        Ok(File::whole(volume, path))
     }
 
     /// A device as GRUB calls it; which disk it is on is not looked at, there is one.
