@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Home, has_word};
+use common::{Finished, Home, has_word, is_root, skip};
 
 #[test]
 fn keeps_what_is_written_over_a_stop() {
@@ -161,4 +161,107 @@ fn a_disk_is_named_relative_to_where_one_is() {
     home.piton("stop demo --force").ok();
     home.piton("start demo").ok();
     home.piton("stop demo --force").ok();
+}
+
+/// A loop device, which goes with it.
+struct Loop(String);
+
+impl Loop {
+    /// None, with the reason told, where there can be none.
+    fn new(image: &str) -> Option<Self> {
+        if !is_root() {
+            skip("only root can set up a loop device");
+            return None;
+        }
+        let told = std::process::Command::new("losetup").args(["--find", "--show", image]).output();
+        match told {
+            Ok(told) if told.status.success() => {
+                Some(Self(String::from_utf8(told.stdout).unwrap().trim().into()))
+            }
+            other => {
+                skip(&format!("there is no loop device to be had: {other:?}"));
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("losetup").args(["--detach", &self.0]).status();
+    }
+}
+
+fn tool(words: &[&str]) -> Finished {
+    let mut command = std::process::Command::new(words[0]);
+    let path = std::env::var("PATH").unwrap_or_default();
+    command.env("PATH", format!("{path}:/usr/sbin:/sbin")).args(&words[1..]);
+    Finished::run(command)
+}
+
+#[test]
+fn a_block_device_of_the_host() {
+    let home = Home::new();
+    let image = home.image("device.raw", 48 << 20);
+    let Some(device) = Loop::new(&image) else { return };
+    let path = &device.0;
+    let mut vm = home.boot(&format!("run demo --memory 64M --disk {path},id=data,passthrough"));
+    vm.ok("journal off");
+    vm.ok("blk 0 write 0 4M 5");
+    let shown = home.piton("show demo").ok();
+    assert!(shown.contains(&format!("data: {path} (raw, passthrough)")), "{shown}");
+    // Nobody else can have it: not a mount, not another VM.
+    let told = tool(&["mkfs.ext4", "-q", path]);
+    assert!(told.code != Some(0) && told.stderr.contains("in use"), "{told}");
+    let other = || home.piton(&format!("run other --memory 64M --detach --disk {path},passthrough"));
+    other().fails(3, &[path, "is in use"]);
+    // It is not part of what is gone back to.
+    let said = home.piton("checkpoint create demo one").ok();
+    assert!(said.contains("`data`") && said.contains("passthrough"), "{said}");
+    vm.ok("blk 0 write 0 4M 6");
+    home.piton("checkpoint apply demo@one --discard-current --run").ok();
+    vm.ok("blk 0 verify 0 4M 6");
+    // The guest's reboot opens it anew.
+    vm.send("reboot");
+    vm.ready();
+    vm.ok("blk 0 verify 0 4M 6");
+    vm.ok("blk 0 discard 1M 1M");
+    vm.ok("blk 0 flush");
+    vm.power_off();
+
+    // One that grew is larger at the next start.
+    std::fs::File::options().write(true).open(&image).unwrap().set_len(64 << 20).unwrap();
+    tool(&["losetup", "--set-capacity", path]).ok();
+    let mut vm = home.boot("start demo --attach");
+    vm.ok("blk 0 write 60M 1M 7");
+    vm.power_off();
+    home.piton("disk resize demo data 80M").fails(3, &["data"]);
+
+    // What is mounted is refused, also where only a part of it is.
+    tool(&["mkfs.ext4", "-q", "-F", path]).ok();
+    let at = home.beside("mounted");
+    std::fs::create_dir(&at).unwrap();
+    tool(&["mount", path, at.to_str().unwrap()]).ok();
+    let refused = home.piton("start demo");
+    let reads = home.piton(&format!("run reader --memory 64M --detach --disk {path},readonly"));
+    tool(&["umount", at.to_str().unwrap()]).ok();
+    refused.fails(3, &[path, "is in use", "mounted"]);
+    reads.ok();
+    home.piton("kill reader").ok();
+    home.ended("reader");
+
+    // As a disk like any other it is in checkpoints: the device stays as it was then.
+    let mut vm = home.boot(&format!("run third --memory 64M --disk {path},id=root"));
+    vm.ok("blk 0 write 8M 1M 8");
+    home.piton("checkpoint create third one").ok();
+    vm.ok("blk 0 write 8M 1M 9");
+    home.piton("checkpoint apply third@one --discard-current --run").ok();
+    vm.ok("blk 0 verify 8M 1M 8");
+    home.piton("checkpoint delete third@one --yes").ok();
+    vm.ok("blk 0 write 9M 1M 3");
+    vm.power_off();
+    let mut vm = home.boot("start third --attach");
+    vm.ok("blk 0 verify 8M 1M 8");
+    vm.ok("blk 0 verify 9M 1M 3");
+    vm.power_off();
 }

@@ -81,7 +81,7 @@ pub fn run(args: &CloneArgs, json: bool) -> anyhow::Result<()> {
         start(&body.names, &manifest, args)?;
     }
     let folders = body.names.iter().map(existing).collect::<Result<Vec<_>, _>>()?;
-    let identities = args.new_identity.then(|| identity::renew(&folders));
+    let identities = args.new_identity.then(|| identity::renew(&folders, args.identity_timeout));
     let of = |n: usize| identities.as_ref().and_then(|each| each.get(n));
     if json {
         let each = folders.iter().enumerate().map(|(n, folder)| {

@@ -21,15 +21,15 @@ pub fn check(names: &[VmName]) -> anyhow::Result<()> {
 }
 
 /// Does what can be done in each guest, in all at once.
-pub fn renew(folders: &[VmFolder]) -> Vec<Vec<identity::Told>> {
+pub fn renew(folders: &[VmFolder], within: Duration) -> Vec<Vec<identity::Told>> {
     std::thread::scope(|scope| {
-        let threads: Vec<_> = folders.iter().map(|folder| scope.spawn(|| one(folder))).collect();
+        let threads: Vec<_> = folders.iter().map(|folder| scope.spawn(move || one(folder, within))).collect();
         let joined = threads.into_iter().map(|thread| thread.join());
         joined.map(|told| told.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
     })
 }
 
-fn one(folder: &VmFolder) -> Vec<identity::Told> {
+fn one(folder: &VmFolder, within: Duration) -> Vec<identity::Told> {
     let hostname = folder.name().to_string();
     let deadline = Instant::now() + PATIENCE;
     let guest = loop {
@@ -38,7 +38,7 @@ fn one(folder: &VmFolder) -> Vec<identity::Told> {
             guest => break guest,
         }
     };
-    let told = guest.and_then(|mut guest| Ok(identity::renew(&mut guest, &hostname)?));
+    let told = guest.and_then(|mut guest| Ok(identity::renew(&mut guest, &hostname, within)?));
     told.unwrap_or_else(|e| identity::failed(&sentence(&e)))
 }
 

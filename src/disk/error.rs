@@ -25,6 +25,11 @@ pub enum DiskError {
     BadLength { path: PathBuf, len: u64 },
     #[error("disk image {} is not writable: add ,readonly to use it read-only", .0.display())]
     ReadOnlyFile(PathBuf),
+    #[error(
+        "{} is in use: it is mounted, part of a RAID, of LVM or of the swap space, or another program or VM \
+         has claimed it", .0.display()
+    )]
+    DeviceBusy(PathBuf),
     #[error("{} is a piton delta layer, not a base image", .0.display())]
     IsDelta(PathBuf),
     #[error("{} is {what}, not a raw or qcow2 disk image: {}", path.display(), what.help(path))]

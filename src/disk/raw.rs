@@ -32,6 +32,7 @@ fn open(storage: &Storage, path: &Path, access: Access) -> Result<RawImage> {
         {
             DiskError::ReadOnlyFile(path.to_owned())
         }
+        io::ErrorKind::ResourceBusy => DiskError::DeviceBusy(path.to_owned()),
         _ => e.into(),
     })?;
     file.lock(match access {

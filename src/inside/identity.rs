@@ -16,8 +16,6 @@ const SCRIPT: &str = include_str!("identity.sh");
 pub const NEEDED: [&str; 2] = ["guest-exec", "guest-exec-status"];
 const WHAT: &str = "its guest was given a new identity";
 const LOOK: Duration = Duration::from_millis(20);
-/// Of a step: far more than long keys and a slow DHCP server take.
-const PATIENCE: Duration = Duration::from_secs(120);
 /// Exit code of a step that the guest has no use for.
 const SKIPPED: i64 = 77;
 /// Longest reason that is told.
@@ -74,8 +72,8 @@ pub fn failed(reason: &str) -> Vec<Told> {
     Step::ALL.map(|step| Told { step, outcome: Outcome::Failed, reason: reason.to_owned() }).into()
 }
 
-/// Does all steps that the guest can do.
-pub fn renew(guest: &mut Guest, hostname: &str) -> Result<Vec<Told>, InsideError> {
+/// Does all steps that the guest can do, each in this time.
+pub fn renew(guest: &mut Guest, hostname: &str, within: Duration) -> Result<Vec<Told>, InsideError> {
     let mut random = [0; RANDOM + 16];
     File::open("/dev/urandom")
         .and_then(|mut source| source.read_exact(&mut random))
@@ -92,8 +90,8 @@ pub fn renew(guest: &mut Guest, hostname: &str) -> Result<Vec<Told>, InsideError
         let arg = ["-c", SCRIPT, "piton", step.name(), hostname, &id, reseeded].map(str::to_owned).into();
         let input = (step == Step::Randomness).then(|| qga::encode(seed));
         let exec = qga::Exec { path: SHELL.into(), arg, input, capture: true, ..qga::Exec::default() };
-        match run(guest, exec) {
-            Ok(status) => all.push(told(step, &status)),
+        match run(guest, exec, within) {
+            Ok(status) => all.push(told(step, &status, within)),
             Err(e) if all.is_empty() => return Err(e),
             // What was done before it stays.
             Err(e) => {
@@ -112,7 +110,7 @@ pub fn renew(guest: &mut Guest, hostname: &str) -> Result<Vec<Told>, InsideError
 }
 
 /// None: it does not end.
-fn run(guest: &mut Guest, exec: qga::Exec) -> Result<Option<qga::ExecStatus>, InsideError> {
+fn run(guest: &mut Guest, exec: qga::Exec, within: Duration) -> Result<Option<qga::ExecStatus>, InsideError> {
     let pid = match guest.exec(exec) {
         Ok(pid) => pid,
         Err(InsideError::Call(CallError { why: Why::Refused, text })) if is_missing(&text) => {
@@ -120,7 +118,7 @@ fn run(guest: &mut Guest, exec: qga::Exec) -> Result<Option<qga::ExecStatus>, In
         }
         Err(e) => return Err(e),
     };
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + within;
     loop {
         let status = guest.exec_status(pid).map_err(|e| meanwhile(WHAT, e))?;
         if status.exited {
@@ -134,9 +132,9 @@ fn run(guest: &mut Guest, exec: qga::Exec) -> Result<Option<qga::ExecStatus>, In
 }
 
 /// What the guest says of a step.
-fn told(step: Step, status: &Option<qga::ExecStatus>) -> Told {
+fn told(step: Step, status: &Option<qga::ExecStatus>, within: Duration) -> Told {
     let Some(status) = status else {
-        let reason = format!("it did not end within {} s and may still be running", PATIENCE.as_secs());
+        let reason = format!("it did not end within {} s and may still be running", within.as_secs());
         return Told { step, outcome: Outcome::Failed, reason };
     };
     let outcome = match (status.signal, status.exitcode) {
@@ -159,7 +157,7 @@ mod tests {
         let of = |code: Option<i64>, signal, said: &str| {
             let out = Some(qga::encode(said.as_bytes()));
             let status = qga::ExecStatus { exited: true, exitcode: code, signal, out, ..Default::default() };
-            let told = told(Step::SshHostKeys, &Some(status));
+            let told = told(Step::SshHostKeys, &Some(status), Duration::ZERO);
             (told.outcome, told.reason)
         };
         assert_eq!(of(Some(0), None, "no matter"), (Outcome::Done, String::new()));
@@ -168,7 +166,7 @@ mod tests {
         assert_eq!(of(None, Some(9), "x"), (Outcome::Failed, "x".into()));
         assert_eq!(of(None, None, "x").0, Outcome::Failed);
         assert_eq!(of(Some(1), None, &"x".repeat(10_000)).1.len(), WHY);
-        let late = told(Step::Dhcp, &None);
+        let late = told(Step::Dhcp, &None, Duration::ZERO);
         assert!(late.outcome == Outcome::Failed && late.reason.contains("did not end"));
         let json = serde_json::to_value(Told { step: Step::SshHostKeys, ..late }).unwrap();
         assert_eq!((&json["step"], &json["outcome"]), (&"ssh-host-keys".into(), &"failed".into()));

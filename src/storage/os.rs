@@ -38,6 +38,9 @@ impl Backend for Os {
         usable(&meta, links)?;
         let mut options = fs::OpenOptions::new();
         options.read(true).write(access == Access::ReadWrite);
+        // Of a device it is a claim: one that is mounted, or part of another, is busy.
+        let claim = meta.file_type().is_block_device() && access == Access::ReadWrite;
+        let flags = flags | if claim { libc::O_EXCL } else { 0 };
         // What was put there meanwhile is not waited for.
         let file = options.custom_flags(flags | libc::O_NONBLOCK).open(path)?;
         usable(&file.metadata()?, links)?;

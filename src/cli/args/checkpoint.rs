@@ -307,6 +307,9 @@ pub struct CloneArgs {
     /// name), machine id, SSH host keys, DHCP lease
     #[arg(long, requires = "run")]
     pub new_identity: bool,
+    /// Time for each step of --new-identity in the guest
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "120", requires = "new_identity")]
+    pub identity_timeout: Duration,
     /// Give each clone its own memory instead of sharing the checkpoint's
     #[arg(long)]
     pub own_memory: bool,
