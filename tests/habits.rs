@@ -88,7 +88,29 @@ fn a_near_miss_is_told() {
     assert!(said.code == Some(2) && said.stderr.contains("'start'"), "{said}");
     let said = home.piton("rollback database");
     assert!(said.code == Some(2) && said.stderr.contains("`piton checkpoint revert VM`"), "{said}");
+    let said = home.piton("restart database");
+    assert!(said.code == Some(2) && said.stderr.contains("`piton start VM`"), "{said}");
     home.piton("kill database").ok();
+}
+
+#[test]
+fn times_are_local_and_say_so() {
+    let home = Home::new();
+    home.piton("run demo --detach --memory 32M").ok();
+    home.piton("kill demo").ok();
+    let shown = |zone: &str| {
+        let mut command = home.command(["show", "demo"]);
+        command.env("TZ", zone);
+        let told = common::Finished::run(command).ok();
+        told.lines().find_map(|line| line.strip_prefix("created")).unwrap().trim().to_owned()
+    };
+    let utc = shown("UTC");
+    let time = chrono::DateTime::parse_from_rfc3339(&utc.replace(' ', "T")).unwrap();
+    assert!(utc.ends_with('Z'), "{utc}");
+    // Five hours and a half before Greenwich, as POSIX writes it.
+    let other = shown("XYZ-5:30");
+    assert!(other.ends_with("+05:30"), "{other}");
+    assert_eq!(chrono::DateTime::parse_from_rfc3339(&other.replace(' ', "T")).unwrap(), time);
 }
 
 #[test]

@@ -17,7 +17,7 @@ use crate::control::{
     CheckpointInfo, DeletedInfo, NetworkInfo, SharedInfo, SizeInfo, State, Traffic, TreeInfo, VmInfo,
 };
 use crate::folder::{CheckpointType, Ending, LastRun, Retention, Schedule, VmName};
-use crate::moment::span;
+use crate::moment::{shown, span};
 
 /// One line on standard error.
 pub fn complain(text: &str) {
@@ -428,7 +428,7 @@ fn stored_memory(stored: u64, compressed: Option<u64>) -> String {
 
 /// In UTC, as the names that checkpoints get from the time.
 pub fn when(time: &DateTime<Utc>) -> String {
-    time.format("%Y-%m-%d %H:%M:%SZ").to_string()
+    shown(time)
 }
 
 /// One line about a checkpoint, behind its name.

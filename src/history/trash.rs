@@ -16,7 +16,7 @@ use crate::control::trash::{EmptiedInfo, TrashEntry, TrashInfo, TrashKind};
 use crate::control::{CheckpointInfo, CreateBody, DeleteBody, DeletedInfo};
 use crate::folder::{Definition, VmFolder, VmLock};
 use crate::id::Id;
-use crate::moment::Moment;
+use crate::moment::{Moment, shown};
 use crate::progress::Progress;
 use crate::storage::Room;
 
@@ -367,7 +367,7 @@ fn drop_own(folder: &VmFolder, lock: &VmLock, definition: &mut Definition) -> Re
     purge(folder, lock, definition, &oldest)?;
     log::warn!(
         "disk space is low: permanently deleted what was moved to the trash at {} ({})",
-        oldest.how.when.at.format("%Y-%m-%d %H:%M:%SZ"),
+        shown(&oldest.how.when.at),
         oldest.how.why
     );
     Ok(true)

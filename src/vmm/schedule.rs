@@ -13,7 +13,7 @@ use crate::control::{CheckpointInfo, CreateBody, Reply, RequestError, happened};
 use crate::folder::{CheckpointType, Definition, What};
 use crate::history::create::Origin;
 use crate::history::{Catalog, CheckpointError, prune, trash};
-use crate::moment::Moment;
+use crate::moment::{Moment, shown};
 use crate::progress::Progress;
 
 /// A guest that changed no more than this part of its memory did nothing.
@@ -90,7 +90,7 @@ impl Vmm {
         if !failed.is_empty() {
             let why = failed.join("; ");
             log::warn!("{why}");
-            self.overdue = Some(format!("{}: {why}", Moment::now().at.format("%Y-%m-%d %H:%M:%SZ")));
+            self.overdue = Some(format!("{}: {why}", shown(&Moment::now().at)));
             self.tell(What::ScheduleFailed, why);
         }
         if self.machine.is_some() {
