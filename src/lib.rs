@@ -39,6 +39,7 @@
 //! | 0 | [`pages`] | sets of pages of guest memory |
 //! | 0 | [`progress`] | how far long work is, and calling it off |
 //! | 0 | [`qga`] | calls to a guest's agent and the shapes of their answers |
+//! | 0 | [`sandbox`] | which files a process can reach |
 //! | 0 | [`seats`] | places for the clients of a server |
 //! | 0 | [`seccomp`] | what each thread may ask of the kernel |
 
@@ -72,6 +73,7 @@ pub mod net;
 pub mod pages;
 pub mod progress;
 pub mod qga;
+pub mod sandbox;
 pub mod search;
 pub mod seats;
 pub mod seccomp;

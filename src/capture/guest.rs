@@ -91,7 +91,7 @@ pub fn check_ranges(chain: &MemoryChain, memory: &GuestMemory) -> Result<(), Cap
 }
 
 /// Tells which pages of this process have memory of their own behind them.
-pub(super) struct Touched(File);
+pub struct Touched(File);
 
 impl Touched {
     pub fn open() -> Result<Self, CaptureError> {

@@ -122,13 +122,13 @@ fn write_pages(
 pub fn write_all(
     tracker: &mut Tracker,
     image: &mut ImageWriter,
+    touched: &Touched,
     pending: Option<&MemoryChain>,
     progress: &Progress,
 ) -> Result<(), CaptureError> {
     let vm = tracker.vm().clone();
     let memory = vm.memory();
     tracker.start_over()?;
-    let touched = Touched::open()?;
     let pages = vm.pages();
     progress.phase("memory", pages * PAGE_SIZE);
     let mut set = PageSet::new(pages);

@@ -58,6 +58,7 @@ pub fn run(args: &CloneArgs, json: bool) -> anyhow::Result<()> {
         names.iter().try_for_each(|name| networks::check_addresses(&folder.sibling(name), &nets))?;
         check_taps(&nets)?;
     }
+    folder.sweep_home()?;
     let body = CloneBody { names, net: args.networks.nets.clone(), own_memory: args.own_memory };
     let path = format!("/vm/checkpoints/{}/clone", manifest.id);
     if work::ask::<VmInfo>(&folder.socket(), Method::POST, &path, &body)?.is_none() {

@@ -14,7 +14,8 @@ use crate::checkpoint::tree::{Node, RowItem, Tree, short};
 use crate::config::{DiskConfig, NetConfig, VmConfig};
 use crate::control::jobs::{JobInfo, JobList, JobState};
 use crate::control::{
-    CheckpointInfo, DeletedInfo, NetworkInfo, SharedInfo, SizeInfo, State, Traffic, TreeInfo, VmInfo,
+    CheckpointInfo, DeletedInfo, NetworkInfo, SandboxInfo, SharedInfo, SizeInfo, State, Traffic, TreeInfo,
+    VmInfo,
 };
 use crate::folder::{CheckpointType, Ending, LastRun, Retention, Schedule, VmName};
 use crate::moment::{shown, span};
@@ -98,6 +99,9 @@ pub fn show(info: &VmInfo) {
     if let Some(connected) = info.agent_connected {
         line("agent", if connected { "connected" } else { "not connected" }.into());
     }
+    if let Some(sandbox) = &info.sandbox {
+        line("sandbox", confined(sandbox));
+    }
     line("checkpoints", checkpoints(info));
     line("trash", trash(info));
     if !info.retention.is_none() {
@@ -121,6 +125,14 @@ fn checkpoints(info: &VmInfo) -> String {
         .as_ref()
         .map_or(String::new(), |dir| format!(", in {}", dir.join(info.name.to_string()).display()));
     format!("{}{without_agent}{automatic}{dir}", info.checkpoint_type)
+}
+
+fn confined(sandbox: &SandboxInfo) -> String {
+    let seccomp = if sandbox.seccomp { "seccomp" } else { "no seccomp" };
+    match sandbox.landlock {
+        Some(version) => format!("{seccomp}, Landlock ABI {version}"),
+        None => format!("{seccomp}, no Landlock"),
+    }
 }
 
 fn trash(info: &VmInfo) -> String {

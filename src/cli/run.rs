@@ -5,9 +5,12 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use nix::sys::resource::{Resource, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT};
 
 use super::args::{RunArgs, StartArgs};
@@ -25,9 +28,9 @@ use crate::devices::virtio::vsock::host::check_path;
 use crate::folder::{Definition, FolderError, Home, VmFolder, VmLock, VmName};
 use crate::history::{disks, lost, seal};
 use crate::id::Id;
-use crate::seccomp;
 use crate::storage::Storage;
 use crate::vmm::{Ender, Outcome, Vmm, VmmError};
+use crate::{sandbox, seccomp};
 
 const KEYS: &str = "Ctrl-A x stops the VM, Ctrl-A h shows help";
 const HELP: &str = "Ctrl-A x stops the VM, Ctrl-A Ctrl-A sends one Ctrl-A to the guest";
@@ -82,13 +85,14 @@ pub fn run(args: RunArgs, background: bool, json: bool) -> anyhow::Result<()> {
     check_images(&config.disks, &args.backing)?;
     limits::check_memory(config.memory)?;
     let seed = seed::wanted(&args.seed, &args.name, &config)?;
-    seccomp_unless(args.no_seccomp)?;
+    confine(args.no_seccomp, args.no_landlock)?;
+    let cleaner = Cleaner::begin(&folder)?;
     let lock = folder.create()?;
     // From here on a failure must leave nothing behind.
     let booted = make_own_disk(&folder, &mut config)
         .and_then(|()| seed::make(&folder, &mut config, seed.as_ref()))
-        .and_then(|()| boot_new(&folder, config, &sizes, forwards, lock, args.seal_base))
-        .inspect_err(|_| abandon(&folder));
+        .and_then(|()| boot_new(&folder, config, &sizes, forwards, lock, args.seal_base));
+    cleaner.end(booted.is_err());
     serve(booted?, &folder, true, background, args.stop_timeout)
 }
 
@@ -111,7 +115,7 @@ pub fn start(args: StartArgs, background: bool, json: bool) -> anyhow::Result<()
     if args.accept_lost_writes {
         lost::accept(&folder)?;
     }
-    seccomp_unless(args.no_seccomp)?;
+    confine(args.no_seccomp, args.no_landlock)?;
     let definition = folder.load()?;
     let patience = args.stop_timeout;
     let Some(id) = args.restore else {
@@ -135,6 +139,7 @@ fn words_to_start(args: &StartArgs, name: &VmName, json: bool) -> Vec<OsString> 
         (args.accept_lost_writes, "--accept-lost-writes"),
         (args.force, "--force"),
         (args.no_seccomp, "--no-seccomp"),
+        (args.no_landlock, "--no-landlock"),
     ];
     words.extend(flags.iter().filter(|(on, _)| *on).map(|(_, flag)| flag.into()));
     words.extend(["--".into(), name.to_string().into()]);
@@ -164,10 +169,17 @@ fn leave_session(background: bool) -> anyhow::Result<()> {
 }
 
 /// The threads of the VM confine themselves from here on.
-fn seccomp_unless(off: bool) -> anyhow::Result<()> {
-    if !off {
+fn confine(no_seccomp: bool, no_landlock: bool) -> anyhow::Result<()> {
+    if !no_seccomp {
         seccomp::enable()?;
+        // A guest's memory is not to be in a file that was left by a fault of piton's.
+        setrlimit(Resource::RLIMIT_CORE, 0, 0).context("cannot set the limit of core files")?;
     }
+    if !no_landlock {
+        sandbox::enable();
+    }
+    // It may be out of reach later.
+    notify::begin();
     Ok(())
 }
 
@@ -228,6 +240,35 @@ fn boot_new(
     Ok(vmm)
 }
 
+/// Removes a VM that could not be made. A thread that began before the others are bound: none of those
+/// can remove a folder of the home.
+struct Cleaner {
+    fail: Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Cleaner {
+    fn begin(folder: &VmFolder) -> anyhow::Result<Self> {
+        let (fail, failed) = channel();
+        let folder = folder.clone();
+        let thread = std::thread::Builder::new().name("cleaner".into()).spawn(move || {
+            if failed.recv().is_ok() {
+                abandon(&folder);
+            }
+        });
+        Ok(Self { fail, thread: thread.context("cannot start a thread")? })
+    }
+
+    /// Returns when its thread has ended, which is before the guest runs.
+    fn end(self, failed: bool) {
+        if failed {
+            let _ = self.fail.send(());
+        }
+        drop(self.fail);
+        let _ = self.thread.join();
+    }
+}
+
 /// Removes what a failed `run` made. The lock went with the failure, so it is taken again, and a
 /// VM that somebody else makes meanwhile is left alone.
 fn abandon(folder: &VmFolder) {
@@ -242,7 +283,6 @@ fn abandon(folder: &VmFolder) {
 /// its guest begins at once. On a signal the guest has `patience` to shut down.
 fn serve(vmm: Vmm, folder: &VmFolder, run: bool, background: bool, patience: Duration) -> anyhow::Result<()> {
     logging::about(folder.name().as_str());
-    notify::begin();
     limits::warn_of_memory(vmm.definition().config.memory);
     end_on_signals(vmm.ender(), patience)?;
     let outcome = if background {

@@ -102,6 +102,9 @@ pub struct VmInfo {
     /// it wrote; only of one that runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shares_memory: Option<bool>,
+    /// What its process is kept to; only of one that runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<SandboxInfo>,
     pub created: chrono::DateTime<chrono::Utc>,
     pub folder: std::path::PathBuf,
     pub checkpoint_type: CheckpointType,
@@ -154,6 +157,16 @@ pub struct Traffic {
     pub bytes: u64,
 }
 
+/// What keeps a VM's process to what its VM needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxInfo {
+    /// Its threads may make only the system calls that they need.
+    pub seccomp: bool,
+    /// It can reach only the files that it needs, by this version of Landlock; absent: any of its user's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub landlock: Option<u32>,
+}
+
 impl VmInfo {
     pub fn new(folder: &VmFolder, definition: &Definition, state: State, pid: Option<u32>) -> Self {
         Self::counted(folder, definition, state, pid, count(folder, definition))
@@ -179,6 +192,7 @@ impl VmInfo {
             pid,
             agent_connected: None,
             shares_memory: None,
+            sandbox: None,
             created: definition.created,
             folder: folder.path().to_owned(),
             checkpoint_type: definition.checkpoint_type,

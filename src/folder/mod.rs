@@ -323,11 +323,12 @@ impl VmFolder {
         Ok(())
     }
 
-    /// A folder of its own to make this VM in, locked, which nobody takes for a VM.
-    pub fn stage(&self, mark: Id) -> Result<(Self, VmLock), FolderError> {
-        let path = self.home.join(format!("{STAGING}{}-{mark}", self.name));
+    /// A folder in this VM's to make another VM in, locked, which nobody takes for a VM. A VM that runs
+    /// can write nowhere else.
+    pub fn stage(&self, other: &Self, mark: Id) -> Result<(Self, VmLock), FolderError> {
+        let path = self.path.join(format!("{STAGING}{}-{mark}", other.name));
         self.storage.create_dir(&path)?;
-        let staged = Self { path, ..self.clone() };
+        let staged = Self { path, ..other.clone() };
         let lock = staged.take_lock()?;
         Ok((staged, lock))
     }
@@ -342,11 +343,20 @@ impl VmFolder {
         Ok(self.storage.sync_dir(&self.home)?)
     }
 
-    /// Removes what is left of VMs whose making was cut short.
+    /// Removes what is left in this folder of VMs whose making was cut short.
     pub fn sweep(&self) -> Result<(), FolderError> {
-        for name in self.storage.list_dir(&self.home)? {
+        self.sweep_in(&self.path)
+    }
+
+    /// The same for what was made beside it by an older piton.
+    pub fn sweep_home(&self) -> Result<(), FolderError> {
+        self.sweep_in(&self.home)
+    }
+
+    fn sweep_in(&self, dir: &Path) -> Result<(), FolderError> {
+        for name in self.storage.list_dir(dir)? {
             if name.to_str().is_some_and(|name| name.starts_with(STAGING)) {
-                let left = Self { path: self.home.join(name), ..self.clone() };
+                let left = Self { path: dir.join(name), ..self.clone() };
                 // Whoever is at work on it holds its lock.
                 if let Ok(lock) = left.take_lock() {
                     self.storage.remove_tree(&left.path)?;

@@ -10,7 +10,7 @@ use super::overlay::{Frozen, Staged, switch};
 use super::shadow::Shadow;
 use super::{Catalog, CheckpointError, Result};
 use crate::capture::chain::MemoryChain;
-use crate::capture::guest::{self, CaptureError};
+use crate::capture::guest::{self, CaptureError, Touched};
 use crate::capture::image::{ImageInfo, ImageWriter};
 use crate::capture::live::{self, Limits, Report};
 use crate::capture::staging::Staging;
@@ -66,7 +66,8 @@ struct Work {
     progress: Progress,
     staged: BTreeMap<String, Staged>,
     mode: Mode,
-    delta: bool,
+    /// Of a capture of all memory.
+    touched: Option<Touched>,
     shadow: Option<Shadow>,
     pending: Option<Arc<MemoryChain>>,
 }
@@ -98,6 +99,15 @@ pub fn machine(
         None => ImageWriter::create(plan.storage, plan.image, plan.id, &ranges)?,
     };
     let image = if plan.body.compress { image } else { image.streamed() };
+    let touched = match parent {
+        Some(_) => None,
+        None => {
+            // A vCPU's thread, which writes all of memory with `--mode stop`, may neither open the one
+            // nor begin the other.
+            lock(&tracker).vm().start_dirty_log().map_err(CaptureError::from)?;
+            Some(Touched::open()?)
+        }
+    };
     let limits = Limits::new(plan.body.max_pause(), ranges.iter().map(|(_, len)| len).sum());
     let mut work = Work {
         storage: plan.storage.clone(),
@@ -109,7 +119,7 @@ pub fn machine(
         progress: plan.progress.clone(),
         staged,
         mode: plan.body.mode,
-        delta: parent.is_some(),
+        touched,
         shadow: None,
         pending: plan.pending.clone(),
     };
@@ -152,10 +162,11 @@ pub fn machine(
 impl Work {
     fn write_first(&mut self) -> Result<()> {
         let tracker = &mut lock(&self.tracker);
-        Ok(if self.delta {
-            live::write_changed(tracker, &mut self.image, &self.progress)
-        } else {
-            live::write_all(tracker, &mut self.image, self.pending.as_deref(), &self.progress)
+        Ok(match &self.touched {
+            None => live::write_changed(tracker, &mut self.image, &self.progress),
+            Some(touched) => {
+                live::write_all(tracker, &mut self.image, touched, self.pending.as_deref(), &self.progress)
+            }
         }?)
     }
 

@@ -61,14 +61,16 @@ pub fn make(
     let mut staged: Vec<(VmFolder, VmFolder, VmLock)> = Vec::new();
     let made = names.iter().try_for_each(|name| {
         let clone = folder.sibling(name);
-        let (place, lock) = clone.stage(Id::random().map_err(CheckpointError::Random)?)?;
+        let (place, lock) = folder.stage(&clone, Id::random().map_err(CheckpointError::Random)?)?;
         staged.push((clone, place, lock));
         Ok(())
     });
     let made = made
         .and_then(|()| source.fill_all(&staged))
         .and_then(|()| Ok(staged.iter().try_for_each(|(clone, place, _)| clone.publish(place))?))
-        .and_then(|()| Ok(folder.sync_home()?));
+        .and_then(|()| Ok(folder.sync_home()?))
+        // Last: before it is durable under its name it may not be gone from here.
+        .and_then(|()| Ok(folder.storage().sync_dir(folder.path())?));
     if made.is_err() {
         for (_, place, _) in &staged {
             // Those that are published already are not there any more.

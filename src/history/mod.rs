@@ -31,6 +31,7 @@ pub mod pair;
 pub mod policy;
 pub mod production;
 pub mod prune;
+pub mod reach;
 pub mod readers;
 pub mod recover;
 pub mod relocate;

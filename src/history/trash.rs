@@ -18,6 +18,7 @@ use crate::folder::{Definition, VmFolder, VmLock};
 use crate::id::Id;
 use crate::moment::{Moment, shown};
 use crate::progress::Progress;
+use crate::sandbox;
 use crate::storage::Room;
 
 /// What was taken away in one go.
@@ -354,7 +355,11 @@ pub fn drop_oldest(folder: &VmFolder, lock: &VmLock, definition: &mut Definition
     let (home, now) = (folder.home(), Moment::now());
     let manifests = Catalog::new(folder, definition).manifests()?;
     let own = entries(&manifests, definition).pop().map(|oldest| now.since(&oldest.how.when));
-    let vm = removed::oldest(&home, &now).unwrap_or_default();
+    // The process of a VM that runs can remove nothing but its own.
+    let vm = match sandbox::in_force() {
+        Some(_) => None,
+        None => removed::oldest(&home, &now).unwrap_or_default(),
+    };
     if vm.is_some_and(|age| own.is_none_or(|own| age >= own)) && removed::drop_oldest(&home)? {
         return Ok(true);
     }

@@ -17,7 +17,7 @@ use super::link::Link;
 use super::tap::{self, Tap, TapError};
 use super::user::{self, User, UserError};
 use crate::config::{Forward, NetBackend, NetConfig};
-use crate::seccomp;
+use crate::{sandbox, seccomp};
 
 /// Times between attempts.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
@@ -95,12 +95,13 @@ impl Network {
         let passt = passt.ok();
         let begin = move || {
             // Beside all else that a start does. The keeper comes first: from then on this thread
-            // may start no program.
+            // may start no program, and what passt does to its namespaces would be refused.
             let keeper = passt.is_some().then(|| Keeper::spawn(keeper)).transpose();
             let keeper = keeper.unwrap_or_else(|e| {
                 log::error!("{}", SetupError::Keeper(e));
                 None
             });
+            sandbox::enter_thread();
             seccomp::confine(seccomp::Thread::Network);
             let supervisor = Supervisor {
                 orders: own_orders,

@@ -16,7 +16,7 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
     TargetArch, sock_filter,
 };
-use tables::{FAIL, When};
+use tables::{FAIL, UNKNOWN, When};
 
 pub use thread::Thread;
 
@@ -34,6 +34,8 @@ pub enum SeccompError {
 }
 
 static ENABLED: AtomicBool = AtomicBool::new(false);
+/// A thread was bound.
+static ACTIVE: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
     /// Read by the signal handler: no destructor, and initialised without a call.
@@ -47,6 +49,11 @@ pub fn enable() -> Result<(), SeccompError> {
     Ok(())
 }
 
+/// Whether threads of this process are bound.
+pub fn in_force() -> bool {
+    ACTIVE.load(Ordering::SeqCst)
+}
+
 /// Binds the calling thread, for good. A kernel that knows no seccomp is complained about once.
 pub fn confine(thread: Thread) {
     static COMPLAINED: Once = Once::new();
@@ -54,8 +61,9 @@ pub fn confine(thread: Thread) {
         return;
     }
     CONFINED.set(thread.name());
-    if let Err(e) = install(thread) {
-        COMPLAINED.call_once(|| log::warn!("{e}: it runs without one"));
+    match install(thread) {
+        Ok(()) => ACTIVE.store(true, Ordering::SeqCst),
+        Err(e) => COMPLAINED.call_once(|| log::warn!("{e}: it runs without one")),
     }
     #[cfg(debug_assertions)]
     try_forbidden_call(thread);
@@ -84,30 +92,35 @@ fn compile(thread: Thread) -> Result<BpfProgram, seccompiler::BackendError> {
     for &(call, when, _) in rules() {
         // No rule at all is what the crate takes for "always".
         let conditions = calls.entry(call).or_default();
-        if let When::Bits { index, mask, value } = when
-            && !always.contains(&call)
-        {
+        let (index, mask, value) = match when {
+            When::Always => continue,
+            When::Bits { index, mask, value } => (index, mask, value),
+            When::Own { index } => (index, u32::MAX.into(), std::process::id().into()),
+        };
+        if !always.contains(&call) {
             let bits = SeccompCmpOp::MaskedEq(mask);
             let condition = SeccompCondition::new(index, SeccompCmpArgLen::Qword, bits, value)?;
             conditions.push(SeccompRule::new(vec![condition])?);
         }
     }
-    // The crate knows one verdict beside "allowed"; those of the other come before.
+    // The crate knows one verdict beside "allowed"; those of the others come before.
+    let fail = FAIL.iter().filter(|call| !calls.contains_key(call)).map(|call| (*call, libc::EACCES));
+    let unknown = calls.contains_key(&libc::SYS_clone).then_some((UNKNOWN, libc::ENOSYS));
     let mut program: BpfProgram =
-        FAIL.iter().filter(|call| !calls.contains_key(call)).flat_map(|call| failing(*call)).collect();
+        fail.chain(unknown).flat_map(|(call, error)| failing(call, error)).collect();
     let filter = SeccompFilter::new(calls, SeccompAction::Trap, SeccompAction::Allow, TargetArch::x86_64)?;
     program.extend(BpfProgram::try_from(filter)?);
     Ok(program)
 }
 
-/// Instructions that let a call fail with EACCES, and go on with any other
+/// Instructions that let a call fail with an error, and go on with any other
 /// (Documentation/userspace-api/seccomp_filter.rst: the call's number is the first word).
-fn failing(call: i64) -> [sock_filter; 3] {
+fn failing(call: i64, error: libc::c_int) -> [sock_filter; 3] {
     let instruction = |code: u32, k: u32, jf| sock_filter { code: code as u16, jt: 0, jf, k };
     [
         instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
         instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, call as u32, 1),
-        instruction(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO | libc::EACCES as u32, 0),
+        instruction(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO | error as u32, 0),
     ]
 }
 
@@ -223,6 +236,9 @@ mod tests {
         let never = [
             libc::SYS_execve,
             libc::SYS_execveat,
+            libc::SYS_clone3,
+            libc::SYS_unshare,
+            libc::SYS_setns,
             libc::SYS_fork,
             libc::SYS_vfork,
             libc::SYS_ptrace,
@@ -242,7 +258,7 @@ mod tests {
                 assert!(calls || !never.contains(&call), "{thread:?}: {call}");
             }
         }
-        let files = [libc::SYS_unlink, libc::SYS_rename, libc::SYS_clone3, libc::SYS_accept4];
+        let files = [libc::SYS_unlink, libc::SYS_rename, libc::SYS_clone, libc::SYS_accept4];
         for thread in
             [Thread::Vcpu, Thread::Disk, Thread::Devices, Thread::Fill, Thread::Net, Thread::Network]
         {
@@ -250,12 +266,12 @@ mod tests {
                 assert!(!files.contains(&call), "{thread:?}: {call}");
             }
         }
-        // A vCPU opens files to read them, and the others no file at all.
+        // No file at all.
         let opens = |thread: Thread| {
             thread.tables().concat().iter().filter(|rule| rule.0 == libc::SYS_openat).count()
         };
         let threads = [Thread::Vcpu, Thread::Disk, Thread::Devices, Thread::Fill, Thread::Net];
-        assert_eq!(threads.map(opens), [1, 0, 0, 0, 0]);
+        assert_eq!(threads.map(opens), [0; 5]);
     }
 
     #[test]

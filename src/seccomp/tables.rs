@@ -12,6 +12,10 @@ pub enum When {
         mask: u64,
         value: u64,
     },
+    /// Argument number `index` is the process's own number.
+    Own {
+        index: u8,
+    },
 }
 
 /// A system call, when it is allowed, and what needs it.
@@ -33,6 +37,9 @@ const fn argument(index: u8, value: u64) -> When {
 
 use When::Always;
 
+/// Of mmap and mprotect: memory that no program can run from.
+const WITHOUT_CODE: When = When::Bits { index: 2, mask: libc::PROT_EXEC as u64, value: 0 };
+
 /// The run time of Rust and of glibc, in every thread.
 const RUNTIME: &[Rule] = &[
     (libc::SYS_futex, Always, "locks and channels"),
@@ -42,10 +49,10 @@ const RUNTIME: &[Rule] = &[
     (libc::SYS_clock_nanosleep, Always, "sleeping"),
     (libc::SYS_nanosleep, Always, "sleeping"),
     (libc::SYS_brk, Always, "memory"),
-    (libc::SYS_mmap, Always, "memory"),
+    (libc::SYS_mmap, WITHOUT_CODE, "memory"),
     (libc::SYS_munmap, Always, "memory, and a thread's stack at its end"),
     (libc::SYS_mremap, Always, "memory"),
-    (libc::SYS_mprotect, Always, "memory of a new arena"),
+    (libc::SYS_mprotect, WITHOUT_CODE, "memory of a new arena, and a thread's stack"),
     (libc::SYS_madvise, Always, "memory, and a thread's stack at its end"),
     (libc::SYS_getrandom, Always, "seeds of hash maps and of malloc"),
     (libc::SYS_write, Always, "event file descriptors, the log, the console"),
@@ -61,7 +68,7 @@ const RUNTIME: &[Rule] = &[
     (libc::SYS_rseq, Always, "a thread's begin"),
     (libc::SYS_getpid, Always, "signals to threads"),
     (libc::SYS_gettid, Always, "signals to threads, panics"),
-    (libc::SYS_tgkill, Always, "kicks of vCPUs; abort after a panic"),
+    (libc::SYS_tgkill, When::Own { index: 0 }, "kicks of vCPUs; abort after a panic"),
     (libc::SYS_rt_sigaction, Always, "abort after a panic"),
     (libc::SYS_exit, Always, "a thread's end"),
     (libc::SYS_exit_group, Always, "the end of the process after a panic or a forbidden call"),
@@ -71,6 +78,10 @@ const RUNTIME: &[Rule] = &[
 /// glibc looks up `/proc/sys/vm/overcommit_memory` when it gives memory back, in any thread, and
 /// takes a failure for an answer. So does a panic that looks for names of functions.
 pub const FAIL: &[libc::c_long] = &[libc::SYS_openat];
+
+/// A call whose flags lie in memory, where no filter can look: who may start threads is told that the
+/// kernel has it not, and takes [`libc::SYS_clone`].
+pub const UNKNOWN: libc::c_long = libc::SYS_clone3;
 
 /// A vCPU: it runs the guest, and the one that stops last reads the machine's state.
 const VCPU: &[Rule] = &[
@@ -90,11 +101,9 @@ const VCPU: &[Rule] = &[
     (libc::SYS_ioctl, request(0xae42), "KVM_GET_DIRTY_LOG"),
     (libc::SYS_ioctl, request(0xaec0), "KVM_CLEAR_DIRTY_LOG"),
     (libc::SYS_fcntl, argument(1, F_OFD_SETLK), "the lock of an image that is frozen"),
-    (libc::SYS_ioctl, request(0xae46), "KVM_SET_USER_MEMORY_REGION, to begin a dirty log"),
     (libc::SYS_ioctl, request(0x54d0), "what a tap device may send unfinished, as the driver begins"),
     // A checkpoint with `--mode stop` is written by the vCPU that stops last.
-    (libc::SYS_openat, READ_ONLY, "which pages were touched (/proc/self/pagemap)"),
-    (libc::SYS_pread64, Always, "which pages were touched; a memory image"),
+    (libc::SYS_pread64, Always, "which pages were touched (/proc/self/pagemap); a memory image"),
     (libc::SYS_pwrite64, Always, "a memory image"),
     (libc::SYS_sync_file_range, Always, "a memory image"),
     (libc::SYS_fadvise64, Always, "a memory image"),
@@ -273,8 +282,7 @@ const RESTORE: &[Rule] = &[(libc::SYS_symlinkat, Always, "links in folders that 
 /// The owner of the machine. It makes, applies, merges and deletes checkpoints, and starts the
 /// threads of the next machine, which are bound by this too: it allows all that any of them needs.
 const MAIN: &[Rule] = &[
-    (libc::SYS_clone3, Always, "threads"),
-    (libc::SYS_clone, argument_has(0, libc::CLONE_THREAD as u64), "threads, where clone3 is missing"),
+    (libc::SYS_clone, argument_has(0, libc::CLONE_THREAD as u64), "threads"),
     (libc::SYS_prctl, argument(0, libc::PR_SET_NAME as u64), "names of threads"),
     (libc::SYS_ioctl, requests_of(0xae), "KVM"),
     (libc::SYS_ioctl, requests_of(0xaa), "userfaultfd"),
@@ -315,8 +323,7 @@ const COMMAND: &[Rule] = &[
     (libc::SYS_writev, Always, "output"),
     (libc::SYS_fchmod, Always, "the mode of a restored file"),
     (libc::SYS_poll, Always, "waits"),
-    (libc::SYS_clone3, Always, "the thread that shows how far it is"),
-    (libc::SYS_clone, argument_has(0, libc::CLONE_THREAD as u64), "threads, where clone3 is missing"),
+    (libc::SYS_clone, argument_has(0, libc::CLONE_THREAD as u64), "threads"),
     (libc::SYS_prctl, argument(0, libc::PR_SET_NAME as u64), "names of threads"),
 ];
 
@@ -365,8 +372,7 @@ const MANAGER: &[Rule] = &[
     (libc::SYS_epoll_pwait, Always, "waits for clients"),
     (libc::SYS_epoll_create1, Always, "its loop"),
     (libc::SYS_eventfd2, Always, "its loop"),
-    (libc::SYS_clone3, Always, "threads"),
-    (libc::SYS_clone, argument_has(0, libc::CLONE_THREAD as u64), "threads, where clone3 is missing"),
+    (libc::SYS_clone, argument_has(0, libc::CLONE_THREAD as u64), "threads"),
     (libc::SYS_prctl, argument(0, libc::PR_SET_NAME as u64), "names of threads"),
     (libc::SYS_prlimit64, Always, "how many files it may have open, and the size of stacks"),
     (libc::SYS_getuid, Always, "the owner of a folder"),

@@ -28,16 +28,18 @@ use thiserror::Error;
 use behind::Behind;
 use within::Within;
 
+use crate::sandbox::told;
+
 pub use backend::{Access, Backend, BackendFile, FileKind, Links, Lock, Metadata};
 pub use room::Room;
 
 #[derive(Debug, Error)]
 pub enum StorageError {
-    #[error("cannot {op} {}: {source}", path.display())]
+    #[error("cannot {op} {}: {}", path.display(), told(source))]
     Path { op: &'static str, path: PathBuf, source: io::Error },
-    #[error("cannot {op} {len} bytes at offset {offset} of {}: {source}", path.display())]
+    #[error("cannot {op} {len} bytes at offset {offset} of {}: {}", path.display(), told(source))]
     Range { op: &'static str, path: PathBuf, offset: u64, len: u64, source: io::Error },
-    #[error("cannot rename {} to {}: {source}", from.display(), to.display())]
+    #[error("cannot rename {} to {}: {}", from.display(), to.display(), told(source))]
     Rename { from: PathBuf, to: PathBuf, source: io::Error },
     #[error("{} is in use by another VM or process{holder}", path.display())]
     InUse {

@@ -93,6 +93,7 @@ impl Vmm {
                 )));
             }
             (Request::Set(body), _) => {
+                self.can_reach(&body)?;
                 let (before, forwards) =
                     (self.definition.forwards.clone(), policy::forwards(&self.definition, &body)?);
                 self.set_forwards(&before, &forwards)?;

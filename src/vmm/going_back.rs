@@ -10,6 +10,7 @@ use crate::history::{Catalog, CheckpointError, apply, networks};
 use crate::id::Id;
 use crate::machine::{Bare, Machine};
 use crate::progress::Progress;
+use crate::sandbox;
 
 /// What was begun before a VM goes to a checkpoint.
 struct Begun {
@@ -37,11 +38,12 @@ impl Vmm {
         let manifest = Catalog::new(&folder, &definition).store.load(checkpoint);
         let mut manifest = manifest.map_err(CheckpointError::from)?;
         rename_networks(&mut manifest, body)?;
-        // It takes longer than all else, and needs none of it.
+        // It takes longer than all else, and needs none of it. Its thread ends before the guest runs.
         let bare = manifest.memory.is_some().then(|| Bare::begin(&manifest.config));
-        let (mut vmm, names) = Self::recovering(folder, definition, lock)?;
+        let (mut vmm, names) = Self::recovering(folder, definition, lock, Some(&manifest.config))?;
         // What the checkpoint has is what is needed.
         vmm.start_network_for(&manifest.config.nets).map_err(|e| vmm.with_a_way_out(e, &manifest))?;
+        sandbox::enter()?;
         vmm.open_vsock(&manifest.config)?;
         // What was there is in the trash already, if that was wanted.
         vmm.go_to(&manifest, body, Some(Begun { bare, names }), &Progress::default())?;

@@ -14,6 +14,7 @@ use crate::history::networks::MacInUse;
 use crate::image::ImageError;
 use crate::machine::MachineError;
 use crate::net::{News, PortError, SetupError};
+use crate::sandbox::SandboxError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum VmmError {
@@ -29,6 +30,8 @@ pub enum VmmError {
     Server(#[from] ServerError),
     #[error(transparent)]
     Folder(#[from] FolderError),
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
     #[error(transparent)]
     Network(#[from] SetupError),
     #[error(transparent)]

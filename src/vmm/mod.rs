@@ -4,6 +4,7 @@
 mod answers;
 mod button;
 mod chores;
+mod confined;
 mod desk;
 mod diary;
 mod going_back;
@@ -45,6 +46,7 @@ use crate::id::Id;
 use crate::machine::{self, Machine, MachineError, Parts};
 use crate::moment::Moment;
 use crate::net::Network;
+use crate::sandbox;
 use chores::Chores;
 
 pub use message::{Ender, Message, Outcome, VmmError};
@@ -91,21 +93,24 @@ pub struct Vmm {
 impl Vmm {
     /// Without a machine yet. What a crash left is mended first.
     pub fn new(folder: VmFolder, definition: Definition, lock: VmLock) -> Result<Self, VmmError> {
-        let (vmm, names) = Self::recovering(folder, definition, lock)?;
+        let (vmm, names) = Self::recovering(folder, definition, lock, None)?;
         names.wait()?;
         Ok(vmm)
     }
 
-    /// [`Self::new`], with which nothing may be made durable before the names are.
+    /// [`Self::new`], with which nothing may be made durable before the names are. `also` is hardware
+    /// that it will have.
     fn recovering(
         folder: VmFolder,
         mut definition: Definition,
         lock: VmLock,
+        also: Option<&VmConfig>,
     ) -> Result<(Self, NamesBeingSynced), VmmError> {
         let (findings, names) = recover::begin(&folder, &lock, &mut definition)?;
         for finding in &findings {
             log::warn!("{}", finding.text);
         }
+        confined::plan(&folder, &definition, also);
         let path = folder.console_log();
         let console = Console::start(&path).map_err(|error| VmmError::Console { path, error })?;
         let (sender, queue) = channel();
@@ -189,8 +194,6 @@ impl Vmm {
     /// Makes a fresh machine, standing still, with its networks plugged in.
     pub fn boot(&mut self) -> Result<(), VmmError> {
         self.start_network()?;
-        let config = self.definition.config.clone();
-        self.open_vsock(&config)?;
         self.boot_machine()?;
         self.plug_in()
     }
@@ -213,9 +216,13 @@ impl Vmm {
         let sums = history::Catalog::new(&self.folder, &self.definition).layer_sums(&self.definition)?;
         let Definition { config, now, .. } = &self.definition;
         self.disks = disks::open(&self.folder, config, &now.tops, &sums, &Default::default())?;
-        let found = image::find(&self.folder, config, &self.disks)?;
-        let parts = Parts { found, ..self.parts(self.boot, config, &self.disks) };
-        let machine = machine::boot(config, parts)?;
+        let config = config.clone();
+        // What others wrote is read from here on.
+        sandbox::enter()?;
+        self.open_vsock(&config)?;
+        let found = image::find(&self.folder, &config, &self.disks)?;
+        let parts = Parts { found, ..self.parts(self.boot, &config, &self.disks) };
+        let machine = machine::boot(&config, parts)?;
         machine.take_console(&self.console)?;
         self.desk.set(Some(machine.agent()), "was restarted");
         self.machine = Some(machine);
@@ -492,7 +499,18 @@ impl Vmm {
             self.machine.as_ref().map(|_| self.filling.as_ref().is_some_and(Filling::is_shared));
         let started = Some(self.started);
         let active_jobs = Some(self.jobs.under_way());
-        VmInfo { active_jobs, reason, warnings, started, agent_connected, shares_memory, networks, ..known }
+        let sandbox = Some(confined::info());
+        VmInfo {
+            active_jobs,
+            reason,
+            warnings,
+            started,
+            agent_connected,
+            shares_memory,
+            networks,
+            sandbox,
+            ..known
+        }
     }
 
     /// The guest waits for the user, rather than seeing its disk fail. It may be over already: a

@@ -277,6 +277,9 @@ pub struct RunArgs {
     /// Do not restrict the system calls of the VM's process
     #[arg(long)]
     pub no_seccomp: bool,
+    /// Do not restrict the files that the VM's process can reach
+    #[arg(long)]
+    pub no_landlock: bool,
     // Last: its heading is that of all that follows.
     #[command(flatten)]
     pub seed: SeedArgs,
@@ -304,6 +307,9 @@ pub struct StartArgs {
     /// Do not restrict the system calls of the VM's process
     #[arg(long)]
     pub no_seccomp: bool,
+    /// Do not restrict the files that the VM's process can reach
+    #[arg(long)]
+    pub no_landlock: bool,
     /// Go back to this checkpoint instead of booting
     #[arg(long, hide = true)]
     pub restore: Option<Id>,

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::seccomp;
+use crate::{sandbox, seccomp};
 use log_file::Log;
 use reader::Outlet;
 
@@ -83,6 +83,8 @@ impl Console {
         let console = Arc::new(Self { state: Mutex::default(), changed: Condvar::new() });
         let writer = console.clone();
         std::thread::Builder::new().name("console".into()).spawn(move || {
+            // It begins before the thread that starts it is bound.
+            sandbox::enter_thread();
             seccomp::confine(seccomp::Thread::Console);
             writer.write_out(log);
         })?;
