@@ -122,8 +122,9 @@ fn checkpoints_that_lie_elsewhere_go_along() {
     std::fs::create_dir(&dir).unwrap();
     let place = dir.to_str().unwrap().to_owned();
     let make = |name: &str| {
-        let mut vm = home.boot(&format!("run {name} --memory 32M"));
+        home.boot(&format!("run {name} --memory 32M")).power_off();
         home.piton(&format!("set {name} --checkpoint-dir {place}")).ok();
+        let mut vm = home.boot(&format!("start {name} --attach"));
         home.piton(&format!("checkpoint create {name} a")).ok();
         vm.power_off();
     };

@@ -28,11 +28,12 @@ type Found = (Comparison, Option<ChangedFiles>);
 
 pub fn diff(args: &DiffArgs, json: bool) -> anyhow::Result<()> {
     let data = args.data.as_deref().map(absolute).transpose()?;
+    let data_file: Vec<&Path> = data.iter().map(|path| path.as_path()).collect();
     let open = |vm: &VmFolder, checkpoint: &str| Source::checkpoint(vm, checkpoint, COMMAND);
     let a_folder = existing(&args.a.vm)?;
     let (changes, files) = match &args.b {
         StateRef::Checkpoint(b) => {
-            guard::enter(&args.guard, Thread::Files)?;
+            guard::enter(&args.guard, Thread::Files, &data_file)?;
             let (a, b) = (open(&a_folder, &args.a.checkpoint)?, open(&existing(&b.vm)?, &b.checkpoint)?);
             compare_all(a, b, data.as_deref(), args.files)?
         }
@@ -40,7 +41,7 @@ pub fn diff(args: &DiffArgs, json: bool) -> anyhow::Result<()> {
             let folder = existing(name)?;
             match Offline::open(&folder) {
                 Ok(vm) => {
-                    guard::enter(&args.guard, Thread::Files)?;
+                    guard::enter(&args.guard, Thread::Files, &data_file)?;
                     let a = open(&a_folder, &args.a.checkpoint)?;
                     let b = Source::now(&folder, &vm.lock, &vm.definition)?;
                     compare_all(a, b, data.as_deref(), args.files)?

@@ -31,8 +31,8 @@ struct Opened {
     survey: Survey,
 }
 
-fn open(args: &ImageArgs) -> anyhow::Result<Opened> {
-    guard::enter(&args.guard, Thread::Files)?;
+fn open(args: &ImageArgs, writes: &[&Path]) -> anyhow::Result<Opened> {
+    guard::enter(&args.guard, Thread::Files, writes)?;
     let storage = Storage::os();
     let path = absolute(&args.file)?;
     let named = args.backing.iter().map(|path| absolute(path)).collect::<anyhow::Result<Vec<_>>>()?;
@@ -51,7 +51,7 @@ fn open(args: &ImageArgs) -> anyhow::Result<Opened> {
 }
 
 fn show(args: &ImageArgs, json: bool) -> anyhow::Result<()> {
-    let image = open(args)?;
+    let image = open(args, &[])?;
     let stored = Storage::os().metadata(&image.path)?.allocated;
     let (menu, problem) = match image::menu_of(&image.survey) {
         Ok(Menu { entries, default }) => (entries, default),
@@ -157,8 +157,8 @@ fn as_json(
 }
 
 fn extract(args: &ImageArgs, dir: Option<&Path>, number: Option<usize>, json: bool) -> anyhow::Result<()> {
-    let image = open(args)?;
     let dir = absolute(dir.unwrap_or(Path::new(".")))?;
+    let image = open(args, &[&dir])?;
     let failed = |e: image::ImageError| refused(format!("{}: {e}", image.path.display()));
     let menu = image::menu_of(&image.survey).map_err(failed)?;
     let entry = image::choose(&menu, number).map_err(failed)?;

@@ -30,7 +30,7 @@ pub fn run(args: ManagerArgs, json: bool) -> anyhow::Result<()> {
         address: address.clone(),
         allowed_hosts: args.allowed_host,
         starter: starter()?,
-        confined: !args.guard.no_seccomp,
+        confined: !args.no_seccomp,
     };
     let stopped = signals::first()?;
     let opens = !args.no_open && !json && matches!(address, Address::Tcp(_));

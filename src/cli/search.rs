@@ -67,7 +67,7 @@ pub fn find(args: &FindArgs, json: bool) -> anyhow::Result<()> {
             Err(e) => return Err(e),
         }
     }
-    guard::enter(&args.guard, Thread::Files)?;
+    guard::enter(&args.guard, Thread::Files, &[])?;
     let found = work::here(|progress| -> search::Result<Found> {
         let which = match (&vm, args.as_now) {
             (_, Some(id)) => Which::AllWithNow(id),
@@ -174,12 +174,12 @@ fn as_json(path: &str, found: &Found, without_now: Option<&str>) -> serde_json::
 fn with_opened<T>(
     file: &FileRef,
     wanted: &Wanted,
-    guarded: &GuardArgs,
+    (guarded, writes): (&GuardArgs, &[&Path]),
     command: &str,
     work: impl FnOnce(&search::Opened) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
     let read = |folder: &VmFolder, which: &Which| {
-        guard::enter(guarded, Thread::Files)?;
+        guard::enter(guarded, Thread::Files, writes)?;
         let mut shelf = search::open(folder, which, command)?;
         work(&search::open_path(&mut shelf, wanted)?)
     };
@@ -206,7 +206,7 @@ pub fn cat(file: &FileRef, place: &PlaceArgs, guarded: &GuardArgs, json: bool) -
     }
     // A terminal would obey what is in it.
     let shown = std::io::stdout().is_terminal();
-    with_opened(file, &wanted(&file.path, place), guarded, CAT, |opened| {
+    with_opened(file, &wanted(&file.path, place), (guarded, &[]), CAT, |opened| {
         let search::Opened::File(file) = opened else {
             return Err(search::SearchError::not_a_file(&file.path, NodeKind::Folder).into());
         };
@@ -236,7 +236,8 @@ pub fn restore_file(args: &RestoreFileArgs, json: bool) -> anyhow::Result<()> {
     let to = absolute(args.to.as_deref().map_or(Path::new("."), Path::new))?;
     let to = if to.is_dir() { to.join(file_name(&args.file.path)?) } else { to };
     let place = wanted(&args.file.path, &args.place);
-    let restored = with_opened(&args.file, &place, &args.guard, RESTORE, |opened| {
+    let guarded = (&args.guard, &[to.as_path()][..]);
+    let restored = with_opened(&args.file, &place, guarded, RESTORE, |opened| {
         let storage = Storage::os();
         work::here(|progress| -> search::Result<_> {
             Ok(match opened {
@@ -330,6 +331,7 @@ fn into_guest(args: &RestoreFileArgs, vm: &VmName, path: &str, json: bool) -> an
     words.extend(args.place.disk.iter().map(|disk| format!("--disk={disk}").into()));
     words.extend(args.place.partition.iter().map(|number| format!("--partition={number}").into()));
     words.extend(args.guard.no_seccomp.then(|| "--no-seccomp".into()));
+    words.extend(args.guard.no_landlock.then(|| "--no-landlock".into()));
     words.extend(json.then(|| "--json".into()));
     words.extend(["--".into(), from.into(), there.clone().into()]);
     work::in_a_process(words)?;

@@ -1,7 +1,7 @@
 //! VMs and checkpoints as files: export, import, what changed, and disks to be read over a socket.
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
@@ -29,8 +29,8 @@ use crate::transfer::source::Source;
 use crate::transfer::{Result as TransferResult, export};
 
 pub fn export_checkpoint(args: &ExportCheckpointArgs, json: bool) -> anyhow::Result<()> {
-    guard::enter(&args.guard, Thread::Files)?;
     let (folder, dir) = (existing(&args.checkpoint.vm)?, target_folder(&args.dir)?);
+    guard::enter(&args.guard, Thread::Files, &[&dir])?;
     let since = since(args.since.as_ref(), &args.checkpoint.vm)?;
     let export = work::here(|progress| {
         write(&folder, &args.checkpoint.checkpoint, since, &dir, args.format, progress)
@@ -99,7 +99,7 @@ pub fn export_now(args: &ExportArgs, json: bool) -> anyhow::Result<()> {
     let since = since(args.since.as_ref(), &args.name)?;
     match Offline::open(&folder) {
         Ok(vm) => {
-            guard::enter(&args.guard, Thread::Files)?;
+            guard::enter(&args.guard, Thread::Files, &[&dir])?;
             let export = work::here(|progress| {
                 let source = Source::now(&folder, &vm.lock, &vm.definition)?;
                 let since =
@@ -149,7 +149,7 @@ pub(super) fn with_live_checkpoint(
         return Err(refused(format!("the VM `{}` has just stopped: try again", folder.name())));
     };
     // A process of its own, as this one has to ask the VM once more: who reads files may not.
-    let flags = [(json, "--json"), (guard.no_seccomp, "--no-seccomp")];
+    let flags = [(json, "--json"), (guard.no_seccomp, "--no-seccomp"), (guard.no_landlock, "--no-landlock")];
     let flags = flags.iter().filter(|(on, _)| *on).map(|(_, flag)| OsString::from(flag));
     let mut words = words(&format!("{}@{id}", folder.name()));
     words.splice(2..2, flags);
@@ -170,7 +170,7 @@ pub(super) fn with_live_checkpoint(
 }
 
 pub fn import(args: &ImportArgs, json: bool) -> anyhow::Result<()> {
-    guard::enter(&args.guard, Thread::Import)?;
+    guard::enter(&args.guard, Thread::Import, &[])?;
     let storage = Storage::os();
     let home = Home::from_env(storage.clone())?;
     let dirs = args.dirs.iter().map(|dir| absolute(dir)).collect::<anyhow::Result<Vec<_>>>()?;
@@ -232,7 +232,7 @@ pub fn serve(args: &ServeArgs, json: bool) -> anyhow::Result<()> {
         .context("cannot set up signal handling")?;
     // Made first: what reads the disks can make none, and connect to none.
     let mut server = nbd::Server::bind(&socket)?;
-    guard::enter(&args.guard, Thread::Serve)?;
+    guard::enter(&args.guard, Thread::Serve, &[&socket])?;
     let mut source = Source::checkpoint(&folder, &args.checkpoint.checkpoint, "piton checkpoint serve")?;
     let disks = std::mem::take(&mut source.disks);
     let names: Vec<String> = disks.keys().cloned().collect();

@@ -35,7 +35,7 @@ struct Checked {
 }
 
 pub fn run(target: &CheckpointRef, guard: &GuardArgs, json: bool) -> anyhow::Result<()> {
-    guard::enter(guard, Thread::Files)?;
+    guard::enter(guard, Thread::Files, &[])?;
     let folder = existing(&target.vm)?;
     let definition = folder.load()?;
     let manifest = Catalog::new(&folder, &definition).resolve(&definition, &target.checkpoint)?;

@@ -104,6 +104,10 @@ impl Home {
         Self { root, storage }
     }
 
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     pub fn folder(&self, name: &VmName) -> VmFolder {
         VmFolder {
             name: name.clone(),

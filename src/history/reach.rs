@@ -1,8 +1,6 @@
 //! The files of the host that the process of a VM needs, now and for whatever it does later: nothing
 //! can be added while it runs.
 
-use std::path::Path;
-
 use super::Catalog;
 use super::disks::base_path;
 use crate::config::{DiskConfig, DiskFormat, NetConfig, VmConfig};
@@ -23,7 +21,8 @@ pub fn rules(folder: &VmFolder, definition: &Definition, also: Option<&VmConfig>
     let catalog = Catalog::new(folder, definition);
     rules.allow(Reach::All, folder.path()).allow(Reach::All, catalog.store.dir());
     // Clones of a VM that runs are made in its folder, and then moved to be beside it.
-    let home = folder.path().parent().unwrap_or(Path::new("/"));
+    let home = folder.home();
+    let home = home.root();
     rules.allow(Reach::MoveInto, home);
     for path in KERNEL {
         rules.allow(Reach::Kernel, path);
@@ -79,6 +78,8 @@ fn asks_about_others(config: &VmConfig) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::folder::Home;
     use crate::storage::Storage;

@@ -32,16 +32,47 @@ pub enum SandboxError {
     Io(#[from] io::Error),
 }
 
-/// A ruleset that threads can be bound by.
-struct Prepared {
+/// Rules that threads can be bound by.
+pub struct Confinement {
     ruleset: RulesetCreated,
     version: u32,
     /// Folders that the kernel would otherwise forget, and the rules for them.
     _kept: Vec<OwnedFd>,
 }
 
+impl Confinement {
+    /// None: this kernel has no Landlock, or one that is too old. Paths that are not there now are not
+    /// reached later either.
+    pub fn new(rules: &Rules) -> Result<Option<Self>, SandboxError> {
+        let Some(version) = version() else { return Ok(None) };
+        let mut ruleset = Ruleset::default()
+            .handle_access(AccessFs::from_all(KNOWN))?
+            .handle_access(AccessNet::from_all(KNOWN))?
+            .scope(Scope::from_all(KNOWN))?
+            .create()?;
+        let mut kept = Vec::new();
+        for rule in rules.open() {
+            let access = granted(rule.reach, rule.kind);
+            ruleset = ruleset.add_rule(PathBeneath::new(&rule.file, access))?;
+            if rule.reach == Reach::Kernel {
+                kept.push(rule.file);
+            }
+        }
+        Ok(Some(Self { ruleset, version, _kept: kept }))
+    }
+
+    /// Binds the calling thread, and those that it starts from now on, for good.
+    pub fn bind(&self) -> Result<(), SandboxError> {
+        let status = self.ruleset.try_clone()?.restrict_self()?;
+        if status.ruleset != RulesetStatus::NotEnforced {
+            ACTIVE.store(self.version, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+}
+
 static ENABLED: AtomicBool = AtomicBool::new(false);
-static PREPARED: OnceLock<Prepared> = OnceLock::new();
+static PREPARED: OnceLock<Confinement> = OnceLock::new();
 /// The version that a thread was bound by; 0: none was.
 static ACTIVE: AtomicU32 = AtomicU32::new(0);
 
@@ -68,42 +99,24 @@ pub fn in_force() -> Option<u32> {
     Some(ACTIVE.load(Ordering::SeqCst)).filter(|version| *version > 0)
 }
 
-/// Makes `rules` those that threads will be bound by. The first ones stay. Paths that are not there
-/// are not reached later either.
+/// Makes `rules` those that threads will be bound by. The first ones stay.
 pub fn prepare(rules: impl FnOnce() -> Rules) -> Result<(), SandboxError> {
-    if !ENABLED.load(Ordering::SeqCst) || PREPARED.get().is_some() {
-        return Ok(());
-    }
-    let Some(version) = version() else {
-        log::debug!("this kernel has no Landlock of version {LOWEST} or later");
-        return Ok(());
-    };
-    let mut ruleset = Ruleset::default()
-        .handle_access(AccessFs::from_all(KNOWN))?
-        .handle_access(AccessNet::from_all(KNOWN))?
-        .scope(Scope::from_all(KNOWN))?
-        .create()?;
-    let mut kept = Vec::new();
-    for rule in rules().open() {
-        let access = granted(rule.reach, rule.kind);
-        ruleset = ruleset.add_rule(PathBeneath::new(&rule.file, access))?;
-        if rule.reach == Reach::Kernel {
-            kept.push(rule.file);
+    if ENABLED.load(Ordering::SeqCst) && PREPARED.get().is_none() {
+        match Confinement::new(&rules())? {
+            Some(prepared) => drop(PREPARED.set(prepared)),
+            None => log::debug!("this kernel has no Landlock of version {LOWEST} or later"),
         }
     }
-    let _ = PREPARED.set(Prepared { ruleset, version, _kept: kept });
     Ok(())
 }
 
 /// Binds the calling thread, and those that it starts from now on, for good. Does nothing before
 /// [`prepare`], and to a thread that called it before.
 pub fn enter() -> Result<(), SandboxError> {
-    let Some(prepared) = PREPARED.get().filter(|_| !BOUND.get()) else { return Ok(()) };
-    let status = prepared.ruleset.try_clone()?.restrict_self()?;
-    if status.ruleset != RulesetStatus::NotEnforced {
-        ACTIVE.store(prepared.version, Ordering::SeqCst);
+    if let Some(prepared) = PREPARED.get().filter(|_| !BOUND.get()) {
+        prepared.bind()?;
+        BOUND.set(true);
     }
-    BOUND.set(true);
     Ok(())
 }
 
@@ -128,10 +141,11 @@ pub fn told(error: &io::Error) -> String {
 /// What a kind of reach allows below a folder, or to a file.
 fn granted(reach: Reach, kind: Kind) -> BitFlags<AccessFs> {
     use AccessFs::{
-        IoctlDev, MakeDir, MakeReg, MakeSock, ReadDir, ReadFile, Refer, RemoveDir, RemoveFile, Truncate,
+        IoctlDev, MakeDir, MakeReg, MakeSock, MakeSym, ReadDir, ReadFile, Refer, RemoveDir, RemoveFile, Truncate,
         WriteFile,
     };
     let access = match reach {
+        Reach::Tree => granted(Reach::All, Kind::Folder) | MakeSym,
         Reach::All => {
             ReadFile
                 | WriteFile

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 pub enum Reach {
     /// Files, folders and sockets come and go.
     All,
+    /// The same, and symbolic links.
+    Tree,
     /// List folders, make folders, and move folders to them: nothing is read, written or removed.
     MoveInto,
     Read,

@@ -196,6 +196,9 @@ pub struct GuardArgs {
     /// Do not restrict the system calls of this command
     #[arg(long)]
     pub no_seccomp: bool,
+    /// Do not restrict the files that this command can write, nor keep it from the network
+    #[arg(long)]
+    pub no_landlock: bool,
 }
 
 #[derive(Debug, Args)]

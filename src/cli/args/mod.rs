@@ -533,8 +533,9 @@ pub struct ManagerArgs {
     /// Do not open a browser
     #[arg(long)]
     pub no_open: bool,
-    #[command(flatten)]
-    pub guard: GuardArgs,
+    /// Do not restrict the system calls of this command
+    #[arg(long)]
+    pub no_seccomp: bool,
 }
 
 #[derive(Debug, Args)]
