@@ -11,6 +11,8 @@ use crate::sandbox::{Reach, Rules};
 /// What piton itself reads beside the VM's files.
 const KERNEL: [&str; 4] =
     ["/proc/self", "/proc/meminfo", "/proc/sys/kernel/random/boot_id", "/proc/sys/vm/overcommit_memory"];
+/// What the host's time zone is.
+const ZONE: [&str; 2] = ["/etc/localtime", "/usr/share/zoneinfo"];
 const DEVICES: [&str; 2] = ["/dev/kvm", "/dev/userfaultfd"];
 const TAP_DEVICE: &str = "/dev/net/tun";
 const TAPS: [&str; 2] = ["/sys/class/net", "/sys/devices/virtual/net"];
@@ -26,6 +28,9 @@ pub fn rules(folder: &VmFolder, definition: &Definition, also: Option<&VmConfig>
     rules.allow(Reach::MoveInto, home);
     for path in KERNEL {
         rules.allow(Reach::Kernel, path);
+    }
+    for path in ZONE {
+        rules.allow(Reach::Read, path);
     }
     for path in DEVICES {
         rules.allow(Reach::Write, path);

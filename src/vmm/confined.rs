@@ -23,8 +23,8 @@ pub(super) fn info() -> SandboxInfo {
 impl Vmm {
     /// A folder for checkpoints that this process cannot reach has to wait.
     pub(super) fn can_reach(&self, body: &SetBody) -> Result<(), RequestError> {
-        let moves = body.checkpoint_dir.is_some() && body.checkpoint_dir != self.definition.checkpoint_dir;
-        if moves && sandbox::in_force().is_some() {
+        let dir = body.checkpoint_dir.as_ref().filter(|dir| dir.is_dir());
+        if dir.is_some() && dir != self.definition.checkpoint_dir.as_ref() && sandbox::in_force().is_some() {
             let name = self.folder.name();
             return Err(RequestError::Refused(format!(
                 "the checkpoint folder can only be changed while the VM is off, as its process reaches no \
