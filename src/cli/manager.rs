@@ -72,7 +72,7 @@ pub fn api(args: ApiArgs, json: bool) -> anyhow::Result<()> {
     let path = std::path::absolute(&path).unwrap_or(path);
     home.make()?;
     let options =
-        HomeOptions { home, path: path.clone(), starter: starter()?, confined: !args.guard.no_seccomp };
+        HomeOptions { home, path: path.clone(), starter: starter()?, confined: !args.no_seccomp };
     let stopped = signals::first()?;
     let ready = || match json {
         true => out::json_line(&serde_json::json!({ "socket": path })),
