@@ -181,7 +181,7 @@ fn in_a_process_of_its_own() {
         _ => panic!("{thread}"),
     };
     let parent = std::os::unix::process::parent_id() as libc::c_long;
-    let kvm = File::open("/dev/kvm").map(|file| std::os::fd::IntoRawFd::into_raw_fd(file)).unwrap_or(-1);
+    let kvm = File::open("/dev/kvm").map(std::os::fd::IntoRawFd::into_raw_fd).unwrap_or(-1);
     seccomp::enable().unwrap();
     let tried = std::thread::spawn({
         let what = what.to_owned();

@@ -1,7 +1,7 @@
 //! VMs and checkpoints as files: export, import, what changed, and disks to be read over a socket.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};

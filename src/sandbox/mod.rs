@@ -141,8 +141,8 @@ pub fn told(error: &io::Error) -> String {
 /// What a kind of reach allows below a folder, or to a file.
 fn granted(reach: Reach, kind: Kind) -> BitFlags<AccessFs> {
     use AccessFs::{
-        IoctlDev, MakeDir, MakeReg, MakeSock, MakeSym, ReadDir, ReadFile, Refer, RemoveDir, RemoveFile, Truncate,
-        WriteFile,
+        IoctlDev, MakeDir, MakeReg, MakeSock, MakeSym, ReadDir, ReadFile, Refer, RemoveDir, RemoveFile,
+        Truncate, WriteFile,
     };
     let access = match reach {
         Reach::Tree => granted(Reach::All, Kind::Folder) | MakeSym,
