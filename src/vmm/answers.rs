@@ -3,7 +3,7 @@
 use std::sync::PoisonError;
 use std::time::Duration;
 
-use super::{Message, Vmm};
+use super::{Message, Vmm, confined};
 use crate::capture::lazy::Filling;
 use crate::checkpoint::Manifest;
 use crate::control::jobs::Job;
@@ -93,7 +93,7 @@ impl Vmm {
                 )));
             }
             (Request::Set(body), _) => {
-                self.can_reach(&body)?;
+                confined::can_reach(&self.folder, &self.definition, &body)?;
                 let (before, forwards) =
                     (self.definition.forwards.clone(), policy::forwards(&self.definition, &body)?);
                 self.set_forwards(&before, &forwards)?;
