@@ -87,7 +87,8 @@ pub fn parse_instant(text: &str, now: DateTime<Utc>) -> Result<DateTime<Utc>, St
 /// As people read it: local time with its zone, to the second.
 pub fn shown(time: &DateTime<Utc>) -> String {
     let local = time.with_timezone(&Local);
-    let zone = if local.offset().local_minus_utc() == 0 { "Z".into() } else { local.format("%:z").to_string() };
+    let zone =
+        if local.offset().local_minus_utc() == 0 { "Z".into() } else { local.format("%:z").to_string() };
     format!("{}{zone}", local.format("%Y-%m-%d %H:%M:%S"))
 }
 

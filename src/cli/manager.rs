@@ -71,8 +71,7 @@ pub fn api(args: ApiArgs, json: bool) -> anyhow::Result<()> {
     let path = args.socket.unwrap_or_else(|| home.api_socket());
     let path = std::path::absolute(&path).unwrap_or(path);
     home.make()?;
-    let options =
-        HomeOptions { home, path: path.clone(), starter: starter()?, confined: !args.no_seccomp };
+    let options = HomeOptions { home, path: path.clone(), starter: starter()?, confined: !args.no_seccomp };
     let stopped = signals::first()?;
     let ready = || match json {
         true => out::json_line(&serde_json::json!({ "socket": path })),

@@ -7,7 +7,6 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use clap::Args;
 
-use super::checkpoint::GuardArgs;
 use super::seconds::parse_seconds;
 use crate::folder::VmName;
 use crate::moment::parse_instant;
@@ -52,8 +51,9 @@ pub struct ApiArgs {
     /// Path of the socket [default: `.api.sock` in the folder of VMs]
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
-    #[command(flatten)]
-    pub guard: GuardArgs,
+    /// Do not restrict the system calls of this command
+    #[arg(long)]
+    pub no_seccomp: bool,
 }
 
 #[derive(Debug, Args)]
