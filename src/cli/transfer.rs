@@ -19,13 +19,14 @@ use crate::control::{CheckpointInfo, CreateBody, DeleteBody, DeletedInfo};
 use crate::disk::Backing;
 use crate::folder::{CheckpointType, Home, VmFolder, VmName};
 use crate::history::seal;
+use crate::history::whole::fit::Remap;
+use crate::history::whole::source::Source;
 use crate::nbd;
 use crate::progress::Progress;
 use crate::seccomp::Thread;
 use crate::storage::Storage;
 use crate::transfer::format::{Export, FileFormat};
-use crate::transfer::import::{self, Remap, Wanted};
-use crate::transfer::source::Source;
+use crate::transfer::import::{self, Wanted};
 use crate::transfer::{Result as TransferResult, export};
 
 pub fn export_checkpoint(args: &ExportCheckpointArgs, json: bool) -> anyhow::Result<()> {

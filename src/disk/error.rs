@@ -47,6 +47,9 @@ pub enum DiskError {
     Unreadable { path: PathBuf, reason: String },
     #[error("the disk lost its layers when a switch to new ones failed: stop the VM and start it again")]
     Broken,
+    /// What the place says that the contents come from.
+    #[error("{0}")]
+    Elsewhere(String),
     #[error("the disk is read-only")]
     ReadOnly,
     #[error("base image {} is damaged or was changed: it does not match its checksums at offset {offset} \

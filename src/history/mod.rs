@@ -46,6 +46,7 @@ pub mod steady;
 pub mod trash;
 mod tree;
 pub mod usage;
+pub mod whole;
 
 pub use base_findings::{base_problems, check_now};
 pub use base_problem::BaseProblem;

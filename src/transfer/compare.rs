@@ -9,9 +9,10 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::format::damaged;
-use super::source::Source;
-use super::{Result, TransferError, memory};
+use super::{Result, TransferError};
 use crate::disk::{Backing, flat, suspects};
+use crate::history::whole::memory;
+use crate::history::whole::source::Source;
 use crate::id::Id;
 use crate::progress::Progress;
 use crate::storage::{File, Storage};

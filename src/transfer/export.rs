@@ -10,13 +10,15 @@ use chrono::Utc;
 use super::format::{
     DiskFile, Export, FileFormat, INDEX, INITRD, KERNEL, MemoryFile, Since, StateFile, own_disk,
 };
-use super::source::Source;
-use super::{Result, TransferError, memory, sum};
+use super::{Result, TransferError, sum};
 use crate::checkpoint::stamp::FileStamp;
 use crate::checkpoint::state::write_state;
 use crate::config::{DiskFormat, VmConfig};
 use crate::disk::{Backing, flat, qcow2_write, suspects};
 use crate::folder::{FolderError, trust};
+use crate::history::whole::memory;
+use crate::history::whole::arrival::{copy, remove};
+use crate::history::whole::source::Source;
 use crate::progress::Progress;
 use crate::storage::{Access, File, FileKind, Lock, Storage};
 
@@ -25,8 +27,6 @@ const MEMORY: &str = "memory";
 const STATE: &str = "state";
 /// In the folder while it is written, for nobody to write into the same one.
 const LOCK: &str = "lock";
-/// Bytes that are copied at once.
-const STEP: u64 = 1 << 20;
 
 /// Writes `source`, or what differs in it from `since`, to the folder `dir`. After an error or when
 /// it is called off nothing is left.
@@ -125,13 +125,6 @@ impl<'a> Staged<'a> {
         self.storage.remove_file(&dir.join(LOCK))?;
         self.storage.sync_dir(dir)?;
         Ok(self.storage.sync_parent(dir)?)
-    }
-}
-
-pub(super) fn remove(storage: &Storage, path: &Path) -> Result<()> {
-    match storage.remove_file(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::IsADirectory => Ok(storage.remove_tree(path)?),
-        other => Ok(other?),
     }
 }
 
@@ -331,15 +324,4 @@ impl Writer<'_> {
         }
         Ok(())
     }
-}
-
-/// Copies a file that was not changed meanwhile, durably.
-pub(super) fn copy(storage: &Storage, from: &File, to: &Path, progress: &Progress) -> Result<()> {
-    let to = storage.create_new(to)?;
-    let len = from.len()?;
-    for at in (0..len).step_by(STEP as usize) {
-        progress.check()?;
-        to.copy_from(from, at, STEP.min(len - at))?;
-    }
-    Ok(to.sync_data()?)
 }

@@ -12,6 +12,7 @@ use crate::checkpoint::manifest::{CaptureInfo, LeftOut, crc_of};
 use crate::checkpoint::{CheckpointName, Kind};
 use crate::config::VmConfig;
 use crate::folder::CheckpointType;
+pub use crate::history::whole::arrival::{INITRD, KERNEL};
 use crate::id::Id;
 
 /// Version of export.json that this piton writes; it reads this and older ones.
@@ -234,9 +235,6 @@ impl Export {
 pub fn own_disk(id: &str) -> String {
     format!("disks/{id}.own.raw")
 }
-
-pub const KERNEL: &str = "kernel";
-pub const INITRD: &str = "initrd";
 
 /// A relative path that leads to nowhere but into the folder.
 fn is_inside(file: &str) -> bool {

@@ -5,47 +5,19 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde::Serialize;
-
 use super::format::{Export, FileFormat, FileSum, INDEX, INITRD, KERNEL, damaged, own_disk};
 use super::{Result, TransferError, sum};
 use crate::capture::chain::{ImageSpec, MemoryChain};
 use crate::checkpoint::state::{StateInfo, read_state};
-use crate::config::{DiskFormat, NetArg, VmConfig};
+use crate::config::{DiskFormat, VmConfig};
 use crate::disk::delta::FrozenDelta;
 use crate::disk::flat::{Patched, Zeros};
 use crate::disk::layer::LayerSpec;
-use crate::disk::{Backing, backing, open_base, probe};
+use crate::disk::{Backing, open_base};
 use crate::history::networks;
-use crate::machine::{self, MachineState};
+use crate::history::whole::fit::{self, Problem, Problems, Remap};
 use crate::progress::{Cancelled, Progress};
-use crate::storage::{Access, DOCUMENT_MAX, File, FileKind, Storage};
-
-/// What to take in place of what an export says.
-#[derive(Debug, Clone, Default)]
-pub struct Remap {
-    /// Images of disks that are not in the export, by the disk's id.
-    pub disks: BTreeMap<String, PathBuf>,
-    /// Files that these may read as their backing files.
-    pub backing: Vec<PathBuf>,
-    pub kernel: Option<PathBuf>,
-    pub initrd: Option<PathBuf>,
-    /// Take neither memory nor state: the VM boots from its disks.
-    pub without_memory: bool,
-    /// Other networks; a tap device's has to be said anew.
-    pub nets: Vec<NetArg>,
-}
-
-/// Something that is in the way of an import.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Problem {
-    /// `export`, `file`, `disk`, `kernel`, `initrd`, `processor`, `network` or `name`.
-    pub about: &'static str,
-    /// One sentence, with what helps.
-    pub text: String,
-    /// It was not like that when it was written.
-    pub damage: bool,
-}
+use crate::storage::{Access, DOCUMENT_MAX, File, Storage};
 
 /// Exports that belong together, opened.
 pub struct Plan {
@@ -82,7 +54,15 @@ pub fn plan(
     let mut config = last.config.clone();
     let copies = boot_files(storage, dirs.last(), &mut config, remap, &mut problems);
     let own = own_disks(storage, dirs.last(), &last, remap, &mut problems);
-    outside_disks(storage, &last, &mut config, remap, &own, &mut problems);
+    fit::outside_disks(
+        storage,
+        "the export",
+        &|id| last.disks.contains_key(id),
+        &mut config,
+        remap,
+        &|id| own.iter().any(|(own, _)| own == id),
+        &mut problems,
+    );
     if !problems.damage() {
         let opened = (|| {
             let mut disks = BTreeMap::new();
@@ -104,7 +84,7 @@ pub fn plan(
                     Err(e) => problems.add("network", e.to_string(), false),
                 }
                 if let Some(state) = &state {
-                    check_processor(&last.config, state, &mut problems);
+                    fit::check_processor(&last.config, state, &mut problems);
                 }
                 let plan = Plan { export: last.clone(), config, disks, memory, state, copies, own };
                 return Ok((last, if problems.0.is_empty() { Ok(plan) } else { Err(problems.0) }));
@@ -112,19 +92,6 @@ pub fn plan(
         }
     }
     Ok((last, Err(problems.0)))
-}
-
-#[derive(Default)]
-struct Problems(Vec<Problem>);
-
-impl Problems {
-    fn add(&mut self, about: &'static str, text: String, damage: bool) {
-        self.0.push(Problem { about, text, damage });
-    }
-
-    fn damage(&self) -> bool {
-        self.0.iter().any(|problem| problem.damage)
-    }
 }
 
 fn read(storage: &Storage, dir: &Path) -> Result<Export> {
@@ -250,7 +217,7 @@ fn boot_files(
     let files = [(KERNEL, &mut config.kernel, &remap.kernel), (INITRD, &mut config.initrd, &remap.initrd)];
     for (name, path, other) in files {
         if let Some(other) = other {
-            if let Err(why) = can_boot(storage, other) {
+            if let Err(why) = fit::can_boot(storage, other) {
                 problems.add(name, format!("the {name} {} {why}", other.display()), false);
             }
             *path = Some(other.clone());
@@ -276,15 +243,6 @@ fn boot_files(
     copies
 }
 
-fn can_boot(storage: &Storage, path: &Path) -> std::result::Result<(), String> {
-    let meta = storage.open_named(path, Access::ReadOnly).and_then(|file| file.metadata());
-    match meta {
-        Err(e) => Err(format!("cannot be used: {e}")),
-        Ok(meta) if meta.kind != FileKind::File => Err("is not a regular file".into()),
-        Ok(_) => Ok(()),
-    }
-}
-
 /// Read-only disks that the export brings along; one that the user names another image for is not.
 fn own_disks(
     storage: &Storage,
@@ -304,51 +262,6 @@ fn own_disks(
         }
     }
     own
-}
-
-/// Disks that checkpoints leave out: which file of this host is theirs is for the user to say.
-fn outside_disks(
-    storage: &Storage,
-    export: &Export,
-    config: &mut VmConfig,
-    remap: &Remap,
-    own: &[(String, File)],
-    problems: &mut Problems,
-) {
-    for id in remap.disks.keys() {
-        if export.disks.contains_key(id) {
-            problems.add("disk", format!("disk `{id}` is in the export: remove --disk {id}=..."), false);
-        } else if !config.disks.iter().any(|disk| disk.id == *id) {
-            problems.add("disk", format!("the VM has no disk `{id}`"), false);
-        }
-    }
-    let is_own = |id: &String| own.iter().any(|(own, _)| own == id);
-    for disk in
-        config.disks.iter_mut().filter(|disk| !export.disks.contains_key(&disk.id) && !is_own(&disk.id))
-    {
-        let id = &disk.id;
-        let Some(path) = remap.disks.get(id) else {
-            let (was, access) = (disk.path.display(), if disk.readonly { "reads" } else { "writes" });
-            let text = format!(
-                "disk `{id}` is not in the export (it was {was}, which the guest {access}): give its \
-                 image with --disk {id}=PATH"
-            );
-            problems.add("disk", text, false);
-            continue;
-        };
-        disk.path.clone_from(path);
-        match probe(storage, path, !disk.readonly).and_then(|format| {
-            backing::check(storage, path, &remap.backing)?;
-            Ok(format)
-        }) {
-            Ok(format) => disk.format = format,
-            Err(e) => problems.add("disk", format!("disk `{id}`: {e}"), false),
-        }
-    }
-    let named = config.disks.iter().filter(|disk| remap.disks.contains_key(&disk.id));
-    if let Some(error) = backing::given_twice(storage, named) {
-        problems.add("disk", error.to_string(), false);
-    }
 }
 
 fn open_disk(all: &Storage, exports: &[(&Path, Export)], id: &str) -> Result<Arc<dyn Backing>> {
@@ -409,23 +322,4 @@ fn open_memory(storage: &Storage, exports: &[(&Path, Export)]) -> Result<Saved> 
     let json = read_state(&storage.within(dir), &dir.join(&state.file), &info)?;
     let chain = MemoryChain::open_each(specs.iter().map(|(storage, spec)| (storage, spec)))?;
     Ok((Some(chain), Some(json)))
-}
-
-fn check_processor(config: &VmConfig, state: &[u8], problems: &mut Problems) {
-    let found = serde_json::from_slice::<MachineState>(state)
-        .map_err(|e| format!("the saved state is invalid: {e}"))
-        .and_then(|state| machine::missing_features(config, &state).map_err(|e| e.to_string()));
-    let hint = "--without-memory imports only the disks";
-    match found {
-        Ok(lacking) if lacking.is_empty() => {}
-        Ok(lacking) => {
-            let lacking = lacking.join(", ");
-            problems.add(
-                "processor",
-                format!("this host's processor lacks features that the guest uses ({lacking}): {hint}"),
-                false,
-            );
-        }
-        Err(e) => problems.add("processor", format!("{e}: {hint}"), false),
-    }
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use chrono::Utc;
 
-use super::{Result, TransferError};
+use super::{Result, WholeError};
 use crate::capture::chain::MemoryChain;
 use crate::checkpoint::manifest::{DiskPoint, LeftOut, LeftOutWhy};
 use crate::checkpoint::stamp::FileStamp;
@@ -50,9 +50,9 @@ impl Source {
             steady::open(folder, id, |definition, manifest| Self::open(folder, definition, manifest));
         let source =
             opened.map_err(|e| match e {
-                TransferError::Disk {
+                WholeError::Disk {
                     error: DiskError::Storage(StorageError::InUse { path, .. }), ..
-                } if path.starts_with(folder.disks()) => TransferError::Refused(format!(
+                } if path.starts_with(folder.disks()) => WholeError::Refused(format!(
                     "layers of the VM `{}` are being merged: try again afterwards (`piton checkpoint jobs \
                      {0}` shows the progress)",
                     folder.name()
@@ -102,7 +102,7 @@ impl Source {
     pub fn now(folder: &VmFolder, _: &VmLock, definition: &Definition) -> Result<Self> {
         let storage = folder.storage();
         if let Some(lost) = lost::list(folder)?.into_iter().next() {
-            return Err(TransferError::Refused(lost.to_string()));
+            return Err(WholeError::Refused(lost.to_string()));
         }
         check_now(folder, definition)?;
         let catalog = Catalog::new(folder, definition);
@@ -130,7 +130,7 @@ impl Source {
             path.as_deref().and_then(|path| FileStamp::take(storage, path).ok())
         };
         let manifest = Manifest {
-            id: Id::random().map_err(TransferError::Random)?,
+            id: Id::random().map_err(WholeError::Random)?,
             name: CheckpointName::of_time(&chrono::Utc::now(), |_| false),
             note: String::new(),
             parent: now.parent,
@@ -181,7 +181,7 @@ fn open(
     top: Option<Id>,
     sums: &BTreeMap<Id, u32>,
 ) -> Result<FrozenChain> {
-    let failed = TransferError::disk(&config.id);
+    let failed = WholeError::disk(&config.id);
     let storage = folder.storage();
     let specs = top.map_or(Ok(Vec::new()), |top| layers.chain(top)).map_err(&failed)?;
     bases::look(folder, config, top.and_then(|top| layers.base_size(top))).map_err(CheckpointError::from)?;
