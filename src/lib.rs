@@ -11,6 +11,7 @@
 //! | 8 | [`vmm`] | owner of a running machine; one request queue |
 //! | 8 | [`inside`] | commands and copies in a guest, over its agent |
 //! | 8 | [`transfer`] | export, import and diff, in the process of the command |
+//! | 8 | [`depot`] | checkpoints in object storage or a folder that hosts share |
 //! | 8 | [`search`] | files in the disks of checkpoints, without starting anything |
 //! | 7 | [`history`] | what is done to a VM's checkpoints, running or not |
 //! | 6 | [`machine`] | memory, vCPUs and devices as one thing that runs or stands still |
@@ -55,6 +56,7 @@ pub mod checkpoint;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod depot;
 pub mod devices;
 pub mod disk;
 pub mod events;
