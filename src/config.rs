@@ -238,6 +238,14 @@ pub fn parse_disk_size(text: &str) -> Result<u64, ConfigError> {
         .ok_or_else(|| ConfigError::DiskSize(text.to_owned()))
 }
 
+/// Parses bytes a second as `10M` or `512K`, not as a bare number.
+pub fn parse_rate(text: &str) -> Result<u64, String> {
+    let rate = text.strip_suffix("/s").unwrap_or(text);
+    parse_size(rate)
+        .filter(|rate| *rate > 0 && text.contains(|c: char| c.is_ascii_alphabetic()))
+        .ok_or_else(|| format!("`{}` is not a rate: write it as 10M or 512K, each second", text.escape_debug()))
+}
+
 /// Parses a size as `512M`, `2G`, `1T`, `1024K`; a bare number is MiB, as with QEMU's `-m`.
 fn parse_size(text: &str) -> Option<u64> {
     let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());

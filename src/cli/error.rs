@@ -4,6 +4,7 @@
 use crate::config::{ConfigError, NetError};
 use crate::control::client::ClientError;
 use crate::control::{RequestError, State};
+use crate::depot::DepotError;
 use crate::devices::virtio::vsock::host::HostError;
 use crate::folder::FolderError;
 use crate::history::CheckpointError;
@@ -111,6 +112,9 @@ fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
         return error.is_refusal();
     }
     if let Some(error) = error.downcast_ref::<TransferError>() {
+        return error.is_refusal();
+    }
+    if let Some(error) = error.downcast_ref::<DepotError>() {
         return error.is_refusal();
     }
     if let Some(error) = error.downcast_ref::<SearchError>() {

@@ -6,6 +6,7 @@ mod clone;
 mod completions;
 mod console;
 mod copy;
+mod depot;
 mod df;
 mod diff;
 mod disk;
@@ -119,6 +120,9 @@ pub fn main() -> ExitCode {
         Command::Clone(args) => clone::run(&args, json),
         Command::Export(args) => transfer::export_now(&args, json),
         Command::Import(args) => transfer::import(&args, json),
+        Command::Push(args) => depot::push(&args, json),
+        Command::Pull(args) => depot::pull(&args, json),
+        Command::Depot(command) => depot::run(&command, json),
         Command::Events(args) => events::run(&args, json),
         Command::Metrics(args) if args.no_json => {
             Err(error::usage("`piton metrics` does not support --json: it prints text for Prometheus"))

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow};
 use hyper::Method;
 
-use super::args::{ExportArgs, ExportCheckpointArgs, GuardArgs, ImportArgs, ServeArgs, Since};
+use super::args::{ExportArgs, ExportCheckpointArgs, FitArgs, GuardArgs, ImportArgs, ServeArgs, Since};
 use super::error::{FAILED, InUse, REFUSED, Told, refused, usage};
 use super::named::existing;
 use super::offline::Offline;
@@ -19,7 +19,7 @@ use crate::control::{CheckpointInfo, CreateBody, DeleteBody, DeletedInfo};
 use crate::disk::Backing;
 use crate::folder::{CheckpointType, Home, VmFolder, VmName};
 use crate::history::seal;
-use crate::history::whole::fit::Remap;
+use crate::history::whole::fit::{Problem, Remap};
 use crate::history::whole::source::Source;
 use crate::nbd;
 use crate::progress::Progress;
@@ -175,19 +175,7 @@ pub fn import(args: &ImportArgs, json: bool) -> anyhow::Result<()> {
     let storage = Storage::os();
     let home = Home::from_env(storage.clone())?;
     let dirs = args.dirs.iter().map(|dir| absolute(dir)).collect::<anyhow::Result<Vec<_>>>()?;
-    let mut remap = Remap {
-        kernel: args.kernel.as_deref().map(absolute).transpose()?,
-        initrd: args.initrd.as_deref().map(absolute).transpose()?,
-        backing: args.backing.iter().map(|path| absolute(path)).collect::<anyhow::Result<_>>()?,
-        without_memory: args.without_memory,
-        nets: args.networks.nets.clone(),
-        ..Default::default()
-    };
-    for (id, path) in &args.disks {
-        if remap.disks.insert(id.clone(), absolute(path)?).is_some() {
-            return Err(usage(format!("disk `{id}` is given twice")));
-        }
-    }
+    let remap = remap(&args.fit)?;
     let wanted = Wanted { dirs: &dirs, name: args.name.clone(), new_id: args.new_id, remap: &remap };
     let outcome = work::here(|progress| import::run(&home, &storage, &wanted, !args.check, progress))??;
     let problems = match &outcome {
@@ -214,15 +202,38 @@ pub fn import(args: &ImportArgs, json: bool) -> anyhow::Result<()> {
             );
         }
     }
+    in_the_way("import", problems, json && args.check)
+}
+
+/// What this host brings for a VM that comes from elsewhere.
+pub(super) fn remap(args: &FitArgs) -> anyhow::Result<Remap> {
+    let mut remap = Remap {
+        kernel: args.kernel.as_deref().map(absolute).transpose()?,
+        initrd: args.initrd.as_deref().map(absolute).transpose()?,
+        backing: args.backing.iter().map(|path| absolute(path)).collect::<anyhow::Result<_>>()?,
+        without_memory: args.without_memory,
+        nets: args.networks.nets.clone(),
+        ..Default::default()
+    };
+    for (id, path) in &args.disks {
+        if remap.disks.insert(id.clone(), absolute(path)?).is_some() {
+            return Err(usage(format!("disk `{id}` is given twice")));
+        }
+    }
+    Ok(remap)
+}
+
+/// An error if there are problems; `told`: they have been said.
+pub(super) fn in_the_way(verb: &str, problems: &[Problem], told: bool) -> anyhow::Result<()> {
     if problems.is_empty() {
         return Ok(());
     }
     let damage = problems.iter().any(|problem| problem.damage);
-    if json && args.check {
+    if told {
         return Err(Told { code: if damage { FAILED } else { REFUSED } }.into());
     }
     let sentences: Vec<&str> = problems.iter().map(|problem| problem.text.as_str()).collect();
-    let text = format!("cannot import: {}", sentences.join("; "));
+    let text = format!("cannot {verb}: {}", sentences.join("; "));
     Err(if damage { anyhow!(text) } else { refused(text) })
 }
 

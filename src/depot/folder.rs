@@ -3,13 +3,13 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::pace::Pace;
 use super::store::{Object, Put, Store};
 use super::{DepotError, Result};
 use crate::progress::Progress;
-use crate::storage::{Access, FileKind, Storage, StorageError, is_temporary};
+use crate::storage::{Access, FileKind, Storage, is_temporary};
 
 /// Bytes that go at once where the pace is limited.
 const STEP: usize = 1 << 20;
@@ -165,27 +165,23 @@ impl Store for Folder {
     fn shown(&self, key: &str) -> String {
         self.root.join(key).display().to_string()
     }
-}
 
-/// Removes what puts that were cut short left behind, if it is as old as that.
-pub fn sweep(storage: &Storage, root: &Path, folders: &[&str], before: std::time::SystemTime) -> Result<()> {
-    for folder in folders {
-        let folder = root.join(folder);
-        let names = match storage.list_dir(&folder) {
-            Err(e) if e.is_not_found() => continue,
-            names => names?,
-        };
-        for name in names.iter().filter(|name| is_temporary(name)) {
-            let path = folder.join(name);
-            let old = match storage.metadata(&path) {
-                Ok(meta) => meta.modified < before,
-                Err(e) if e.is_not_found() => false,
-                Err(e) => return Err(StorageError::into(e)),
+    fn sweep(&self, folders: &[&str], before: SystemTime) -> Result<()> {
+        for folder in folders.iter().chain(&[""]) {
+            let folder = self.root.join(folder);
+            let names = match self.storage.list_dir(&folder) {
+                Err(e) if e.is_not_found() => continue,
+                names => names?,
             };
-            if old {
-                storage.remove_file_if_exists(&path)?;
+            for name in names.iter().filter(|name| is_temporary(name)) {
+                let path = folder.join(name);
+                match self.storage.metadata(&path) {
+                    Ok(meta) if meta.modified < before => drop(self.storage.remove_file_if_exists(&path)?),
+                    Err(e) if !e.is_not_found() => return Err(e.into()),
+                    _ => {}
+                }
             }
         }
+        Ok(())
     }
-    Ok(())
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use super::chunks::{Chunks, condemned_key, index_key, pack_key};
 use super::fetch::{Fetch, Wanted};
 use super::name::Name;
-use super::open::{CLOCK, CONDEMNED, Depot, INDEX, PACKS};
+use super::open::{CLOCK, CONDEMNED, Depot, FOLDERS, INDEX, PACKS};
 use super::push::LIMIT;
 use super::send::with_sender;
 use super::store::{Object, Put};
@@ -142,6 +142,9 @@ pub fn prune(depot: Depot, grace: Duration, dry: bool, progress: &Progress) -> R
         depot.store.put(&condemned_key(id), Vec::new(), Put::New)?;
     }
     leftovers(&depot, old, in_time)?;
+    if let Some(before) = now.checked_sub(grace) {
+        depot.store.sweep(&FOLDERS, before)?;
+    }
     Ok(pruned)
 }
 

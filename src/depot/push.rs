@@ -13,6 +13,7 @@ use super::open::Depot;
 use super::send::{Bytes, Sender, Sent, with_sender};
 use super::{DepotError, Result};
 use crate::capture::chain::MemoryChain;
+use crate::checkpoint::manifest::LeftOut;
 use crate::checkpoint::stamp::FileStamp;
 use crate::disk::Backing;
 use crate::disk::frozen::FrozenChain;
@@ -38,6 +39,8 @@ pub struct Pushed {
     pub bytes: u64,
     #[serde(flatten)]
     pub sent: Sent,
+    /// Disks that are not in the depot.
+    pub left_out: Vec<LeftOut>,
     pub warnings: Vec<String>,
 }
 
@@ -65,7 +68,8 @@ pub fn push(
             continue;
         }
         progress.check()?;
-        let warnings = manifest.warnings.clone();
+        let (warnings, mut left_out) = (manifest.warnings.clone(), manifest.left_out.clone());
+        left_out.retain(|left| !manifest.own.contains_key(&left.disk));
         if !depot.publish(&manifest)? {
             let there = depot.read_manifest(&depot.keys.object(&title.to_string()))?;
             return match there {
@@ -81,7 +85,7 @@ pub fn push(
                 depot.at()
             )));
         }
-        return Ok(Pushed { title: title.to_string(), already: false, bytes, sent, warnings });
+        return Ok(Pushed { title: title.to_string(), already: false, bytes, sent, left_out, warnings });
     }
     Err(DepotError::Refused(format!(
         "the push takes more than {} hours each time: push over a faster line",
@@ -106,6 +110,7 @@ fn already(depot: &Depot, source: &Source, title: &Title, there: &Manifest) -> R
         already: true,
         bytes: 0,
         sent: Sent::default(),
+        left_out: Vec::new(),
         warnings: Vec::new(),
     })
 }

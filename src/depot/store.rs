@@ -36,6 +36,10 @@ pub trait Store: Send + Sync {
     fn list(&self, folder: &str) -> Result<Vec<Object>>;
     /// None there is no error.
     fn delete(&self, key: &str) -> Result<()>;
+    /// Removes what puts that were cut short left before that time.
+    fn sweep(&self, _folders: &[&str], _before: SystemTime) -> Result<()> {
+        Ok(())
+    }
     /// The object as a user would name it.
     fn shown(&self, key: &str) -> String;
 }

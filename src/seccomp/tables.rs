@@ -332,6 +332,35 @@ const IMPORT: &[Rule] = &[
     (libc::SYS_eventfd2, Always, "a machine that is not run"),
 ];
 
+/// Connections to object storage; addresses are looked up by glibc.
+const DEPOT: &[Rule] = &[
+    (libc::SYS_socket, argument(0, libc::AF_INET as u64), "connections"),
+    (libc::SYS_socket, argument(0, libc::AF_INET6 as u64), "connections"),
+    (libc::SYS_socket, argument(0, libc::AF_UNIX as u64), "the host's cache of names"),
+    (libc::SYS_socket, argument(0, libc::AF_NETLINK as u64), "which addresses this host has"),
+    (libc::SYS_connect, Always, "connections"),
+    (libc::SYS_bind, Always, "which addresses this host has"),
+    (libc::SYS_getsockname, Always, "which addresses this host has"),
+    (libc::SYS_getpeername, Always, "connections"),
+    (libc::SYS_getsockopt, Always, "whether a connection came about"),
+    (libc::SYS_setsockopt, Always, "data that are not held back"),
+    (libc::SYS_sendto, Always, "requests"),
+    (libc::SYS_sendmsg, Always, "names that are looked up"),
+    (libc::SYS_sendmmsg, Always, "names that are looked up"),
+    (libc::SYS_recvfrom, Always, "answers"),
+    (libc::SYS_recvmsg, Always, "answers"),
+    (libc::SYS_readv, Always, "answers"),
+    (libc::SYS_shutdown, Always, "the end of a connection"),
+    (libc::SYS_ioctl, request(0x5421), "sockets that do not block (FIONBIO)"),
+    (libc::SYS_ioctl, request(0x541b), "whether an answer is there (FIONREAD)"),
+    (libc::SYS_epoll_create1, Always, "its loop"),
+    (libc::SYS_epoll_ctl, Always, "its loop"),
+    (libc::SYS_epoll_wait, Always, "its loop"),
+    (libc::SYS_epoll_pwait, Always, "its loop"),
+    (libc::SYS_ppoll, Always, "waits"),
+    (libc::SYS_uname, Always, "names that are looked up"),
+];
+
 /// The socket of a server. It can be connected to, and cannot connect to others.
 const SERVE: &[Rule] = &[
     (libc::SYS_accept4, Always, "clients"),
@@ -404,6 +433,7 @@ impl Thread {
             ],
             Self::Files => &[RUNTIME, DISK, FILES, COMMAND, RESTORE],
             Self::Import => &[RUNTIME, DISK, FILES, COMMAND, IMPORT],
+            Self::Depot => &[RUNTIME, DISK, FILES, COMMAND, IMPORT, DEPOT],
             Self::Serve => &[RUNTIME, DISK, FILES, COMMAND, SERVE],
         }
     }

@@ -25,6 +25,8 @@ pub enum Thread {
     Files,
     /// The same for an import, which also looks at the processor.
     Import,
+    /// The same for what moves checkpoints to and from a depot on the network.
+    Depot,
     /// The same for a server of disks.
     Serve,
     /// All that browsers reach of the web manager.
@@ -52,6 +54,7 @@ impl Thread {
             Self::Terminal => "terminal",
             Self::Files => "files",
             Self::Import => "import",
+            Self::Depot => "depot",
             Self::Serve => "serve",
             Self::Manager => "manager",
             Self::Log => "log",

@@ -367,7 +367,16 @@ pub struct ImportArgs {
     /// Do not import; only report what would prevent it
     #[arg(long)]
     pub check: bool,
-    /// Image of a disk that is not in the export; may be repeated
+    #[command(flatten)]
+    pub fit: FitArgs,
+    #[command(flatten)]
+    pub guard: GuardArgs,
+}
+
+/// What this host has to bring for a VM that comes from elsewhere.
+#[derive(Debug, Args)]
+pub struct FitArgs {
+    /// Image of a disk that does not come along; may be repeated
     #[arg(long = "disk", value_name = "ID=PATH", value_parser = parse_disk_path)]
     pub disks: Vec<(String, PathBuf)>,
     /// Backing file that such an image may use; may be repeated
@@ -379,13 +388,11 @@ pub struct ImportArgs {
     /// Initial RAM disk
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
-    /// Import only the disks
+    /// Take only the disks
     #[arg(long)]
     pub without_memory: bool,
     #[command(flatten)]
     pub networks: OtherNetworks,
-    #[command(flatten)]
-    pub guard: GuardArgs,
 }
 
 fn parse_disk_path(text: &str) -> Result<(String, PathBuf), String> {

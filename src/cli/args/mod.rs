@@ -1,6 +1,7 @@
 //! What can be typed.
 
 mod checkpoint;
+mod depot;
 mod image;
 mod refs;
 mod seconds;
@@ -25,8 +26,9 @@ use crate::vm::Clock;
 
 pub use checkpoint::{
     ApplyArgs, BootArgs, CheckpointCommand, CloneArgs, DiffArgs, ExportArgs, ExportCheckpointArgs, FindArgs,
-    GuardArgs, ImportArgs, PlaceArgs, RestoreFileArgs, ServeArgs,
+    FitArgs, GuardArgs, ImportArgs, PlaceArgs, RestoreFileArgs, ServeArgs,
 };
+pub use depot::{DepotArgs, DepotCommand, PullArgs, PushArgs};
 pub use image::{ImageArgs, ImageCommand};
 pub use refs::{CheckpointRef, FileRef, Since, StateRef};
 use seconds::parse_seconds;
@@ -125,6 +127,13 @@ pub enum Command {
     Export(ExportArgs),
     /// Create a VM from an export
     Import(ImportArgs),
+    /// Copy a checkpoint to a depot
+    Push(PushArgs),
+    /// Create a VM from a checkpoint in a depot
+    Pull(PullArgs),
+    /// Manage depots, which hold checkpoints outside this host
+    #[command(subcommand)]
+    Depot(DepotCommand),
     /// Print what happened to VMs
     Events(EventsArgs),
     /// Print or serve the metrics of VMs for Prometheus
