@@ -293,7 +293,8 @@ fn show(url: &Location, args: &DepotArgs, json: bool) -> anyhow::Result<()> {
             outln!("created      {}", header.created.format("%Y-%m-%d %H:%M:%S UTC"));
             outln!("encryption   {}", cipher.unwrap_or("none"));
             outln!("checkpoints  {count}");
-            outln!("stored       {} in {packs} packs", size(bytes));
+            let of = if packs == 1 { "1 pack".to_owned() } else { format!("{packs} packs") };
+            outln!("stored       {} in {of}", size(bytes));
         }
     }
     Ok(())
