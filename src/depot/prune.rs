@@ -59,6 +59,12 @@ pub fn prune(depot: Depot, grace: Duration, dry: bool, progress: &Progress) -> R
     }
     let fetch = Fetch::new(depot.clone(), chunks.clone(), progress);
     let (checkpoints, needed) = needed(&fetch)?;
+    if let Some(name) = needed.iter().find(|name| chunks.spot(name).is_none()) {
+        return Err(DepotError::damaged(
+            format!("the depot at {}", depot.at()),
+            format!("chunk {name} is missing, so nothing is removed"),
+        ));
+    }
     let mut pruned = Pruned { checkpoints, packs: chunks.packs.len(), ..Pruned::default() };
 
     let mut live = vec![0u64; chunks.packs.len()];

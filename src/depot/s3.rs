@@ -18,12 +18,13 @@ use super::http::Connector;
 use super::pace::Pace;
 use super::store::{Object, Put, Store};
 use super::{DepotError, Result};
+use crate::id::Id;
 use crate::progress::Progress;
 
 /// How often a request is tried again, and for how long. The waits between grow, with jitter.
 const RETRIES: usize = 8;
 const RETRY_TIME: Duration = Duration::from_secs(180);
-/// How often the bytes of an object are asked for that did not come whole.
+/// How often an answer is asked for that did not come whole.
 const BODIES: usize = 5;
 
 pub struct S3 {
@@ -95,10 +96,27 @@ impl S3 {
         move |error| DepotError::Store { doing, object: object.clone(), why: told(&error) }
     }
 
-    fn read(&self, key: &str, range: Option<Range<u64>>, most: u64) -> Result<Option<Vec<u8>>> {
-        let path = self.path(key);
+    /// Tries again what failed or came in part. What failed on the way to an answer was tried again by
+    /// the client already.
+    fn stubborn<T>(&self, mut work: impl FnMut() -> Result<T>) -> Result<T> {
         let mut tries = 1;
         loop {
+            match work() {
+                Err(DepotError::Store { .. }) if tries < BODIES => {
+                    let most = 100u64 << tries;
+                    // Not all clients at the same time.
+                    let dice = Id::random().map_or(0, |id| u64::from(id.as_bytes()[0]));
+                    self.wait(async { tokio::time::sleep(Duration::from_millis(most + most * dice / 256)).await })?;
+                    tries += 1;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    fn read(&self, key: &str, range: Option<Range<u64>>, most: u64) -> Result<Option<Vec<u8>>> {
+        let path = self.path(key);
+        self.stubborn(|| {
             let options = GetOptions { range: range.clone().map(GetRange::Bounded), ..GetOptions::default() };
             let got = self.wait(async {
                 let got = self.store.get_opts(&path, options).await?;
@@ -108,29 +126,22 @@ impl S3 {
                 }
                 got.bytes().await.map(Ok)
             })?;
-            let wrong = match got {
+            match got {
                 Ok(Err(len)) => {
                     let what = format!("it has {len} bytes, more than the maximum of {most}");
-                    return Err(DepotError::damaged(self.shown(key), what));
+                    Err(DepotError::damaged(self.shown(key), what))
                 }
                 Ok(Ok(bytes)) => match &range {
-                    Some(range) if bytes.len() as u64 != range.end - range.start => DepotError::damaged(
+                    Some(range) if bytes.len() as u64 != range.end - range.start => Err(DepotError::damaged(
                         self.shown(key),
                         format!("{} bytes came instead of {}", bytes.len(), range.end - range.start),
-                    ),
-                    _ => return Ok(Some(bytes.into())),
+                    )),
+                    _ => Ok(Some(bytes.into())),
                 },
-                Err(Error::NotFound { .. }) => return Ok(None),
-                // What failed on the way to the answer was tried again already.
-                Err(e) => self.failed("read", key)(e),
-            };
-            if tries == BODIES {
-                return Err(wrong);
+                Err(Error::NotFound { .. }) => Ok(None),
+                Err(e) => Err(self.failed("read", key)(e)),
             }
-            let pause = Duration::from_millis(100 << tries);
-            tries += 1;
-            self.wait(tokio::time::sleep(pause))?;
-        }
+        })
     }
 }
 
@@ -159,8 +170,10 @@ impl Store for S3 {
 
     fn list(&self, folder: &str) -> Result<Vec<Object>> {
         let path = self.path(folder);
-        let listed = self.wait(self.store.list_with_delimiter(Some(&path)))?;
-        let listed = listed.map_err(self.failed("list", folder))?;
+        let listed = self.stubborn(|| {
+            let listed = self.wait(self.store.list_with_delimiter(Some(&path)))?;
+            listed.map_err(self.failed("list", folder))
+        })?;
         let object = |meta: object_store::ObjectMeta| {
             let name = meta.location.filename()?.to_owned();
             Some(Object { name, bytes: meta.size, modified: meta.last_modified.into() })
@@ -181,11 +194,20 @@ impl Store for S3 {
     }
 }
 
-/// One line: stores answer with pages of XML.
+/// A sentence: stores answer with pages of XML.
 fn told(error: &Error) -> String {
-    let text = error.to_string();
+    const MOST: usize = 200;
+    let mut text = error.to_string();
+    if let Some(at) = text.find("<?xml").or_else(|| text.find("<Error>")) {
+        let inside = |tag: &str| {
+            let from = text[at..].split_once(&format!("<{tag}>"))?.1;
+            Some(from.split_once(&format!("</{tag}>"))?.0.to_owned())
+        };
+        let said = [inside("Code"), inside("Message")].into_iter().flatten().collect::<Vec<_>>().join(", ");
+        text = format!("{}{said}", &text[..at]);
+    }
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    match text.char_indices().nth(600) {
+    match text.char_indices().nth(MOST) {
         Some((end, _)) => format!("{}...", &text[..end]),
         None => text,
     }

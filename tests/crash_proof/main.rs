@@ -7,6 +7,7 @@
 
 mod between;
 mod check;
+mod depot;
 mod explore;
 mod faults;
 mod flips;

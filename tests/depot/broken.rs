@@ -50,7 +50,8 @@ fn damage_is_named_and_never_pulled() {
             let verified = lab.piton(&format!("depot verify {depot} --json"));
             let code = if kind == "checkpoints" && bad.is_none() { 0 } else { 1 };
             assert_eq!(verified.code, Some(code), "{kind}: {verified}");
-            if code == 1 {
+            let is_flip = bad.as_ref().is_some_and(|bad| bad.len() == good.len());
+            if code == 1 && !(kind == "packs" && is_flip) {
                 // Nothing is removed from what is not understood.
                 assert_ne!(lab.piton(&format!("depot prune {depot} --alone")).code, Some(0));
             }

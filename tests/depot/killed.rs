@@ -85,7 +85,8 @@ fn a_push_that_is_called_off_goes_on_where_it_was() {
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let packs = lab.beside("depot/index");
     crate::common::until("the first pack to be sent", || {
-        std::fs::read_dir(&packs).is_ok_and(|mut all| all.next().is_some()).then_some(())
+        let whole = |entry: std::io::Result<std::fs::DirEntry>| !entry.unwrap().file_name().to_string_lossy().starts_with('.');
+        std::fs::read_dir(&packs).is_ok_and(|mut all| all.any(whole)).then_some(())
     });
     send_signal(child.id().try_into().unwrap(), libc::SIGINT);
     let output = child.wait_with_output().unwrap();

@@ -21,7 +21,7 @@ fn prune_removes_what_nothing_needs_and_a_push_does_not_count_on_it() {
     let pushed = lab.piton(&format!("push demo@two {depot} --json")).json();
     let nothing = lab.piton(&format!("depot prune {depot} --alone --json")).json();
     assert_eq!((&nothing["removed"], &nothing["condemned"]), (&json!(0), &json!(0)), "{nothing}");
-    lab.piton(&format!("depot rm {depot}/demo@two")).fails(3, &["nothing was deleted"]);
+    lab.piton(&format!("depot rm {depot}/demo@two")).fails(3, &["--yes"]);
     lab.piton(&format!("depot rm {depot}/demo@two --yes")).ok();
     lab.piton(&format!("depot rm {depot}/demo@two --yes")).fails(3, &["no checkpoint"]);
 

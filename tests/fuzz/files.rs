@@ -107,7 +107,7 @@ pub fn delta() -> Target {
 }
 
 /// JSON with a `crc` field over the rest of it.
-fn mend_json(bytes: &mut Vec<u8>) {
+pub fn mend_json(bytes: &mut Vec<u8>) {
     if let Ok(Value::Object(mut fields)) = serde_json::from_slice(bytes) {
         fields.remove("crc");
         let crc = crc_of(Value::Object(fields.clone()));

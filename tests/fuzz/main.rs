@@ -7,6 +7,7 @@
 
 mod agent;
 mod contents;
+mod depot;
 mod driver;
 mod files;
 mod http;
@@ -83,6 +84,9 @@ fn targets() -> Vec<(&'static str, Make)> {
         ("vm.json", files::vm_json),
         ("verified", files::verified),
         ("export", files::export),
+        ("depot-index", depot::index),
+        ("depot-manifest", depot::manifest),
+        ("depot-chunk", depot::chunk),
         ("image-kind", images::kind),
         ("qcow2", images::qcow2),
         ("base-sums", images::base_sums),
