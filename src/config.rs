@@ -241,9 +241,9 @@ pub fn parse_disk_size(text: &str) -> Result<u64, ConfigError> {
 /// Parses bytes a second as `10M` or `512K`, not as a bare number.
 pub fn parse_rate(text: &str) -> Result<u64, String> {
     let rate = text.strip_suffix("/s").unwrap_or(text);
-    parse_size(rate)
-        .filter(|rate| *rate > 0 && text.contains(|c: char| c.is_ascii_alphabetic()))
-        .ok_or_else(|| format!("`{}` is not a rate: write it as 10M or 512K, each second", text.escape_debug()))
+    parse_size(rate).filter(|rate| *rate > 0 && text.contains(|c: char| c.is_ascii_alphabetic())).ok_or_else(
+        || format!("`{}` is not a rate: write it as 10M or 512K, each second", text.escape_debug()),
+    )
 }
 
 /// Parses a size as `512M`, `2G`, `1T`, `1024K`; a bare number is MiB, as with QEMU's `-m`.

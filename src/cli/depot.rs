@@ -33,7 +33,8 @@ fn confine(args: &DepotArgs, places: &[&Place]) -> anyhow::Result<()> {
 }
 
 fn secret(file: Option<&std::path::PathBuf>) -> anyhow::Result<Option<Secret>> {
-    let read = |path: &std::path::PathBuf| Ok::<_, anyhow::Error>(Secret::read(&Storage::os(), &absolute(path)?)?);
+    let read =
+        |path: &std::path::PathBuf| Ok::<_, anyhow::Error>(Secret::read(&Storage::os(), &absolute(path)?)?);
     file.map(read).transpose()
 }
 
@@ -41,7 +42,12 @@ fn store(place: &Place, args: &DepotArgs, progress: &Progress) -> Result<Arc<dyn
     place.open(&Storage::os(), Pace::new(args.bandwidth), progress)
 }
 
-fn open(place: &Place, args: &DepotArgs, secret: Option<&Secret>, progress: &Progress) -> Result<Depot, DepotError> {
+fn open(
+    place: &Place,
+    args: &DepotArgs,
+    secret: Option<&Secret>,
+    progress: &Progress,
+) -> Result<Depot, DepotError> {
     Depot::open(store(place, args, progress)?, secret)
 }
 
@@ -55,7 +61,10 @@ fn whole(url: &Location) -> anyhow::Result<&Place> {
 
 fn titled(url: &Location) -> anyhow::Result<&Title> {
     url.title.as_ref().ok_or_else(|| {
-        usage(format!("name the checkpoint, too: {0}/VM@CHECKPOINT; `piton depot list {0}` lists them", url.place))
+        usage(format!(
+            "name the checkpoint, too: {0}/VM@CHECKPOINT; `piton depot list {0}` lists them",
+            url.place
+        ))
     })
 }
 
@@ -66,10 +75,11 @@ pub fn push(args: &PushArgs, json: bool) -> anyhow::Result<()> {
     let secret = secret(args.depot.key_file.as_ref())?;
     let (made, pushed, unchecked) = work::here(|progress| -> anyhow::Result<_> {
         let source = Source::checkpoint(&folder, &args.checkpoint.checkpoint, "piton push")?;
-        let title = args.url.title.clone().unwrap_or_else(|| Title {
-            vm: folder.name().clone(),
-            checkpoint: source.manifest.name.clone(),
-        });
+        let title = args
+            .url
+            .title
+            .clone()
+            .unwrap_or_else(|| Title { vm: folder.name().clone(), checkpoint: source.manifest.name.clone() });
         let (depot, made) = Depot::open_or_create(store(place, &args.depot, progress)?, secret.as_ref())?;
         let pushed = pushing::push(&depot, folder.storage(), &source, &title, false, progress)?;
         let mut config = source.manifest.config.clone();
@@ -153,7 +163,9 @@ pub fn run(command: &DepotCommand, json: bool) -> anyhow::Result<()> {
         DepotCommand::Show { url, depot } => show(url, depot, json),
         DepotCommand::Verify { url, quick, depot } => verified(url, *quick, depot, json),
         DepotCommand::Prune { url, dry_run, alone, depot } => pruned(url, *dry_run, *alone, depot, json),
-        DepotCommand::Copy { from, to, to_key_file, depot } => copied(from, to, to_key_file.as_ref(), depot, json),
+        DepotCommand::Copy { from, to, to_key_file, depot } => {
+            copied(from, to, to_key_file.as_ref(), depot, json)
+        }
         DepotCommand::Rm { url, yes, depot } => forget(url, *yes, depot, json),
         DepotCommand::Key { file } => {
             let file = absolute(file)?;
@@ -397,7 +409,10 @@ fn copied(
             None => all(&source)?.iter().map(Manifest::title).collect(),
         };
         let (target, _) = Depot::open_or_create(store(place, args, progress)?, to_secret.as_ref())?;
-        titles.iter().map(|title| copy::copy(&source, &target, title, progress)).collect::<Result<Vec<_>, _>>()
+        titles
+            .iter()
+            .map(|title| copy::copy(&source, &target, title, progress))
+            .collect::<Result<Vec<_>, _>>()
     })??;
     if json {
         out::json(&serde_json::json!(copied));

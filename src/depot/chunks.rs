@@ -67,8 +67,7 @@ impl Chunks {
             Ok(())
         };
         std::thread::scope(|scope| {
-            let threads: Vec<_> =
-                (0..AT_ONCE.min(indexes.len())).map(|_| scope.spawn(read)).collect();
+            let threads: Vec<_> = (0..AT_ONCE.min(indexes.len())).map(|_| scope.spawn(read)).collect();
             threads.into_iter().try_for_each(|thread| thread.join().unwrap_or(Ok(())))
         })?;
         let mut found = found.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);

@@ -28,6 +28,9 @@ pub struct Fetch {
 /// A chunk that is wanted: its name and length.
 pub type Wanted = (Name, usize);
 
+/// Chunks by name.
+type Found = HashMap<Name, Arc<Vec<u8>>>;
+
 struct Request {
     pack: usize,
     range: Range<u64>,
@@ -44,8 +47,8 @@ impl Fetch {
     }
 
     /// All of these, whatever packs they are in. Chunks of zeros come from nowhere.
-    pub fn get(&self, wanted: &[Wanted]) -> Result<HashMap<Name, Arc<Vec<u8>>>> {
-        let mut found = HashMap::new();
+    pub fn get(&self, wanted: &[Wanted]) -> Result<Found> {
+        let mut found = Found::new();
         let stored = wanted.iter().filter(|(name, _)| *name != Name::ZEROS);
         for &(name, len) in wanted.iter().filter(|(name, _)| *name == Name::ZEROS) {
             let longest = found.entry(name).or_insert_with(|| Arc::new(Vec::new()));
@@ -79,7 +82,7 @@ impl Fetch {
     }
 
     /// Whether a pack was not there that should have been.
-    fn pass(&self, wanted: &[Wanted], found: &mut HashMap<Name, Arc<Vec<u8>>>) -> Result<bool> {
+    fn pass(&self, wanted: &[Wanted], found: &mut Found) -> Result<bool> {
         let chunks = self.chunks();
         let mut spots: Vec<(Wanted, Spot)> = Vec::with_capacity(wanted.len());
         let mut gone = false;
@@ -114,7 +117,8 @@ impl Fetch {
             gone |= std::thread::scope(|scope| {
                 let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
                 // All are waited for; the first error is the one to report.
-                let ended: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap_or(Ok(true))).collect();
+                let ended: Vec<_> =
+                    threads.into_iter().map(|thread| thread.join().unwrap_or(Ok(true))).collect();
                 ended.into_iter().try_fold(false, |all, gone| gone.map(|gone| all | gone))
             })?;
         }
@@ -122,11 +126,11 @@ impl Fetch {
         Ok(gone)
     }
 
-    fn request(&self, chunks: &Chunks, request: &Request) -> Result<Option<Vec<(Name, Arc<Vec<u8>>)>>> {
+    fn request(&self, chunks: &Chunks, request: &Request) -> Result<Option<Found>> {
         let id = chunks.packs[request.pack].id;
         let key = pack_key(id);
         let Some(bytes) = self.depot.store.get_range(&key, request.range.clone())? else { return Ok(None) };
-        let mut got = Vec::with_capacity(request.chunks.len());
+        let mut got = Found::with_capacity(request.chunks.len());
         for ((name, len), spot) in &request.chunks {
             let at = (u64::from(spot.offset) - request.range.start) as usize;
             let mut chunk = bytes
@@ -144,9 +148,10 @@ impl Fetch {
                 chunk = self.depot.keys.unpack(name, *len, &stored);
             }
             match chunk {
-                Ok(chunk) => got.push((*name, Arc::new(chunk))),
+                Ok(chunk) => drop(got.insert(*name, Arc::new(chunk))),
                 Err(what) => {
-                    let what = format!("{what} (chunk {name}, {} bytes at offset {})", spot.stored, spot.offset);
+                    let what =
+                        format!("{what} (chunk {name}, {} bytes at offset {})", spot.stored, spot.offset);
                     return Err(DepotError::damaged(self.depot.store.shown(&key), what));
                 }
             }

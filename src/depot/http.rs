@@ -58,7 +58,9 @@ impl Connector {
         http.enforce_http(false);
         let https = HttpsConnectorBuilder::new()
             .with_native_roots()
-            .map_err(|e| format!("this host's certificates cannot be read, without which no server is trusted: {e}"))?
+            .map_err(|e| {
+                format!("this host's certificates cannot be read, without which no server is trusted: {e}")
+            })?
             .https_or_http()
             .enable_http1()
             .wrap_connector(http);
@@ -139,7 +141,8 @@ impl Moved {
     async fn stalled(&self) -> HttpError {
         let most = stall();
         loop {
-            let still = self.began.elapsed().saturating_sub(Duration::from_millis(self.at.load(Ordering::Relaxed)));
+            let still =
+                self.began.elapsed().saturating_sub(Duration::from_millis(self.at.load(Ordering::Relaxed)));
             match most.checked_sub(still) {
                 Some(left) if !left.is_zero() => sleep(left).await,
                 _ => return HttpError::new(HttpErrorKind::Timeout, Wire::Stalled(most)),
@@ -216,7 +219,10 @@ impl Body for Receiving {
             let frame = match Pin::new(&mut this.body).poll_frame(cx) {
                 Poll::Pending => {
                     std::task::ready!(watch.as_mut().poll(cx));
-                    return Poll::Ready(Some(Err(HttpError::new(HttpErrorKind::Timeout, Wire::Stalled(stall())))));
+                    return Poll::Ready(Some(Err(HttpError::new(
+                        HttpErrorKind::Timeout,
+                        Wire::Stalled(stall()),
+                    ))));
                 }
                 Poll::Ready(None) => return Poll::Ready(None),
                 Poll::Ready(Some(Err(e))) => {

@@ -133,7 +133,12 @@ impl Keys {
     }
 
     /// The chunk of this name and length again; else what is wrong with `stored`.
-    pub fn unpack(&self, name: &Name, len: usize, stored: &[u8]) -> std::result::Result<Vec<u8>, &'static str> {
+    pub fn unpack(
+        &self,
+        name: &Name,
+        len: usize,
+        stored: &[u8],
+    ) -> std::result::Result<Vec<u8>, &'static str> {
         if len > CHUNK_MAX {
             return Err("a chunk is too long");
         }

@@ -92,7 +92,8 @@ impl FromStr for Location {
                 ));
             }
             let prefix = prefix.trim_matches('/');
-            let fine = |part: &str| !part.is_empty() && part != "." && part != ".." && part.chars().all(plain);
+            let fine =
+                |part: &str| !part.is_empty() && part != "." && part != ".." && part.chars().all(plain);
             if !prefix.is_empty() && !prefix.split('/').all(fine) {
                 return Err(format!(
                     "the prefix `{}` is not made of letters, digits, `-`, `_` and `.` between single slashes",
@@ -101,11 +102,8 @@ impl FromStr for Location {
             }
             Place::S3 { bucket: bucket.to_owned(), prefix: prefix.to_owned() }
         } else if let Some(path) = whole.strip_prefix("file://") {
-            if !path.starts_with('/') && !(path.is_empty() && text.starts_with("file:///")) {
-                return Err(format!(
-                    "`{}` is no path: write it as file:///FOLDER",
-                    text.escape_debug()
-                ));
+            if !(path.starts_with('/') || path.is_empty() && text.starts_with("file:///")) {
+                return Err(format!("`{}` is no path: write it as file:///FOLDER", text.escape_debug()));
             }
             Place::Folder(if path.is_empty() { "/".into() } else { path.into() })
         } else if let Some((scheme, _)) = whole.split_once("://") {
@@ -170,7 +168,18 @@ mod tests {
         assert_eq!(shown("/srv/depot"), pair("/srv/depot", ""));
         assert_eq!(shown("depot/demo@one"), pair("depot", "demo@one"));
         assert_eq!(shown("./demo@one"), pair(".", "demo@one"));
-        for bad in ["", "s3://", "s3:///p", "s3://b/../p", "s3://b/a//b", "https://x/y", "file://rel", "d/@x", "s3://v@c", "d/v@"] {
+        for bad in [
+            "",
+            "s3://",
+            "s3:///p",
+            "s3://b/../p",
+            "s3://b/a//b",
+            "https://x/y",
+            "file://rel",
+            "d/@x",
+            "s3://v@c",
+            "d/v@",
+        ] {
             assert!(read(bad).is_err(), "{bad}");
         }
     }

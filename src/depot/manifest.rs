@@ -138,7 +138,8 @@ impl Manifest {
         let disks = self.disks.iter().map(|(id, stream)| (format!("disk `{id}`"), stream));
         let own = self.own.iter().map(|(id, stream)| (format!("disk `{id}`"), stream));
         let memory = self.memory.iter().map(|memory| ("memory".to_owned(), &memory.stream));
-        let files = [("the saved state", &self.state), ("the kernel", &self.kernel), ("the initrd", &self.initrd)];
+        let files =
+            [("the saved state", &self.state), ("the kernel", &self.kernel), ("the initrd", &self.initrd)];
         let files = files.into_iter().filter_map(|(what, stream)| Some((what.to_owned(), stream.as_ref()?)));
         disks.chain(own).chain(memory).chain(files).collect()
     }
@@ -262,7 +263,9 @@ pub mod tests {
         assert_eq!(Manifest::decode(&bytes).as_ref(), Ok(&manifest));
         let text = String::from_utf8(bytes).unwrap();
         let read = |text: &str| Manifest::decode(text.as_bytes()).unwrap_err();
-        assert!(matches!(read(&text.replace("demo", "dome")), Unread::Damaged(what) if what.contains("checksum")));
+        assert!(
+            matches!(read(&text.replace("demo", "dome")), Unread::Damaged(what) if what.contains("checksum"))
+        );
         assert!(matches!(read(&text.replace("\"format\":1", "\"format\":2")), Unread::Newer(_)));
         assert!(matches!(read("{}"), Unread::Damaged(_)));
     }

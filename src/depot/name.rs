@@ -71,7 +71,8 @@ mod tests {
         let name = Name(std::array::from_fn(|at| at as u8 * 7));
         assert_eq!(name.to_string().parse(), Ok(name));
         let zeros = Name::ZEROS.to_string();
-        for bad in ["", "00", &zeros[1..], &format!("{zeros}0"), &zeros.replacen('0', "+", 1), &"\u{e9}".repeat(32)]
+        for bad in
+            ["", "00", &zeros[1..], &format!("{zeros}0"), &zeros.replacen('0', "+", 1), &"\u{e9}".repeat(32)]
         {
             assert_eq!(bad.parse::<Name>(), Err(BadName), "{bad}");
         }

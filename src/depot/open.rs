@@ -68,10 +68,8 @@ impl Depot {
             return Ok((Self::read(store, &bytes, secret)?, false));
         }
         let id = Id::random().map_err(DepotError::Random)?;
-        let encryption = secret.map(|secret| Encryption {
-            cipher: CIPHER.into(),
-            check: Keys::new(secret, id).object(CHECK),
-        });
+        let encryption = secret
+            .map(|secret| Encryption { cipher: CIPHER.into(), check: Keys::new(secret, id).object(CHECK) });
         let header = Header { format: FORMAT, id, created: Utc::now(), encryption };
         let mut bytes = serde_json::to_vec_pretty(&header).map_err(|e| broken(&*store, e))?;
         bytes.push(b'\n');

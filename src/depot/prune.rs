@@ -90,9 +90,12 @@ pub fn prune(depot: Depot, grace: Duration, dry: bool, progress: &Progress) -> R
         }
     }
     // And those that are condemned and needed all the same, of which no copy is elsewhere.
-    repack.extend((0..chunks.packs.len()).filter(|number| chunks.packs[*number].condemned && live[*number] > 0));
+    repack.extend(
+        (0..chunks.packs.len()).filter(|number| chunks.packs[*number].condemned && live[*number] > 0),
+    );
     pruned.repacked_bytes = repack.iter().map(|number| live[*number]).sum();
-    pruned.condemned = condemn.len() + repack.iter().filter(|number| !chunks.packs[**number].condemned).count();
+    pruned.condemned =
+        condemn.len() + repack.iter().filter(|number| !chunks.packs[**number].condemned).count();
     pruned.condemned_bytes = (condemn.iter().chain(&repack))
         .map(|number| &chunks.packs[*number])
         .filter(|pack| !pack.condemned)

@@ -51,7 +51,11 @@ pub fn pull(
     let folder = home.folder(&vm);
     let mut problems = Problems::default();
     if storage.exists(&folder.definition_path())? {
-        problems.add("name", format!("a VM named `{vm}` already exists: give another name after the URL"), false);
+        problems.add(
+            "name",
+            format!("a VM named `{vm}` already exists: give another name after the URL"),
+            false,
+        );
     }
     let depot = Arc::new(depot);
     let chunks = Arc::new(Chunks::load(&depot, progress)?);
@@ -96,7 +100,8 @@ fn arrival_of(
             // What it says of this host is not believed, even if it is there.
             (Some(was), None) => {
                 let was = was.display();
-                let text = format!("the {name} is not in the depot (it was {was}): give one with --{name} FILE");
+                let text =
+                    format!("the {name} is not in the depot (it was {was}): give one with --{name} FILE");
                 problems.add(name, text, false);
             }
             (None, _) => {}

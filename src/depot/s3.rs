@@ -44,7 +44,8 @@ impl S3 {
         let endpoint = endpoint.iter().find_map(|key| builder.get_config_value(key));
         let mut plain = false;
         if let Some(address) = endpoint.as_ref().and_then(|url| url.strip_prefix("http://")) {
-            let allowed = std::env::var("AWS_ALLOW_HTTP").is_ok_and(|value| value.eq_ignore_ascii_case("true"));
+            let allowed =
+                std::env::var("AWS_ALLOW_HTTP").is_ok_and(|value| value.eq_ignore_ascii_case("true"));
             if !allowed && !is_this_host(address) {
                 return refused(format!(
                     "the endpoint http://{address} would get all data unprotected: use https, or set \
@@ -106,7 +107,9 @@ impl S3 {
                     let most = 100u64 << tries;
                     // Not all clients at the same time.
                     let dice = Id::random().map_or(0, |id| u64::from(id.as_bytes()[0]));
-                    self.wait(async { tokio::time::sleep(Duration::from_millis(most + most * dice / 256)).await })?;
+                    self.wait(async {
+                        tokio::time::sleep(Duration::from_millis(most + most * dice / 256)).await
+                    })?;
                     tries += 1;
                 }
                 done => return done,
@@ -216,7 +219,8 @@ fn told(error: &Error) -> String {
 /// Whether `host:port/...` is this host itself.
 fn is_this_host(address: &str) -> bool {
     let host = address.split('/').next().unwrap_or_default();
-    let host = host.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok()).map_or(host, |(host, _)| host);
+    let host =
+        host.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok()).map_or(host, |(host, _)| host);
     let host = host.trim_start_matches('[').trim_end_matches(']');
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }

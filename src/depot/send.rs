@@ -182,7 +182,9 @@ impl Sender<'_> {
                     match line.try_send(pack) {
                         Ok(()) => return Ok(()),
                         Err(std::sync::mpsc::TrySendError::Full(back)) => pack = back,
-                        Err(std::sync::mpsc::TrySendError::Disconnected(_)) => return Err(gave_up(self.depot)),
+                        Err(std::sync::mpsc::TrySendError::Disconnected(_)) => {
+                            return Err(gave_up(self.depot));
+                        }
                     }
                     std::thread::sleep(std::time::Duration::from_millis(20));
                 }
@@ -192,7 +194,10 @@ impl Sender<'_> {
 
     /// The names of a stream's chunks as its map.
     pub fn map(&mut self, names: &[Name]) -> Result<Vec<Name>> {
-        names.chunks(MAP).map(|part| self.chunk(&part.iter().flat_map(|name| name.0).collect::<Vec<_>>())).collect()
+        names
+            .chunks(MAP)
+            .map(|part| self.chunk(&part.iter().flat_map(|name| name.0).collect::<Vec<_>>()))
+            .collect()
     }
 
     pub fn stream(&mut self, bytes: &dyn Bytes, chunk: u32) -> Result<Stream> {

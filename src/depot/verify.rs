@@ -97,7 +97,9 @@ pub fn verify(depot: Depot, only: Option<&Title>, quick: bool, progress: &Progre
         for (wanted, whose) in some.iter().filter(|_| one_by_one) {
             let found = match chunks.spot(&wanted.0) {
                 Some(spot) if quick && spot.len as usize == wanted.1 => continue,
-                None if quick => Err(DepotError::damaged("the depot", format!("chunk {} is missing", wanted.0))),
+                None if quick => {
+                    Err(DepotError::damaged("the depot", format!("chunk {} is missing", wanted.0)))
+                }
                 _ => fetch.get(&[*wanted]).map(drop),
             };
             match found {

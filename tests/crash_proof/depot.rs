@@ -47,7 +47,8 @@ fn pull(sim: &Sim) -> Result<bool, String> {
     // The state of the proof's VM is no machine's.
     let remap = Remap { without_memory: true, ..Remap::default() };
     let title = title("two");
-    let wanted = pull::Wanted { title: &title, vm: Some("web".parse().unwrap()), new_id: false, remap: &remap };
+    let wanted =
+        pull::Wanted { title: &title, vm: Some("web".parse().unwrap()), new_id: false, remap: &remap };
     let depot = depot(sim).map_err(|e| e.to_string())?;
     let pulled = pull::pull(depot, &home, &storage, &wanted, true, &Progress::default());
     Ok(pulled.map_err(|e| e.to_string())?.is_ok())
@@ -125,7 +126,11 @@ fn a_push_to_a_folder_and_a_pull_from_it_are_whole_or_not_at_all() {
         for choice in point.choices(each, &mut rng).0 {
             tried += 1;
             if let Err(e) = check(&Sim::mount(point.state(&choice)), point.epoch, &disks) {
-                failures.push(format!("power cut after entry {} of the log: {e}\n{}", point.at, point.describe(&choice)));
+                failures.push(format!(
+                    "power cut after entry {} of the log: {e}\n{}",
+                    point.at,
+                    point.describe(&choice)
+                ));
             }
         }
     }
@@ -141,5 +146,10 @@ fn a_push_to_a_folder_and_a_pull_from_it_are_whole_or_not_at_all() {
         }
     }
     println!("{tried} states of {} moments", moments.len());
-    assert!(failures.is_empty(), "{} of {tried} states:\n{}", failures.len(), failures[..failures.len().min(3)].join("\n"));
+    assert!(
+        failures.is_empty(),
+        "{} of {tried} states:\n{}",
+        failures.len(),
+        failures[..failures.len().min(3)].join("\n")
+    );
 }

@@ -84,7 +84,9 @@ fn a_newer_format_is_not_touched() {
     let header = Path::new(&depot).join("depot.json");
     let newer = fs::read_to_string(&header).unwrap().replace("\"format\": 1", "\"format\": 2");
     fs::write(&header, newer).unwrap();
-    for line in [format!("push demo@one {depot}"), format!("depot prune {depot}"), format!("pull {depot}/demo@one x")] {
+    for line in
+        [format!("push demo@one {depot}"), format!("depot prune {depot}"), format!("pull {depot}/demo@one x")]
+    {
         lab.piton(&line).fails(3, &["format 2"]);
     }
 }

@@ -57,7 +57,12 @@ fn whenever_it_is_killed_a_depot_and_a_home_are_whole() {
         if round == KILLS / 2 {
             lab.piton(&format!("depot rm {depot}/demo@two --yes")).ok();
         }
-        end_it(&lab, &format!("depot prune {depot} --alone"), libc::SIGKILL, Duration::from_millis(dice.below(150)));
+        end_it(
+            &lab,
+            &format!("depot prune {depot} --alone"),
+            libc::SIGKILL,
+            Duration::from_millis(dice.below(150)),
+        );
         let verified = lab.piton(&format!("depot verify {depot} --json")).json();
         assert_eq!(verified["damage"], json!({}));
     }
@@ -74,7 +79,9 @@ fn a_push_that_is_called_off_goes_on_where_it_was() {
     let (mut vm, _) = with_one(&lab);
     // What cannot be packed, so that it takes a while and more than one pack.
     let noise: Vec<u8> = (0..40 * MIB / 8)
-        .flat_map(|word: u64| word.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(31).wrapping_mul(word | 1).to_le_bytes())
+        .flat_map(|word: u64| {
+            word.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(31).wrapping_mul(word | 1).to_le_bytes()
+        })
         .collect();
     vm.power_off();
     let image = lab.file("noise.raw", &noise);
@@ -85,7 +92,9 @@ fn a_push_that_is_called_off_goes_on_where_it_was() {
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let packs = lab.beside("depot/index");
     crate::common::until("the first pack to be sent", || {
-        let whole = |entry: std::io::Result<std::fs::DirEntry>| !entry.unwrap().file_name().to_string_lossy().starts_with('.');
+        let whole = |entry: std::io::Result<std::fs::DirEntry>| {
+            !entry.unwrap().file_name().to_string_lossy().starts_with('.')
+        };
         std::fs::read_dir(&packs).is_ok_and(|mut all| all.any(whole)).then_some(())
     });
     send_signal(child.id().try_into().unwrap(), libc::SIGINT);

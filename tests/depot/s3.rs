@@ -102,7 +102,8 @@ fn what_breaks_on_the_way_is_tried_again() {
     // A store that says no.
     let closed = Proxy::start(server.port, |line, _| line.starts_with("PUT").then_some(Fault::Error));
     let began = Instant::now();
-    piton(&lab, closed.port, "push demo@one s3://test/closed").fails(1, &["s3://test/closed/depot.json", "500"]);
+    piton(&lab, closed.port, "push demo@one s3://test/closed")
+        .fails(1, &["s3://test/closed/depot.json", "500"]);
     assert!(began.elapsed().as_secs() < 60);
 }
 

@@ -55,7 +55,8 @@ fn two_hosts_share_a_folder_and_only_what_is_new_is_sent() {
     let first = lab.piton(&format!("push demo@one {depot} --json")).json();
     assert_eq!((&first["depot_created"], &first["title"]), (&json!(true), &json!("demo@one")));
     // Both disks and what is in memory; not the 64 MiB that it may have.
-    let stored: u64 = files(&Path::new(&depot).join("packs")).iter().map(|pack| fs::metadata(pack).unwrap().len()).sum();
+    let stored: u64 =
+        files(&Path::new(&depot).join("packs")).iter().map(|pack| fs::metadata(pack).unwrap().len()).sum();
     assert!(stored <= bytes(&first, "sent_bytes") && stored < 24 * MIB, "{first}");
 
     vm.ok("blk 0 write 2M 64K 3");
@@ -77,7 +78,8 @@ fn two_hosts_share_a_folder_and_only_what_is_new_is_sent() {
     assert!(bytes(&clone, "new_bytes") < MIB, "{clone}");
 
     let list = lab.piton(&format!("depot list {depot} --json")).json();
-    let titles: Vec<&str> = list.as_array().unwrap().iter().map(|one| one["title"].as_str().unwrap()).collect();
+    let titles: Vec<&str> =
+        list.as_array().unwrap().iter().map(|one| one["title"].as_str().unwrap()).collect();
     assert_eq!(titles, ["demo@one", "demo@two", "twin@same"]);
     let table = lab.piton(&format!("depot list {depot}")).ok();
     assert!(table.starts_with("CHECKPOINT") && table.contains("demo@two"), "{table}");
@@ -202,4 +204,3 @@ fn what_cannot_be_is_said_in_a_sentence() {
     let kernel = lab.file("kernel", crate::common::GUEST);
     other.piton(&format!("pull {depot}/k@one --kernel {kernel}")).ok();
 }
-

@@ -13,12 +13,13 @@ use piton::disk::delta::Delta;
 use piton::disk::delta_format::{Geometry, Header, PAGE, PAGE_WORDS, Parent, Slot, decode_page, encode_page};
 use piton::disk::layer::{LayerSpec, inspect};
 use piton::folder::Home;
+use piton::history::whole::fit::Remap;
 use piton::id::Id;
 use piton::machine::MachineState;
 use piton::progress::Progress;
 use piton::storage::Storage;
 use piton::transfer::format::{Export, FileSum};
-use piton::transfer::import::{self, Remap, Wanted};
+use piton::transfer::import::{self, Wanted};
 use serde_json::Value;
 
 use crate::{Shape, Target};

@@ -13,8 +13,8 @@ use crate::checkpoint::state::StateError;
 use crate::checkpoint::store::StoreError;
 use crate::disk::DiskError;
 use crate::folder::FolderError;
-use crate::history::error::CheckpointError;
 use crate::history::disks::DisksError;
+use crate::history::error::CheckpointError;
 use crate::progress::Cancelled;
 use crate::storage::StorageError;
 

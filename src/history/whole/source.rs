@@ -48,17 +48,18 @@ impl Source {
         let reading = readers::begin(folder, command, &[id])?;
         let opened =
             steady::open(folder, id, |definition, manifest| Self::open(folder, definition, manifest));
-        let source =
-            opened.map_err(|e| match e {
-                WholeError::Disk {
-                    error: DiskError::Storage(StorageError::InUse { path, .. }), ..
-                } if path.starts_with(folder.disks()) => WholeError::Refused(format!(
+        let source = opened.map_err(|e| match e {
+            WholeError::Disk { error: DiskError::Storage(StorageError::InUse { path, .. }), .. }
+                if path.starts_with(folder.disks()) =>
+            {
+                WholeError::Refused(format!(
                     "layers of the VM `{}` are being merged: try again afterwards (`piton checkpoint jobs \
                      {0}` shows the progress)",
                     folder.name()
-                )),
-                e => e,
-            })?;
+                ))
+            }
+            e => e,
+        })?;
         Ok(Self { _reading: Some(reading), ..source })
     }
 
