@@ -13,11 +13,11 @@ use super::transfer::{is_running, with_live_checkpoint};
 use super::units::size;
 use super::{guard, work};
 use crate::folder::VmFolder;
+use crate::history::whole::source::Source;
 use crate::search::{self, Change, ChangedFiles, Pair};
 use crate::seccomp::Thread;
 use crate::storage::Storage;
 use crate::transfer::compare::{self, Changes, Comparison};
-use crate::transfer::source::Source;
 
 const COMMAND: &str = "piton checkpoint diff";
 /// Ranges, and files, that people are shown.

@@ -69,55 +69,57 @@ impl fmt::Display for Place {
     }
 }
 
+/// What is before the name of a checkpoint, if there is one.
+fn title_of(text: &str) -> std::result::Result<(&str, Option<Title>), String> {
+    let text = text.trim_end_matches('/');
+    let (before, last) = text.rsplit_once('/').unwrap_or(("", text));
+    if last.contains('@') {
+        Ok((before.trim_end_matches('/'), Some(last.parse()?)))
+    } else {
+        Ok((text, None))
+    }
+}
+
 impl FromStr for Location {
     type Err = String;
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
-        let trimmed = text.trim_end_matches('/');
-        let (whole, title) = match trimmed.rsplit_once('/') {
-            Some((before, last)) if last.contains('@') => (before, Some(last.parse()?)),
-            None if trimmed.contains('@') => (".", Some(trimmed.parse()?)),
-            _ => (trimmed, None),
-        };
-        if whole.ends_with(":/") {
-            return Err(format!("`{}` names no bucket or folder", text.escape_debug()));
-        }
-        let place = if let Some(rest) = whole.strip_prefix("s3://") {
-            let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-            let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-            if bucket.is_empty() || !bucket.chars().all(plain) {
+        let shown = text.escape_debug();
+        let (place, title) = match text.split_once("://") {
+            Some(("s3", rest)) => {
+                let (whole, title) = title_of(rest)?;
+                let (bucket, prefix) = whole.split_once('/').unwrap_or((whole, ""));
+                let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+                if bucket.is_empty() || !bucket.chars().all(plain) {
+                    return Err(format!("`{shown}` names no bucket: write it as s3://BUCKET/PREFIX"));
+                }
+                let fine =
+                    |part: &str| !part.is_empty() && ![".", ".."].contains(&part) && part.chars().all(plain);
+                if !prefix.is_empty() && !prefix.split('/').all(fine) {
+                    return Err(format!(
+                        "the prefix `{}` is not made of letters, digits, `-`, `_` and `.` between single slashes",
+                        prefix.escape_debug()
+                    ));
+                }
+                (Place::S3 { bucket: bucket.to_owned(), prefix: prefix.to_owned() }, title)
+            }
+            Some(("file", rest)) if rest.starts_with('/') => {
+                let (path, title) = title_of(rest)?;
+                (Place::Folder(if path.is_empty() { "/" } else { path }.into()), title)
+            }
+            Some(("file", _)) => return Err(format!("`{shown}` is no path: write it as file:///FOLDER")),
+            Some((scheme, _)) => {
                 return Err(format!(
-                    "`{}` names no bucket: write it as s3://BUCKET/PREFIX",
-                    text.escape_debug()
+                    "`{}://` is not supported: a depot is at s3://BUCKET/PREFIX or in a folder",
+                    scheme.escape_debug()
                 ));
             }
-            let prefix = prefix.trim_matches('/');
-            let fine =
-                |part: &str| !part.is_empty() && part != "." && part != ".." && part.chars().all(plain);
-            if !prefix.is_empty() && !prefix.split('/').all(fine) {
-                return Err(format!(
-                    "the prefix `{}` is not made of letters, digits, `-`, `_` and `.` between single slashes",
-                    prefix.escape_debug()
-                ));
+            None if text.is_empty() => return Err("an empty path names no depot".into()),
+            None => {
+                let (path, title) = title_of(text)?;
+                let empty = if text.starts_with('/') { "/" } else { "." };
+                (Place::Folder(if path.is_empty() { empty } else { path }.into()), title)
             }
-            Place::S3 { bucket: bucket.to_owned(), prefix: prefix.to_owned() }
-        } else if let Some(path) = whole.strip_prefix("file://") {
-            if !(path.starts_with('/') || path.is_empty() && text.starts_with("file:///")) {
-                return Err(format!("`{}` is no path: write it as file:///FOLDER", text.escape_debug()));
-            }
-            Place::Folder(if path.is_empty() { "/".into() } else { path.into() })
-        } else if let Some((scheme, _)) = whole.split_once("://") {
-            return Err(format!(
-                "`{}://` is not supported: a depot is at s3://BUCKET/PREFIX or in a folder",
-                scheme.escape_debug()
-            ));
-        } else if whole.is_empty() {
-            if !text.starts_with('/') {
-                return Err("an empty path names no depot".into());
-            }
-            Place::Folder("/".into())
-        } else {
-            Place::Folder(whole.into())
         };
         Ok(Self { place, title })
     }
