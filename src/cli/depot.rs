@@ -1,5 +1,6 @@
 //! `piton push`, `piton pull` and `piton depot`.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,12 +30,14 @@ use crate::storage::Storage;
 /// What is read came from elsewhere; a folder is no reason to reach the network.
 fn confine(args: &DepotArgs, places: &[&Place]) -> anyhow::Result<()> {
     let network = places.iter().any(|place| place.folder().is_none());
-    Ok(guard::enter(&args.guard, if network { Thread::Depot } else { Thread::Import })?)
+    let folders = places.iter().filter_map(|place| place.folder()).map(absolute);
+    let folders = folders.collect::<anyhow::Result<Vec<_>>>()?;
+    let folders: Vec<&Path> = folders.iter().map(|folder| folder.as_path()).collect();
+    guard::enter(&args.guard, if network { Thread::Depot } else { Thread::Import }, &folders)
 }
 
-fn secret(file: Option<&std::path::PathBuf>) -> anyhow::Result<Option<Secret>> {
-    let read =
-        |path: &std::path::PathBuf| Ok::<_, anyhow::Error>(Secret::read(&Storage::os(), &absolute(path)?)?);
+fn secret(file: Option<&PathBuf>) -> anyhow::Result<Option<Secret>> {
+    let read = |path: &PathBuf| Ok::<_, anyhow::Error>(Secret::read(&Storage::os(), &absolute(path)?)?);
     file.map(read).transpose()
 }
 
@@ -395,7 +398,7 @@ fn pruned(url: &Location, dry_run: bool, alone: bool, args: &DepotArgs, json: bo
 fn copied(
     from: &Location,
     to: &Location,
-    to_key: Option<&std::path::PathBuf>,
+    to_key: Option<&PathBuf>,
     args: &DepotArgs,
     json: bool,
 ) -> anyhow::Result<()> {

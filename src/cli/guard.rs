@@ -39,8 +39,11 @@ fn rules(kind: Thread, writes: &[&Path]) -> Rules {
             rules.allow(Reach::Tree, parent);
         }
     }
-    if kind == Thread::Import {
+    if matches!(kind, Thread::Import | Thread::Depot) {
         rules.allow(Reach::Write, "/dev/kvm");
+    }
+    if kind == Thread::Depot {
+        rules.allow_connections();
     }
     rules
 }

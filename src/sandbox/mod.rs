@@ -1,5 +1,5 @@
 //! Which files this process can reach: a Landlock ruleset that holds for threads, and for all that
-//! they start. What was open before stays open. No TCP port can be bound or connected to, and from
+//! they start. What was open before stays open. No TCP port can be bound or, unless that is allowed, connected to, and from
 //! kernels that know of it no other process be signalled and no abstract socket reached.
 
 mod rules;
@@ -45,9 +45,10 @@ impl Confinement {
     /// reached later either.
     pub fn new(rules: &Rules) -> Result<Option<Self>, SandboxError> {
         let Some(version) = version() else { return Ok(None) };
+        let net = if rules.connects() { AccessNet::BindTcp.into() } else { AccessNet::from_all(KNOWN) };
         let mut ruleset = Ruleset::default()
             .handle_access(AccessFs::from_all(KNOWN))?
-            .handle_access(AccessNet::from_all(KNOWN))?
+            .handle_access(net)?
             .scope(Scope::from_all(KNOWN))?
             .create()?;
         let mut kept = Vec::new();

@@ -25,6 +25,7 @@ pub enum Reach {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rules {
     paths: Vec<(PathBuf, Reach)>,
+    connects: bool,
 }
 
 /// One whose path is there.
@@ -48,6 +49,16 @@ impl Rules {
             self.paths.push(rule);
         }
         self
+    }
+
+    /// TCP connections to others.
+    pub fn allow_connections(&mut self) -> &mut Self {
+        self.connects = true;
+        self
+    }
+
+    pub(super) fn connects(&self) -> bool {
+        self.connects
     }
 
     pub fn paths(&self) -> impl Iterator<Item = (&Path, Reach)> {

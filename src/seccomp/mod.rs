@@ -200,7 +200,8 @@ mod tests {
         Thread::Log,
     ];
 
-    const COMMANDS: [Thread; 4] = [Thread::Files, Thread::Import, Thread::Serve, Thread::Manager];
+    const COMMANDS: [Thread; 5] =
+        [Thread::Files, Thread::Import, Thread::Depot, Thread::Serve, Thread::Manager];
 
     #[test]
     fn every_filter_compiles() {
