@@ -217,7 +217,9 @@ fn is_whole(home: &Home) -> u64 {
 fn a_database_is_whole_in_every_checkpoint() {
     let home = Home::new();
     let key = format!("{}.pub", keys(&home));
-    let more = ["--disk-size", "3G", "--cmdline-extra", "quiet systemd.default_timeout_start_sec=900"];
+    // What waits for a network at boot has one.
+    let cmdline = "quiet systemd.default_timeout_start_sec=900";
+    let more = ["--disk-size", "3G", "--cmdline-extra", cmdline, "--net", "user"];
     let Some(mut vm) = boot(&home, &key, &more) else { return };
     let first = is_up(&home, None);
     until("the database", || {
@@ -233,7 +235,8 @@ fn a_database_is_whole_in_every_checkpoint() {
     home.piton("checkpoint create demo warm --type standard").ok();
     let before_cold = rows(&home);
     exec(&home, "rm -f /run/hooks").ok();
-    home.piton("checkpoint create demo cold --type production-only").ok();
+    // Its hooks are programs, which take their time here.
+    home.piton("checkpoint create demo cold --type production-only --freeze-timeout 30").ok();
     assert_eq!(exec(&home, "cat /run/hooks").ok(), "freeze\nthaw\n");
     let after_cold = rows(&home);
     sql(&home, "create table later()");

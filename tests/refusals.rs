@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 
 use common::{Finished, GUEST, Home, is_root, skip};
@@ -99,6 +100,9 @@ fn kernels() {
     refused(&home, "--kernel /nowhere/vmlinuz", 3, &["/nowhere/vmlinuz", "No such file"]);
     refused(&home, "--kernel /tmp", 3, &["/tmp", "a folder"]);
     refused(&home, "--kernel /dev/null", 3, &["/dev/null", "not a regular file"]);
+    let mut command = home.command(["run", "demo", "--kernel"]);
+    command.arg(std::ffi::OsStr::from_bytes(b"/tmp/kernel-\xff"));
+    Finished::run(command).fails(3, &["/tmp/kernel-", "is not UTF-8", "rename it"]);
     let fifo = home.beside("fifo");
     assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
     refused(&home, &format!("--kernel {}", fifo.display()), 3, &["fifo", "not a regular file"]);
@@ -161,6 +165,9 @@ fn disks() {
     let comma = home.image("a,b.raw", 1000);
     refused(&home, &format!("--disk {comma}"), 2, &["`b.raw` is not a disk option", "double each comma"]);
     refused(&home, &format!("--disk {}", comma.replace(',', ",,")), 3, &["a,b.raw", "1000 bytes"]);
+    let mut command = home.command(["run", "demo", "--kernel"]);
+    command.arg(std::ffi::OsStr::from_bytes(b"/tmp/kernel-\xff"));
+    Finished::run(command).fails(3, &["/tmp/kernel-", "is not UTF-8", "rename it"]);
     let fifo = home.beside("fifo");
     assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
     refused(&home, &format!("--disk {}", fifo.display()), 3, &["neither a file nor a block device"]);

@@ -6,7 +6,7 @@ use super::args::DiskCommand;
 use super::named::existing;
 use super::offline::Offline;
 use super::out::{self, outln};
-use super::paths::absolute;
+use super::paths::kept;
 use super::units::size as shown;
 use super::{disks, work};
 use crate::config::DiskArg;
@@ -117,7 +117,7 @@ fn resize(name: &VmName, id: &str, size: NewSize, json: bool) -> anyhow::Result<
 
 fn move_base(name: &VmName, disk: &str, path: &Path, json: bool) -> anyhow::Result<()> {
     let folder = existing(name)?;
-    let path = absolute(path)?;
+    let path = kept(path)?;
     let mut vm = Offline::open(&folder)?;
     let done = relocate(&folder, &vm.lock, &mut vm.definition, disk, &path)?;
     told(&vm, format!("the base image of disk `{disk}` is now {}", path.display()));

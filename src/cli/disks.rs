@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::error::{refused, usage};
-use super::paths::absolute;
+use super::paths::{absolute, kept};
 use crate::config::{ConfigError, DiskArg, DiskConfig, DiskFormat};
 use crate::disk::{self, DiskError, backing};
 use crate::storage::Storage;
@@ -23,7 +23,7 @@ pub fn named(id: String, arg: DiskArg) -> anyhow::Result<DiskConfig> {
     }
     Ok(DiskConfig {
         id,
-        path: absolute(&arg.path)?,
+        path: kept(&arg.path)?,
         format: DiskFormat::Raw,
         readonly: arg.readonly,
         passthrough: arg.passthrough,

@@ -10,6 +10,18 @@ pub fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
     std::path::absolute(path).with_context(|| format!("cannot resolve the path {}", path.display()))
 }
 
+/// Of a file that a VM's definition names, which is text.
+pub fn kept(path: &Path) -> anyhow::Result<PathBuf> {
+    let path = absolute(path)?;
+    match path.to_str() {
+        Some(_) => Ok(path),
+        None => Err(refused(format!(
+            "the path {} is not UTF-8, and those of a VM's files have to be: rename it",
+            path.display()
+        ))),
+    }
+}
+
 /// A folder to make, or an empty one to take the place of: a link to one is that one.
 pub fn target_folder(path: &Path) -> anyhow::Result<PathBuf> {
     let path = absolute(path)?;

@@ -18,7 +18,7 @@ use super::disks::{check_images, look_at, named};
 use super::each::each;
 use super::error::{InUse, Told, refused, usage};
 use super::out::{self, note};
-use super::paths::absolute;
+use super::paths::kept;
 use super::terminal::{RawTerminal, print, read_keys};
 use super::{limits, log_file, logging, manage, net, notify, output, seed, signals};
 use crate::config::{DiskArg, DiskConfig, DiskFormat, Forward, VmConfig};
@@ -54,8 +54,8 @@ pub fn run(args: RunArgs, background: bool, json: bool) -> anyhow::Result<()> {
     let mut config = VmConfig {
         cpus: args.cpus,
         memory: args.memory,
-        kernel: args.kernel.as_deref().map(absolute).transpose()?,
-        initrd: args.initrd.as_deref().map(absolute).transpose()?,
+        kernel: args.kernel.as_deref().map(kept).transpose()?,
+        initrd: args.initrd.as_deref().map(kept).transpose()?,
         boot_disk: boot_disk.and_then(|disk| disk.id),
         cmdline: args.cmdline_extra.unwrap_or(args.cmdline),
         disks: disks

@@ -98,8 +98,5 @@ async fn off(context: Context, vm: String, rest: &str) -> Outcome<Response> {
 }
 
 fn stopped(vm: &str) -> Problem {
-    Problem(
-        StatusCode::CONFLICT,
-        format!("the VM `{vm}` is stopped: POST /api/actions can start it, among others"),
-    )
+    Problem(StatusCode::CONFLICT, format!("the VM `{vm}` is stopped: POST /api/actions starts it"))
 }
