@@ -20,7 +20,8 @@ const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
 const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
 
 /// What a driver takes (virtio 1.2, section 5.1.3), as the kernel is told it.
-const OFFLOADS: [(u64, libc::c_uint); 4] = [(1 << 1, 1), (1 << 7, 2), (1 << 8, 4), (1 << 9, 8)];
+const OFFLOADS: [(u64, libc::c_uint); 4] = [(GUEST_CSUM, 1), (1 << 7, 2), (1 << 8, 4), (1 << 9, 8)];
+const GUEST_CSUM: u64 = 1 << 1;
 
 #[derive(Debug, thiserror::Error)]
 pub enum TapError {
@@ -153,6 +154,16 @@ impl Tap {
     }
 }
 
+/// What the kernel may leave to a driver with these features. It refuses any without the checksum, and the
+/// device would be given up over what a guest chose.
+fn offloads(features: u64) -> libc::c_uint {
+    if features & GUEST_CSUM == 0 {
+        return 0;
+    }
+    let takes = OFFLOADS.iter().filter(|(feature, _)| features & feature != 0);
+    takes.fold(0, |all, (_, offload)| all | offload)
+}
+
 impl Backend for Tap {
     fn fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
@@ -197,12 +208,23 @@ impl Backend for Tap {
     }
 
     fn set_offloads(&mut self, features: u64) -> Result<(), Lost> {
-        let takes = OFFLOADS.iter().filter(|(feature, _)| features & feature != 0);
-        let offloads = takes.fold(0, |all, (_, offload)| all | offload);
+        let offloads = offloads(features);
         // SAFETY: the request takes a number.
         match unsafe { libc::ioctl(self.file.as_raw_fd(), TUNSETOFFLOAD, libc::c_ulong::from(offloads)) } {
             0.. => Ok(()),
             _ => Err(Lost::io("cannot set up the tap device")(std::io::Error::last_os_error())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_driver_that_takes_no_checksums_takes_nothing() {
+        assert_eq!(offloads(u64::MAX), 1 | 2 | 4 | 8);
+        assert_eq!(offloads(GUEST_CSUM | 1 << 7), 1 | 2);
+        assert_eq!(offloads(!GUEST_CSUM), 0);
     }
 }

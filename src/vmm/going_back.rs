@@ -107,7 +107,11 @@ impl Vmm {
         let mut manifest = apply::seen_as(manifest, body.how);
         rename_networks(&mut manifest, body)?;
         let manifest = &manifest;
-        self.reserve_networks(manifest)?;
+        // A VM that was off has just taken them, and to ask whether it has would mean to wait until the
+        // process that starts passt is there.
+        if begun.is_none() {
+            self.reserve_networks(manifest)?;
+        }
         let done = self.go_there(manifest, body, begun, progress);
         if done.is_err() {
             self.keep_networks();
