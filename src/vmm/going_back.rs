@@ -107,11 +107,9 @@ impl Vmm {
         let mut manifest = apply::seen_as(manifest, body.how);
         rename_networks(&mut manifest, body)?;
         let manifest = &manifest;
-        // A VM that was off has just taken them, and to ask whether it has would mean to wait until the
-        // process that starts passt is there.
-        if begun.is_none() {
-            self.reserve_networks(manifest)?;
-        }
+        // Of a VM that was off, this waits until the process that starts passt is there: until its program
+        // begins it has this one's files, and the locks of disks that are opened and closed meanwhile.
+        self.reserve_networks(manifest)?;
         let done = self.go_there(manifest, body, begun, progress);
         if done.is_err() {
             self.keep_networks();
