@@ -170,3 +170,13 @@ pub fn with_mib<R>(n: u64, use_it: impl FnOnce(&mut [u64]) -> R) -> Option<R> {
     }
     None
 }
+
+/// The next `len` bytes of it, for good.
+pub fn bytes(memory: &mut Dma, len: usize) -> &'static mut [u8] {
+    memory.split(len).into_array(|| 0)
+}
+
+/// The next `count` values, for good.
+pub fn array<T>(memory: &mut Dma, count: usize, make: impl Fn() -> T) -> &'static mut [T] {
+    memory.split((count * size_of::<T>()).next_multiple_of(64)).into_array(make)
+}

@@ -1,8 +1,7 @@
 //! Addresses of IPv6: routers are asked for, and the address is made of the prefix that one of them
 //! gives (RFC 4862). A temporary one, or one that nobody else may have, is not looked for.
 
-use crate::memory::Dma;
-use crate::net::stack::{array, bytes};
+use crate::memory::{Dma, array, bytes};
 use crate::say;
 use crate::time::Every;
 use smoltcp::iface::{Interface, SocketHandle, SocketSet};

@@ -1,7 +1,7 @@
 //! One network device with its TCP/IP stack: addresses, and what goes on in the background.
 
 use crate::cpu::tsc;
-use crate::memory::{Dma, MIB};
+use crate::memory::{Dma, MIB, array, bytes};
 use crate::net::http::{CONNECTIONS, Facts, Server};
 use crate::net::ipv6::Ipv6;
 use crate::net::nic::{self, Nic};
@@ -91,14 +91,6 @@ pub struct Stack {
 /// Whether there is a network device at `addr`.
 pub fn is_at(addr: u64) -> bool {
     Nic::is_at(addr)
-}
-
-pub fn bytes(memory: &mut Dma, len: usize) -> &'static mut [u8] {
-    memory.split(len).into_array(|| 0)
-}
-
-pub fn array<T>(memory: &mut Dma, count: usize, make: impl Fn() -> T) -> &'static mut [T] {
-    memory.split((count * size_of::<T>()).next_multiple_of(64)).into_array(make)
 }
 
 fn connection(memory: &mut Dma, [receive, send]: [usize; 2]) -> tcp::Socket<'static> {

@@ -6,6 +6,7 @@ mod disk;
 mod driver;
 mod hostile;
 mod huge;
+mod jam;
 mod life;
 mod net;
 mod transport;

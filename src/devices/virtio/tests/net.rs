@@ -18,7 +18,7 @@ use crate::devices::virtio::net::Net;
 use crate::net::{Backend, HEADER, Incoming, Link, Lost, SavedFlow};
 
 const RX: usize = 0;
-const TX: usize = 1;
+pub(super) const TX: usize = 1;
 const CTRL: usize = 2;
 const SIZE: u16 = 16;
 
@@ -28,38 +28,38 @@ const ANNOUNCE: u64 = 1 << 21;
 
 /// The outside.
 #[derive(Clone)]
-struct Wire(Arc<Mutex<Ends>>);
+pub(super) struct Wire(Arc<Mutex<Ends>>);
 
 #[derive(Default)]
-struct Ends {
+pub(super) struct Ends {
     to_guest: VecDeque<Vec<u8>>,
-    from_guest: Vec<Vec<u8>>,
+    pub(super) from_guest: Vec<Vec<u8>>,
     /// Takes so many more, then waits.
-    room: usize,
+    pub(super) room: usize,
     /// So many it takes once it is told to pass on what waits.
-    drains: usize,
+    pub(super) drains: usize,
     ended: Vec<SavedFlow>,
     lost: bool,
-    gone: bool,
+    pub(super) gone: bool,
     offloads: u64,
 }
 
-struct Plug {
+pub(super) struct Plug {
     wire: Wire,
     socket: UnixStream,
     shown: Vec<u8>,
 }
 
 impl Wire {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(Arc::new(Mutex::new(Ends { room: usize::MAX, ..Ends::default() })))
     }
 
-    fn ends(&self) -> MutexGuard<'_, Ends> {
+    pub(super) fn ends(&self) -> MutexGuard<'_, Ends> {
         self.0.lock().unwrap()
     }
 
-    fn plug(&self) -> Box<Plug> {
+    pub(super) fn plug(&self) -> Box<Plug> {
         Box::new(Plug { wire: self.clone(), socket: UnixStream::pair().unwrap().0, shown: Vec::new() })
     }
 }
@@ -112,9 +112,9 @@ impl Backend for Plug {
     }
 }
 
-struct Card {
-    driver: Driver<Net>,
-    link: Arc<Link>,
+pub(super) struct Card {
+    pub(super) driver: Driver<Net>,
+    pub(super) link: Arc<Link>,
     avail: [u16; 3],
     used: [u16; 3],
     next: [u16; 3],
@@ -145,7 +145,7 @@ impl Card {
     }
 
     /// A card that serves, with all that is offered but `without`, and a back-end.
-    fn ready(without: u64) -> (Self, Wire) {
+    pub(super) fn ready(without: u64) -> (Self, Wire) {
         let mut card = Self::new();
         card.start(without);
         let wire = Wire::new();
@@ -182,7 +182,7 @@ impl Card {
     }
 
     /// What the thread does when the cable was touched.
-    fn follow(&self, seen: bool) {
+    pub(super) fn follow(&self, seen: bool) {
         let mut active = self.driver.backend.lock();
         active.device.follow_link(seen, Instant::now());
         self.driver.backend.publish_config(&active.device);
@@ -217,7 +217,7 @@ impl Card {
         at
     }
 
-    fn send(&mut self, frame: &[u8]) {
+    pub(super) fn send(&mut self, frame: &[u8]) {
         let packet = [&[0; HEADER][..], frame].concat();
         let (at, head) = (self.alloc(packet.len()), self.next[TX] % SIZE);
         self.next[TX] += 1;
@@ -226,12 +226,12 @@ impl Card {
         self.offer(TX, head);
     }
 
-    fn serve(&self) {
+    pub(super) fn serve(&self) {
         self.driver.kick();
         self.driver.serve();
     }
 
-    fn used(&mut self, queue: usize) -> Vec<(u32, u32)> {
+    pub(super) fn used(&mut self, queue: usize) -> Vec<(u32, u32)> {
         let index: u16 = self.driver.memory.read_obj(GuestAddress(used(queue) + 2)).unwrap();
         let mut all = Vec::new();
         while self.used[queue] != index {
@@ -286,7 +286,7 @@ impl Card {
     }
 }
 
-fn frame(len: usize, seed: u8) -> Vec<u8> {
+pub(super) fn frame(len: usize, seed: u8) -> Vec<u8> {
     (0..len).map(|i| (i as u8).wrapping_mul(7).wrapping_add(seed)).collect()
 }
 
@@ -416,49 +416,6 @@ fn what_waited_is_sent_as_soon_as_it_can_be() {
     wire.ends().drains = 9;
     card.serve();
     assert_eq!(card.used(TX).len(), 3);
-}
-
-#[test]
-fn a_back_end_that_takes_nothing_holds_the_guest_up_for_a_while_only() {
-    let (mut card, _) = Card::ready(0);
-    let (wire, told) = (Wire::new(), Arc::new(Mutex::new(None)));
-    let tell = told.clone();
-    card.link.plug(wire.plug(), Box::new(move |lost| *tell.lock().unwrap() = Some(lost.0)));
-    card.follow(true);
-    let second = Duration::from_secs(1);
-    let mut now = Instant::now();
-    let mut look = |card: &Card, moved, later| {
-        now += later;
-        card.driver.backend.lock().device.watch_jam(moved, now);
-    };
-    wire.ends().room = 1;
-    (0..4).for_each(|n| card.send(&frame(60, n)));
-    card.serve();
-    // Who did not look for long knows no more than who looked once.
-    for (moved, later) in [(false, second), (false, 60 * second), (true, second), (false, second)] {
-        look(&card, moved, later);
-        card.serve();
-    }
-    assert_eq!(card.used(TX).len(), 1, "they wait");
-    look(&card, false, second);
-    card.serve();
-    assert_eq!((card.used(TX).len(), wire.ends().from_guest.len()), (3, 1), "they are lost");
-    // It takes frames again.
-    wire.ends().drains = 1;
-    (4..6).for_each(|n| card.send(&frame(60, n)));
-    card.serve();
-    assert_eq!(wire.ends().from_guest[1..], [frame(60, 4)]);
-    for _ in 0..5 {
-        look(&card, false, second);
-    }
-    look(&card, true, second);
-    for _ in 0..9 {
-        look(&card, false, second);
-    }
-    assert!(card.link.info().up && told.lock().unwrap().is_none());
-    look(&card, false, second);
-    assert!(!card.link.info().up && wire.ends().gone);
-    assert_eq!(told.lock().unwrap().as_deref(), Some("it took no frames for 10 s"));
 }
 
 #[test]
