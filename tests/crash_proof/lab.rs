@@ -486,6 +486,8 @@ impl Lab {
             }
             let add = |parents: &mut Vec<Option<Id>>| parents.push(heir(parents[0]));
             during.must.values_mut().for_each(|node| add(&mut node.parents));
+            // One that goes later is until then below what is left.
+            during.may.values_mut().for_each(|node| add(&mut node.parents));
             during.now.iter_mut().for_each(|now| add(&mut now.parents));
             after.must.values_mut().for_each(|node| node.parents = vec![heir(node.parents[0])]);
             after.now.iter_mut().for_each(|now| now.parents = vec![heir(now.parents[0])]);

@@ -18,6 +18,7 @@ mod reads;
 mod removed;
 mod scenarios;
 mod trash;
+mod upkeep;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -6,7 +6,7 @@ use piton::id::Id;
 use crate::explore::Recording;
 use crate::lab::{DISKS, Lab, Result};
 use crate::model::Memory;
-use crate::{removed, trash};
+use crate::{removed, trash, upkeep};
 
 pub struct Scenario {
     pub name: &'static str,
@@ -279,6 +279,8 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "a VM removed at once", run: |lab| removed::for_good(lab, true) },
     Scenario { name: "a VM removed with checkpoints elsewhere", run: removed::elsewhere },
     Scenario { name: "verified", run: verified },
+    Scenario { name: "prune", run: upkeep::pruned },
+    Scenario { name: "a schedule with rules", run: upkeep::scheduled },
     Scenario { name: "a random life", run: random },
 ];
 
