@@ -152,7 +152,7 @@ fn the_units_are_sound_and_tight() {
     }
     let home = Home::new();
     let system = repository().join("dist/systemd/system");
-    for unit in ["piton@.service", "piton-prune.service"] {
+    for unit in ["piton@.service", "piton-prune.service", "piton-verify.service"] {
         let mut command = Command::new("systemd-analyze");
         command.args(["security", "--no-pager", "--offline=true", "--threshold=29"]).arg(system.join(unit));
         Finished::run(command).ok();
@@ -175,23 +175,26 @@ fn the_units_are_sound_and_tight() {
         command.env("XDG_RUNTIME_DIR", &run);
         Finished::run(command).ok();
     }
-    // What piton's own filters allow, the unit's does, too.
-    let unit = std::fs::read_to_string(system.join("piton@.service")).unwrap();
-    let mut allowed = BTreeSet::new();
-    for words in unit.lines().filter_map(|line| line.strip_prefix("SystemCallFilter=")) {
-        let mut named = BTreeSet::new();
-        words.trim_start_matches('~').split(' ').for_each(|word| calls(word, &mut named));
-        match words.starts_with('~') {
-            true => allowed.retain(|call| !named.contains(call)),
-            false => allowed.append(&mut named),
-        }
-    }
-    calls("@default", &mut allowed);
+    // What piton's own filters allow, the units that run VMs do, too.
     let tables = std::fs::read_to_string(repository().join("src/seccomp/tables.rs")).unwrap();
     let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let used = tables.split("libc::SYS_").skip(1).map(|rest| rest.split(|c| !is_name(c)).next().unwrap());
-    let missing: BTreeSet<&str> = used.filter(|call| !allowed.contains(*call)).collect();
-    assert_eq!(missing, BTreeSet::new(), "piton@.service does not allow these");
+    let used: BTreeSet<&str> = used.collect();
+    for name in ["piton@.service", "piton-verify.service"] {
+        let unit = std::fs::read_to_string(system.join(name)).unwrap();
+        let mut allowed = BTreeSet::new();
+        for words in unit.lines().filter_map(|line| line.strip_prefix("SystemCallFilter=")) {
+            let mut named = BTreeSet::new();
+            words.trim_start_matches('~').split(' ').for_each(|word| calls(word, &mut named));
+            match words.starts_with('~') {
+                true => allowed.retain(|call| !named.contains(call)),
+                false => allowed.append(&mut named),
+            }
+        }
+        calls("@default", &mut allowed);
+        let missing: BTreeSet<&&str> = used.iter().filter(|call| !allowed.contains(**call)).collect();
+        assert_eq!(missing, BTreeSet::new(), "{name} does not allow these");
+    }
 }
 
 /// A helper of the service, with this program and home.

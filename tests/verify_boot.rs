@@ -134,3 +134,65 @@ fn a_command_that_is_ended_leaves_no_clone() {
     home.piton("checkpoint verify demo@off --boot --wait-for ready").ok();
     assert_eq!((names(&home), home.processes()), (vec!["demo".into()], Vec::new()));
 }
+
+#[test]
+fn what_is_due_is_tried() {
+    let home = stopped();
+    home.boot("run other --memory 32M --net none").power_off();
+    let due = |more: &str| home.piton(&format!("checkpoint verify-due{more}"));
+    assert_eq!(due("").ok(), "no checkpoint is due\n");
+    home.piton("set demo --verify-every 1d --wait-for ready --agent").fails(2, &["--wait-for", "--agent"]);
+    home.piton("set demo --trash 1d --exec true").fails(2, &["required arguments"]);
+    home.piton("set demo --verify-every 1d --wait-for (").fails(3, &["not a regular expression"]);
+    let told = home.piton("set demo other --verify-every 1d --wait-for ready --timeout 60").ok();
+    assert!(
+        told.contains("verify-due` tries its newest checkpoint every 1d, until its console matches `ready`"),
+        "{told}"
+    );
+    assert!(
+        home.piton("show demo").ok().contains("verify       every 1d, until its console matches `ready`")
+    );
+    let plan = serde_json::json!({ "every_seconds": 86400, "wait_for": "ready", "timeout_seconds": 60 });
+    assert_eq!(home.piton("show demo --json").json()["verify"], plan);
+    // The newest one; and one that has none has nothing to be tried.
+    home.piton("checkpoint create demo newest").ok();
+    let told = due("").ok();
+    assert!(told.contains("the VM `demo`:\ncheckpoint `newest` works: it was booted"), "{told}");
+    assert_eq!((shown(&home, "off"), &shown(&home, "newest")["passed"]), (Value::Null, &true.into()));
+    assert_eq!(names(&home), ["demo", "other"]);
+    assert_eq!(due(" --json").json(), serde_json::json!([]));
+
+    // A day later it is tried again, and so it is if the clock was ahead then.
+    let id = home.piton("checkpoint show demo@newest --json").json()["id"].as_str().unwrap().to_owned();
+    let file = home.vm("demo").join("checkpoints").join(id).join("verified.json");
+    let set_time = |time: &str| {
+        let mut verified: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        verified["when"] = time.into();
+        std::fs::write(&file, verified.to_string()).unwrap();
+    };
+    for time in ["2020-01-01T00:00:00Z", "2199-01-01T00:00:00Z"] {
+        set_time(time);
+        let tried = due(" demo --json").json();
+        assert_eq!((&tried[0]["vm"], &tried[0]["passed"]), (&"demo".into(), &true.into()), "{tried:#}");
+        assert_eq!(due(" demo").ok(), "no checkpoint is due\n");
+    }
+    // Of a VM that runs, over its socket; what fails is told, and fails the timer's unit.
+    let mut vm = home.boot("start demo --attach");
+    let body = r#"{"verify": {"every_seconds": 60, "wait_for": "never", "timeout_seconds": 1}}"#;
+    assert_eq!(home.http("demo", "PATCH", "/vm", body).json()["verify"]["wait_for"], "never");
+    for body in [
+        r#"{"verify": {"every_seconds": 60, "exec": "true", "agent": true}}"#,
+        r#"{"verify": {"every_seconds": 60, "wait_for": "("}}"#,
+        r#"{"verify": {"every_seconds": 60, "timeout_seconds": 0}}"#,
+    ] {
+        assert_eq!(home.http("demo", "PATCH", "/vm", body).status, 409, "{body}");
+    }
+    set_time("2020-01-01T00:00:00Z");
+    let failed = due("");
+    assert_eq!(failed.code, Some(1), "{failed}");
+    assert!(failed.stderr.contains("checkpoint `newest` was booted, but within 1 s"), "{failed}");
+    assert_eq!(shown(&home, "newest")["passed"], false);
+    home.piton("set demo --verify-every 0").ok();
+    assert_eq!(home.piton("show demo --json").json()["verify"], Value::Null);
+    vm.power_off();
+}

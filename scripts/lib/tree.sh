@@ -43,7 +43,7 @@ lay_out() {
     completion zsh "$zsh"
     completion fish "$at/share/fish/vendor_completions.d/piton.fish"
     put 644 "$repo/dist/grafana.json" "$at/share/piton/grafana.json"
-    for name in service-start service-started service-stop prune-all; do
+    for name in service-start service-started service-stop prune-all verify-all; do
         put 755 "$repo/dist/$name" "$at/lib/piton/$name"
     done
     put 644 "$repo/dist/service-lib.sh" "$at/lib/piton/service-lib.sh"
@@ -58,7 +58,7 @@ lay_out() {
         done
         sed -i -- "s|/usr/lib/piton/|$prefix/lib/piton/|" "$units"/piton*.service
     done
-    sed -i -- "s|/usr/bin/piton|$prefix/bin/piton|" "$at/lib/piton"/{service-lib.sh,prune-all}
+    sed -i -- "s|/usr/bin/piton|$prefix/bin/piton|" "$at/lib/piton"/{service-lib.sh,prune-all,verify-all}
     if [[ -n $system ]]; then
         put 644 "$repo/dist/60-piton.rules" "$rules/60-piton.rules"
         put 644 "$repo/dist/sysusers.conf" "$at/lib/sysusers.d/piton.conf"

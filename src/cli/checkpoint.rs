@@ -116,6 +116,7 @@ pub fn run(command: CheckpointCommand, json: bool) -> anyhow::Result<()> {
             delete_checkpoint(&checkpoint, DeleteBody { subtree, dry_run, no_undo }, no_wait, yes, json)?;
         }
         CheckpointCommand::Prune { name, dry_run, yes } => prune::run(&name, dry_run, yes, json)?,
+        CheckpointCommand::VerifyDue { names } => proof::due(&names, json)?,
         CheckpointCommand::Verify { checkpoint, boot, guard: _ } if boot.boot => {
             proof::run(&checkpoint, &boot, json)?;
         }

@@ -17,7 +17,7 @@ use crate::control::{
     CheckpointInfo, DeletedInfo, NetworkInfo, SandboxInfo, SharedInfo, SizeInfo, State, Traffic, TreeInfo,
     VmInfo,
 };
-use crate::folder::{CheckpointType, Ending, LastRun, Retention, Schedule, VmName};
+use crate::folder::{CheckpointType, Ending, LastRun, Retention, Schedule, VerifyPlan, VmName};
 use crate::moment::{shown, span};
 
 /// One line on standard error.
@@ -110,6 +110,9 @@ pub fn show(info: &VmInfo) {
     if info.schedule.every_seconds > 0 {
         line("schedule", schedule(&info.schedule));
     }
+    if info.verify.every_seconds > 0 {
+        line("verify", verify(&info.verify));
+    }
     line("folder", info.folder.display().to_string());
 }
 
@@ -170,6 +173,9 @@ pub fn settings(info: &VmInfo) {
     }
     if info.schedule.every_seconds > 0 {
         outln!("while it runs, a checkpoint is created {}", schedule(&info.schedule));
+    }
+    if info.verify.every_seconds > 0 {
+        outln!("`piton checkpoint verify-due` tries its newest checkpoint {}", verify(&info.verify));
     }
     for forward in &info.forwards {
         outln!("{forward} is forwarded to the VM `{}`", info.name);
@@ -237,8 +243,18 @@ fn rule(rule: &Retention) -> String {
 
 fn schedule(schedule: &Schedule) -> String {
     let kind = schedule.kind.map_or(String::new(), |kind| format!(", {kind}"));
-    let changed = if schedule.only_if_changed { ", if a disk has been written to" } else { "" };
+    let changed = if schedule.only_if_changed { ", if the guest has changed anything" } else { "" };
     format!("every {}{kind}{changed}", span(schedule.every_seconds))
+}
+
+fn verify(plan: &VerifyPlan) -> String {
+    let what = match (&plan.wait_for, &plan.exec) {
+        (Some(regex), _) => format!(", until its console matches `{regex}`"),
+        (_, Some(command)) => format!(", until `{command}` succeeds in it"),
+        _ if plan.agent => ", until its guest agent answers".into(),
+        _ => String::new(),
+    };
+    format!("every {}{what}", span(plan.every_seconds))
 }
 
 /// What no checksums vouch for.

@@ -11,7 +11,7 @@ use regex::bytes::Regex;
 
 use super::args::{BootArgs, CheckpointRef};
 use super::error::{FAILED, Told};
-use super::named::existing;
+use super::named::{existing, home};
 use super::offline::{Offline, find};
 use super::out::{self, outln};
 use super::temporary::{self, Temporary};
@@ -20,7 +20,7 @@ use crate::checkpoint::Manifest;
 use crate::checkpoint::store::{Began, CONSOLE_MAX, Store, Verified};
 use crate::config::NetArg;
 use crate::control::{CloneBody, State, VmInfo};
-use crate::folder::{Ending, VmFolder, VmName};
+use crate::folder::{Ending, VerifyPlan, VmFolder, VmName};
 use crate::history::{Catalog, clone, outdated, readers};
 use crate::inside::exec::{Host, Signal, Stream};
 use crate::progress::Progress;
@@ -31,6 +31,8 @@ const COMMAND: &str = "piton checkpoint verify --boot";
 const LOOK: Duration = Duration::from_millis(100);
 /// A guest that nothing is asked of has to live this long.
 const ALIVE: Duration = Duration::from_secs(10);
+/// That a guest has where nothing else is said, as of `--timeout`.
+const TIMEOUT: Duration = Duration::from_secs(120);
 /// Lines of the console that are shown when it did not pass.
 const LINES_SHOWN: usize = 10;
 
@@ -56,27 +58,13 @@ impl std::fmt::Display for Until<'_> {
 
 pub fn run(target: &CheckpointRef, args: &BootArgs, json: bool) -> anyhow::Result<()> {
     let folder = existing(&target.vm)?;
-    temporary::sweep()?;
-    let definition = folder.load()?;
-    let found = find(&folder, &target.checkpoint)?;
-    let (manifest, why) = outdated::usable(&Catalog::new(&folder, &definition), &found);
-    if let Some(why) = why {
-        output::complain(&format!("checkpoint `{}` is tried {why}", manifest.name));
-    }
-    let note = readers::begin(&folder, COMMAND, &[manifest.id])?;
-    let name = temporary::name_for(&note)?;
     let until = match (&args.wait_for, &args.exec) {
         (Some(regex), _) => Until::Prints(regex),
         (None, Some(command)) => Until::Succeeds(command),
         (None, None) if args.agent => Until::Answers,
         (None, None) => Until::Lives(ALIVE.min(args.timeout)),
     };
-    make(&folder, &manifest, &name)?;
-    let temporary = Temporary(folder.sibling(&name));
-    let verified = work::here(|progress| attempt(&temporary.0, &manifest, &until, args.timeout, progress))??;
-    drop(temporary);
-    store(&folder)?.save_verified(manifest.id, &verified)?;
-    drop(note);
+    let (manifest, verified) = prove(&folder, &target.checkpoint, &until, args.timeout)?;
     if json {
         let mut result = serde_json::json!(verified);
         result["checkpoint"] = serde_json::json!(manifest.id);
@@ -84,6 +72,98 @@ pub fn run(target: &CheckpointRef, args: &BootArgs, json: bool) -> anyhow::Resul
     }
     tell(&manifest, &verified, json);
     if verified.passed { Ok(()) } else { Err(Told { code: FAILED }.into()) }
+}
+
+/// Tries a checkpoint, and records what came of it.
+fn prove(
+    folder: &VmFolder,
+    checkpoint: &str,
+    until: &Until,
+    timeout: Duration,
+) -> anyhow::Result<(Manifest, Verified)> {
+    temporary::sweep()?;
+    let definition = folder.load()?;
+    let found = find(folder, checkpoint)?;
+    let (manifest, why) = outdated::usable(&Catalog::new(folder, &definition), &found);
+    if let Some(why) = why {
+        output::complain(&format!("checkpoint `{}` is tried {why}", manifest.name));
+    }
+    let note = readers::begin(folder, COMMAND, &[manifest.id])?;
+    let name = temporary::name_for(&note)?;
+    make(folder, &manifest, &name)?;
+    let temporary = Temporary(folder.sibling(&name));
+    let verified = work::here(|progress| attempt(&temporary.0, &manifest, until, timeout, progress))??;
+    drop(temporary);
+    store(folder)?.save_verified(manifest.id, &verified)?;
+    drop(note);
+    Ok((manifest, verified))
+}
+
+/// The newest checkpoint of a VM, if it is time to try it.
+fn newest_if_due(folder: &VmFolder, plan: &VerifyPlan) -> anyhow::Result<Option<Manifest>> {
+    let definition = folder.load()?;
+    let catalog = Catalog::new(folder, &definition);
+    let mut manifests = catalog.shown(&definition)?.0;
+    let last = manifests.iter().filter_map(|one| catalog.store.verified(one.id)).map(|one| one.when).max();
+    // One in the future was told by a clock that was wrong.
+    let passed = last.and_then(|last| (Utc::now() - last).to_std().ok());
+    if passed.is_some_and(|passed| passed.as_secs() < plan.every_seconds) {
+        return Ok(None);
+    }
+    manifests.sort_by_key(|one| one.created);
+    Ok(manifests.pop())
+}
+
+/// `piton checkpoint verify-due`. What one VM comes to does not keep the others from being tried.
+pub fn due(names: &[VmName], json: bool) -> anyhow::Result<()> {
+    let folders = match names {
+        [] => home()?.all()?,
+        names => names.iter().map(existing).collect::<anyhow::Result<_>>()?,
+    };
+    let (mut results, mut failed) = (Vec::new(), false);
+    for folder in folders {
+        match due_of(&folder) {
+            Ok(None) => {}
+            Ok(Some((manifest, verified))) => {
+                failed |= !verified.passed;
+                if !json {
+                    outln!("the VM `{}`:", folder.name());
+                }
+                tell(&manifest, &verified, json);
+                let mut result = serde_json::json!(Verified { console: None, ..verified });
+                result["vm"] = serde_json::json!(folder.name());
+                result["checkpoint"] = serde_json::json!(manifest.id);
+                results.push(result);
+            }
+            Err(e) => {
+                failed = true;
+                output::complain(&format!("the VM `{}`: {}", folder.name(), super::error::sentence(&e)));
+            }
+        }
+    }
+    if json {
+        out::json(&serde_json::json!(results));
+    } else if results.is_empty() && !failed {
+        outln!("no checkpoint is due");
+    }
+    if failed { Err(Told { code: FAILED }.into()) } else { Ok(()) }
+}
+
+fn due_of(folder: &VmFolder) -> anyhow::Result<Option<(Manifest, Verified)>> {
+    let plan = folder.load()?.verify;
+    if plan.every_seconds == 0 {
+        return Ok(None);
+    }
+    let Some(newest) = newest_if_due(folder, &plan)? else { return Ok(None) };
+    let timeout = plan.timeout_seconds.map_or(TIMEOUT, Duration::from_secs);
+    let regex = plan.wait_for.as_deref().map(Regex::new).transpose()?;
+    let until = match (&regex, &plan.exec) {
+        (Some(regex), _) => Until::Prints(regex),
+        (None, Some(command)) => Until::Succeeds(command),
+        (None, None) if plan.agent => Until::Answers,
+        (None, None) => Until::Lives(ALIVE.min(timeout)),
+    };
+    prove(folder, &newest.id.to_string(), &until, timeout).map(Some)
 }
 
 fn store(folder: &VmFolder) -> anyhow::Result<Store> {

@@ -8,7 +8,7 @@ use super::{limits, output, work};
 use crate::control::client;
 use crate::control::upkeep::{RetentionChange, ScheduleChange};
 use crate::control::{SetBody, State, VmInfo, happened};
-use crate::folder::VmFolder;
+use crate::folder::{VerifyPlan, VmFolder};
 use crate::history::{policy, seal};
 
 /// A name that is wrong changes nothing. Otherwise each VM is set or not by itself, and what
@@ -30,6 +30,13 @@ pub fn run(args: SetArgs, json: bool) -> anyhow::Result<()> {
             kind: args.every_type,
             only_if_changed: args.only_if_changed.map(|switch| switch.is_on()),
         },
+        verify: args.verify_every.map(|every_seconds| VerifyPlan {
+            every_seconds,
+            wait_for: args.wait_for,
+            exec: args.exec,
+            agent: args.agent,
+            timeout_seconds: args.timeout,
+        }),
         seal_base: args.seal_base,
         checkpoint_dir: args.checkpoint_dir.map(std::path::absolute).transpose()?,
         forward: args.forwards,

@@ -27,7 +27,7 @@ use crate::checkpoint::manifest::Mode;
 use crate::checkpoint::store::Store;
 use crate::checkpoint::{CheckpointName, Manifest};
 use crate::config::{Forward, NetArg, VmConfig};
-use crate::folder::{CheckpointType, Definition, LastRun, Retention, Schedule, VmFolder, VmName};
+use crate::folder::{CheckpointType, Definition, LastRun, Retention, Schedule, VerifyPlan, VmFolder, VmName};
 use crate::id::Id;
 use crate::vm::Clock;
 
@@ -118,6 +118,9 @@ pub struct VmInfo {
     /// When its process makes checkpoints by itself; absent: never.
     #[serde(default, skip_serializing_if = "Schedule::is_off")]
     pub schedule: Schedule,
+    /// How often the newest checkpoint is tried, and how; absent: never.
+    #[serde(default, skip_serializing_if = "VerifyPlan::is_off")]
+    pub verify: VerifyPlan,
     /// Absent: in the VM's folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint_dir: Option<std::path::PathBuf>,
@@ -200,6 +203,7 @@ impl VmInfo {
             trash_seconds: definition.trash_seconds,
             retention: definition.retention,
             schedule: definition.schedule,
+            verify: definition.verify.clone(),
             checkpoint_dir: definition.checkpoint_dir.clone(),
             problems: Vec::new(),
             forwards: definition.forwards.clone(),
@@ -309,6 +313,9 @@ pub struct SetBody {
     pub retention: RetentionChange,
     #[serde(default)]
     pub schedule: ScheduleChange,
+    /// As a whole.
+    #[serde(default)]
+    pub verify: Option<VerifyPlan>,
     /// Absolute.
     #[serde(default)]
     pub checkpoint_dir: Option<std::path::PathBuf>,

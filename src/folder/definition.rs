@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::kind::CheckpointType;
 use super::name::VmName;
-use super::upkeep::{Retention, Schedule};
+use super::upkeep::{Retention, Schedule, VerifyPlan};
 use crate::config::{Forward, VmConfig};
 use crate::id::Id;
 use crate::moment::parse_span;
@@ -41,6 +41,9 @@ pub struct Definition {
     /// When checkpoints are made without being asked for.
     #[serde(default, skip_serializing_if = "Schedule::is_off")]
     pub schedule: Schedule,
+    /// How often the newest checkpoint is tried, and how.
+    #[serde(default, skip_serializing_if = "VerifyPlan::is_off")]
+    pub verify: VerifyPlan,
     /// Base images that stand still are to get checksums, as soon as there is time.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub seal_base: bool,
@@ -158,6 +161,7 @@ impl Definition {
             trash_seconds: default_trash().unwrap_or_else(|_| a_day()),
             retention: Retention::default(),
             schedule: Schedule::default(),
+            verify: VerifyPlan::default(),
             seal_base: false,
             forwards: Vec::new(),
             cloned_from: None,

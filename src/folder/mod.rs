@@ -32,7 +32,7 @@ pub use last_run::{Ending, LastRun};
 pub use name::{NameError, VmName};
 pub use removed::{Removal, Removed};
 pub use trust::TrustError;
-pub use upkeep::{Counts, Retention, Schedule};
+pub use upkeep::{Counts, Retention, Schedule, VerifyPlan};
 
 const DEFINITION: &str = "vm.json";
 const CRC: &str = "crc";

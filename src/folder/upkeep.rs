@@ -115,6 +115,50 @@ impl Schedule {
     }
 }
 
+/// How often the newest checkpoint is tried in a temporary clone, and what its guest has to do there:
+/// one of three things, or else run for a while.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VerifyPlan {
+    /// 0: never.
+    pub every_seconds: u64,
+    /// A regular expression that its console has to match.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wait_for: Option<String>,
+    /// A shell command that has to succeed in it, through its agent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exec: Option<String>,
+    /// Its agent has to answer.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub agent: bool,
+    /// How long it has for it; none: as long as by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout_seconds: Option<u64>,
+}
+
+impl VerifyPlan {
+    pub fn is_off(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// What is wrong with it, as a sentence.
+    pub fn check(&self) -> Result<(), String> {
+        let asked = [self.wait_for.is_some(), self.exec.is_some(), self.agent];
+        if asked.iter().filter(|asked| **asked).count() > 1 {
+            return Err(
+                "a verification waits for one thing: give only one of wait_for, exec and agent".into()
+            );
+        }
+        if self.timeout_seconds == Some(0) {
+            return Err("a verification needs a timeout of at least one second".into());
+        }
+        match self.wait_for.as_deref().map(regex::bytes::Regex::new) {
+            Some(Err(e)) => Err(format!("not a regular expression: {e}")),
+            _ => Ok(()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

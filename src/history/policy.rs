@@ -82,6 +82,10 @@ pub fn set(folder: &VmFolder, lock: &VmLock, definition: &mut Definition, body: 
     }
     next.retention = body.retention.on(next.retention);
     next.schedule = body.schedule.on(next.schedule);
+    if let Some(verify) = &body.verify {
+        verify.check().map_err(CheckpointError::Refused)?;
+        next.verify = verify.clone();
+    }
     if next.schedule.kind == Some(CheckpointType::Disabled) {
         return Err(CheckpointError::Refused(
             "`disabled` is not a type that a checkpoint can have: --every 0 ends the schedule".into(),

@@ -46,7 +46,7 @@ pub fn debugfs(image: &str, commands: &[&str]) {
 }
 
 /// Puts `after` on a disk of a VM that is off, on layers over `base`, as its guest could have.
-pub fn write_disk(home: &Home, vm: &str, id: &str, base: &str, after: &[u8]) {
+pub fn write_disk(home: &Home, vm: &str, id: &str, base: &str, after: &Contents) {
     let storage = Storage::os();
     let files = std::fs::read_dir(home.vm(vm).join("disks")).unwrap().map(|entry| entry.unwrap().path());
     let layers: Vec<_> = files
@@ -58,16 +58,43 @@ pub fn write_disk(home: &Home, vm: &str, id: &str, base: &str, after: &[u8]) {
     let top = definition["now"]["tops"][id].as_str().unwrap().parse().unwrap();
     let chain = layer::ancestry(&layers, top).unwrap();
     let disk = LiveDisk::open(&storage, Path::new(base), ImageFormat::Raw, &chain, &BTreeMap::new()).unwrap();
-    assert_eq!(disk.len() as usize, after.len());
+    assert_eq!(Backing::len(&disk), after.len);
     let mut before = vec![0; 4096];
-    for at in (0..after.len()).step_by(4096) {
-        let block = at..at + 4096;
-        disk.read_at(&mut before, at as u64).unwrap();
-        if before != after[block.clone()] {
-            disk.write_at(&after[block], at as u64).unwrap();
+    let mut now = before.clone();
+    for at in after.blocks() {
+        disk.read_at(&mut before, at).unwrap();
+        after.read(&mut now, at);
+        if before != now {
+            disk.write_at(&now, at).unwrap();
         }
     }
     disk.flush().unwrap();
+}
+
+/// What a disk is to read as: a raw file, in which holes stay what they are on the disk.
+pub struct Contents {
+    file: piton::storage::File,
+    len: u64,
+}
+
+impl Contents {
+    pub fn of(path: &str) -> Self {
+        let file = Storage::os().open(Path::new(path), piton::storage::Access::ReadOnly).unwrap();
+        Self { len: file.len().unwrap(), file }
+    }
+
+    fn blocks(&self) -> Vec<u64> {
+        let (mut all, mut at) = (Vec::new(), 0);
+        while let Some(data) = self.file.next_data(at).unwrap() {
+            all.extend((data.start / 4096 * 4096..data.end).step_by(4096));
+            at = data.end;
+        }
+        all
+    }
+
+    fn read(&self, block: &mut [u8], at: u64) {
+        self.file.read_at(block, at).unwrap();
+    }
 }
 
 /// The files of a file system to be.

@@ -3,7 +3,7 @@
 use crate::browser::Driver;
 use crate::client::Manager;
 use crate::common::Home;
-use crate::image_common::{Root, debugfs, write_disk};
+use crate::image_common::{Contents, Root, debugfs, write_disk};
 use crate::pages::{asks, field, has_no_complaints, is_accessible, pictures, row, shows};
 
 /// Files that differ, checkpoints that are tried, and going back without memory.
@@ -32,7 +32,7 @@ fn what_is_in_checkpoints_and_whether_they_work() {
             &format!("write {new} /srv/<b>new"),
         ],
     );
-    write_disk(&home, "demo", "root", &base, &std::fs::read(&image).unwrap());
+    write_disk(&home, "demo", "root", &base, &Contents::of(&image));
 
     let manager = Manager::start(&home);
     let browser = driver.browser();

@@ -156,6 +156,13 @@ pub enum CheckpointCommand {
         #[command(flatten)]
         guard: GuardArgs,
     },
+    /// Try the newest checkpoint of each VM whose time has come (`piton set --verify-every`), as verify
+    /// --boot does
+    VerifyDue {
+        /// Only of these [default: all VMs]
+        #[arg(value_name = "VM")]
+        names: Vec<VmName>,
+    },
     /// Export a checkpoint to a self-contained folder, as a backup or for another host
     Export(ExportCheckpointArgs),
     /// Show which ranges of disks and memory differ between two checkpoints

@@ -495,9 +495,25 @@ pub struct SetArgs {
     /// Type of the checkpoints of --every: standard, production or production-only
     #[arg(long, value_name = "TYPE", group = "setting")]
     pub every_type: Option<CheckpointType>,
-    /// Skip a checkpoint of --every if no disk has been written to since the last checkpoint
+    /// Skip a checkpoint of --every if the guest has changed nothing since the last checkpoint
     #[arg(long, value_name = "on|off", group = "setting")]
     pub only_if_changed: Option<Switch>,
+    /// Try the newest checkpoint this often in a temporary clone, such as 1d, when `piton checkpoint verify-due`
+    /// runs, which piton-verify.timer does; 0: never
+    #[arg(long, value_name = "TIME", group = "setting", value_parser = parse_span)]
+    pub verify_every: Option<u64>,
+    /// It works if its console output matches this regular expression
+    #[arg(long, value_name = "REGEX", requires = "verify_every", conflicts_with_all = ["exec", "agent"])]
+    pub wait_for: Option<String>,
+    /// It works if this shell command succeeds in the guest, through its agent
+    #[arg(long, value_name = "COMMAND", requires = "verify_every", conflicts_with = "agent")]
+    pub exec: Option<String>,
+    /// It works if the guest's agent answers
+    #[arg(long, requires = "verify_every")]
+    pub agent: bool,
+    /// How long the guest has for it [default: 120]
+    #[arg(long, value_name = "SECONDS", requires = "verify_every")]
+    pub timeout: Option<u64>,
     /// Compute checksums of base images (disks with overlay or readonly) once, and check them from then on
     #[arg(long, group = "setting")]
     pub seal_base: bool,
