@@ -58,7 +58,7 @@ pub enum Request {
     ApplyCheckpoint(String, ApplyBody),
     DeleteCheckpoint(String, DeleteBody),
     Revert(RevertBody),
-    Set(SetBody),
+    Set(Box<SetBody>),
     CloneCheckpoint(String, CloneBody),
     Trash,
     Undo(UndoBody),

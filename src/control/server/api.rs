@@ -125,7 +125,10 @@ impl Context {
 pub fn router(context: Context) -> Router {
     Router::new()
         .route("/vm", get(|context| ask(context, Request::Show)))
-        .route("/vm", patch(|context, body: Sent| with_body(context, body, Request::Set)))
+        .route(
+            "/vm",
+            patch(|context, body: Sent| with_body(context, body, |body| Request::Set(Box::new(body)))),
+        )
         .route("/vm/pause", post(|context, body: Sent| with_body(context, body, |NoBody {}| Request::Pause)))
         .route(
             "/vm/resume",
