@@ -52,7 +52,6 @@ pub enum VmmError {
 }
 
 /// What can happen to a VM while it runs.
-#[expect(clippy::large_enum_variant, reason = "nearly all of them are requests")]
 pub enum Message {
     Request(Asked),
     Machine {
