@@ -39,9 +39,10 @@ pub fn go_offline(
     // A merge that was finished may have put it on another layer, or changed the base below it.
     let fresh = apply::seen_as(Catalog::new(folder, &vm.definition).store.load(manifest.id)?, how);
     let manifest = Manifest { config: manifest.config.clone(), ..fresh };
-    let around = apply::Around { reuse: &Default::default(), idle: true, bare: None };
-    let ready = work::here(|progress| {
-        apply::prepare(folder, &vm.definition, &manifest, around, how, None, progress)
+    let reuse = Default::default();
+    let around = apply::Around { reuse: &reuse, idle: true, bare: None, inventory: None, runs: false };
+    let mut ready = work::here(|progress| {
+        apply::prepare(folder, &vm.lock, &vm.definition, &manifest, around, how, None, progress)
     })??;
     if let Err(e) = ready.commit(folder, &vm.lock, &mut vm.definition) {
         ready.discard(folder, &vm.definition);

@@ -125,7 +125,7 @@ pub fn start(args: StartArgs, background: bool, json: bool) -> anyhow::Result<()
     };
     let how = GoBack { force: args.force, clock: args.clock, share: args.share, cold: false };
     let body = ApplyBody { discard_current: true, how, net: args.nets, ..Default::default() };
-    let vmm = Vmm::restore(folder.clone(), definition, lock, id, &body)?;
+    let vmm = Vmm::restore(folder.clone(), definition, lock, id, &body, args.resume)?;
     serve(vmm, &folder, args.resume, background, patience)
 }
 
@@ -325,7 +325,7 @@ fn begin(
         vmm.resume().map_err(VmmError::from)?;
     }
     vmm.listen()?;
-    ready(vmm.info())?;
+    ready(vmm.look())?;
     notify::ready();
     seccomp::confine(seccomp::Thread::Main);
     Ok(vmm.run())

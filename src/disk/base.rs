@@ -48,6 +48,11 @@ impl Base {
         }
     }
 
+    /// See [`raw::RawImage::sync_former`].
+    pub(super) fn sync_former(&self) -> Result<()> {
+        self.as_raw().map_or(Ok(()), raw::RawImage::sync_former)
+    }
+
     pub(super) fn sync(&self) -> Result<()> {
         self.as_raw().map_or(Ok(()), raw::RawImage::sync)
     }

@@ -11,7 +11,7 @@ use super::bitmap::Bitmap;
 use super::delta_file::Core;
 use super::delta_format::{BLOCK, FormatError, Geometry, Header, LayerId, Parent, header_offset};
 use super::delta_header::format_error;
-use super::layer::LayerSpec;
+use super::layer::{LayerInfo, LayerSpec};
 use super::sums::{self, Chunk, Seal, Sums};
 use super::{DiskError, Result};
 use crate::storage::{Access, Lock, Storage};
@@ -45,6 +45,23 @@ impl Delta {
         parent: Parent,
         below: u64,
     ) -> Result<Self> {
+        let delta = Self::make_over(storage, path, size, parent, below)?;
+        if let Err(e) = delta.making(storage)() {
+            // The first error is the one to report.
+            let _ = storage.remove_file(path);
+            return Err(e);
+        }
+        Ok(delta)
+    }
+
+    /// The same, which is not durable before [`Delta::making`] has run.
+    pub fn make_over(
+        storage: &Storage,
+        path: &Path,
+        size: u64,
+        parent: Parent,
+        below: u64,
+    ) -> Result<Self> {
         if below > size {
             return Err(format_error(path, FormatError::Below { size, below }));
         }
@@ -55,9 +72,7 @@ impl Delta {
         let written = file
             .lock(Lock::Exclusive)
             .and_then(|()| file.set_len(geometry.file_len))
-            .and_then(|()| file.write_at(&header.encode(geometry.data_offset), header_offset(0)))
-            .and_then(|()| file.sync_data())
-            .and_then(|()| storage.sync_parent(path));
+            .and_then(|()| file.write_at(&header.encode(geometry.data_offset), header_offset(0)));
         if let Err(e) = written {
             // The first error is the one to report.
             let _ = storage.remove_file(path);
@@ -65,6 +80,15 @@ impl Delta {
         }
         let bitmap = Bitmap::new(&geometry);
         Ok(Self { core: Core::new(file, geometry, &header, Some(bitmap)) })
+    }
+
+    /// Makes a new layer durable, with its name, in whatever thread.
+    pub fn making(&self, storage: &Storage) -> impl FnOnce() -> Result<()> + Send + use<> {
+        let (storage, core) = (storage.clone(), Arc::clone(&self.core));
+        move || {
+            core.file.sync_data()?;
+            Ok(storage.sync_parent(core.file.path())?)
+        }
     }
 
     pub fn open(storage: &Storage, spec: &LayerSpec) -> Result<Self> {
@@ -108,6 +132,12 @@ impl Delta {
 
     pub fn path(&self) -> &Path {
         self.core.file.path()
+    }
+
+    /// What its header says.
+    pub fn info(&self) -> LayerInfo {
+        let (path, id) = (self.path().to_owned(), self.id());
+        LayerInfo { path, id, parent: self.parent(), size: self.size(), below: self.below() }
     }
 
     pub fn size(&self) -> u64 {

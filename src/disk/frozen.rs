@@ -38,7 +38,7 @@ impl FrozenChain {
         deltas: &[LayerSpec],
         sums: &BTreeMap<LayerId, u32>,
     ) -> Result<Self> {
-        Self::open_sharing(storage, base, deltas, sums, &BTreeMap::new())
+        Self::open_sharing(storage, base, deltas, sums, None)
     }
 
     /// The same; a layer in `shared` is open already, and one open file is enough.
@@ -47,7 +47,7 @@ impl FrozenChain {
         base: impl Into<Arc<Base>>,
         deltas: &[LayerSpec],
         sums: &BTreeMap<LayerId, u32>,
-        shared: &BTreeMap<LayerId, Arc<FrozenDelta>>,
+        shared: Option<&BTreeMap<LayerId, Arc<FrozenDelta>>>,
     ) -> Result<Self> {
         let base = base.into();
         let mut chain = Self {
@@ -58,7 +58,7 @@ impl FrozenChain {
         };
         for spec in deltas {
             // What a merge gave another parent since it was opened does not know of it.
-            let open = shared.get(&spec.id).filter(|layer| layer.parent() == chain.parent());
+            let open = shared.and_then(|all| all.get(&spec.id)).filter(|layer| layer.parent() == chain.parent());
             let delta = open.cloned().map_or_else(|| FrozenDelta::open(storage, spec), Ok)?;
             if let Some(crc) = sums.get(&spec.id) {
                 delta.attach_sums(storage, *crc)?;
@@ -68,7 +68,7 @@ impl FrozenChain {
         Ok(chain)
     }
 
-    pub fn base(&self) -> &Base {
+    pub fn base(&self) -> &Arc<Base> {
         &self.base
     }
 

@@ -24,6 +24,19 @@ pub struct LiveDisk {
     on_loss: Option<OnLoss>,
 }
 
+/// A sync that has to be made before the guest runs.
+pub type LaterSync = Box<dyn FnOnce() -> Result<()> + Send>;
+
+/// What there is already of a disk that is opened.
+#[derive(Default)]
+pub struct Opening<'a> {
+    pub shared: Option<&'a BTreeMap<LayerId, Arc<FrozenDelta>>>,
+    /// The writable layer, which was made just now.
+    pub top: Option<Delta>,
+    /// Takes the syncs; none: they are made at once.
+    pub later: Option<&'a dyn Fn(LaterSync)>,
+}
+
 /// With the file that could not be synced.
 pub type OnLoss = Arc<dyn Fn(&Path, &DiskError) + Send + Sync>;
 
@@ -61,32 +74,39 @@ impl LiveDisk {
         layers: &[LayerSpec],
         sums: &BTreeMap<LayerId, u32>,
     ) -> Result<Self> {
-        Self::open_sharing(storage, base, format, layers, sums, &BTreeMap::new())
+        Self::open_with(storage, base, format, layers, sums, Opening::default())
     }
 
     /// See [`FrozenChain::open_sharing`].
-    pub fn open_sharing(
+    pub fn open_with(
         storage: &Storage,
         base: &Path,
         format: ImageFormat,
         layers: &[LayerSpec],
         sums: &BTreeMap<LayerId, u32>,
-        shared: &BTreeMap<LayerId, Arc<FrozenDelta>>,
+        opening: Opening,
     ) -> Result<Self> {
+        let sync = |later: LaterSync| match opening.later {
+            Some(queue) => Ok(queue(later)),
+            None => later(),
+        };
         let inner = match layers.split_last() {
             None => Inner::Raw(RawDisk::open(storage, base)?),
             Some((top, below)) => {
                 let base = open_base(storage, base, format)?;
-                let below = FrozenChain::open_sharing(storage, base, below, sums, shared)?;
+                let below = FrozenChain::open_sharing(storage, base, below, sums, opening.shared)?;
                 // The guest's next flush is to cover what it wrote before a kill, wherever that is.
-                if let Some(image) = below.base().as_raw() {
-                    image.sync_former()?;
+                if below.base().as_raw().is_some() {
+                    let base = below.base().clone();
+                    sync(Box::new(move || base.sync_former()))?;
                 }
                 // Checksums are taken of what is durable.
                 for layer in below.deltas().iter().filter(|layer| !layer.has_sums()) {
-                    layer.sync_former()?;
+                    let layer = layer.clone();
+                    sync(Box::new(move || layer.sync_former()))?;
                 }
-                Inner::Chain(Arc::new(Chain::new(below, Delta::open(storage, top)?)?))
+                let top = opening.top.map_or_else(|| Delta::open(storage, top), Ok)?;
+                Inner::Chain(Arc::new(Chain::new(below, top)?))
             }
         };
         let len = match &inner {

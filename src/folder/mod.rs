@@ -20,7 +20,7 @@ use serde_json::Value;
 
 use crate::config::ConfigError;
 use crate::id::Id;
-use crate::storage::{Access, DOCUMENT_MAX, File, FileKind, Lock, Storage, StorageError};
+use crate::storage::{Access, DOCUMENT_MAX, File, FileKind, Lock, Staged, Storage, StorageError};
 use definition::{FORMAT, OnDisk, crc_of};
 
 pub use holder::Holder;
@@ -428,6 +428,13 @@ impl VmFolder {
 
     /// Replaces vm.json in one step.
     pub fn save(&self, lock: &VmLock, definition: &Definition) -> Result<(), FolderError> {
+        let mut staged = self.stage_definition(lock, definition)?;
+        staged.content()()?;
+        self.place_definition(lock, &mut staged)
+    }
+
+    /// Writes what vm.json is to be, beside it.
+    pub fn stage_definition(&self, _lock: &VmLock, definition: &Definition) -> Result<Staged, FolderError> {
         let path = self.definition_path();
         let encode = || {
             let crc = crc_of(serde_json::to_value(definition)?);
@@ -436,7 +443,12 @@ impl VmFolder {
         let mut bytes =
             encode().map_err(|e| FolderError::Damaged { path: path.clone(), error: e.to_string() })?;
         bytes.push(b'\n');
-        self.storage.replace(&path, &bytes)?;
+        Ok(self.storage.stage(&path, &bytes)?)
+    }
+
+    /// Puts it in place, durably, once its content is.
+    pub fn place_definition(&self, lock: &VmLock, staged: &mut Staged) -> Result<(), FolderError> {
+        staged.place()?;
         lock.behind.store(false, Ordering::Relaxed);
         Ok(())
     }

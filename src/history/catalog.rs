@@ -159,8 +159,7 @@ impl<'a> Catalog<'a> {
 
     /// Checksums of all frozen layers that have some.
     pub fn layer_sums(&self, definition: &Definition) -> Result<BTreeMap<Id, u32>> {
-        let manifests = self.manifests()?;
-        Ok(effective_sums(&manifests, definition))
+        Ok(effective_sums(&self.manifests()?, definition))
     }
 }
 

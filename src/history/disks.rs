@@ -9,7 +9,7 @@ use crate::config::{DiskConfig, DiskFormat, VmConfig};
 use crate::disk::delta::{Delta, FrozenDelta};
 use crate::disk::delta_format::Parent;
 use crate::disk::layer::{LayerInfo, LayerSpec, ancestry, inspect};
-use crate::disk::live::{LiveDisk, OnLoss};
+use crate::disk::live::{LaterSync, LiveDisk, OnLoss, Opening};
 use crate::disk::{Backing, Disk, DiskError, ReadOnly, open_base, sums};
 use crate::folder::{Definition, FolderError, VmFolder};
 use crate::history::lost::{Lost, Note};
@@ -178,7 +178,25 @@ pub fn open(
     crcs: &BTreeMap<Id, u32>,
     reuse: &Reuse,
 ) -> Result<OpenDisks, DisksError> {
-    let layers = Layers::read(folder)?;
+    open_on(folder, config, tops, crcs, reuse, &Layers::read(folder)?, Fresh::default(), None)
+}
+
+/// What takes the syncs of disks that are opened, to make them meanwhile.
+pub type TakeSync<'a> = &'a dyn Fn(Box<dyn FnOnce() -> Result<(), DisksError> + Send>);
+
+/// The same where the layers are known already, and those in `fresh` open. Before anything is built on
+/// the disks, the syncs that `later` was given have to be made.
+#[allow(clippy::too_many_arguments, reason = "what there is already of each part")]
+pub fn open_on(
+    folder: &VmFolder,
+    config: &VmConfig,
+    tops: &BTreeMap<String, Id>,
+    crcs: &BTreeMap<Id, u32>,
+    reuse: &Reuse,
+    layers: &Layers,
+    mut fresh: Fresh,
+    later: Option<TakeSync>,
+) -> Result<OpenDisks, DisksError> {
     let mut disks = OpenDisks::default();
     let note = match Note::open(folder) {
         Ok(note) => Some(Arc::new(note)),
@@ -219,11 +237,26 @@ pub fn open(
                 let id = config.id.clone();
                 Arc::new(move |path: &Path, e: &DiskError| note.add(&id, path, e)) as OnLoss
             });
-            let opened = LiveDisk::open_sharing(storage, &path, config.format, &chain, crcs, &reuse.layers);
-            if let (Err(e), Some(tell)) = (&opened, &tell)
-                && let Some(path) = e.file_not_synced()
-            {
-                tell(path, e);
+            let take = later.map(|later| {
+                let (id, tell) = (config.id.clone(), tell.clone());
+                move |sync: LaterSync| {
+                    let (id, tell) = (id.clone(), tell.clone());
+                    later(Box::new(move || {
+                        sync().map_err(|error| {
+                            told(&error, tell.as_ref());
+                            DisksError::Disk { id, error }
+                        })
+                    }));
+                }
+            });
+            let opening = Opening {
+                shared: Some(&reuse.layers),
+                top: fresh.remove(&config.id),
+                later: take.as_ref().map(|take| take as &dyn Fn(LaterSync)),
+            };
+            let opened = LiveDisk::open_with(storage, &path, config.format, &chain, crcs, opening);
+            if let Err(e) = &opened {
+                told(e, tell.as_ref());
             }
             let disk = opened.map_err(failed())?;
             if let Some(sums) = base_sums(folder, config)? {
@@ -243,6 +276,13 @@ pub fn open(
     Ok(disks)
 }
 
+/// Whoever is to know of a failed sync does.
+fn told(error: &DiskError, tell: Option<&OnLoss>) {
+    if let (Some(tell), Some(path)) = (tell, error.file_not_synced()) {
+        tell(path, error);
+    }
+}
+
 /// The file with the checksums of a disk's base, if it has some.
 pub fn base_sums(folder: &VmFolder, config: &DiskConfig) -> Result<Option<PathBuf>, DisksError> {
     let path = folder.base_sums(&config.id);
@@ -258,9 +298,38 @@ pub fn branch(
     parents: &BTreeMap<String, Parent>,
     sizes: &BTreeMap<String, u64>,
 ) -> Result<BTreeMap<String, LayerSpec>, DisksError> {
+    let made = branch_on(folder, config, parents, sizes, &Layers::read(folder)?)?;
+    let specs = made.iter().map(|(disk, layer)| {
+        let spec = LayerSpec { path: layer.path().to_owned(), id: layer.id() };
+        (disk.clone(), spec)
+    });
+    let specs: BTreeMap<String, LayerSpec> = specs.collect();
+    for (id, layer) in &made {
+        if let Err(error) = layer.making(folder.storage())() {
+            remove_layers(folder, specs.values());
+            return Err(DisksError::Disk { id: id.clone(), error });
+        }
+    }
+    Ok(specs)
+}
+
+/// Layers that were made just now, by disk.
+pub type Fresh = BTreeMap<String, Delta>;
+
+/// The same on layers that are known already; none is durable before [`Delta::making`] has run.
+pub fn branch_on(
+    folder: &VmFolder,
+    config: &VmConfig,
+    parents: &BTreeMap<String, Parent>,
+    sizes: &BTreeMap<String, u64>,
+    layers: &Layers,
+) -> Result<Fresh, DisksError> {
     let storage = folder.storage();
-    let layers = Layers::read(folder)?;
-    let mut made = BTreeMap::new();
+    let mut made = Fresh::new();
+    let give_up = |made: &Fresh| {
+        let specs = made.values().map(|layer| LayerSpec { path: layer.path().to_owned(), id: layer.id() });
+        remove_layers(folder, &specs.collect::<Vec<_>>());
+    };
     for config in &config.disks {
         let Some(parent) = parents.get(&config.id) else { continue };
         let failed = || DisksError::disk(config);
@@ -273,17 +342,16 @@ pub fn branch(
         let below = below.unwrap_or(base.len());
         let size = sizes.get(&config.id).copied().unwrap_or(below);
         if size < below {
-            remove_layers(folder, made.values());
+            give_up(&made);
             return Err(DisksError::Smaller { id: config.id.clone(), size, image: below });
         }
         let layer = new_layer_path(folder, &config.id).and_then(|path| {
-            let layer = Delta::create_over(storage, &path, size, *parent, below).map_err(failed())?;
-            Ok(LayerSpec { path, id: layer.id() })
+            Delta::make_over(storage, &path, size, *parent, below).map_err(failed())
         });
         match layer {
             Ok(layer) => made.insert(config.id.clone(), layer),
             Err(e) => {
-                remove_layers(folder, made.values());
+                give_up(&made);
                 return Err(e);
             }
         };

@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 
 use super::catalog::is_complete;
-use super::disks::{Layers, remove_layers};
+use super::disks::remove_layers;
+use super::inventory::Inventory;
 use super::{Catalog, Finding, Result};
 use crate::checkpoint::manifest::DiskPoint;
-use crate::checkpoint::store::Listing;
 use crate::disk::layer::LayerSpec;
 use crate::folder::Definition;
 use crate::id::Id;
@@ -14,16 +14,16 @@ use crate::id::Id;
 /// Layers that no node's chain goes through. While anything cannot be read nothing is removed:
 /// it could be needed by that.
 pub(super) fn orphans(catalog: &Catalog, definition: &Definition, repair: bool) -> Result<Vec<Finding>> {
-    orphans_of(catalog, definition, &catalog.listing()?, repair)
+    orphans_of(catalog, definition, &Inventory::read(catalog)?, repair)
 }
 
 pub(super) fn orphans_of(
     catalog: &Catalog,
     definition: &Definition,
-    listing: &Listing,
+    found: &Inventory,
     repair: bool,
 ) -> Result<Vec<Finding>> {
-    let layers = Layers::read(catalog.folder)?;
+    let Inventory { listing, layers } = found;
     let points = listing.manifests.iter().flat_map(|manifest| manifest.disks.values());
     let checkpoints = points.filter_map(|point| match point {
         DiskPoint::Layer { id, .. } => Some(*id),

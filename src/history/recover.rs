@@ -1,14 +1,15 @@
 //! Mending what a crash left. Runs at every start, and as `piton doctor`, which can also only look.
 
 use std::path::PathBuf;
-use std::thread::JoinHandle;
 
+use super::inventory::Inventory;
 use super::orphans::orphans_of;
 use super::saving::save;
-use super::{Catalog, CheckpointError, Finding, Result, bases, merge, readers, relocate, reserve, sealing};
+use super::syncing::Syncing;
+use super::{Catalog, Finding, Result, bases, merge, readers, relocate, reserve, sealing};
 use crate::checkpoint::store::{Listing, Recovery};
 use crate::folder::{Definition, VmFolder, VmLock};
-use crate::storage::{StorageError, is_temporary};
+use crate::storage::is_temporary;
 
 /// Finds what an interrupted operation left; with `repair` also mends it.
 pub fn recover(
@@ -19,37 +20,42 @@ pub fn recover(
 ) -> Result<Vec<Finding>> {
     if !repair {
         let catalog = Catalog::new(folder, definition);
-        return find(&catalog, &catalog.listing()?, lock, &mut definition.clone(), false);
+        return find(&catalog, &Inventory::read(&catalog)?, lock, &mut definition.clone(), false);
     }
-    let (findings, names) = begin(folder, lock, definition)?;
-    names.wait()?;
-    Ok(findings)
+    let begun = begin(folder, lock, definition)?;
+    begun.names.wait()?;
+    Ok(begun.findings)
+}
+
+/// What a recovery came to.
+pub struct Begun {
+    pub findings: Vec<Finding>,
+    pub names: NamesBeingSynced,
+    /// What is in the folder, if nothing had to be mended.
+    pub inventory: Option<Inventory>,
 }
 
 /// Mends what an interrupted operation left. If there is nothing, names may not be durable yet.
-pub fn begin(
-    folder: &VmFolder,
-    lock: &VmLock,
-    definition: &mut Definition,
-) -> Result<(Vec<Finding>, NamesBeingSynced)> {
+pub fn begin(folder: &VmFolder, lock: &VmLock, definition: &mut Definition) -> Result<Begun> {
     let catalog = Catalog::new(folder, definition);
-    let listing = catalog.listing()?;
-    if !listing.manifests.is_empty() {
+    let inventory = Inventory::read(&catalog)?;
+    if !inventory.listing.manifests.is_empty() {
         reserve::keep(folder, definition);
     }
-    let names = NamesBeingSynced::begin(&catalog, &listing)?;
-    let found = find(&catalog, &listing, lock, &mut definition.clone(), false)?;
-    if found.is_empty() {
-        return Ok((found, names));
+    let names = NamesBeingSynced::begin(&catalog, &inventory.listing)?;
+    let findings = find(&catalog, &inventory, lock, &mut definition.clone(), false)?;
+    if findings.is_empty() {
+        return Ok(Begun { findings, names, inventory: Some(inventory) });
     }
     names.wait()?;
-    Ok((find(&catalog, &listing, lock, definition, true)?, NamesBeingSynced(None)))
+    let findings = find(&catalog, &inventory, lock, definition, true)?;
+    Ok(Begun { findings, names: NamesBeingSynced(Syncing::default()), inventory: None })
 }
 
 /// What a killed process renamed is seen, and may yet be lost in a power cut. Nothing may be built on
 /// it before.
 #[must_use]
-pub struct NamesBeingSynced(Option<JoinHandle<std::result::Result<(), StorageError>>>);
+pub struct NamesBeingSynced(Syncing);
 
 impl NamesBeingSynced {
     fn begin(catalog: &Catalog, listing: &Listing) -> Result<Self> {
@@ -59,31 +65,30 @@ impl NamesBeingSynced {
         dirs.extend([folder.path().to_owned(), folder.disks(), store.dir().to_owned()]);
         // Restored, cloned or renamed, the VM itself has its name there.
         dirs.extend(folder.path().parent().map(ToOwned::to_owned));
-        let sync = move || {
-            dirs.iter().try_for_each(|dir| match storage.sync_dir(dir) {
+        let syncing = Syncing::begin()?;
+        for dir in dirs {
+            let storage = storage.clone();
+            syncing.add(move || match storage.sync_dir(&dir) {
                 Err(e) if e.is_not_found() => Ok(()),
-                other => other,
-            })
-        };
-        let thread = std::thread::Builder::new().name("sync".into()).spawn(sync);
-        Ok(Self(Some(thread.map_err(CheckpointError::Thread)?)))
+                other => Ok(other?),
+            });
+        }
+        Ok(Self(syncing))
     }
 
-    pub fn wait(self) -> Result<()> {
-        let Some(thread) = self.0 else { return Ok(()) };
-        let failed = |_| CheckpointError::Thread(std::io::Error::other("its thread exited unexpectedly"));
-        Ok(thread.join().map_err(failed)??)
+    pub fn wait(mut self) -> Result<()> {
+        self.0.wait()
     }
 }
 
 fn find(
     catalog: &Catalog,
-    listing: &Listing,
+    inventory: &Inventory,
     lock: &VmLock,
     definition: &mut Definition,
     repair: bool,
 ) -> Result<Vec<Finding>> {
-    let folder = catalog.folder;
+    let (folder, listing) = (catalog.folder, &inventory.listing);
     let mut findings = Vec::new();
     if let Some(relocating) = &definition.now.relocating {
         findings.push(Finding::mended(format!(
@@ -135,13 +140,13 @@ fn find(
     // Layers of an unfinished merge may look as if nothing needed them.
     if definition.now.merging.is_none() {
         // A merge that was brought to its end changed what manifests say.
-        let changed = (!findings.is_empty()).then(|| catalog.listing()).transpose()?;
-        findings.extend(orphans_of(catalog, definition, changed.as_ref().unwrap_or(listing), repair)?);
+        let changed = (!findings.is_empty()).then(|| Inventory::read(catalog)).transpose()?;
+        findings.extend(orphans_of(catalog, definition, changed.as_ref().unwrap_or(inventory), repair)?);
     }
     // What is missing may come back, and then its checksums are needed.
     if findings.iter().all(|finding| finding.mended) {
-        let changed = (repair && !findings.is_empty()).then(|| catalog.listing()).transpose()?;
-        findings.extend(strays(folder, definition, changed.as_ref().unwrap_or(listing), repair)?);
+        let changed = (repair && !findings.is_empty()).then(|| Inventory::read(catalog)).transpose()?;
+        findings.extend(strays(folder, definition, changed.as_ref().unwrap_or(inventory), repair)?);
     }
     Ok(findings)
 }
@@ -159,11 +164,11 @@ fn is_base_gone(folder: &VmFolder, definition: &Definition) -> bool {
 fn strays(
     folder: &VmFolder,
     definition: &Definition,
-    listing: &Listing,
+    inventory: &Inventory,
     repair: bool,
 ) -> Result<Vec<Finding>> {
     let storage = folder.storage();
-    let mut found = sealing::strays(folder, definition, &listing.manifests)?;
+    let mut found = sealing::strays(folder, definition, inventory)?;
     for dir in [folder.path().to_owned(), folder.disks()] {
         let names = match storage.list_dir(&dir) {
             Err(e) if e.is_not_found() => continue,

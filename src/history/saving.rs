@@ -3,7 +3,8 @@
 use super::Result;
 use super::disks::remove_layers;
 use crate::disk::layer::LayerSpec;
-use crate::folder::{Definition, VmFolder, VmLock};
+use crate::folder::{Definition, FolderError, VmFolder, VmLock};
+use crate::storage::Staged;
 
 /// Replaces the definition on disk and in memory, or neither.
 pub(super) fn save(
@@ -12,7 +13,30 @@ pub(super) fn save(
     definition: &mut Definition,
     next: Definition,
 ) -> Result<()> {
-    if let Err(e) = folder.save(lock, &next) {
+    let done = folder.save(lock, &next);
+    settle(folder, lock, definition, next, done)
+}
+
+/// The same with what was staged for it, the content of which is durable.
+pub(super) fn place(
+    folder: &VmFolder,
+    lock: &VmLock,
+    definition: &mut Definition,
+    next: Definition,
+    staged: &mut Staged,
+) -> Result<()> {
+    let done = folder.place_definition(lock, staged);
+    settle(folder, lock, definition, next, done)
+}
+
+fn settle(
+    folder: &VmFolder,
+    lock: &VmLock,
+    definition: &mut Definition,
+    next: Definition,
+    done: std::result::Result<(), FolderError>,
+) -> Result<()> {
+    if let Err(e) = done {
         // It may have failed after the file was replaced; then the former one goes back.
         if !is_saved(folder, definition)
             && let Err(again) = folder.save(lock, definition)

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use super::catalog::{effective_sums, sums_of};
 use super::disks::Layers;
+use super::inventory::Inventory;
 use super::saving::save;
 use super::{Catalog, Result};
 use crate::checkpoint::Manifest;
@@ -121,16 +122,17 @@ pub fn accept(folder: &VmFolder, lock: &VmLock, definition: &mut Definition) -> 
 
 /// Files of checksums that nobody vouches for: those of before a merge, or of what was never
 /// finished.
-pub fn strays(folder: &VmFolder, definition: &Definition, manifests: &[Manifest]) -> Result<Vec<PathBuf>> {
+pub fn strays(folder: &VmFolder, definition: &Definition, found: &Inventory) -> Result<Vec<PathBuf>> {
+    let Inventory { listing, layers } = found;
     let storage = folder.storage();
     let mut vouched: BTreeMap<Id, BTreeSet<u32>> = BTreeMap::new();
     let own = definition.now.layer_sums.iter().map(|(id, crc)| (*id, *crc));
     let merging = definition.now.merging.as_ref();
     let coming = merging.and_then(|merging| Some((merging.left()?, merging.sums?)));
-    for (id, crc) in sums_of(manifests).chain(own).chain(coming) {
+    for (id, crc) in sums_of(&listing.manifests).chain(own).chain(coming) {
         vouched.entry(id).or_default().insert(crc);
     }
-    let (mut needed, layers) = (BTreeSet::new(), Layers::read(folder)?);
+    let mut needed = BTreeSet::new();
     let broken = |path: &Path| {
         let of = sums::layer_of(path);
         layers.broken.iter().any(|(layer, _)| of.as_ref().is_some_and(|(of, _)| of == layer))
@@ -152,11 +154,11 @@ pub fn strays(folder: &VmFolder, definition: &Definition, manifests: &[Manifest]
 /// Removes them. While a manifest cannot be read it might be the one that vouches for them.
 pub fn remove_strays(folder: &VmFolder, definition: &Definition) {
     let removed = (|| {
-        let listing = Catalog::new(folder, definition).listing()?;
-        if !listing.damaged.is_empty() {
+        let found = Inventory::read(&Catalog::new(folder, definition))?;
+        if !found.listing.damaged.is_empty() {
             return Ok(());
         }
-        for path in strays(folder, definition, &listing.manifests)? {
+        for path in strays(folder, definition, &found)? {
             folder.storage().remove_file_if_exists(&path)?;
         }
         Ok::<_, super::CheckpointError>(())

@@ -238,7 +238,7 @@ impl Shelf<'_> {
             }
         };
         // They have their checksums.
-        FrozenChain::open_sharing(self.folder.storage(), base, &specs, &BTreeMap::new(), &self.open)
+        FrozenChain::open_sharing(self.folder.storage(), base, &specs, &BTreeMap::new(), Some(&self.open))
             .map_err(failed)
     }
 }

@@ -12,6 +12,7 @@ mod image_lock;
 mod os;
 pub mod place;
 mod room;
+mod staged;
 pub mod sim;
 mod within;
 
@@ -21,7 +22,6 @@ use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use thiserror::Error;
 
@@ -32,6 +32,7 @@ use crate::sandbox::told;
 
 pub use backend::{Access, Backend, BackendFile, FileKind, Links, Lock, Metadata};
 pub use room::Room;
+pub use staged::{Staged, is_temporary};
 
 #[derive(Debug, Error)]
 pub enum StorageError {
@@ -228,11 +229,7 @@ impl Storage {
         over: bool,
         fill: impl FnOnce(&File) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
-        static COUNTER: AtomicU64 = AtomicU64::new(0);
-        let mut name = OsString::from(".");
-        name.push(path.file_name().unwrap_or_default());
-        name.push(format!(".{}-{}.tmp", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)));
-        let temp = path.with_file_name(name);
+        let temp = staged::beside(path);
         if !over && self.exists(path)? {
             return Err(at("create", path)(io::ErrorKind::AlreadyExists.into()).into());
         }
@@ -259,12 +256,6 @@ impl Storage {
         }
         Ok(self.sync_parent(path)?)
     }
-}
-
-/// Whether a file of this name may be what a [`Storage::replace`] that was cut short left.
-pub fn is_temporary(name: &std::ffi::OsStr) -> bool {
-    let name = name.as_encoded_bytes();
-    name.starts_with(b".") && name.ends_with(b".tmp")
 }
 
 /// An open file that knows its path, so that every error names it.

@@ -5,6 +5,7 @@ use crate::checkpoint::{Manifest, Trashed};
 use crate::control::{ApplyBody, CreateBody};
 use crate::devices::virtio::vsock::host::HostError;
 use crate::folder::{Definition, VmFolder, VmLock};
+use crate::history::inventory::Inventory;
 use crate::history::recover::NamesBeingSynced;
 use crate::history::{Catalog, CheckpointError, apply, networks};
 use crate::id::Id;
@@ -17,6 +18,8 @@ struct Begun {
     /// KVM's side of the machine.
     bare: Option<Bare>,
     names: NamesBeingSynced,
+    inventory: Option<Inventory>,
+    runs: bool,
 }
 
 /// Gives the copy of a checkpoint that is gone to the networks that were asked for.
@@ -27,26 +30,29 @@ fn rename_networks(manifest: &mut Manifest, body: &ApplyBody) -> Result<(), Chec
 }
 
 impl Vmm {
-    /// One of a VM that was off, at a checkpoint, standing still.
+    /// One of a VM that was off, at a checkpoint, standing still; with `runs` it is to be resumed next.
     pub fn restore(
         folder: VmFolder,
         definition: Definition,
         lock: VmLock,
         checkpoint: Id,
         body: &ApplyBody,
+        runs: bool,
     ) -> Result<Self, VmmError> {
         let manifest = Catalog::new(&folder, &definition).store.load(checkpoint);
         let mut manifest = manifest.map_err(CheckpointError::from)?;
         rename_networks(&mut manifest, body)?;
         // It takes longer than all else, and needs none of it. Its thread ends before the guest runs.
         let bare = manifest.memory.is_some().then(|| Bare::begin(&manifest.config));
-        let (mut vmm, names) = Self::recovering(folder, definition, lock, Some(&manifest.config))?;
+        let (mut vmm, names, inventory) =
+            Self::recovering(folder, definition, lock, Some(&manifest.config))?;
+        vmm.counted = inventory.as_ref().map(Inventory::count);
         // What the checkpoint has is what is needed.
         vmm.start_network_for(&manifest.config.nets).map_err(|e| vmm.with_a_way_out(e, &manifest))?;
         sandbox::enter()?;
         vmm.open_vsock(&manifest.config)?;
         // What was there is in the trash already, if that was wanted.
-        vmm.go_to(&manifest, body, Some(Begun { bare, names }), &Progress::default())?;
+        vmm.go_to(&manifest, body, Some(Begun { bare, names, inventory, runs }), &Progress::default())?;
         // Nobody has to wait for that.
         let _ = vmm.sender.send(Message::ForgetFormer);
         Ok(vmm)
@@ -137,12 +143,20 @@ impl Vmm {
         let boot = self.boot + 1;
         let reuse = self.disks.reuse();
         let idle = self.machine.is_none() && self.disks.machine.is_empty();
-        let (bare, names) = begun.map_or((None, None), |begun| (begun.bare, Some(begun.names)));
-        let ready = apply::prepare(
+        let (around, names) = match begun {
+            Some(Begun { bare, names, inventory, runs }) => {
+                (apply::Around { reuse: &reuse, idle, bare, inventory, runs }, Some(names))
+            }
+            None => {
+                (apply::Around { reuse: &reuse, idle, bare: None, inventory: None, runs: body.run }, None)
+            }
+        };
+        let mut ready = apply::prepare(
             &self.folder,
+            &self.lock,
             &self.definition,
             manifest,
-            apply::Around { reuse: &reuse, idle, bare },
+            around,
             body.how,
             Some(&|config, disks| self.parts(boot, config, disks)),
             progress,

@@ -40,6 +40,7 @@ use crate::devices::virtio::vsock::host::{Host, HostError};
 use crate::events::MachineEvent;
 use crate::folder::{Definition, Ending, LastRun, VmFolder, VmLock, What};
 use crate::history::disks::OpenDisks;
+use crate::history::inventory::Inventory;
 use crate::history::recover::{self, NamesBeingSynced};
 use crate::history::{self, CheckpointError, apply, disks, merge, policy};
 use crate::id::Id;
@@ -93,7 +94,7 @@ pub struct Vmm {
 impl Vmm {
     /// Without a machine yet. What a crash left is mended first.
     pub fn new(folder: VmFolder, definition: Definition, lock: VmLock) -> Result<Self, VmmError> {
-        let (vmm, names) = Self::recovering(folder, definition, lock, None)?;
+        let (vmm, names, _) = Self::recovering(folder, definition, lock, None)?;
         names.wait()?;
         Ok(vmm)
     }
@@ -105,8 +106,8 @@ impl Vmm {
         mut definition: Definition,
         lock: VmLock,
         also: Option<&VmConfig>,
-    ) -> Result<(Self, NamesBeingSynced), VmmError> {
-        let (findings, names) = recover::begin(&folder, &lock, &mut definition)?;
+    ) -> Result<(Self, NamesBeingSynced, Option<Inventory>), VmmError> {
+        let recover::Begun { findings, names, inventory } = recover::begin(&folder, &lock, &mut definition)?;
         for finding in &findings {
             log::warn!("{}", finding.text);
         }
@@ -142,7 +143,7 @@ impl Vmm {
             lock,
         };
         vmm.tell_of_the_past(&findings.into_iter().map(|finding| finding.text).collect::<Vec<_>>());
-        Ok((vmm, names))
+        Ok((vmm, names, inventory))
     }
 
     pub fn save_definition(&self) -> Result<(), VmmError> {
@@ -480,7 +481,7 @@ impl Vmm {
 
     /// The same for who looks many times a second: checkpoints are counted again only after something
     /// was done.
-    fn look(&mut self) -> VmInfo {
+    pub fn look(&mut self) -> VmInfo {
         let known = self.counted.unwrap_or_else(|| count(&self.folder, &self.definition));
         self.counted = Some(known);
         self.counted_info(known)

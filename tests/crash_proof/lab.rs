@@ -423,11 +423,12 @@ impl Lab {
             let manifest = lab.catalog().store.load(id)?;
             let Self { folder, lock, definition, disks, .. } = lab;
             let reuse = disks.reuse();
-            let ready = apply::prepare(
+            let mut ready = apply::prepare(
                 folder,
+                lock,
                 definition,
                 &manifest,
-                apply::Around { reuse: &reuse, idle: false, bare: None },
+                apply::Around { reuse: &reuse, idle: false, bare: None, inventory: None, runs: false },
                 GoBack::default(),
                 None,
                 &Progress::default(),

@@ -10,6 +10,7 @@
 //! in that of the checkpoint that it was made for.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use crate::capture::chain::{ImageSpec, MAX_IMAGES};
@@ -71,7 +72,17 @@ impl Store {
         Ok(found)
     }
 
-    /// [`Store::images`] for [`crate::capture::chain::MemoryChain::open`].
+    /// [`Store::images`] for [`crate::capture::chain::MemoryChain::open`], where `known` are manifests that
+    /// need not be read again.
+    pub fn memory_chain_of(&self, manifest: &Manifest, known: &[Manifest]) -> Result<Vec<ImageSpec>> {
+        let find = |id: Id| {
+            let found = known.iter().find(|manifest| manifest.id == id).cloned();
+            found.map_or_else(|| self.load(id), Ok)
+        };
+        Ok(self.images_by(manifest, find)?.into_iter().map(|image| image.spec).collect())
+    }
+
+    /// The same, of which all are read.
     pub fn memory_chain(&self, manifest: &Manifest) -> Result<Vec<ImageSpec>> {
         Ok(self.images(manifest)?.into_iter().map(|image| image.spec).collect())
     }
@@ -87,20 +98,19 @@ impl Store {
         FoundImage { holder, spec, parent: kept.parent }
     }
 
-    /// Memory images in a checkpoint's folder that its manifest does not name.
-    pub(super) fn unneeded_images(&self, id: Id) -> Result<Vec<PathBuf>> {
+    /// Memory images among the `names` in a checkpoint's folder that its manifest does not name.
+    pub(super) fn unneeded_images(&self, id: Id, names: &[OsString]) -> Result<Vec<PathBuf>> {
         let is_image = |name: &str| {
             name.strip_prefix(MEMORY).is_some_and(|rest| rest.is_empty() || rest.starts_with(['-', '.']))
         };
         let folder = self.path(id);
-        // One that cannot be listed, or read, is damaged, and a listing says so.
-        let names = self.storage.list_dir(&folder).unwrap_or_default();
         let images: Vec<&str> =
             names.iter().filter_map(|name| name.to_str()).filter(|name| is_image(name)).collect();
         if images.len() < 2 {
             // The one that there has to be.
             return Ok(Vec::new());
         }
+        // One that cannot be read is damaged, and a listing says so.
         let Ok(manifest) = self.load(id) else { return Ok(Vec::new()) };
         let mut named = BTreeSet::new();
         if let Some(memory) = &manifest.memory {

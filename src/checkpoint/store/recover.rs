@@ -83,9 +83,11 @@ impl Store {
             if let Some(what) = Leftover::of(name) {
                 found.push((what, path));
             } else if let Some(id) = id_of(name) {
-                found.extend(self.unneeded_images(id)?.into_iter().map(|path| (Leftover::Image, path)));
                 // One that cannot be listed is damaged, and a listing says so.
-                for file in self.storage.list_dir(&path).unwrap_or_default() {
+                let files = self.storage.list_dir(&path).unwrap_or_default();
+                let images = self.unneeded_images(id, &files)?;
+                found.extend(images.into_iter().map(|path| (Leftover::Image, path)));
+                for file in files {
                     // As Storage::replace calls them.
                     let name = file.to_str().and_then(|file| file.strip_prefix('.'));
                     let Some(name) = name else { continue };

@@ -1,0 +1,94 @@
+//! A file that is to take another one's place.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::{File, Result, Storage};
+
+/// A file beside the one that it is to replace. Unless it is put in place it goes when this is dropped.
+#[derive(Debug)]
+pub struct Staged {
+    storage: Storage,
+    file: Arc<File>,
+    temp: PathBuf,
+    path: PathBuf,
+    placed: bool,
+}
+
+/// Beside `path`, and what a crash leaves of it is known by its name.
+pub(super) fn beside(path: &Path) -> PathBuf {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(format!(".{}-{}.tmp", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)));
+    path.with_file_name(name)
+}
+
+/// Whether a file of this name may be what a [`Storage::replace`] that was cut short left.
+pub fn is_temporary(name: &std::ffi::OsStr) -> bool {
+    let name = name.as_encoded_bytes();
+    name.starts_with(b".") && name.ends_with(b".tmp")
+}
+
+impl Storage {
+    /// Writes what is to take the place of the file `path`; nothing of it is durable.
+    pub fn stage(&self, path: &Path, bytes: &[u8]) -> Result<Staged> {
+        let temp = beside(path);
+        // A process of the same id may have died here before.
+        self.remove_file_if_exists(&temp)?;
+        let file = Arc::new(self.create_new(&temp)?);
+        let staged =
+            Staged { storage: self.clone(), file, temp, path: path.to_owned(), placed: false };
+        staged.file.write_at(bytes, 0)?;
+        Ok(staged)
+    }
+}
+
+impl Staged {
+    /// Makes its content durable, in whatever thread.
+    pub fn content(&self) -> impl FnOnce() -> Result<()> + Send + use<> {
+        let file = self.file.clone();
+        move || file.sync_data()
+    }
+
+    /// Puts it in place, durably. Its content has to be durable.
+    pub fn place(&mut self) -> Result<()> {
+        self.storage.rename(&self.temp, &self.path)?;
+        self.placed = true;
+        self.storage.sync_parent(&self.path)
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        if !self.placed {
+            // A crash leaves it, too.
+            let _ = self.storage.remove_file_if_exists(&self.temp);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_not_put_in_place_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let storage = Storage::os();
+        let path = dir.path().join("vm.json");
+        std::fs::write(&path, "old").unwrap();
+        let staged = storage.stage(&path, b"new").unwrap();
+        assert!(is_temporary(staged.temp.file_name().unwrap()));
+        drop(staged);
+        let names = || storage.list_dir(dir.path()).unwrap();
+        assert_eq!((names(), std::fs::read(&path).unwrap()), (vec!["vm.json".into()], b"old".to_vec()));
+        let mut staged = storage.stage(&path, b"new").unwrap();
+        staged.content()().unwrap();
+        staged.place().unwrap();
+        drop(staged);
+        assert_eq!((names(), std::fs::read(&path).unwrap()), (vec!["vm.json".into()], b"new".to_vec()));
+    }
+}
