@@ -15,7 +15,7 @@ use super::manage::{confirm, has_ended, in_use, lock, must_run};
 use super::named::{existing, home};
 use super::offline::{Offline, answer, find};
 use super::out::{self, outln};
-use super::{diff, output, proof, prune, run, search, temporary, transfer, verify, work};
+use super::{background, diff, output, proof, prune, search, temporary, transfer, verify, work};
 use crate::checkpoint::Manifest;
 use crate::config::VmConfig;
 use crate::control::client::{self, Wait};
@@ -280,17 +280,16 @@ fn apply_checkpoint(args: ApplyArgs, json: bool) -> anyhow::Result<()> {
     if let Some(info) = work::ask::<VmInfo>(&folder.socket(), Method::POST, &path, &body)? {
         return landed(&folder, &manifest, &before, Some(info), body.run, body.how.force, json);
     }
-    let mut vm = Offline::open_to_go_to(&folder, manifest.id, body.how)?;
     if body.save_current {
-        drop(vm);
+        Offline::open_to_go_to(&folder, manifest.id, body.how)?;
         let info = create_checkpoint(&folder, &CreateBody { name: body.name, ..Default::default() })?;
         if !json {
             created(&folder, &info);
         }
-    } else {
+    } else if kept {
+        let mut vm = Offline::open_to_go_to(&folder, manifest.id, body.how)?;
         let why = format!("apply of `{}`", manifest.name);
         keep_now(&mut vm, why, false, body.no_undo)?;
-        drop(vm);
     }
     let info = go_offline(&folder, &manifest, body.run, body.how, &body.net)?;
     landed(&folder, &manifest, &before, info, body.run, body.how.force, json)
@@ -332,7 +331,7 @@ fn landed(
             ));
         }
         let words = ["start", name.as_str()].into_iter().chain(force.then_some("--force"));
-        info = Some(run::detach(words.map(Into::into))?);
+        info = Some(background::start(words.map(Into::into))?);
     }
     let state = info.as_ref().map_or(State::Stopped, |info| info.state);
     let unchecked = seal::unchecked(folder, &manifest.config)?;
@@ -375,10 +374,11 @@ fn revert(folder: &VmFolder, body: RevertBody, yes: bool, json: bool) -> anyhow:
     if let Some(info) = work::ask::<VmInfo>(&folder.socket(), Method::POST, "/vm/revert", &body)? {
         return landed(folder, &manifest, &before, Some(info), body.run, body.force, json);
     }
-    let mut vm = Offline::open_to_go_to(folder, manifest.id, how)?;
-    let why = format!("revert to `{}`", manifest.name);
-    keep_now(&mut vm, why, false, body.no_undo)?;
-    drop(vm);
+    if trash::is_on(&definition, body.no_undo) {
+        let mut vm = Offline::open_to_go_to(folder, manifest.id, how)?;
+        let why = format!("revert to `{}`", manifest.name);
+        keep_now(&mut vm, why, false, body.no_undo)?;
+    }
     let info = go_offline(folder, &manifest, body.run, how, &[])?;
     landed(folder, &manifest, &before, info, body.run, body.force, json)
 }

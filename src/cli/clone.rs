@@ -13,7 +13,7 @@ use super::manage::info;
 use super::named::existing;
 use super::offline::{Offline, find};
 use super::out::{self, outln};
-use super::{identity, net, output, run, work};
+use super::{background, identity, net, output, work};
 use crate::checkpoint::Manifest;
 use crate::config::{Forward, validate_forwards};
 use crate::control::{CloneBody, SetBody, State, VmInfo};
@@ -119,7 +119,7 @@ fn start(names: &[VmName], manifest: &Manifest, args: &CloneArgs) -> anyhow::Res
                 ["start", &name.to_string(), "--restore", &manifest.id.to_string()].map(Into::into).into();
             words.extend(args.run.then(|| "--resume".into()));
             words.extend((args.clock == Clock::Host).then(|| "--clock=host".into()));
-            if let Err(e) = run::detach(words)
+            if let Err(e) = background::start(words)
                 && let Ok(mut failed) = failed.lock()
             {
                 failed.get_or_insert(e);

@@ -1,5 +1,6 @@
 //! Going back of a VM that is off, and keeping what it was.
 
+use super::manage::{in_use, lock};
 use super::offline::Offline;
 use super::{run, work};
 use crate::checkpoint::{Manifest, Trashed};
@@ -8,7 +9,6 @@ use crate::control::{GoBack, VmInfo, happened};
 use crate::folder::{CheckpointType, VmFolder};
 use crate::history::{Catalog, apply, trash};
 use crate::moment::span;
-use crate::vm::Clock;
 
 /// Goes to a checkpoint of a VM that is off; with memory, its process is there then. `manifest` has the
 /// networks that it is to have, and `nets` are those that were named.
@@ -20,20 +20,10 @@ pub fn go_offline(
     nets: &[NetArg],
 ) -> anyhow::Result<Option<VmInfo>> {
     if manifest.memory.is_some() {
-        // It takes a process to hold the memory.
-        let mut args: Vec<std::ffi::OsString> =
-            ["start", &folder.name().to_string(), "--restore", &manifest.id.to_string()]
-                .map(Into::into)
-                .into();
-        let flags = [
-            (run, "--resume"),
-            (how.force, "--force"),
-            (how.clock == Clock::Host, "--clock=host"),
-            (how.share, "--share"),
-        ];
-        args.extend(flags.iter().filter(|(on, _)| *on).map(|(_, flag)| flag.into()));
-        args.extend(nets.iter().map(|net| format!("--net={net}").into()));
-        return Ok(Some(run::detach(args)?));
+        // It takes a process to hold the memory, which does the rest: mends what a crash left, too.
+        let lock = lock(folder).map_err(|e| in_use(folder, e))?;
+        let info = run::restore_in_background(folder, lock, manifest.id, how, nets, run)?;
+        return Ok(Some(info));
     }
     let mut vm = Offline::open_as_it_is(folder)?;
     // A merge that was finished may have put it on another layer, or changed the base below it.

@@ -1,6 +1,7 @@
 //! The command line: one short function a command.
 
 mod args;
+mod background;
 mod checkpoint;
 mod clone;
 mod completions;
@@ -46,6 +47,7 @@ mod ssh;
 mod stop;
 mod temporary;
 mod terminal;
+mod title;
 mod transfer;
 mod trash;
 mod units;

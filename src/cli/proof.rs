@@ -15,7 +15,7 @@ use super::named::{existing, home};
 use super::offline::{Offline, find};
 use super::out::{self, outln};
 use super::temporary::{self, Temporary};
-use super::{manage, output, run, wait, work};
+use super::{background, manage, output, wait, work};
 use crate::checkpoint::Manifest;
 use crate::checkpoint::store::{Began, CONSOLE_MAX, Store, Verified};
 use crate::config::NetArg;
@@ -218,7 +218,7 @@ fn attempt(
     }
     let start = Instant::now();
     let mut console = Console::new(clone);
-    let why = match run::detach(words) {
+    let why = match background::start(words) {
         Err(e) => Some(format!("it could not be started: {}", super::error::sentence(&e))),
         Ok(_) => loop {
             progress.check().map_err(cancelled)?;

@@ -3,8 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader, Read};
-use std::process::{Command, Stdio};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -14,14 +12,14 @@ use nix::sys::resource::{Resource, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT};
 
 use super::args::{RunArgs, StartArgs};
+use super::background::{self, READY};
 use super::disks::{check_images, look_at, named};
 use super::each::each;
-use super::error::{InUse, Told, refused, usage};
-use super::out::{self, note};
+use super::error::{InUse, refused, usage};
 use super::paths::kept;
 use super::terminal::{RawTerminal, print, read_keys};
 use super::{limits, log_file, logging, manage, net, notify, output, seed, signals};
-use crate::config::{DiskArg, DiskConfig, DiskFormat, Forward, VmConfig};
+use crate::config::{DiskArg, DiskConfig, DiskFormat, Forward, NetArg, VmConfig};
 use crate::control::{ApplyBody, GoBack, State, VmInfo};
 use crate::devices::console::BACKLOG;
 use crate::devices::virtio::vsock::host::check_path;
@@ -29,6 +27,7 @@ use crate::folder::{Definition, FolderError, Home, VmFolder, VmLock, VmName};
 use crate::history::{disks, lost, seal};
 use crate::id::Id;
 use crate::storage::Storage;
+use crate::vm::Clock;
 use crate::vmm::{Ender, Outcome, Vmm, VmmError};
 use crate::{sandbox, seccomp};
 
@@ -36,15 +35,15 @@ const KEYS: &str = "Ctrl-A x stops the VM, Ctrl-A h shows help";
 const HELP: &str = "Ctrl-A x stops the VM, Ctrl-A Ctrl-A sends one Ctrl-A to the guest";
 /// Size of the disk that a VM of the bundled guest gets for itself, in bytes.
 const OWN_DISK: u64 = 64 << 20;
-/// What a background process prints when its VM is there, before what `piton show` tells of it.
-const READY: &str = "ready";
+/// How long a guest has to shut down, unless it is said.
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub fn run(args: RunArgs, background: bool, json: bool) -> anyhow::Result<()> {
     leave_session(background)?;
     let home = Home::from_env(Storage::os())?;
     let folder = home.folder(&args.name);
     if args.detach && !background {
-        manage::print_started(&detach(std::env::args_os().skip(1))?, json);
+        manage::print_started(&background::start(std::env::args_os().skip(1))?, json);
         return Ok(());
     }
     let boot_disk = args.image.clone().map(|disk| image_disk(disk, args.disk_size)).transpose()?;
@@ -103,7 +102,7 @@ pub fn start(args: StartArgs, background: bool, json: bool) -> anyhow::Result<()
         let start_one = |folder: &VmFolder| {
             // The background process takes it; should another be quicker, that one is told.
             drop(manage::lock(folder).map_err(|e| started_already(folder, e))?);
-            detach(words_to_start(&args, folder.name(), json && alone))
+            background::start(words_to_start(&args, folder.name(), json && alone))
         };
         return each(&args.names, json, start_one, |info| manage::print_started(info, false));
     }
@@ -124,9 +123,53 @@ pub fn start(args: StartArgs, background: bool, json: bool) -> anyhow::Result<()
         return serve(vmm, &folder, true, background, patience);
     };
     let how = GoBack { force: args.force, clock: args.clock, share: args.share, cold: false };
-    let body = ApplyBody { discard_current: true, how, net: args.nets, ..Default::default() };
-    let vmm = Vmm::restore(folder.clone(), definition, lock, id, &body, args.resume)?;
-    serve(vmm, &folder, args.resume, background, patience)
+    restore(&folder, lock, definition, id, how, args.nets, args.resume, background, patience)
+}
+
+/// Goes to a checkpoint of a VM that is off, and runs it to its end.
+#[allow(clippy::too_many_arguments, reason = "what the words of a command line say")]
+fn restore(
+    folder: &VmFolder,
+    lock: VmLock,
+    definition: Definition,
+    checkpoint: Id,
+    how: GoBack,
+    net: Vec<NetArg>,
+    run: bool,
+    background: bool,
+    patience: Duration,
+) -> anyhow::Result<()> {
+    let body = ApplyBody { discard_current: true, how, net, ..Default::default() };
+    let vmm = Vmm::restore(folder.clone(), definition, lock, checkpoint, &body, run)?;
+    serve(vmm, folder, run, background, patience)
+}
+
+/// The same in a process of its own, which waits there for what comes.
+pub fn restore_in_background(
+    folder: &VmFolder,
+    lock: VmLock,
+    checkpoint: Id,
+    how: GoBack,
+    net: &[NetArg],
+    run: bool,
+) -> anyhow::Result<VmInfo> {
+    let mut words: Vec<OsString> =
+        ["start", folder.name().as_str(), "--restore", &checkpoint.to_string()].map(Into::into).into();
+    let flags = [
+        (run, "--resume"),
+        (how.force, "--force"),
+        (how.clock == Clock::Host, "--clock=host"),
+        (how.share, "--share"),
+    ];
+    words.extend(flags.iter().filter(|(on, _)| *on).map(|(_, flag)| flag.into()));
+    words.extend(net.iter().map(|net| format!("--net={net}").into()));
+    // With its lock, so that nobody else comes between.
+    let copied = background::copy(&words, move || {
+        confine(false, false)?;
+        let definition = folder.load()?;
+        restore(folder, lock, definition, checkpoint, how, net.to_vec(), run, true, STOP_TIMEOUT)
+    })?;
+    copied.map_or_else(|| background::start(words), Ok)
 }
 
 /// What the background process of one VM is told.
@@ -395,33 +438,4 @@ fn end_on_signals(ender: Ender, patience: Duration) -> anyhow::Result<()> {
         }
     })?;
     Ok(())
-}
-
-/// Runs piton in a background process with `args`, and waits until its VM is there or it failed.
-pub fn detach(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<VmInfo> {
-    let program = std::env::current_exe().context("cannot find the piton executable")?;
-    let mut command = Command::new(program);
-    // In front: the words may end with `--` and a name.
-    command.arg("--background").args(args);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    // It leaves this session by itself: with a closure of ours between, it would have to be forked,
-    // and that takes longer than to spawn it.
-    let mut child = command.spawn().context("cannot start the background process")?;
-    let mut line = String::new();
-    if let Some(stdout) = child.stdout.take() {
-        BufReader::new(stdout).read_line(&mut line).context("cannot read from the background process")?;
-    }
-    let mut told = String::new();
-    if let Some(mut stderr) = child.stderr.take() {
-        // It ends when the process does, or points its output elsewhere because it is ready.
-        stderr.read_to_string(&mut told).context("cannot read from the background process")?;
-    }
-    told.lines().for_each(note);
-    if let Some(info) = line.strip_prefix(READY) {
-        return serde_json::from_str(info).context("unexpected output from the background process");
-    }
-    // With --json what went wrong.
-    out::to_stdout(&line);
-    let status = child.wait().context("lost track of the background process")?;
-    Err(Told { code: status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1) }.into())
 }

@@ -37,8 +37,16 @@ const QUIETLY: Wait = Wait { within: None, quietly: true };
 /// Takes the signals that end piton from here on; a second one does so as if none had been taken.
 struct Interrupt(Arc<AtomicBool>);
 
+static TAKEN: AtomicBool = AtomicBool::new(false);
+
+/// Whether signals that end piton are, or were, taken by work of this process.
+pub fn takes_signals() -> bool {
+    TAKEN.load(Ordering::SeqCst)
+}
+
 impl Interrupt {
     fn take() -> anyhow::Result<Self> {
+        TAKEN.store(true, Ordering::SeqCst);
         let asked = Arc::new(AtomicBool::new(false));
         for signal in ending() {
             flag::register_conditional_default(signal, asked.clone())

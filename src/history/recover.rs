@@ -48,14 +48,20 @@ pub fn begin(folder: &VmFolder, lock: &VmLock, definition: &mut Definition) -> R
         return Ok(Begun { findings, names, inventory: Some(inventory) });
     }
     names.wait()?;
-    let findings = find(&catalog, &inventory, lock, definition, true)?;
-    Ok(Begun { findings, names: NamesBeingSynced(Syncing::default()), inventory: None })
+    // Read again: what could not be read may have been a single error.
+    let findings = find(&catalog, &Inventory::read(&catalog)?, lock, definition, true)?;
+    Ok(Begun { findings, names: NamesBeingSynced(Vec::new()), inventory: None })
 }
 
 /// What a killed process renamed is seen, and may yet be lost in a power cut. Nothing may be built on
 /// it before.
 #[must_use]
-pub struct NamesBeingSynced(Syncing);
+pub struct NamesBeingSynced(Vec<Syncing>);
+
+/// Syncs of so many folders are one after another; several threads' wait for the disk together.
+const FOLDERS_A_THREAD: usize = 16;
+/// Most threads.
+const THREADS: usize = 4;
 
 impl NamesBeingSynced {
     fn begin(catalog: &Catalog, listing: &Listing) -> Result<Self> {
@@ -65,8 +71,9 @@ impl NamesBeingSynced {
         dirs.extend([folder.path().to_owned(), folder.disks(), store.dir().to_owned()]);
         // Restored, cloned or renamed, the VM itself has its name there.
         dirs.extend(folder.path().parent().map(ToOwned::to_owned));
-        let syncing = Syncing::begin()?;
-        for dir in dirs {
+        let threads = dirs.len().div_ceil(FOLDERS_A_THREAD).min(THREADS);
+        let syncing = (0..threads).map(|_| Syncing::begin()).collect::<Result<Vec<_>>>()?;
+        for (dir, syncing) in dirs.into_iter().zip(syncing.iter().cycle()) {
             let storage = storage.clone();
             syncing.add(move || match storage.sync_dir(&dir) {
                 Err(e) if e.is_not_found() => Ok(()),
@@ -77,7 +84,7 @@ impl NamesBeingSynced {
     }
 
     pub fn wait(mut self) -> Result<()> {
-        self.0.wait()
+        self.0.iter_mut().try_for_each(Syncing::wait)
     }
 }
 

@@ -10,7 +10,6 @@ type Step = Box<dyn FnOnce() -> Result<()> + Send>;
 
 /// A thread that makes one sync after another. To drop it waits for the end of them, too.
 #[must_use]
-#[derive(Default)]
 pub struct Syncing {
     queue: Option<Sender<Step>>,
     thread: Option<JoinHandle<Result<()>>>,

@@ -18,6 +18,7 @@ use piton::history::bases;
 use piton::history::create::{Origin, Subject, create};
 use piton::history::disk_changes::{NewSize, add, remove, resize};
 use piton::history::disks::{self, OpenDisks, base_path, new_layer_path};
+use piton::history::inventory::Inventory;
 use piton::history::relocate::relocate;
 use piton::history::{Catalog, CheckpointError, apply, delete, flat, merge, recover, sealing};
 use piton::id::{self, Id};
@@ -419,7 +420,31 @@ impl Lab {
 
     /// As the VMM of a running guest: the former state stays open until the new one counts.
     pub fn apply(&mut self, id: Id) -> Result<()> {
+        self.go_to(id, false)
+    }
+
+    /// As the process of a VM that was off, which looks at the folder once and lets the guest run.
+    pub fn apply_off(&mut self, id: Id) -> Result<()> {
+        self.disks = OpenDisks::default();
+        let gone = self.go_to(id, true);
+        if gone.is_err() {
+            self.open()?;
+        }
+        gone
+    }
+
+    /// As a clone is made: nothing ran since it was put where it is.
+    pub fn call_untouched(&mut self) -> Result<()> {
+        let mut next = self.definition.clone();
+        next.now.untouched = true;
+        self.folder.save(&self.lock, &next)?;
+        self.definition = next;
+        Ok(())
+    }
+
+    fn go_to(&mut self, id: Id, idle: bool) -> Result<()> {
         let act = |lab: &mut Self| {
+            let inventory = idle.then(|| Inventory::read(&lab.catalog())).transpose()?;
             let manifest = lab.catalog().store.load(id)?;
             let Self { folder, lock, definition, disks, .. } = lab;
             let reuse = disks.reuse();
@@ -428,7 +453,7 @@ impl Lab {
                 lock,
                 definition,
                 &manifest,
-                apply::Around { reuse: &reuse, idle: false, bare: None, inventory: None, runs: false },
+                apply::Around { reuse: &reuse, idle, bare: None, inventory, runs: idle },
                 GoBack::default(),
                 None,
                 &Progress::default(),

@@ -114,6 +114,25 @@ pub const ALL: &[Scenario] = &[
         },
     },
     Scenario {
+        name: "apply while off",
+        run: |lab| {
+            lab.scribble(3)?;
+            let a = lab.create("a")?;
+            lab.scribble(3)?;
+            let b = lab.create("b")?;
+            lab.scribble(2)?;
+            lab.apply_off(a)?;
+            // Going there again is staying there.
+            lab.call_untouched()?;
+            lab.apply_off(a)?;
+            assert!(!lab.definition.now.untouched);
+            lab.scribble(3)?;
+            lab.apply_off(b)?;
+            lab.scribble(2)?;
+            lab.flush()
+        },
+    },
+    Scenario {
         name: "apply and revert",
         run: |lab| {
             lab.scribble(3)?;
