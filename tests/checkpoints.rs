@@ -4,7 +4,7 @@
 mod ckpt_common;
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ckpt_common::{Lab, MIB, owned, same, unchanged};
 use common::{Home, field};
@@ -155,6 +155,47 @@ fn a_stopped_vm_is_started_paused() {
     assert_eq!(lab.parents()["Now"], "one");
     lab.stop();
     lab.tidy();
+}
+
+/// It is a copy of the command's process, and has nothing of it.
+#[test]
+fn the_process_of_a_restored_vm_is_its_own() {
+    let lab = Lab::new();
+    let mut vm = lab.boot("--memory 64M --cpus 1");
+    lab.create("one");
+    vm.power_off();
+    lab.apply("one", "");
+    let pid = lab.piton("show demo --json").json()["pid"].as_u64().unwrap();
+    let about = |what: &str| std::fs::read_to_string(format!("/proc/{pid}/{what}")).unwrap();
+    let words = about("cmdline");
+    let words: Vec<&str> = words.split_terminator('\0').collect();
+    assert_eq!(words[1..3], ["start", "demo"], "{words:?}");
+    let stat = about("stat");
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    // Its parent is gone, and group and session are its own.
+    assert_eq!(fields[2..4], [pid.to_string(), pid.to_string()], "{stat}");
+    let open = |fd: &str| std::fs::read_link(format!("/proc/{pid}/fd/{fd}")).unwrap();
+    assert_eq!(open("0"), std::path::Path::new("/dev/null"));
+    assert!(open("1").ends_with("demo/piton.log") && open("2") == open("1"), "{:?}", open("1"));
+    let pipes = |of: &str| -> BTreeSet<String> {
+        let files = std::fs::read_dir(format!("/proc/{of}/fd")).unwrap().flatten();
+        let names = files
+            .filter_map(|file| std::fs::read_link(file.path()).ok()?.into_os_string().into_string().ok());
+        names.filter(|name| name.starts_with("pipe:")).collect()
+    };
+    // Some may be whoever's who started this test.
+    assert!(pipes(&pid.to_string()).is_subset(&pipes("self")));
+    // Others find a VM there, and no command.
+    let refused = lab.piton("rm demo --yes");
+    assert!(refused.code == Some(3) && refused.stderr.contains("is paused"), "{refused}");
+    common::send_signal(i32::try_from(pid).unwrap(), libc::SIGTERM);
+    let off = || (lab.state() == "stopped").then_some(());
+    common::until("the end of the VM", off);
+    // What goes wrong in it is told as by the command itself.
+    std::fs::write(lab.folder(&lab.show("one")).join("state"), "{}").unwrap();
+    let failed = lab.cp("apply demo@one --discard-current");
+    assert!(failed.code == Some(1) && failed.stderr.contains("state"), "{failed}");
+    assert_eq!(lab.state(), "stopped");
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{Home, field, until};
 
 #[test]
@@ -36,6 +38,40 @@ fn a_detached_vm_lives_on_and_is_found() {
     home.piton("rm demo --yes").ok();
     assert!(!home.vm("demo").exists());
     home.is_empty();
+}
+
+/// The instrument of scripts/bench: whatever the guest was at when it was stopped, and although the
+/// question waits for it when it goes on.
+fn its_clock_shows_each_pause(cpus: u32) {
+    const PAUSE: Duration = Duration::from_millis(150);
+    let home = Home::new();
+    let mut vm = home.boot(&format!("run demo --memory 128M --cpus {cpus}"));
+    vm.ok("journal off");
+    vm.ok("dirty 32 500");
+    vm.ok("gaps start");
+    for round in 0..10 {
+        vm.ok("gaps");
+        home.piton("pause demo").ok();
+        vm.send("gaps");
+        std::thread::sleep(PAUSE);
+        home.piton("resume demo").ok();
+        let told = vm.line(&["ok gap_us"]);
+        // The only vCPU may have been at work.
+        let work = if cpus == 1 { field(&told, "busy_us") } else { 0 };
+        let seen = field(&told, "gap_us").max(work);
+        assert!(u128::from(seen) >= PAUSE.as_micros(), "round {round}: {told}");
+    }
+    vm.power_off();
+}
+
+#[test]
+fn the_clock_of_a_guest_shows_each_pause() {
+    its_clock_shows_each_pause(1);
+}
+
+#[test]
+fn the_clock_of_a_guest_with_two_vcpus_shows_each_pause() {
+    its_clock_shows_each_pause(2);
 }
 
 #[test]

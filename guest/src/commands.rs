@@ -4,7 +4,7 @@ use crate::args::Args;
 use crate::cpu::{self, tsc};
 use crate::guest::Guest;
 use crate::outcome::{Fail, Outcome};
-use crate::smp::{self, MODE_COUNT, MODE_GAPS};
+use crate::smp::{self, MODE_COUNT, MODE_DIRTY, MODE_GAPS};
 use crate::{cmd_disk, cmd_memory, memory, net, power, say, serial, time, vsock, wall};
 use core::sync::atomic::Ordering::SeqCst;
 
@@ -171,8 +171,15 @@ fn gaps(text: &str) -> Outcome {
         "off" | "stop" => measure(0, MODE_GAPS),
         "" => {
             let (mut longest, mut busiest, mut over, mut since) = (0, 0, 0, 0);
+            // Of this vCPU the stretch until now; one in which all stood still may have ended in it, with
+            // this command waiting for its end.
+            if smp::boot_cpu().mode() & (MODE_GAPS | MODE_DIRTY) != 0 {
+                smp::boot_cpu().gaps.sample_busy();
+            }
             for (n, cpu) in smp::cpus() {
-                let gap = time::us(cpu.gaps.longest.load(SeqCst));
+                // Another vCPU may not have run again yet.
+                let open = if n == 0 { 0 } else { cpu.gaps.open() };
+                let gap = time::us(cpu.gaps.longest.load(SeqCst).max(open));
                 let count = cpu.gaps.over_100us.load(SeqCst);
                 let began = cpu.gaps.since.load(SeqCst);
                 let ms = if began == 0 { 0 } else { time::us_since(began) / 1000 };

@@ -251,6 +251,8 @@ impl Guest {
             }
             let passed = tsc().wrapping_sub(start);
             if apic::total() != seen || passed > time::ticks(us) {
+                // A gap that ended just now is none of what comes next.
+                me.gaps.sample();
                 return;
             }
         }

@@ -53,6 +53,14 @@ impl Gaps {
         }
     }
 
+    /// Ticks since the sample before, which no sample has ended yet.
+    pub fn open(&self) -> u64 {
+        match self.last.load(SeqCst) {
+            0 => 0,
+            last => tsc().saturating_sub(last),
+        }
+    }
+
     /// What lies between here and the next sample is not measured.
     pub fn skip(&self) {
         self.last.store(0, SeqCst);

@@ -55,13 +55,7 @@ impl Delta {
     }
 
     /// The same, which is not durable before [`Delta::making`] has run.
-    pub fn make_over(
-        storage: &Storage,
-        path: &Path,
-        size: u64,
-        parent: Parent,
-        below: u64,
-    ) -> Result<Self> {
+    pub fn make_over(storage: &Storage, path: &Path, size: u64, parent: Parent, below: u64) -> Result<Self> {
         if below > size {
             return Err(format_error(path, FormatError::Below { size, below }));
         }

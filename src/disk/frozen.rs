@@ -58,7 +58,8 @@ impl FrozenChain {
         };
         for spec in deltas {
             // What a merge gave another parent since it was opened does not know of it.
-            let open = shared.and_then(|all| all.get(&spec.id)).filter(|layer| layer.parent() == chain.parent());
+            let open =
+                shared.and_then(|all| all.get(&spec.id)).filter(|layer| layer.parent() == chain.parent());
             let delta = open.cloned().map_or_else(|| FrozenDelta::open(storage, spec), Ok)?;
             if let Some(crc) = sums.get(&spec.id) {
                 delta.attach_sums(storage, *crc)?;

@@ -113,7 +113,8 @@ pub fn prepare(
     }
     let built = make_durable(folder, lock, definition, &next, &fresh).and_then(|(staged, syncing)| {
         let ground = Ground { inventory: &inventory, fresh, syncing: &syncing };
-        let built = build(&catalog, definition, manifest, &next, generation, around, ground, how, parts, progress);
+        let built =
+            build(&catalog, definition, manifest, &next, generation, around, ground, how, parts, progress);
         Ok((built?, staged, syncing))
     });
     match built.map_err(or_cold) {

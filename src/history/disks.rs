@@ -345,9 +345,8 @@ pub fn branch_on(
             give_up(&made);
             return Err(DisksError::Smaller { id: config.id.clone(), size, image: below });
         }
-        let layer = new_layer_path(folder, &config.id).and_then(|path| {
-            Delta::make_over(storage, &path, size, *parent, below).map_err(failed())
-        });
+        let layer = new_layer_path(folder, &config.id)
+            .and_then(|path| Delta::make_over(storage, &path, size, *parent, below).map_err(failed()));
         match layer {
             Ok(layer) => made.insert(config.id.clone(), layer),
             Err(e) => {

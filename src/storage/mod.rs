@@ -12,8 +12,8 @@ mod image_lock;
 mod os;
 pub mod place;
 mod room;
-mod staged;
 pub mod sim;
+mod staged;
 mod within;
 
 use std::ffi::OsString;

@@ -39,8 +39,7 @@ impl Storage {
         // A process of the same id may have died here before.
         self.remove_file_if_exists(&temp)?;
         let file = Arc::new(self.create_new(&temp)?);
-        let staged =
-            Staged { storage: self.clone(), file, temp, path: path.to_owned(), placed: false };
+        let staged = Staged { storage: self.clone(), file, temp, path: path.to_owned(), placed: false };
         staged.file.write_at(bytes, 0)?;
         Ok(staged)
     }

@@ -100,8 +100,8 @@ pub fn all(quick: bool) -> Vec<Case> {
     cases
 }
 
-/// What a growing memory does to the pause: cells of one rate.
-pub fn growing(results: &Results) -> Vec<(u64, Vec<f64>)> {
-    let of = |mib| results.of(&growth(mib).cell("piton"), "pause_ms");
+/// What a growing memory does to the pause, or to another value: cells of one rate.
+pub fn growing(results: &Results, value: &str) -> Vec<(u64, Vec<f64>)> {
+    let of = |mib| results.of(&growth(mib).cell("piton"), value);
     GROWTH.into_iter().map(|mib| (mib, of(mib))).filter(|(_, pauses)| !pauses.is_empty()).collect()
 }

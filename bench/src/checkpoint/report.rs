@@ -72,7 +72,7 @@ fn growth(results: &Results) -> String {
     let mut text = String::from(
         "\n| piton, full, 1 vCPU, 500 MB/s | pause, ms | in all, ms |\n| --- | ---: | ---: |\n",
     );
-    for (mib, pauses) in cases::growing(results) {
+    for (mib, pauses) in cases::growing(results, "pause_ms") {
         let total = results.of(&cases::growth(mib).cell("piton"), "total_ms");
         text += &format!("| {mib} MiB | {} | {} |\n", three(&pauses), spread(&total));
     }
