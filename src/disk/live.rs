@@ -87,7 +87,10 @@ impl LiveDisk {
         opening: Opening,
     ) -> Result<Self> {
         let sync = |later: LaterSync| match opening.later {
-            Some(queue) => Ok(queue(later)),
+            Some(queue) => {
+                queue(later);
+                Ok(())
+            }
             None => later(),
         };
         let inner = match layers.split_last() {

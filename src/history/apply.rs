@@ -70,6 +70,7 @@ pub fn seen_as(manifest: Manifest, how: GoBack) -> Manifest {
 /// Builds the state of `manifest` beside whatever runs now. `parts` makes what the machine needs
 /// beside its definition; without it only a checkpoint without memory can be gone to. What it writes is
 /// made durable meanwhile; [`Prepared::commit`] waits for it.
+#[allow(clippy::too_many_arguments, reason = "a VM is its folder, its lock and its definition")]
 pub fn prepare(
     folder: &VmFolder,
     lock: &VmLock,

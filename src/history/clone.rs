@@ -188,7 +188,9 @@ impl Source<'_> {
     /// Puts all of a clone into its folder, durably.
     fn fill(&self, place: &VmFolder, lock: &VmLock) -> Result<()> {
         let storage = place.storage();
-        let disks = place.make_disks_folder()?;
+        // Durable with vm.json, which is the last.
+        let disks = place.disks();
+        storage.create_dir(&disks)?;
         for layer in &self.layers {
             let crc = self.definition.now.layer_sums.get(&layer.id);
             let sums = crc.map(|crc| sums::locate(storage, &layer.path, *crc)).transpose()?;
@@ -217,7 +219,10 @@ impl Source<'_> {
         let parents = self.manifest.disks.iter().map(|(disk, point)| (disk.clone(), point.top())).collect();
         let tops = disks::branch(place, &definition.config, &parents, &BTreeMap::new())?;
         definition.now.tops = tops.into_iter().map(|(disk, layer)| (disk, layer.id)).collect();
-        storage.sync_dir(&disks)?;
+        if definition.now.tops.is_empty() {
+            // With a layer, its name and all before it were made durable.
+            storage.sync_dir(&disks)?;
+        }
         // Syncs the folder, too.
         Ok(place.save(lock, &definition)?)
     }

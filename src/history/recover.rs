@@ -39,10 +39,7 @@ pub struct Begun {
 pub fn begin(folder: &VmFolder, lock: &VmLock, definition: &mut Definition) -> Result<Begun> {
     let catalog = Catalog::new(folder, definition);
     let inventory = Inventory::read(&catalog)?;
-    if !inventory.listing.manifests.is_empty() {
-        reserve::keep(folder, definition);
-    }
-    let names = NamesBeingSynced::begin(&catalog, &inventory.listing)?;
+    let names = NamesBeingSynced::begin(&catalog, &inventory.listing, definition)?;
     let findings = find(&catalog, &inventory, lock, &mut definition.clone(), false)?;
     if findings.is_empty() {
         return Ok(Begun { findings, names, inventory: Some(inventory) });
@@ -64,7 +61,7 @@ const FOLDERS_A_THREAD: usize = 16;
 const THREADS: usize = 4;
 
 impl NamesBeingSynced {
-    fn begin(catalog: &Catalog, listing: &Listing) -> Result<Self> {
+    fn begin(catalog: &Catalog, listing: &Listing, definition: &Definition) -> Result<Self> {
         let (folder, store) = (catalog.folder, &catalog.store);
         let storage = folder.storage().clone();
         let mut dirs: Vec<_> = listing.manifests.iter().map(|manifest| store.path(manifest.id)).collect();
@@ -73,6 +70,14 @@ impl NamesBeingSynced {
         dirs.extend(folder.path().parent().map(ToOwned::to_owned));
         let threads = dirs.len().div_ceil(FOLDERS_A_THREAD).min(THREADS);
         let syncing = (0..threads).map(|_| Syncing::begin()).collect::<Result<Vec<_>>>()?;
+        if let Some(first) = syncing.first().filter(|_| !listing.manifests.is_empty()) {
+            // It takes a sync where it is missing, as in each new clone.
+            let (folder, definition) = (folder.clone(), definition.clone());
+            first.add(move || {
+                reserve::keep(&folder, &definition);
+                Ok(())
+            });
+        }
         for (dir, syncing) in dirs.into_iter().zip(syncing.iter().cycle()) {
             let storage = storage.clone();
             syncing.add(move || match storage.sync_dir(&dir) {
