@@ -13,6 +13,7 @@ use nix::unistd::{ForkResult, Pid, dup2_stderr, dup2_stdin, dup2_stdout, pipe2};
 
 use super::error::{FAILED, Told, exit_code_of};
 use super::out::{self, note};
+use super::verdict::tell;
 use super::{title, work};
 use crate::control::VmInfo;
 
@@ -65,7 +66,7 @@ pub fn copy(
             let code = match detach(words, null, stdout.1, stderr.1).and_then(|()| become_vm()) {
                 Ok(()) => 0,
                 Err(error) => {
-                    super::tell(&error, false);
+                    tell(&error, false);
                     exit_code_of(&error)
                 }
             };

@@ -51,6 +51,7 @@ mod title;
 mod transfer;
 mod trash;
 mod units;
+mod verdict;
 mod verify;
 mod wait;
 mod words;
@@ -59,10 +60,11 @@ mod work;
 use std::io::{self, ErrorKind};
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::Parser;
 
 use args::{Cli, Command};
-use error::{Told, Usage, exit_code_of, sentence};
+use error::exit_code_of;
+use verdict::tell;
 
 use crate::control::ErrorBody;
 
@@ -148,25 +150,6 @@ pub fn main() -> ExitCode {
         }
     };
     leave(code, out::finish())
-}
-
-/// Says what went wrong, if that has not been said.
-fn tell(error: &anyhow::Error, json: bool) {
-    if error.is::<Told>() {
-        return;
-    }
-    let text = sentence(error);
-    if json {
-        out::json_line(&serde_json::json!(ErrorBody { error: text.clone() }));
-    }
-    if error.is::<Usage>() {
-        // As clap says it of a single word.
-        out::to_stderr(
-            &Cli::command().error(clap::error::ErrorKind::ValueValidation, text).render().to_string(),
-        );
-    } else {
-        output::complain(&text);
-    }
 }
 
 /// What clap has to say: its help and its version are what was asked for.

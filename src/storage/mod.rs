@@ -14,6 +14,7 @@ pub mod place;
 mod room;
 pub mod sim;
 mod staged;
+mod temporary;
 mod within;
 
 use std::ffi::OsString;
@@ -32,7 +33,8 @@ use crate::sandbox::told;
 
 pub use backend::{Access, Backend, BackendFile, FileKind, Links, Lock, Metadata};
 pub use room::Room;
-pub use staged::{Staged, is_temporary};
+pub use staged::Staged;
+pub use temporary::is_temporary;
 
 #[derive(Debug, Error)]
 pub enum StorageError {
@@ -229,7 +231,7 @@ impl Storage {
         over: bool,
         fill: impl FnOnce(&File) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
-        let temp = staged::beside(path);
+        let temp = temporary::beside(path);
         if !over && self.exists(path)? {
             return Err(at("create", path)(io::ErrorKind::AlreadyExists.into()).into());
         }

@@ -1,10 +1,9 @@
 //! A file that is to take another one's place.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::temporary::beside;
 use super::{File, Result, Storage};
 
 /// A file beside the one that it is to replace. Unless it is put in place it goes when this is dropped.
@@ -15,21 +14,6 @@ pub struct Staged {
     temp: PathBuf,
     path: PathBuf,
     placed: bool,
-}
-
-/// Beside `path`, and what a crash leaves of it is known by its name.
-pub(super) fn beside(path: &Path) -> PathBuf {
-    static COUNTER: AtomicU64 = AtomicU64::new(0);
-    let mut name = OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(format!(".{}-{}.tmp", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)));
-    path.with_file_name(name)
-}
-
-/// Whether a file of this name may be what a [`Storage::replace`] that was cut short left.
-pub fn is_temporary(name: &std::ffi::OsStr) -> bool {
-    let name = name.as_encoded_bytes();
-    name.starts_with(b".") && name.ends_with(b".tmp")
 }
 
 impl Storage {
@@ -72,6 +56,7 @@ impl Drop for Staged {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::is_temporary;
 
     #[test]
     fn a_file_that_is_not_put_in_place_goes() {
