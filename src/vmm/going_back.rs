@@ -44,8 +44,7 @@ impl Vmm {
         rename_networks(&mut manifest, body)?;
         // It takes longer than all else, and needs none of it. Its thread ends before the guest runs.
         let bare = manifest.memory.is_some().then(|| Bare::begin(&manifest.config));
-        let (mut vmm, names, inventory) =
-            Self::recovering(folder, definition, lock, Some(&manifest.config))?;
+        let (mut vmm, names, inventory) = Self::recovering(folder, definition, lock, Some(&manifest.config))?;
         vmm.counted = inventory.as_ref().map(Inventory::count);
         // What the checkpoint has is what is needed.
         vmm.start_network_for(&manifest.config.nets).map_err(|e| vmm.with_a_way_out(e, &manifest))?;
