@@ -114,7 +114,7 @@ fn a_refused_delete_leaves_no_links() {
 fn going_back_needs_no_second_descriptor_for_each_layer() {
     let lab = Lab::new();
     let mut shell = Command::new("sh");
-    shell.args(["-c", "ulimit -n 170 && exec \"$@\"", "sh", env!("CARGO_BIN_EXE_piton")]);
+    shell.args(["-c", "ulimit -n 180 && exec \"$@\"", "sh", env!("CARGO_BIN_EXE_piton")]);
     let line = format!("run demo --detach --memory 32M {}", lab.disks());
     shell.args(line.split_ascii_whitespace());
     lab.equip(&mut shell);

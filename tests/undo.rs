@@ -422,7 +422,7 @@ fn a_schedule_that_fails_says_so_and_goes_on() {
     let home = Home::new();
     let (dir, aside) = (home.beside("checkpoints"), home.beside("aside"));
     std::fs::create_dir(&dir).unwrap();
-    let mut vm = home.boot("run demo --memory 32M");
+    let mut vm = home.boot("run demo --memory 32M --no-landlock");
     home.piton(&format!("set demo --checkpoint-dir {}", dir.display())).ok();
     home.piton("set demo --every 1s --every-type standard --keep last=2").ok();
     let warning = || {

@@ -31,13 +31,18 @@ use crate::transfer::{Result as TransferResult, export};
 
 pub fn export_checkpoint(args: &ExportCheckpointArgs, json: bool) -> anyhow::Result<()> {
     let (folder, dir) = (existing(&args.checkpoint.vm)?, target_folder(&args.dir)?);
-    guard::enter(&args.guard, Thread::Files, &[&dir])?;
+    guard::enter(&args.guard, Thread::Files, &with_beside(&dir))?;
     let since = since(args.since.as_ref(), &args.checkpoint.vm)?;
     let export = work::here(|progress| {
         write(&folder, &args.checkpoint.checkpoint, since, &dir, args.format, progress)
     })??;
     tell(&folder, &export, &dir, json)?;
     Ok(())
+}
+
+/// An export is written beside its folder, also if that is there, and then takes its place.
+fn with_beside(dir: &Path) -> [&Path; 2] {
+    [dir, dir.parent().unwrap_or(dir)]
 }
 
 fn since<'a>(since: Option<&'a Since>, vm: &VmName) -> anyhow::Result<Option<&'a str>> {
@@ -100,7 +105,7 @@ pub fn export_now(args: &ExportArgs, json: bool) -> anyhow::Result<()> {
     let since = since(args.since.as_ref(), &args.name)?;
     match Offline::open(&folder) {
         Ok(vm) => {
-            guard::enter(&args.guard, Thread::Files, &[&dir])?;
+            guard::enter(&args.guard, Thread::Files, &with_beside(&dir))?;
             let export = work::here(|progress| {
                 let source = Source::now(&folder, &vm.lock, &vm.definition)?;
                 let since =

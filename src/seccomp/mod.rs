@@ -254,7 +254,7 @@ mod tests {
         ];
         for thread in ALL.into_iter().chain(COMMANDS) {
             for (call, ..) in thread.tables().concat() {
-                let calls = [Thread::VsockCalls, Thread::Manager].contains(&thread)
+                let calls = [Thread::VsockCalls, Thread::Manager, Thread::Depot].contains(&thread)
                     && [libc::SYS_socket, libc::SYS_connect].contains(&call);
                 assert!(calls || !never.contains(&call), "{thread:?}: {call}");
             }
