@@ -24,7 +24,7 @@ use piton::storage::Storage;
 fn confinement(root: &Path, name: &str) -> Option<Confinement> {
     let folder = VmHome::at(root.to_owned(), Storage::os()).folder(&name.parse().unwrap());
     let definition = folder.load().unwrap();
-    Confinement::new(&reach::rules(&folder, &definition, None)).unwrap()
+    Confinement::new(&reach::rules(&folder, &definition, None, None)).unwrap()
 }
 
 /// Does `work` in a thread that is bound, as all threads of the VM are.

@@ -223,26 +223,14 @@ fn list(url: &Location, args: &DepotArgs, json: bool) -> anyhow::Result<()> {
         outln!("there are no checkpoints in the depot at {place}");
         return Ok(());
     }
-    let rows: Vec<[String; 4]> = (manifests.iter())
-        .map(|one| {
-            let bytes = one.streams().iter().map(|(_, stream)| stream.bytes).sum();
-            let created = one.created.format("%Y-%m-%d %H:%M UTC").to_string();
-            [one.title().to_string(), one.kind.to_string(), created, size(bytes)]
-        })
-        .collect();
-    let head = ["CHECKPOINT", "TYPE", "CREATED", "SIZE"].map(str::to_owned);
-    let width = |column: usize| {
-        std::iter::once(&head).chain(&rows).map(|row| row[column].chars().count()).max().unwrap_or(0)
-    };
-    let widths = [width(0), width(1), width(2)];
-    for row in std::iter::once(&head).chain(&rows) {
-        let [title, kind, created, bytes] = row;
-        outln!(
-            "{title:<a$}  {kind:<b$}  {created:<c$}  {bytes}",
-            a = widths[0],
-            b = widths[1],
-            c = widths[2]
-        );
+    let mut rows = vec![["CHECKPOINT", "TYPE", "CREATED", "SIZE"].map(str::to_owned)];
+    for one in &manifests {
+        let bytes = one.streams().iter().map(|(_, stream)| stream.bytes).sum();
+        let created = one.created.format("%Y-%m-%d %H:%M UTC").to_string();
+        rows.push([one.title().to_string(), one.kind.to_string(), created, size(bytes)]);
+    }
+    for line in output::lined_up(&rows) {
+        outln!("{}", line.trim_end());
     }
     Ok(())
 }

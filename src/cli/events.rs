@@ -9,8 +9,8 @@ use std::time::Duration;
 use super::args::EventsArgs;
 use super::named::{self, must_exist};
 use super::out::{self, outln};
-use super::output::when;
 use crate::folder::{Happened, Home, VmFolder, VmName};
+use crate::moment::shown;
 
 /// Between two looks at what happened since.
 const LOOK: Duration = Duration::from_millis(200);
@@ -61,7 +61,7 @@ fn folders(home: &Home, names: &[VmName]) -> anyhow::Result<Vec<VmFolder>> {
 
 fn tell(vm: &VmName, event: &Happened, json: bool) {
     if !json {
-        return outln!("{}  {vm}  {:<18}  {}", when(&event.time), event.event, event.text);
+        return outln!("{}  {vm}  {:<18}  {}", shown(&event.time), event.event, event.text);
     }
     let mut line = serde_json::json!(event);
     line["vm"] = vm.to_string().into();

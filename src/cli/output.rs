@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use chrono::{DateTime, Utc};
+use chrono::Utc;
 
 use super::graph;
 use super::logging;
@@ -47,7 +47,7 @@ fn row(name: &str, value: impl std::fmt::Display) {
 
 /// How a run ended, and when.
 fn ending(last: &LastRun) -> String {
-    let at = last.ended.map_or(String::new(), |time| format!(" at {}", when(&time)));
+    let at = last.ended.map_or(String::new(), |time| format!(" at {}", shown(&time)));
     match &last.how {
         Ending::Off => format!("shut down{at}"),
         Ending::Ended { by } => format!("stopped{at} by {by}"),
@@ -70,9 +70,9 @@ pub fn show(info: &VmInfo) {
     for warning in &info.warnings {
         line("warning", warning.clone());
     }
-    line("created", when(&info.created));
+    line("created", shown(&info.created));
     if let Some(started) = &info.started {
-        line("started", when(started));
+        line("started", shown(started));
     }
     line("cpus", info.config.cpus.to_string());
     let shared = if info.shares_memory == Some(true) { ", shared except what it has written" } else { "" };
@@ -291,16 +291,17 @@ pub fn list(vms: &[Listed]) {
         rows.push(row);
         remarks.push(remark.unwrap_or_default());
     }
-    let widths: Vec<usize> =
-        (0..7).map(|at| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0)).collect();
-    for (row, remark) in rows.iter().zip(remarks) {
-        let line: String = row
-            .iter()
-            .zip(&widths)
-            .map(|(text, width)| format!("{text:<width$}  ", width = *width))
-            .collect();
+    for (line, remark) in lined_up(&rows).zip(remarks) {
         outln!("{}", format!("{line}{remark}").trim_end());
     }
+}
+
+/// A line for each row, its columns as wide as their longest text, with room behind the last one.
+pub fn lined_up<const N: usize>(rows: &[[String; N]]) -> impl Iterator<Item = String> {
+    let widths: [usize; N] =
+        std::array::from_fn(|at| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0));
+    rows.iter()
+        .map(move |row| row.iter().zip(widths).map(|(text, width)| format!("{text:<width$}  ")).collect())
 }
 
 fn known(info: &VmInfo) -> [String; 7] {
@@ -434,7 +435,7 @@ pub fn jobs(vm: &VmName, list: &JobList) {
             _ => String::new(),
         };
         let id = short(job.id);
-        outln!("{id}  {:<6}  {:<9}  {}  {}{about}", job.kind, job.state, when(&job.asked), job.subject);
+        outln!("{id}  {:<6}  {:<9}  {}  {}{about}", job.kind, job.state, shown(&job.asked), job.subject);
     }
 }
 
@@ -452,11 +453,6 @@ fn stored_memory(stored: u64, compressed: Option<u64>) -> String {
         Some(compressed) => format!("{} (compressed to {})", size(stored), size(compressed)),
         None => size(stored),
     }
-}
-
-/// In UTC, as the names that checkpoints get from the time.
-pub fn when(time: &DateTime<Utc>) -> String {
-    shown(time)
 }
 
 /// One line about a checkpoint, behind its name.
@@ -477,7 +473,7 @@ fn about(info: &CheckpointInfo) -> String {
     format!(
         "{}{automatic}{pinned}{verified}  {}  {}disk {}{frees}{note}",
         info.kind,
-        when(&info.created),
+        shown(&info.created),
         memory(info),
         size(info.disk_bytes)
     )
@@ -535,7 +531,7 @@ pub fn show_checkpoint(manifest: &Manifest, info: &CheckpointInfo) {
     if let Some(why) = &manifest.fallback {
         line("because", why.clone());
     }
-    line("created", when(&manifest.created));
+    line("created", shown(&manifest.created));
     if manifest.automatic {
         line("created by", "a start of the VM (automatic); deleted after a clean shutdown".into());
     }
@@ -564,7 +560,7 @@ pub fn show_checkpoint(manifest: &Manifest, info: &CheckpointInfo) {
         takes(bytes);
     }
     if let Some(verified) = &info.verified {
-        line("verified", format!("{}, {verified}", when(&verified.when)));
+        line("verified", format!("{}, {verified}", shown(&verified.when)));
     }
     line("cpus", manifest.config.cpus.to_string());
     line("kernel", boots(&manifest.config));

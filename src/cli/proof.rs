@@ -45,6 +45,18 @@ enum Until<'a> {
     Lives(Duration),
 }
 
+impl<'a> Until<'a> {
+    /// The one thing that was asked for, by a command or by a VM's settings.
+    fn asked(regex: Option<&'a Regex>, command: Option<&'a str>, agent: bool, timeout: Duration) -> Self {
+        match (regex, command) {
+            (Some(regex), _) => Self::Prints(regex),
+            (None, Some(command)) => Self::Succeeds(command),
+            (None, None) if agent => Self::Answers,
+            (None, None) => Self::Lives(ALIVE.min(timeout)),
+        }
+    }
+}
+
 impl std::fmt::Display for Until<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -58,12 +70,7 @@ impl std::fmt::Display for Until<'_> {
 
 pub fn run(target: &CheckpointRef, args: &BootArgs, json: bool) -> anyhow::Result<()> {
     let folder = existing(&target.vm)?;
-    let until = match (&args.wait_for, &args.exec) {
-        (Some(regex), _) => Until::Prints(regex),
-        (None, Some(command)) => Until::Succeeds(command),
-        (None, None) if args.agent => Until::Answers,
-        (None, None) => Until::Lives(ALIVE.min(args.timeout)),
-    };
+    let until = Until::asked(args.wait_for.as_ref(), args.exec.as_deref(), args.agent, args.timeout);
     let (manifest, verified) = prove(&folder, &target.checkpoint, &until, args.timeout)?;
     if json {
         let mut result = serde_json::json!(verified);
@@ -157,12 +164,7 @@ fn due_of(folder: &VmFolder) -> anyhow::Result<Option<(Manifest, Verified)>> {
     let Some(newest) = newest_if_due(folder, &plan)? else { return Ok(None) };
     let timeout = plan.timeout_seconds.map_or(TIMEOUT, Duration::from_secs);
     let regex = plan.wait_for.as_deref().map(Regex::new).transpose()?;
-    let until = match (&regex, &plan.exec) {
-        (Some(regex), _) => Until::Prints(regex),
-        (None, Some(command)) => Until::Succeeds(command),
-        (None, None) if plan.agent => Until::Answers,
-        (None, None) => Until::Lives(ALIVE.min(timeout)),
-    };
+    let until = Until::asked(regex.as_ref(), plan.exec.as_deref(), plan.agent, timeout);
     prove(folder, &newest.id.to_string(), &until, timeout).map(Some)
 }
 

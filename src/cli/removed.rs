@@ -8,13 +8,12 @@ use super::error::refused;
 use super::manage::{confirm, in_use, info};
 use super::named::{existing, home};
 use super::out::{self, outln};
-use super::output;
 use super::units::size;
 use crate::checkpoint::tree::short;
 use crate::folder::{Removed, VmName};
 use crate::history::removed::{self, RemovedVm};
 use crate::id::Id;
-use crate::moment::span;
+use crate::moment::{shown, span};
 
 /// Before a command that makes, lists or removes VMs, what was removed long enough ago goes for good.
 pub fn tidy_before(command: &Command) {
@@ -106,7 +105,7 @@ pub fn list(json: bool) -> anyhow::Result<()> {
     }
     outln!("{:<8}  {:<20}  {:<20}  {:>9}  VM", "ID", "SINCE", "UNTIL", "SIZE");
     for RemovedVm { id, name, when, until, bytes } in &list.removed {
-        let (since, until) = (output::when(when), output::when(until));
+        let (since, until) = (shown(when), shown(until));
         outln!("{:<8}  {since}  {until}  {:>9}  {name}", short(*id), size(*bytes));
     }
     outln!("emptying the trash would free {}", size(list.bytes));

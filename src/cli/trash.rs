@@ -10,13 +10,14 @@ use super::named::existing;
 use super::offline::Offline;
 use super::out::{self, outln};
 use super::units::size;
-use super::{output, removed, work};
+use super::{removed, work};
 use crate::checkpoint::tree::short;
 use crate::control::trash::{EmptiedInfo, TrashEntry, TrashInfo, TrashKind, UndoBody};
 use crate::control::{GoBack, NoBody, State, UndoneInfo, VmInfo, happened};
 use crate::folder::{Happened, VmFolder, VmName, What};
 use crate::history::trash::{self, Entry};
 use crate::history::{Catalog, merge};
+use crate::moment::shown;
 
 pub fn undo(args: &UndoArgs, json: bool) -> anyhow::Result<()> {
     if removed::is_meant(&args.name)? {
@@ -75,7 +76,7 @@ fn show(vm: &VmName, info: &TrashInfo) {
     } else {
         outln!("{:<8}  {:<20}  {:<20}  {:>9}  WHAT", "ENTRY", "SINCE", "UNTIL", "SIZE");
         for entry in &info.entries {
-            let (id, since, until) = (short(entry.id), output::when(&entry.when), output::when(&entry.until));
+            let (id, since, until) = (short(entry.id), shown(&entry.when), shown(&entry.until));
             outln!("{id:<8}  {since}  {until}  {:>9}  {}", size(entry.bytes), what(entry));
         }
         outln!("emptying the trash would free {}", size(info.bytes));

@@ -86,6 +86,12 @@ pub(super) async fn connect(socket: &Path) -> Result<tokio::net::UnixStream, Cli
     }
 }
 
+/// The same, if its process is alive.
+pub(super) async fn connect_in_time(socket: &Path) -> Result<tokio::net::UnixStream, ClientError> {
+    let silent = |_| ClientError::Silent { vm: vm_of(socket) };
+    tokio::time::timeout(LIFE, connect(socket)).await.map_err(silent)?
+}
+
 /// One request and its answer, however long that takes.
 async fn exchange(
     socket: &Path,
@@ -300,7 +306,7 @@ pub struct ConsoleStream {
 pub fn console(socket: &Path, past: usize) -> Result<ConsoleStream, ClientError> {
     let silent = || ClientError::Silent { vm: vm_of(socket) };
     let mut stream = runtime()?.block_on(async {
-        let stream = tokio::time::timeout(LIFE, connect(socket)).await.map_err(|_| silent())??;
+        let stream = connect_in_time(socket).await?;
         stream.into_std().map_err(broken)
     })?;
     stream.set_nonblocking(false).map_err(broken)?;

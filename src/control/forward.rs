@@ -1,7 +1,6 @@
 //! Passes a request on to a VM's control socket as it is, and the answer back, for who serves many VMs.
 
 use std::path::Path;
-use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::Request;
@@ -10,17 +9,13 @@ use axum::http::{HeaderValue, StatusCode, Uri, Version};
 use axum::response::Response;
 use hyper_util::rt::TokioIo;
 
-use super::client::{ClientError, connect, is_hang_up, vm_of};
-
-/// How long a VM's process may take to accept.
-const LIFE: Duration = Duration::from_secs(3);
+use super::client::{ClientError, connect_in_time, is_hang_up};
 
 /// `target` is the path at the VM, with what follows it. If the answer is an upgrade, bytes go both ways until
 /// one side ends. When this future is dropped, the VM drops the request if it was not begun.
 pub async fn forward(socket: &Path, target: Uri, mut request: Request) -> Result<Response, ClientError> {
     let broken = |e: &dyn std::error::Error| ClientError::Broken(e.to_string());
-    let silent = || ClientError::Silent { vm: vm_of(socket) };
-    let stream = tokio::time::timeout(LIFE, connect(socket)).await.map_err(|_| silent())??;
+    let stream = connect_in_time(socket).await?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| broken(&e))?;
     tokio::spawn(connection.with_upgrades());

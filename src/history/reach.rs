@@ -3,6 +3,7 @@
 
 use super::Catalog;
 use super::disks::base_path;
+use super::inventory::Inventory;
 use crate::config::{DiskConfig, DiskFormat, NetConfig, VmConfig};
 use crate::disk::backing;
 use crate::folder::{Definition, VmFolder};
@@ -17,8 +18,14 @@ const DEVICES: [&str; 2] = ["/dev/kvm", "/dev/userfaultfd"];
 const TAP_DEVICE: &str = "/dev/net/tun";
 const TAPS: [&str; 2] = ["/sys/class/net", "/sys/devices/virtual/net"];
 
-/// Of a VM so defined, with the hardware that its checkpoints go back to and `also`.
-pub fn rules(folder: &VmFolder, definition: &Definition, also: Option<&VmConfig>) -> Rules {
+/// Of a VM so defined, with the hardware that its checkpoints go back to and `also`. Without an inventory
+/// its checkpoints are read.
+pub fn rules(
+    folder: &VmFolder,
+    definition: &Definition,
+    inventory: Option<&Inventory>,
+    also: Option<&VmConfig>,
+) -> Rules {
     let mut rules = Rules::default();
     let catalog = Catalog::new(folder, definition);
     rules.allow(Reach::All, folder.path()).allow(Reach::All, catalog.store.dir());
@@ -36,14 +43,23 @@ pub fn rules(folder: &VmFolder, definition: &Definition, also: Option<&VmConfig>
         rules.allow(Reach::Write, path);
     }
     // What cannot be read is not gone back to.
-    let manifests = catalog.manifests().unwrap_or_default();
+    let read = match inventory {
+        Some(_) => Vec::new(),
+        None => catalog.manifests().unwrap_or_default(),
+    };
+    let manifests = inventory.map_or(&read, |inventory| &inventory.listing.manifests);
     let configs = manifests.iter().map(|manifest| &manifest.config);
+    // Most checkpoints have the same disks, and what lies below one is read from it.
+    let mut known: Vec<&DiskConfig> = Vec::new();
     for config in configs.chain([&definition.config]).chain(also) {
         for path in config.kernel.iter().chain(&config.initrd) {
             rules.allow(Reach::Read, path);
         }
         for config in &config.disks {
-            disk(&mut rules, folder, config);
+            if !known.contains(&config) {
+                known.push(config);
+                disk(&mut rules, folder, config);
+            }
         }
         if config.nets.iter().any(|net| net.tap().is_some()) {
             rules.allow(Reach::Write, TAP_DEVICE);
@@ -66,17 +82,18 @@ fn disk(rules: &mut Rules, folder: &VmFolder, config: &DiskConfig) {
             rules.allow(Reach::Read, below);
         }
     }
-    // Without an overlay layers are merged into it.
-    let writes = config.format == DiskFormat::Raw && !config.readonly && !config.overlay;
-    rules.allow(if writes { Reach::Write } else { Reach::Read }, path);
+    rules.allow(if is_written(config) { Reach::Write } else { Reach::Read }, path);
+}
+
+/// Whether the image itself is: without an overlay layers are merged into it.
+fn is_written(disk: &DiskConfig) -> bool {
+    disk.format == DiskFormat::Raw && !disk.readonly && !disk.overlay
 }
 
 /// Whether it looks at what other VMs of its home are: what it merges into may be theirs as well, and
 /// so may be an address on a bridge.
 fn asks_about_others(config: &VmConfig) -> bool {
-    let merges = |disk: &DiskConfig| {
-        disk.format == DiskFormat::Raw && !disk.overlay && !disk.readonly && !disk.passthrough
-    };
+    let merges = |disk: &DiskConfig| is_written(disk) && !disk.passthrough;
     config.disks.iter().any(merges)
         || config.nets.iter().any(|net: &NetConfig| net.tap().is_some() && !net.shared_mac)
 }
@@ -118,7 +135,7 @@ mod tests {
         let of = |disks| {
             let definition = Definition::new(config(disks));
             folder.save(&lock, &definition).unwrap();
-            rules(&folder, &definition, None)
+            rules(&folder, &definition, None, None)
         };
         let has = |rules: &Rules, reach, path: &Path| rules.paths().any(|found| found == (path, reach));
         let strict = of(vec![

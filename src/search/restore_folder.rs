@@ -3,15 +3,14 @@
 
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Folder;
 use super::error::{Result, SearchError};
 use super::restore::missing_folder;
 use crate::image::{At, Node, NodeKind, Volume, Walk};
 use crate::progress::Progress;
-use crate::storage::Storage;
 use crate::storage::place::Place;
+use crate::storage::{Storage, beside};
 
 /// What was written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -30,17 +29,13 @@ pub fn restore_folder(
     to: &Path,
     progress: &Progress,
 ) -> Result<KeptFolder> {
-    static COUNTER: AtomicU64 = AtomicU64::new(0);
     if storage.exists(to)? {
         return Err(SearchError::Refused(format!(
             "{} already exists, and a folder replaces nothing: give another path",
             to.display()
         )));
     }
-    let mut name = std::ffi::OsString::from(".");
-    name.push(to.file_name().unwrap_or_default());
-    name.push(format!(".{}-{}.tmp", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)));
-    let temp = to.with_file_name(name);
+    let temp = beside(to);
     storage.create_dir(&temp).map_err(|e| match e.is_not_found() {
         true => missing_folder(to, e),
         false => e.into(),

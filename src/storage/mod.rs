@@ -34,7 +34,7 @@ use crate::sandbox::told;
 pub use backend::{Access, Backend, BackendFile, FileKind, Links, Lock, Metadata};
 pub use room::Room;
 pub use staged::Staged;
-pub use temporary::is_temporary;
+pub use temporary::{beside, is_temporary};
 
 #[derive(Debug, Error)]
 pub enum StorageError {
@@ -231,7 +231,7 @@ impl Storage {
         over: bool,
         fill: impl FnOnce(&File) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
-        let temp = temporary::beside(path);
+        let temp = beside(path);
         if !over && self.exists(path)? {
             return Err(at("create", path)(io::ErrorKind::AlreadyExists.into()).into());
         }

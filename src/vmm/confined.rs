@@ -4,13 +4,19 @@
 use crate::config::VmConfig;
 use crate::control::{RequestError, SandboxInfo, SetBody};
 use crate::folder::{Definition, VmFolder};
+use crate::history::inventory::Inventory;
 use crate::history::reach;
 use crate::{sandbox, seccomp};
 
 /// Decides which files this process will reach: what it needs to start, and for all that it may be
 /// asked for later. Threads that begin before the others can be bound by it from now on.
-pub(super) fn plan(folder: &VmFolder, definition: &Definition, also: Option<&VmConfig>) {
-    if let Err(e) = sandbox::prepare(|| reach::rules(folder, definition, also)) {
+pub(super) fn plan(
+    folder: &VmFolder,
+    definition: &Definition,
+    inventory: Option<&Inventory>,
+    also: Option<&VmConfig>,
+) {
+    if let Err(e) = sandbox::prepare(|| reach::rules(folder, definition, inventory, also)) {
         log::warn!("{e}: it runs without");
     }
 }

@@ -111,7 +111,7 @@ impl Vmm {
         for finding in &findings {
             log::warn!("{}", finding.text);
         }
-        confined::plan(&folder, &definition, also);
+        confined::plan(&folder, &definition, inventory.as_ref(), also);
         let path = folder.console_log();
         let console = Console::start(&path).map_err(|error| VmmError::Console { path, error })?;
         let (sender, queue) = channel();

@@ -23,6 +23,19 @@ pub const USED: u64 = 0x4000;
 const HEAP: u64 = 0x1_0000;
 const HEAP_END: u64 = 0x20_0000;
 
+/// Where the rings of a device with several queues lie, of each 128 at the most.
+pub fn desc(queue: usize) -> u64 {
+    DESC + queue as u64 * 0x4000
+}
+
+pub fn avail(queue: usize) -> u64 {
+    desc(queue) + 0x1000
+}
+
+pub fn used(queue: usize) -> u64 {
+    desc(queue) + 0x2000
+}
+
 pub const SECTOR: usize = 512;
 pub const DISK_LEN: usize = 4 << 20;
 
@@ -171,6 +184,25 @@ impl<D: Device> Driver<D> {
         self.memory.write_obj(len, at(8)).unwrap();
         self.memory.write_obj(flags, at(12)).unwrap();
         self.memory.write_obj(next, at(14)).unwrap();
+    }
+
+    /// Tells the device of one of several queues.
+    pub fn enable(&self, queue: usize, size: u16) {
+        self.write(0x30, queue as u32);
+        self.write(0x38, size.into());
+        for (register, address) in [(0x80, desc(queue)), (0x90, avail(queue)), (0xa0, used(queue))] {
+            self.write(register, address as u32);
+            self.write(register + 4, 0);
+        }
+        self.write(0x44, 1);
+    }
+
+    /// Puts a head into the available ring of one of several queues, after `count` others.
+    pub fn offer_to(&self, queue: usize, size: u16, count: &mut u16, head: u16) {
+        let slot = avail(queue) + 4 + u64::from(*count % size) * 2;
+        self.memory.write_obj(head, GuestAddress(slot)).unwrap();
+        *count = count.wrapping_add(1);
+        self.memory.write_obj(*count, GuestAddress(avail(queue) + 2)).unwrap();
     }
 
     /// Puts a head into the available ring.

@@ -10,7 +10,8 @@ use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::driver::{
-    DRIVER_OK, Driver, FEATURES_OK, HOLE, INDIRECT, NEEDS_RESET, NEXT, VERSION_1, WRITE, memory,
+    DRIVER_OK, Driver, FEATURES_OK, HOLE, INDIRECT, NEEDS_RESET, NEXT, VERSION_1, WRITE, avail, desc, memory,
+    used,
 };
 use crate::config::{NetArg, NetConfig, networks};
 use crate::devices::virtio::mmio::SaveTransport;
@@ -125,18 +126,6 @@ fn config() -> NetConfig {
     networks(&[NetArg::USER], &[], &[[1, 2, 3]]).unwrap().remove(0)
 }
 
-fn desc(queue: usize) -> u64 {
-    0x1000 + queue as u64 * 0x4000
-}
-
-fn avail(queue: usize) -> u64 {
-    desc(queue) + 0x1000
-}
-
-fn used(queue: usize) -> u64 {
-    desc(queue) + 0x2000
-}
-
 impl Card {
     fn new() -> Self {
         let link = Arc::new(Link::new().unwrap());
@@ -165,13 +154,7 @@ impl Card {
         driver.accept(driver.offered() & !(1 << 29) & !without);
         assert_ne!(driver.add_status(FEATURES_OK) & FEATURES_OK, 0);
         for queue in [RX, TX, CTRL] {
-            driver.write(0x30, queue as u32);
-            driver.write(0x38, SIZE.into());
-            for (register, address) in [(0x80, desc(queue)), (0x90, avail(queue)), (0xa0, used(queue))] {
-                driver.write(register, address as u32);
-                driver.write(register + 4, 0);
-            }
-            driver.write(0x44, 1);
+            driver.enable(queue, SIZE);
         }
         assert_eq!(driver.add_status(DRIVER_OK) & NEEDS_RESET, 0);
     }
@@ -193,10 +176,7 @@ impl Card {
     }
 
     fn offer(&mut self, queue: usize, head: u16) {
-        let slot = avail(queue) + 4 + u64::from(self.avail[queue] % SIZE) * 2;
-        self.driver.memory.write_obj(head, GuestAddress(slot)).unwrap();
-        self.avail[queue] = self.avail[queue].wrapping_add(1);
-        self.driver.memory.write_obj(self.avail[queue], GuestAddress(avail(queue) + 2)).unwrap();
+        self.driver.offer_to(queue, SIZE, &mut self.avail[queue], head);
     }
 
     fn alloc(&mut self, len: usize) -> u64 {

@@ -7,7 +7,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::epoll::Epoll;
 
 use super::driver::{
-    DRIVER_OK, Driver, FEATURES_OK, HOLE, INDIRECT, NEEDS_RESET, NEXT, VERSION_1, WRITE, memory,
+    DRIVER_OK, Driver, FEATURES_OK, HOLE, INDIRECT, NEEDS_RESET, NEXT, VERSION_1, WRITE, desc, memory, used,
 };
 use crate::devices::virtio::vsock::Vsock;
 use crate::devices::virtio::vsock::host::Host;
@@ -27,18 +27,6 @@ struct Guest {
     heap: u64,
     // The last to be dropped.
     _dir: tempfile::TempDir,
-}
-
-fn desc(queue: usize) -> u64 {
-    0x1000 + queue as u64 * 0x4000
-}
-
-fn avail(queue: usize) -> u64 {
-    desc(queue) + 0x1000
-}
-
-fn used(queue: usize) -> u64 {
-    desc(queue) + 0x2000
 }
 
 /// A packet of the guest's port 5 to port 999, which nobody has.
@@ -71,23 +59,14 @@ impl Guest {
         driver.accept(VERSION_1 | 1);
         assert_ne!(driver.add_status(FEATURES_OK) & FEATURES_OK, 0);
         for (queue, size) in [(TO_GUEST, SIZE), (FROM_GUEST, SIZE), (EVENTS, 16)] {
-            driver.write(0x30, queue as u32);
-            driver.write(0x38, size.into());
-            for (register, address) in [(0x80, desc(queue)), (0x90, avail(queue)), (0xa0, used(queue))] {
-                driver.write(register, address as u32);
-                driver.write(register + 4, 0);
-            }
-            driver.write(0x44, 1);
+            driver.enable(queue, size);
         }
         assert_eq!(driver.add_status(DRIVER_OK) & NEEDS_RESET, 0);
     }
 
     fn offer(&mut self, queue: usize, head: u16) {
         let size = if queue == EVENTS { 16 } else { SIZE };
-        let slot = avail(queue) + 4 + u64::from(self.avail[queue] % size) * 2;
-        self.driver.memory.write_obj(head, GuestAddress(slot)).unwrap();
-        self.avail[queue] = self.avail[queue].wrapping_add(1);
-        self.driver.memory.write_obj(self.avail[queue], GuestAddress(avail(queue) + 2)).unwrap();
+        self.driver.offer_to(queue, size, &mut self.avail[queue], head);
     }
 
     /// Of one descriptor each.
